@@ -1,0 +1,63 @@
+# `make run` and `make test` set everything up by themselves. `make help` lists the rest.
+# PYTHON=python3.12 picks an interpreter; TORCH_INDEX=URL another build of torch; ARGS="..." is passed on.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long check format lock clean
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := mappo components pipelines tests
+APT := sudo apt install python3 python3-venv build-essential
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
+
+run: $(INSTALLED) ## run the training pipeline here: validate, train, evaluate (ARGS="balance --seed 3")
+	@$(BIN)/python -m pipelines run $(ARGS)
+
+test: check ## checks and tests, under 12 minutes on 2 cores (ARGS="-k learner" for some)
+	@$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: $(INSTALLED) ## the tests that take minutes each: learning
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+check: $(INSTALLED) ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(INSTALLED) ## rewrite the sources in the project's format
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
+	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	@$(VENV)-lock/bin/python -m pip install -q --upgrade pip setuptools wheel
+	@$(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,dev]"
+	@$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
+	@rm -rf $(VENV)-lock
+
+clean: ## remove the virtual environment and caches, not runs/
+	@rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed, as $(PYTHON): $(APT), or make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	    { echo "$(PYTHON) has no venv module: $(APT)"; exit 1; }
+	@command -v cc >/dev/null || \
+	    echo "Note: no C compiler found. A package without a wheel for this machine would need one: $(APT)"
+	@echo "Installing into $(VENV) (a minute or two, once) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -q -c constraints.txt pip setuptools wheel
+	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install -q -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
+	@$(PIP) install -q --no-build-isolation -c constraints.txt -e ".[kubeflow,dev]"
+	@touch $@

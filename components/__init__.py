@@ -1,0 +1,1 @@
+"""One file, one stage, one Kubeflow component. Each body reads inputs, calls `mappo.stages`, writes outputs."""

@@ -1,0 +1,135 @@
+"""The terminal: each stage alone, in this process."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mappo
+from mappo.arguments import add_config_arguments, apply_arguments, config_from_arguments, dashed
+from mappo.config import ConfigError, to_dict, to_json
+from mappo.recipes import RECIPES
+
+_EXAMPLES = """examples:
+  mappo train                                          the navigation recipe, into runs/
+  mappo train balance --learner.clip-epsilon 0.1       another recipe, one knob changed
+  mappo train --environment.scenario wheel --environment.scenario-kwargs '{"n_agents": 3}'
+  mappo show-config balance > balance.json             edit it, then
+  mappo train --config balance.json
+  mappo evaluate runs/20260101-120000                  a run's checkpoint on held-out seeds
+
+exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 for a failed stage, 2 for a wrong command or configuration."""
+    parser = _parser()
+    arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="mappo", description=mappo.__doc__, epilog=_EXAMPLES, formatter_class=formatter
+    )
+    parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("validate", help="check that a task is fit to train on")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_config_arguments(command)
+    command.set_defaults(run=_validate)
+
+    command = commands.add_parser("train", help="train a policy; write checkpoint and history")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
+    )
+    add_config_arguments(command)
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser(
+        "evaluate", help="judge a checkpoint on held-out seeds, beside a random policy"
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or a run's directory")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_config_arguments(command, with_recipe=False)
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("recipes", help="list the named configurations")
+    command.set_defaults(run=_recipes)
+
+    command = commands.add_parser("show-config", help="print a complete configuration as JSON")
+    add_config_arguments(command)
+    command.set_defaults(run=_show_config)
+    return parser
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    config = to_json(config_from_arguments(arguments))
+    from mappo import stages  # imports torch: commands that need it pay for it
+
+    return _status(lambda: stages.validate(config, arguments.output))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = to_json(config_from_arguments(arguments))
+    run = arguments.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"--output {run}: exists and is not an empty directory; nothing is overwritten")
+    from mappo import stages
+
+    return _status(lambda: stages.train(config, run / "checkpoint", run / "history.csv"))
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mappo import checkpoint as checkpoints
+    from mappo import stages
+
+    run: Path = arguments.checkpoint
+    directory = run / "checkpoint" if (run / "checkpoint").is_dir() else run
+    try:
+        trained = checkpoints.load(directory).config
+    except checkpoints.CheckpointError as error:
+        print(f"mappo evaluate: error: {error}", file=sys.stderr)
+        return 1
+    if ":" in trained.environment.scenario and not getattr(arguments, "environment.scenario"):
+        raise ConfigError(
+            f"the checkpoint's scenario {trained.environment.scenario!r} is code outside VMAS, which a checkpoint "
+            "cannot be trusted to name: if it is yours, give it as --environment.scenario"
+        )
+    config = to_json(apply_arguments(trained, arguments))
+    return _status(lambda: stages.evaluate(config, directory, arguments.output))
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    for name, make in RECIPES.items():
+        collection = make().collection
+        print(f"{name:<12} {collection.total_frames:>9,} frames  {(make.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def _show_config(arguments: argparse.Namespace) -> int:
+    print(json.dumps(to_dict(config_from_arguments(arguments)), indent=2))
+    return 0
+
+
+def _status(stage: Callable[[], object]) -> int:
+    from mappo.stages import StageFailed
+
+    try:
+        stage()
+    except StageFailed:  # the stage has printed the reason
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Command-line flags made from the configuration: one flag a field, help and range from its declaration."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from mappo.config import ConfigError, ExperimentConfig, override, parse_json_object
+from mappo.recipes import RECIPES, recipe
+
+_SECTION = "experiment"  # the title of the flags that belong to no section
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = True) -> None:
+    """Add `[RECIPE] [--config FILE]` and one dotted flag for each field, such as --learner.clip-epsilon."""
+    if with_recipe:
+        parser.add_argument(
+            "recipe",
+            nargs="?",
+            default="navigation",
+            metavar="RECIPE",
+            help=f"the configuration to start from: {', '.join(RECIPES)} (default: navigation)",
+        )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON file whose fields replace the recipe's, as show-config prints it or any part of it",
+    )
+    for section, fields in _sections():
+        group = parser.add_argument_group(section)
+        for path, schema in fields:
+            group.add_argument(
+                f"--{path.replace('_', '-')}",
+                dest=path,
+                metavar=_metavar(schema),
+                default=None,
+                help=_help(schema),
+            )
+
+
+def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:
+    """The recipe's configuration, changed by the file, changed by the flags.
+
+    Raises:
+        ConfigError: an unknown recipe, a file that cannot be read, or a value that is not allowed.
+    """
+    return apply_arguments(recipe(arguments.recipe), arguments)
+
+
+def apply_arguments(config: ExperimentConfig, arguments: argparse.Namespace) -> ExperimentConfig:
+    """A configuration changed by the file, then by the flags.
+
+    Raises:
+        ConfigError: as `config_from_arguments`.
+    """
+    if arguments.config:
+        try:
+            text = arguments.config.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--config {arguments.config}: {error}") from None
+        config = override(config, parse_json_object(text))
+    return override(config, _flags(arguments))
+
+
+def dashed(argv: Sequence[str]) -> list[str]:
+    """Flags spelt as in the JSON, --learner.clip_epsilon, become --learner.clip-epsilon."""
+    words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in argv]
+    return [
+        (name.replace("_", "-") if name.startswith("--") else name) + equals + value
+        for name, equals, value in words
+    ]
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, nested as the configuration is."""
+    changes: dict[str, Any] = {}
+    for _, fields in _sections():
+        for path, schema in fields:
+            text = getattr(arguments, path)
+            if text is None:
+                continue
+            *sections, name = path.split(".")
+            target = changes
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[name] = _parse(text, schema)
+    return changes
+
+
+def _parse(text: str, schema: dict[str, Any]) -> Any:
+    """A flag's text as a JSON value; what is no JSON stays text, and the configuration says what is wrong."""
+    if schema["type"] == "string":
+        return text
+    if schema["type"] == "array" and not text.lstrip().startswith("["):
+        text = f"[{text}]"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _sections() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Sections in order, each with (dotted path, JSON schema) of its fields."""
+    schema = TypeAdapter(ExperimentConfig).json_schema()
+    sections: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = []
+    loose: list[tuple[str, dict[str, Any]]] = []
+    for name, entry in schema["properties"].items():
+        if "$ref" not in entry:
+            loose.append((name, entry))
+            continue
+        inner = schema["$defs"][entry["$ref"].split("/")[-1]]
+        sections.append((name, [(f"{name}.{key}", value) for key, value in inner["properties"].items()]))
+    return iter([*sections, (_SECTION, loose)])
+
+
+def _metavar(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return "{" + ",".join(schema["enum"]) + "}"
+    return {
+        "integer": "N",
+        "number": "X",
+        "boolean": "{true,false}",
+        "array": "N,N,...",
+        "object": "JSON",
+        "string": "TEXT",
+    }[schema["type"]]
+
+
+def _help(schema: dict[str, Any]) -> str:
+    bounds = [
+        f"{sign} {schema[key]}"
+        for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        if key in schema
+    ]
+    limits = f" ({', '.join(bounds)})" if bounds else ""
+    return f"{schema['description']}{limits}".replace("%", "%%")

@@ -1,0 +1,144 @@
+"""A trained policy on disk: safetensors for the numbers, canonical JSON for the rest, no pickle.
+
+A checkpoint is a directory with two files. `checkpoint.json` says what it is and holds the SHA-256 of
+`networks.safetensors`, which is verified before a byte of it is parsed.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import mappo
+from mappo.config import ConfigError, ExperimentConfig, config_hash, from_dict, to_dict
+from mappo.networks import Networks
+
+FORMAT = 1
+MANIFEST, TENSORS = "checkpoint.json", "networks.safetensors"
+_MAX_MANIFEST_BYTES = 1 << 20
+_MAX_TENSORS_BYTES = 1 << 32
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or not into these networks; the message says why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training left: its configuration, how far it came, and the networks' tensors by name."""
+
+    config: ExperimentConfig
+    iteration: int
+    frames: int
+    tensors: dict[str, Tensor]
+
+
+def save(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write a checkpoint; the manifest comes last, so that a directory without one is no checkpoint."""
+    directory.mkdir(parents=True, exist_ok=True)
+    blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
+    manifest = {
+        "format": FORMAT,
+        "config": to_dict(checkpoint.config),
+        "config_hash": config_hash(checkpoint.config),
+        "iteration": checkpoint.iteration,
+        "frames": checkpoint.frames,
+        "seed": checkpoint.config.seed,
+        "versions": {"mappo": mappo.__version__, "torch": torch.__version__},
+        "tensors_bytes": len(blob),
+        "tensors_sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    _replace(directory / TENSORS, blob)
+    _replace(directory / MANIFEST, json.dumps(manifest, sort_keys=True, indent=1).encode())
+
+
+def load(directory: Path) -> Checkpoint:
+    """Read a checkpoint whose content is what its manifest says.
+
+    Raises:
+        CheckpointError: not there, damaged, too large, of another format, or with a configuration that this
+            version does not understand.
+    """
+    manifest = _read_manifest(directory)
+    blob = _read(directory / TENSORS, _MAX_TENSORS_BYTES)
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != manifest.get("tensors_sha256"):
+        raise CheckpointError(
+            f"{directory / TENSORS}: damaged or replaced: its SHA-256 is {digest}, "
+            f"the manifest says {manifest.get('tensors_sha256')}"
+        )
+    try:
+        config = from_dict(manifest["config"])
+        tensors = safetensors.torch.load(blob)
+        iteration, frames = int(manifest["iteration"]), int(manifest["frames"])
+    except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory}: unreadable: {type(error).__name__}: {error}") from error
+    return Checkpoint(config, iteration, frames, tensors)
+
+
+def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
+    """Copy a checkpoint's tensors into networks of the same names, shapes and dtypes.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ, or a value is not finite; nothing is copied.
+    """
+    target = networks.modules().state_dict()
+    if problems := [*_differences(checkpoint.tensors, target), *_not_finite(checkpoint.tensors)]:
+        raise CheckpointError(
+            "the checkpoint does not fit these networks (another task or other hidden_sizes?): "
+            + "; ".join(problems)
+        )
+    networks.modules().load_state_dict(checkpoint.tensors)
+
+
+def _differences(tensors: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+    problems = [f"{name} is missing" for name in target if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in target]
+    for name in target.keys() & tensors.keys():
+        found, wanted = tensors[name], target[name]
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            problems.append(
+                f"{name} is {list(found.shape)} {found.dtype}, not {list(wanted.shape)} {wanted.dtype}"
+            )
+    return sorted(problems)
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    return [f"{name} is not finite" for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    text = _read(directory / MANIFEST, _MAX_MANIFEST_BYTES)
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{directory / MANIFEST}: format {found!r}, this version reads {FORMAT}")
+    return manifest
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise CheckpointError(f"{path}: {size} bytes, at most {limit} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it has either its old content or all of the new one."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

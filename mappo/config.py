@@ -1,0 +1,279 @@
+"""Every knob of an experiment: typed, range-checked, strict JSON in and out.
+
+A configuration is a tree of frozen dataclasses. It travels as one canonical JSON string (sorted keys, no
+spaces), so that equal experiments have equal text and equal hashes wherever they were written.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the field, its value and the bound."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EnvironmentConfig:
+    """Which task, and how long an episode may last."""
+
+    scenario: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="a VMAS scenario by name, such as navigation, or your own as package.module:Class",
+        ),
+    ] = "navigation"
+    scenario_kwargs: Annotated[
+        dict[str, JsonValue], Field(description="keyword arguments of the scenario, as a JSON object")
+    ] = dataclasses.field(default_factory=dict)
+    max_episode_frames: Annotated[
+        int, Field(ge=1, description="time limit of an episode, in frames; reaching it is truncation")
+    ] = 100
+
+
+@dataclass(frozen=True, config=_STRICT)
+class NetworksConfig:
+    """The shared actor and the centralised critic: two separate multi-layer perceptrons of the same size."""
+
+    hidden_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65536)], ...],
+        Field(min_length=1, description="units of each hidden layer, of the actor and of the critic"),
+    ] = (256, 256)
+    activation: Annotated[
+        Literal["tanh", "relu"], Field(description="activation after each hidden layer")
+    ] = "tanh"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LearnerConfig:
+    """How a batch improves the policy: generalised advantages, then epochs of clipped minibatch updates."""
+
+    discount: Annotated[
+        float, Field(ge=0, le=1, description="gamma: weight of the next frame's value, per frame")
+    ] = 0.99
+    gae_lambda: Annotated[
+        float, Field(ge=0, le=1, description="lambda of generalised advantage estimation")
+    ] = 0.9
+    clip_epsilon: Annotated[
+        float, Field(gt=0, lt=1, description="the probability ratio is clipped to 1 - epsilon .. 1 + epsilon")
+    ] = 0.2
+    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over each batch")] = 10
+    minibatch_frames: Annotated[
+        int, Field(ge=1, description="frames of one optimiser step; at most one batch")
+    ] = 750
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="step size of Adam")] = 1e-3
+    entropy_coefficient: Annotated[
+        float, Field(ge=0, description="weight of the entropy bonus; 0 switches it off")
+    ] = 0.0
+    value_coefficient: Annotated[float, Field(gt=0, description="weight of the critic's loss")] = 1.0
+    value_loss: Annotated[
+        Literal["l2", "smooth_l1"], Field(description="distance between value and value target")
+    ] = "l2"
+    max_gradient_norm: Annotated[
+        float, Field(gt=0, description="limit of the gradient norm, of the actor and of the critic each")
+    ] = 5.0
+    advantage_normalisation: Annotated[
+        Literal["none", "minibatch", "batch", "agent"],
+        Field(
+            description="what advantages are standardised over: none (left as they are), each minibatch, "
+            "the whole batch, or each agent's share of the batch"
+        ),
+    ] = "minibatch"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CollectionConfig:
+    """How many frames are collected, and in which shape."""
+
+    num_envs: Annotated[int, Field(ge=1, description="environments simulated in parallel")] = 60
+    rollout_frames: Annotated[
+        int, Field(ge=1, description="frames of each environment in one batch; the batch continues episodes")
+    ] = 100
+    total_frames: Annotated[
+        int,
+        Field(ge=1, description="frames to train for; training stops after the batch that reaches it"),
+    ] = 120_000
+
+    @property
+    def frames_per_batch(self) -> int:
+        """Frames that one iteration collects: num_envs x rollout_frames."""
+        return self.num_envs * self.rollout_frames
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of a whole run: total_frames in batches, rounded up."""
+        return -(-self.total_frames // self.frames_per_batch)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig:
+    """Held-out episodes: their random streams are never those of training, whatever the seeds."""
+
+    seeds: Annotated[
+        tuple[Seed, ...],
+        Field(min_length=1, description="held-out seeds; each starts episodes_per_seed episodes"),
+    ] = (1, 2, 3, 4)
+    episodes_per_seed: Annotated[
+        int, Field(ge=1, description="episodes of each seed, simulated in parallel")
+    ] = 64
+    deterministic: Annotated[
+        bool, Field(description="act by the distribution's mode (true) or by sampling (false)")
+    ] = True
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"evaluation.seeds = {list(self.seeds)}: every seed may appear once")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExperimentConfig:
+    """One experiment, complete."""
+
+    environment: EnvironmentConfig = dataclasses.field(default_factory=EnvironmentConfig)
+    networks: NetworksConfig = dataclasses.field(default_factory=NetworksConfig)
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    seed: Annotated[Seed, Field(description="seed of training")] = 0
+    threads: Annotated[
+        int, Field(ge=1, le=1024, description="CPU threads of torch; part of what makes a run repeatable")
+    ] = 2
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="auto takes a GPU when there is one; cuda fails at once when there is none"),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        batch = self.collection.frames_per_batch
+        if self.learner.minibatch_frames > batch:
+            raise ConfigError(
+                f"learner.minibatch_frames = {self.learner.minibatch_frames}: a batch has only {batch} frames "
+                "(collection.num_envs x collection.rollout_frames)"
+            )
+
+
+_EXPERIMENT = TypeAdapter(ExperimentConfig)
+
+
+def to_json(config: ExperimentConfig) -> str:
+    """The configuration as canonical JSON: one line, sorted keys, every field present."""
+    return _canonical(_EXPERIMENT.dump_python(config, mode="json"))
+
+
+def from_json(text: str) -> ExperimentConfig:
+    """Read a configuration; fields that the text leaves out keep their defaults.
+
+    Raises:
+        ConfigError: not JSON, a duplicate or unknown key, a wrong type, a value out of range, or values that
+            contradict each other. Every problem found is named with field, value and bound.
+    """
+    return from_dict(parse_json_object(text))
+
+
+def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
+    """As `from_json`, from the JSON object itself."""
+    try:
+        return _EXPERIMENT.validate_json(_canonical(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """The configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
+    values = json.loads(to_json(config))
+    assert isinstance(values, dict)
+    return values
+
+
+def override(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration with some fields changed; `changes` is nested like the configuration's JSON.
+
+    Scenario arguments belong to their scenario: changing `environment.scenario` drops those of the old one.
+
+    Raises:
+        ConfigError: as `from_json`.
+    """
+    base = to_dict(config)
+    environment = changes.get("environment")
+    if isinstance(environment, Mapping) and environment.get("scenario", config.environment.scenario) != (
+        config.environment.scenario
+    ):
+        base["environment"]["scenario_kwargs"] = {}
+    return from_dict(_merge(base, changes))
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    """SHA-256 of the canonical JSON, in hexadecimal; equal experiments have equal hashes."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object strictly: no duplicate keys, no NaN or infinity.
+
+    Raises:
+        ConfigError: saying where the text stops being such an object.
+    """
+    try:
+        values = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the configuration is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"the configuration must be a JSON object, not {type(values).__name__}")
+    return values
+
+
+def _canonical(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ConfigError(f"the configuration names {', '.join(twice)} more than once")
+    return values
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ConfigError(f"the configuration contains {constant}: numbers must be finite")
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(problem: Any) -> str:
+    path, value = [str(part) for part in problem["loc"]], problem["input"]
+    field = ".".join(path)
+    if problem["type"] == "unexpected_keyword_argument":
+        known = _known_keys(path[:-1])
+        close = get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{field} = {json.dumps(value)}: unknown key; {hint}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    shown = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
+    return f"{field} = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    owner: Any = ExperimentConfig
+    for part in path:
+        owner = next(field.type for field in dataclasses.fields(owner) if field.name == part)
+    return [field.name for field in dataclasses.fields(owner)]

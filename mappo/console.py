@@ -1,0 +1,70 @@
+"""What a stage shows: a progress bar on a terminal, plain readable lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from mappo.config import CollectionConfig
+from mappo.history import IterationReport
+from mappo.statistics import Estimate
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(stage: str, message: str) -> None:
+    """Print one line of a stage; `[stage]` in front tells it from what libraries print."""
+    print(f"[{stage}] {message}", flush=True)
+
+
+def estimate(value: Estimate) -> str:
+    """An estimate with its interval, as in `0.98 [0.96, 1.00]`."""
+    interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.3g}{interval}"
+
+
+@contextmanager
+def training_progress(config: CollectionConfig) -> Iterator[Callable[[IterationReport], None]]:
+    """Show training as it goes; the block gets the function to call with each iteration's report."""
+    total = config.num_iterations * config.frames_per_batch
+    if sys.stdout.isatty():
+        with tqdm(total=total, unit=" frames", unit_scale=True, desc="train", file=sys.stdout) as bar:
+            yield lambda report: _advance(bar, report)
+    else:
+        yield _line_printer(total)
+
+
+def _advance(bar: "tqdm[None]", report: IterationReport) -> None:
+    bar.set_postfix_str(_return(report), refresh=False)
+    bar.update(report.progress.frames - bar.n)
+
+
+def _line_printer(total: int) -> Callable[[IterationReport], None]:
+    printed = -_SECONDS_BETWEEN_LINES
+
+    def show(report: IterationReport) -> None:
+        nonlocal printed
+        frames, now = report.progress.frames, time.monotonic()
+        if now - printed < _SECONDS_BETWEEN_LINES and frames < total:
+            return
+        printed = now
+        left = report.elapsed_seconds / frames * (total - frames)
+        say(
+            "train",
+            f"{frames:>{len(f'{total:,}')},} of {total:,} frames  {_return(report)}  "
+            f"{report.frames_per_second:,.0f} frames/s  {left:.0f} s left",
+        )
+
+    return show
+
+
+def _return(report: IterationReport) -> str:
+    episodes = report.episodes
+    if not episodes.num_episodes:
+        return "no episode ended yet"
+    return (
+        f"return {episodes.episode_return_mean:.3f} "
+        f"({episodes.episode_return_min:.2f} .. {episodes.episode_return_max:.2f})"
+    )

@@ -1,0 +1,192 @@
+"""A VMAS task as TorchRL sees it: construction, seeds, the time limit as truncation, and the tensordict keys.
+
+VMAS reports a single "done". Here it means *terminated* alone: the time limit is TorchRL's `StepCounter`, which
+sets *truncated*, so that values bootstrap through it. All agents form one group, `agents`.
+"""
+
+import importlib
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from difflib import get_close_matches
+from enum import IntEnum
+from io import StringIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs.libs.vmas import VmasEnv
+from torchrl.envs.utils import MarlGroupMapType
+
+from mappo.config import ConfigError, EnvironmentConfig
+
+with redirect_stderr(StringIO()):  # gym prints a notice about its successor, which VMAS does not use
+    import vmas
+    from vmas.simulator.environment import Environment as VmasEnvironment
+    from vmas.simulator.scenario import BaseScenario
+
+OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
+ACTION = ("agents", "action")  # [envs, time, agents, features]
+LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents]
+REWARD = ("agents", "reward")  # [envs, time, agents, 1]
+EPISODE_RETURN = ("agents", "episode_reward")  # [envs, time, agents, 1], summed since the reset
+STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
+DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
+
+SCENARIOS = tuple(sorted(vmas.scenarios + vmas.mpe_scenarios + vmas.debug_scenarios))
+
+_OURS = {"num_envs", "device", "seed", "max_steps", "continuous_actions"}  # not for scenario_kwargs
+
+
+class Stream(IntEnum):
+    """Who draws random numbers. Streams never meet, even where two of them have the same seed."""
+
+    TRAINING = 0
+    EVALUATION = 1
+    VALIDATION = 2
+
+
+def make_environment(
+    config: EnvironmentConfig, num_envs: int, seed: int, stream: Stream, device: torch.device
+) -> TransformedEnv:
+    """Build `num_envs` copies of the task, simulated together.
+
+    Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated and truncated [envs, 1].
+    Call it inside `private_random_streams`: VMAS has one random state for the whole process.
+
+    Raises:
+        ConfigError: no such scenario, arguments that it does not take, or a task that one shared policy cannot
+            act in (agents with different observations or actions).
+    """
+    vmas_env = _make_vmas(config, num_envs, device)
+    _require_equal_agents(vmas_env, config.scenario)
+    transforms = Compose(
+        StepCounter(max_steps=config.max_episode_frames),
+        RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),
+    )
+    environment = TransformedEnv(vmas_env, transforms)
+    environment.set_seed(_stream_seed(seed, stream, owner=0))
+    return environment
+
+
+@contextmanager
+def private_random_streams(seed: int, stream: Stream, device: torch.device) -> Iterator[None]:
+    """Seed every source of randomness for the block, and give the caller's back afterwards.
+
+    Covers torch (CPU and the CUDA device), numpy, Python and the state that all VMAS environments of a process
+    share. What runs inside neither sees nor disturbs the random numbers of what runs outside.
+    """
+    outside = random.getstate(), np.random.get_state(), list(VmasEnvironment.vmas_random_state)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            private_seed = _stream_seed(seed, stream, owner=1)
+            torch.manual_seed(private_seed)
+            random.seed(private_seed)
+            np.random.seed(private_seed)
+            VmasEnvironment.vmas_random_state[:] = [
+                torch.random.get_rng_state(),
+                np.random.get_state(),
+                random.getstate(),
+            ]
+            yield
+        finally:
+            random.setstate(outside[0])
+            np.random.set_state(outside[1])
+            VmasEnvironment.vmas_random_state[:] = outside[2]
+
+
+def simulator_state(environment: EnvBase) -> Tensor:
+    """Position, velocity, rotation and angular velocity of every entity: [envs, values].
+
+    Joints are left out: VMAS places them, for all environments at once, where the entities they connect are.
+    """
+    entities = environment.base_env._env.world.entities
+    return torch.cat(
+        [
+            values
+            for entity in entities
+            if not getattr(entity, "is_joint", False)
+            for values in (entity.state.pos, entity.state.vel, entity.state.rot, entity.state.ang_vel)
+        ],
+        dim=-1,
+    ).clone()
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device meant by `device: auto | cpu | cuda`.
+
+    Raises:
+        ConfigError: cuda is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        built = "" if torch.version.cuda else " (this build of torch has no CUDA support)"
+        raise ConfigError(f"device = 'cuda': no CUDA device is available here{built}; use cpu or auto")
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def _stream_seed(seed: int, stream: Stream, owner: int) -> int:
+    """A 32-bit seed of its own for each (seed, stream, owner): 0 the simulator, 1 everything else."""
+    return int(np.random.SeedSequence([seed, int(stream), owner]).generate_state(1)[0])
+
+
+def _scenario(name: str) -> str | BaseScenario:
+    """A scenario of VMAS by its name, or a user's own by `package.module:Class`."""
+    module, colon, class_name = name.partition(":")
+    if not colon:
+        if name not in SCENARIOS:
+            close = get_close_matches(name, SCENARIOS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
+            raise ConfigError(f"environment.scenario = {name!r}: VMAS has no such scenario; {hint}")
+        return name
+    try:
+        scenario_class = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"environment.scenario = {name!r}: cannot be imported: {error}") from error
+    if not (isinstance(scenario_class, type) and issubclass(scenario_class, BaseScenario)):
+        raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")
+    return scenario_class()
+
+
+def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> VmasEnv:
+    scenario = _scenario(config.scenario)
+    if taken := sorted(_OURS & set(config.scenario_kwargs)):
+        raise ConfigError(f"environment.scenario_kwargs: {', '.join(taken)} belong to the experiment, not here")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            environment = VmasEnv(
+                scenario=scenario,
+                num_envs=num_envs,
+                device=device,
+                continuous_actions=True,
+                max_steps=None,
+                group_map=MarlGroupMapType.ALL_IN_ONE_GROUP,
+                scenario_kwargs=config.scenario_kwargs,
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"environment: scenario {config.scenario!r} with {config.scenario_kwargs} cannot be built: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    for warning in caught:
+        if "not used by the scenario" in str(warning.message):
+            raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return environment
+
+
+def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
+    """One shared policy needs agents with the same observation vector and the same actions."""
+    observations, actions = environment.observation_space, environment.action_space
+    agents = zip(environment.agent_names, observations, actions, strict=True)
+    shapes = {name: (seen.shape, act.shape) for name, seen, act in agents}
+    if len(set(shapes.values())) > 1 or None in (shape for shape, _ in shapes.values()):
+        listed = "; ".join(f"{name}: observation {seen}, action {act}" for name, (seen, act) in shapes.items())
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: one policy is shared by all agents, which therefore need the "
+            f"same observation and action vectors, but they differ: {listed}"
+        )

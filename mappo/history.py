@@ -1,0 +1,94 @@
+"""What each iteration reports, and the tidy file that keeps it."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+
+from tensordict import TensorDictBase
+
+from mappo.environment import DONE, EPISODE_RETURN
+from mappo.learner import Losses
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Undiscounted returns of the episodes that ended in a batch, mean over agents; NaN when none ended."""
+
+    num_episodes: int
+    episode_return_mean: float
+    episode_return_min: float
+    episode_return_max: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is: iterations and frames done since the start."""
+
+    iteration: int = 0
+    frames: int = 0
+
+    def after(self, batch: TensorDictBase) -> "Progress":
+        """The progress once a batch [envs, time] is learned from."""
+        return Progress(self.iteration + 1, self.frames + batch.numel())
+
+
+@dataclass(frozen=True)
+class IterationReport:
+    """One iteration of training: one row of the history.
+
+    collect_seconds and learn_seconds are the iteration's wall-clock by phase; frames_per_second counts both.
+    elapsed_seconds runs since training began.
+    """
+
+    progress: Progress
+    elapsed_seconds: float
+    collect_seconds: float
+    learn_seconds: float
+    frames_per_second: float
+    episodes: Episodes
+    losses: Losses
+
+    def row(self) -> dict[str, float]:
+        """All numbers by name, nested records flattened, in a fixed order."""
+        row: dict[str, float] = {}
+        for name, value in asdict(self).items():
+            row.update(value if isinstance(value, dict) else {name: value})
+        return row
+
+
+def finished_episodes(batch: TensorDictBase) -> Episodes:
+    """The episodes that ended in a batch [envs, time], however long ago they began."""
+    ended = batch["next", DONE].squeeze(-1)
+    returns = batch[("next", *EPISODE_RETURN)].squeeze(-1).mean(-1)[ended]
+    if not len(returns):
+        return Episodes(0, *[float("nan")] * 3)
+    return Episodes(len(returns), returns.mean().item(), returns.min().item(), returns.max().item())
+
+
+COLUMNS = tuple(
+    name
+    for field in fields(IterationReport)
+    for name in (
+        [inner.name for inner in fields(field.type)]
+        if isinstance(field.type, type) and hasattr(field.type, "__dataclass_fields__")
+        else [field.name]
+    )
+)
+
+
+class HistoryFile:
+    """A CSV file with one row an iteration, flushed as it grows; NaN is an empty cell."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("w", newline="")
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(COLUMNS)
+
+    def append(self, report: IterationReport) -> None:
+        values = report.row().values()
+        self._writer.writerow("" if value != value else value for value in values)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,192 @@
+"""One batch in, improved policy and losses out: advantages, epochs, minibatches, optimiser."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import SamplerWithoutReplacement
+from torchrl.objectives.multiagent import MAPPOLoss
+from torchrl.objectives.value import MultiAgentGAE
+
+from mappo.config import LearnerConfig
+from mappo.environment import ACTION, DONE, LOG_PROB, OBSERVATION, REWARD, TERMINATED
+from mappo.networks import VALUE, Networks
+
+ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
+VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
+
+_LOSS_TERMS = {"loss_policy": "loss_objective", "loss_critic": "loss_critic", "loss_entropy": "loss_entropy"}
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A term of the loss is NaN or infinite; the optimiser did not step on it."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one `Learner.update` did; unless it says otherwise, the mean over its optimiser steps.
+
+    loss_policy: clipped surrogate, negated (dimensionless: advantages are standardised unless switched off).
+    loss_critic: value_coefficient x distance between value and value target.
+    loss_entropy: -entropy_coefficient x entropy; 0 when there is no bonus.
+    kl: approximate Kullback-Leibler divergence of the new from the collecting policy, in nats an agent action.
+    clip_fraction: share of probability ratios outside 1 +- clip_epsilon, in 0..1.
+    entropy: of the collecting policy, in nats an agent action, estimated on the batch as mean -log pi(a|o).
+    explained_variance: 1 - Var(value_target - value) / Var(value_target) of the batch, before the update.
+    gradient_norm_policy, gradient_norm_critic: before clipping.
+    """
+
+    loss_policy: float
+    loss_critic: float
+    loss_entropy: float
+    kl: float
+    clip_fraction: float
+    entropy: float
+    explained_variance: float
+    gradient_norm_policy: float
+    gradient_norm_critic: float
+
+
+class Learner:
+    """Proximal policy optimisation of a shared policy with a centralised critic.
+
+    Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7; Yu et al., The
+    Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.
+    """
+
+    def __init__(self, config: LearnerConfig, networks: Networks):
+        self.config = config
+        self.networks = networks
+        self._parameters = {
+            "policy": list(networks.policy.parameters()),
+            "critic": list(networks.critic.parameters()),
+        }
+        self.optimiser = torch.optim.Adam(sum(self._parameters.values(), []), lr=config.learning_rate)
+        self._gae = _make_gae(config, networks)
+        self._loss = _make_loss(config, networks)
+        self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
+
+    def update(self, batch: TensorDictBase) -> Losses:
+        """Improve the networks on a contiguous batch [envs, time].
+
+        Advantages come first, on the batch in its order of time; only then are frames shuffled into minibatches.
+        Every epoch visits every frame once; the last minibatch of an epoch is smaller when they do not divide.
+
+        Raises:
+            NonFiniteLoss: a loss term is NaN or infinite; parameters are those of the last good step.
+        """
+        frames = self._prepare(batch)
+        minibatches = self._refill(frames)
+        steps = [self._step(minibatch) for _ in range(self.config.epochs) for minibatch in minibatches]
+        means = {name: _mean(step[name] for step in steps) for name in steps[0]}
+        return Losses(
+            **means,
+            entropy=-frames[LOG_PROB].mean().item(),
+            explained_variance=explained_variance(frames[VALUE], frames[VALUE_TARGET]),
+        )
+
+    def _prepare(self, batch: TensorDictBase) -> TensorDictBase:
+        """The frames to learn from, [envs x time]: what was seen and done, values, targets, advantages."""
+        with torch.no_grad():
+            batch = self._gae(batch)
+        if self.config.advantage_normalisation == "batch":
+            batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
+        if self.config.advantage_normalisation == "agent":
+            batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
+        return batch.select(OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE).reshape(-1)
+
+    def _refill(self, frames: TensorDictBase) -> Iterable[TensorDictBase]:
+        """The batch's frames to iterate over once an epoch: shuffled, each exactly once."""
+        if self._minibatches is None:
+            self._minibatches = TensorDictReplayBuffer(
+                storage=LazyTensorStorage(len(frames), device=frames.device),
+                sampler=SamplerWithoutReplacement(),
+                batch_size=self.config.minibatch_frames,
+            )
+        self._minibatches.empty()
+        self._minibatches.extend(frames)
+        return self._minibatches
+
+    def _step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
+        """One optimiser step on a minibatch [frames]."""
+        if self.config.advantage_normalisation == "minibatch":
+            minibatch[ADVANTAGE] = standardise(minibatch[ADVANTAGE])
+        assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
+        output = self._loss(minibatch)
+        terms = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output.keys()}
+        _require_finite(terms)
+        self.optimiser.zero_grad()
+        sum(terms.values()).backward()
+        norms = {
+            f"gradient_norm_{name}": nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
+            for name, parameters in self._parameters.items()
+        }
+        _require_finite(norms)
+        self.optimiser.step()
+        terms.setdefault("loss_entropy", torch.zeros(()))
+        measured = {"kl": output["kl_approx"], "clip_fraction": output["clip_fraction"]}
+        return {name: value.detach() for name, value in {**terms, **norms, **measured}.items()}
+
+
+def standardise(values: Tensor, each_agent: bool = False) -> Tensor:
+    """Zero mean and unit standard deviation, over everything or over each agent's share.
+
+    [..., agents, 1] -> [..., agents, 1]. A single value has no spread and becomes 0.
+    """
+    dims = [dim for dim in range(values.dim()) if not each_agent or dim != values.dim() - 2]
+    centred = values - values.mean(dims, keepdim=True)
+    return centred / values.std(dims, correction=0, keepdim=True).clamp_min(1e-6)
+
+
+def explained_variance(value: Tensor, value_target: Tensor) -> float:
+    """Share of the targets' variance that the values account for: 1 is perfect, 0 no better than a constant.
+
+    NaN when the targets do not vary.
+    """
+    variance = value_target.var(correction=0)
+    return float(1 - (value_target - value).var(correction=0) / variance) if variance > 0 else float("nan")
+
+
+def _make_gae(config: LearnerConfig, networks: Networks) -> MultiAgentGAE:
+    gae = MultiAgentGAE(gamma=config.discount, lmbda=config.gae_lambda, value_network=networks.critic)
+    gae.set_keys(
+        value=VALUE,
+        advantage=ADVANTAGE,
+        value_target=VALUE_TARGET,
+        reward=REWARD,
+        done=DONE,
+        terminated=TERMINATED,
+    )
+    return gae
+
+
+def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
+    loss = MAPPOLoss(
+        networks.policy,
+        networks.critic,
+        clip_epsilon=config.clip_epsilon,
+        entropy_bonus=config.entropy_coefficient > 0,
+        entropy_coeff=config.entropy_coefficient,
+        critic_coeff=config.value_coefficient,
+        loss_critic_type=config.value_loss,
+        normalize_advantage=False,
+        functional=False,
+    )
+    loss.set_keys(
+        value=VALUE, advantage=ADVANTAGE, value_target=VALUE_TARGET, action=ACTION, sample_log_prob=LOG_PROB
+    )
+    return loss
+
+
+def _require_finite(terms: dict[str, Tensor]) -> None:
+    bad = {name: value.item() for name, value in terms.items() if not torch.isfinite(value)}
+    if bad:
+        listed = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        raise NonFiniteLoss(f"{listed}; training stopped before the optimiser stepped")
+
+
+def _mean(values: Iterable[Tensor]) -> float:
+    return torch.stack(list(values)).mean().item()

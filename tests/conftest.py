@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mappo.config import ExperimentConfig, from_dict
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny() -> ExperimentConfig:
+    """Navigation with two agents, small enough to train in a second."""
+    return from_dict(TINY)
+
+
+TINY = {
+    "environment": {
+        "scenario": "navigation",
+        "scenario_kwargs": {"n_agents": 2, "shared_rew": False},
+        "max_episode_frames": 10,
+    },
+    "networks": {"hidden_sizes": [16]},
+    "learner": {"epochs": 2, "minibatch_frames": 50},
+    "collection": {"num_envs": 6, "rollout_frames": 20, "total_frames": 360},
+    "evaluation": {"seeds": [1, 2], "episodes_per_seed": 4},
+}
+
+
+def endless(**environment: object) -> ExperimentConfig:
+    """A task that pays 1 a frame; see `tests.scenarios.Endless`."""
+    return from_dict(
+        {
+            "environment": {"scenario": "tests.scenarios:Endless", "max_episode_frames": 20, **environment},
+            "networks": {"hidden_sizes": [16]},
+            "learner": {
+                "discount": 0.9,
+                "minibatch_frames": 100,
+                "learning_rate": 0.01,
+                "advantage_normalisation": "none",
+            },
+            "collection": {"num_envs": 8, "rollout_frames": 50, "total_frames": 20_000},
+        }
+    )
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())

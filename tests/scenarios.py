@@ -1,0 +1,91 @@
+"""Small VMAS scenarios whose values are known by hand."""
+
+import torch
+from vmas.simulator.core import Agent, World
+from vmas.simulator.scenario import BaseScenario
+
+
+class Endless(BaseScenario):
+    """Nothing happens, every frame pays 1, and it never ends unless told to.
+
+    terminate_after: frames until an episode terminates; 0 for never.
+    """
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.terminate_after = kwargs.pop("terminate_after", 0)
+        self.num_agents = kwargs.pop("n_agents", 2)
+        world = World(batch_dim, device)
+        for index in range(self.num_agents):
+            world.add_agent(Agent(name=f"agent_{index}"))
+        self.age = torch.zeros(batch_dim, device=device)
+        return world
+
+    def reset_world_at(self, env_index=None):
+        for agent in self.world.agents:
+            position = torch.rand(self.world.batch_dim if env_index is None else 1, 2, device=self.world.device)
+            agent.set_pos(position.squeeze(0) if env_index is not None else position, batch_index=env_index)
+        if env_index is None:
+            self.age.zero_()
+        else:
+            self.age[env_index] = 0
+
+    def post_step(self):
+        self.age += 1
+
+    def observation(self, agent):
+        return torch.zeros(self.world.batch_dim, 1, device=self.world.device)
+
+    def reward(self, agent):
+        return torch.ones(self.world.batch_dim, device=self.world.device)
+
+    def done(self):
+        return (self.age >= self.terminate_after) & (self.terminate_after > 0)
+
+
+class NanReward(Endless):
+    """After ten frames every reward is NaN."""
+
+    def observation(self, agent):
+        return agent.state.pos.clone()
+
+    def reward(self, agent):
+        return torch.where(self.age > 10, float("nan"), 1.0)
+
+
+class LeakyEnvironments(Endless):
+    """Observations are relative to the mean over environments."""
+
+    def observation(self, agent):
+        return agent.state.pos - agent.state.pos.mean(0)
+
+
+class UnseededObservations(Endless):
+    """Noise comes from a generator that no seed reaches."""
+
+    generator = torch.Generator()
+
+    def observation(self, agent):
+        return torch.rand(self.world.batch_dim, 1, generator=self.generator)
+
+
+class GreedyReset(Endless):
+    """A reset of one environment resets them all."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(None)
+
+
+class TerminatingTimeLimit(Endless):
+    """Reports a time limit of its own as termination."""
+
+    def done(self):
+        return self.age >= 20
+
+
+class Exploding(Endless):
+    """Raises in the middle of an episode."""
+
+    def post_step(self):
+        super().post_step()
+        if (self.age > 5).any():
+            raise ZeroDivisionError("the scenario divides by zero")

@@ -1,0 +1,136 @@
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from mappo.checkpoint import (
+    MANIFEST,
+    TENSORS,
+    Checkpoint,
+    CheckpointError,
+    load,
+    restore_networks,
+    save,
+)
+from mappo.config import NetworksConfig, override
+from mappo.environment import Stream, make_environment
+from mappo.networks import make_networks
+from tests.conftest import CPU, read_json
+
+
+@pytest.fixture
+def networks(tiny):
+    environment = make_environment(tiny.environment, 1, 0, Stream.TRAINING, CPU)
+    return make_networks(tiny.networks, environment)
+
+
+@pytest.fixture
+def directory(tiny, networks, tmp_path):
+    save(Checkpoint(tiny, 3, 360, dict(networks.modules().state_dict())), tmp_path)
+    return tmp_path
+
+
+def edit_manifest(directory, **changes):
+    manifest = read_json(directory / MANIFEST)
+    (directory / MANIFEST).write_text(json.dumps(manifest | changes))
+
+
+def test_round_trip_restores_every_bit(tiny, networks, directory):
+    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    with torch.no_grad():
+        for parameter in networks.modules().parameters():
+            parameter.zero_()
+    loaded = load(directory)
+    restore_networks(loaded, networks)
+    assert all(torch.equal(before[name], value) for name, value in networks.modules().state_dict().items())
+    assert (loaded.config, loaded.iteration, loaded.frames) == (tiny, 3, 360)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "pickle", "empty"])
+def test_damaged_tensors_are_refused_before_they_are_parsed(directory, damage):
+    path = directory / TENSORS
+    blob = bytearray(path.read_bytes())
+    if damage == "flip":
+        blob[-1] ^= 1
+    path.write_bytes(
+        {"flip": bytes(blob), "truncate": bytes(blob[:-10]), "pickle": pickle.dumps({"a": 1}), "empty": b""}[damage]
+    )
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load(directory)
+
+
+def test_file_that_is_no_safetensors_is_refused_even_with_the_right_hash(directory):
+    import hashlib
+
+    hostile = pickle.dumps({"a": 1})
+    (directory / TENSORS).write_bytes(hostile)
+    edit_manifest(directory, tensors_sha256=hashlib.sha256(hostile).hexdigest())
+    with pytest.raises(CheckpointError, match="SafetensorError"):
+        load(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"config": {"sed": 1}}, "unknown key"),
+        ({"config": None}, "unreadable"),
+        ({"frames": "many"}, "unreadable"),
+    ],
+)
+def test_manifest_of_another_version_or_content_is_refused(directory, changes, reason):
+    edit_manifest(directory, **changes)
+    with pytest.raises(CheckpointError, match=reason):
+        load(directory)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"'])
+def test_manifest_that_is_no_json_object_is_refused(directory, text):
+    (directory / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match="not JSON|format"):
+        load(directory)
+
+
+def test_missing_checkpoint_is_refused_naming_the_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: No such file"):
+        load(tmp_path)
+
+
+def test_huge_manifest_is_not_read(directory):
+    (directory / MANIFEST).write_text(" " * (2 << 20))
+    with pytest.raises(CheckpointError, match="at most"):
+        load(directory)
+
+
+def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, directory):
+    other = override(tiny, {"environment": {"scenario": "balance"}})
+    environment = make_environment(other.environment, 1, 0, Stream.TRAINING, CPU)
+    networks = make_networks(NetworksConfig(hidden_sizes=(16,)), environment)
+    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"policy.*weight is \[16, 18\].*not \[16, 16\]"):
+        restore_networks(load(directory), networks)
+    assert all(torch.equal(before[name], value) for name, value in networks.modules().state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensors: {**tensors, "extra": torch.zeros(1)}, "extra is unknown"),
+        (lambda tensors: dict(list(tensors.items())[1:]), "is missing"),
+        (lambda tensors: {name: value.double() for name, value in tensors.items()}, "float64"),
+        (lambda tensors: {name: value * float("nan") for name, value in tensors.items()}, "not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(tiny, networks, change, reason):
+    tensors = change({name: value.clone() for name, value in networks.modules().state_dict().items()})
+    with pytest.raises(CheckpointError, match=reason):
+        restore_networks(Checkpoint(tiny, 0, 0, tensors), networks)
+
+
+def test_checkpoint_is_safetensors_and_json_only(directory):
+    assert {path.name for path in directory.iterdir()} == {MANIFEST, TENSORS}
+    manifest = read_json(directory / MANIFEST)
+    assert {"format", "config", "config_hash", "frames", "seed", "versions"} <= manifest.keys()
+    assert safetensors.torch.load_file(directory / TENSORS)

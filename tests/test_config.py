@@ -1,0 +1,100 @@
+import pytest
+
+from mappo.config import (
+    ConfigError,
+    ExperimentConfig,
+    config_hash,
+    from_dict,
+    from_json,
+    override,
+    to_dict,
+    to_json,
+)
+from mappo.recipes import RECIPES, recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_json_round_trip_gives_the_same_configuration(name):
+    config = recipe(name)
+    assert from_json(to_json(config)) == config
+    assert to_json(from_json(to_json(config))) == to_json(config)
+
+
+def test_hash_does_not_depend_on_key_order_or_on_how_a_number_is_written():
+    one = from_json('{"seed": 3, "learner": {"discount": 1, "epochs": 4}}')
+    other = from_json('{"learner": {"epochs": 4, "discount": 1.0}, "seed": 3}')
+    assert config_hash(one) == config_hash(other)
+    assert config_hash(one) != config_hash(override(one, {"seed": 4}))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"learner": {"clip_epsilom": 0.1}}', ["learner.clip_epsilom", "0.1", "did you mean clip_epsilon?"]),
+        ('{"sed": 1}', ["sed = 1", "did you mean seed?"]),
+        ('{"learner": {"clip_epsilon": 5}}', ["learner.clip_epsilon = 5", "less than 1"]),
+        ('{"learner": {"epochs": 2.0}}', ["learner.epochs = 2.0", "integer"]),
+        ('{"learner": {"epochs": true}}', ["learner.epochs = true", "integer"]),
+        ('{"learner": {"epochs": "2"}}', ['learner.epochs = "2"', "integer"]),
+        ('{"learner": {"discount": NaN}}', ["NaN", "finite"]),
+        ('{"learner": {"discount": 1e999}}', ["learner.discount", "finite"]),
+        ('{"learner": 3}', ["learner = 3"]),
+        ('{"device": "tpu"}', ['device = "tpu"', "'cuda'"]),
+        ('{"networks": {"hidden_sizes": []}}', ["networks.hidden_sizes", "at least 1"]),
+        ('{"networks": {"hidden_sizes": [0]}}', ["networks.hidden_sizes.0 = 0", "greater than or equal to 1"]),
+        ('{"evaluation": {"seeds": [1, 1]}}', ["evaluation.seeds", "once"]),
+        ('{"learner": {"minibatch_frames": 6001}}', ["learner.minibatch_frames = 6001", "6000"]),
+        ('{"seed": 1, "seed": 2}', ["seed", "more than once"]),
+        ('{"seed": 4294967296}', ["seed = 4294967296", "4294967296"]),
+        ("[1]", ["JSON object"]),
+        ("{", ["not JSON"]),
+    ],
+)
+def test_bad_configuration_is_refused_naming_field_value_and_bound(text, named):
+    with pytest.raises(ConfigError) as error:
+        from_json(text)
+    for words in named:
+        assert words in str(error.value)
+
+
+def test_every_problem_is_reported_at_once():
+    with pytest.raises(ConfigError) as error:
+        from_dict({"seed": -1, "learner": {"epochs": 0}})
+    assert "seed = -1" in str(error.value)
+    assert "learner.epochs = 0" in str(error.value)
+
+
+def test_override_changes_only_what_it_names():
+    base = recipe("navigation")
+    changed = override(base, {"learner": {"clip_epsilon": 0.1}, "environment": {"scenario_kwargs": {"n_agents": 5}}})
+    expected = to_dict(base)
+    expected["learner"]["clip_epsilon"] = 0.1
+    expected["environment"]["scenario_kwargs"]["n_agents"] = 5
+    assert to_dict(changed) == expected
+
+
+def test_another_scenario_drops_the_arguments_of_the_old_one():
+    changed = override(recipe("navigation"), {"environment": {"scenario": "wheel"}})
+    assert changed.environment.scenario_kwargs == {}
+    same = override(recipe("navigation"), {"environment": {"scenario": "navigation"}})
+    assert same == recipe("navigation")
+
+
+def test_total_frames_are_rounded_up_to_whole_iterations():
+    collection = from_dict({"collection": {"num_envs": 60, "rollout_frames": 100, "total_frames": 6001}}).collection
+    assert collection.num_iterations == 2
+
+
+def test_every_field_is_described():
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(ExperimentConfig).json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = {name: value for section in sections for name, value in section["properties"].items()}
+    undescribed = [name for name, value in fields.items() if "$ref" not in value and not value.get("description")]
+    assert undescribed == []
+
+
+def test_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="'nav'.*navigation, balance"):
+        recipe("nav")

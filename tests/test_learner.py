@@ -1,0 +1,247 @@
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from mappo.collection import collect
+from mappo.config import LearnerConfig, override
+from mappo.environment import (
+    ACTION,
+    DONE,
+    LOG_PROB,
+    OBSERVATION,
+    REWARD,
+    TERMINATED,
+    Stream,
+    make_environment,
+    private_random_streams,
+)
+from mappo.learner import (
+    ADVANTAGE,
+    VALUE_TARGET,
+    Learner,
+    NonFiniteLoss,
+    explained_variance,
+    standardise,
+)
+from mappo.networks import VALUE, Networks, make_networks
+from tests.conftest import CPU, endless
+
+
+def make(config):
+    """Environment, networks, learner and the first batch of a configuration."""
+    with private_random_streams(config.seed, Stream.TRAINING, CPU):
+        environment = make_environment(
+            config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, CPU
+        )
+        networks = make_networks(config.networks, environment)
+        batch = next(collect(environment, networks.policy, config.collection))
+    return environment, networks, Learner(config.learner, networks), batch
+
+
+class FixedCritic(torch.nn.Module):
+    """The value is the observation's only feature."""
+
+    in_keys = [OBSERVATION]
+    out_keys = [VALUE]
+
+    def forward(self, observation):
+        return observation
+
+
+def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tiny):
+    """One environment, two agents, five frames; discount 0.5, lambda 0.5.
+
+    Values V = 1, 2, 3, 4, 5 for agent 0 and twice that for agent 1; the next values after each frame are given
+    below; rewards 1 and 2. Frame 2 terminates (no bootstrap, trace cut), frame 3 is truncated (bootstrap from
+    the last observation 10, trace cut), the batch ends after frame 5 (bootstrap from 6).
+    """
+    from tensordict.nn import TensorDictModule
+
+    value = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    next_value = torch.tensor([2.0, 9.0, 10.0, 5.0, 6.0])
+    terminated = torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool)
+    done = torch.tensor([0, 1, 1, 0, 0], dtype=torch.bool)
+    scale = torch.tensor([1.0, 2.0])
+
+    def per_agent(values):
+        return (values[:, None] * scale).reshape(1, 5, 2, 1)
+
+    batch = TensorDict(
+        {
+            OBSERVATION: per_agent(value),
+            ACTION: torch.zeros(1, 5, 2, 2),
+            LOG_PROB: torch.zeros(1, 5, 2),
+            "next": {
+                "agents": {"observation": per_agent(next_value), "reward": per_agent(torch.ones(5))},
+                DONE: done.reshape(1, 5, 1),
+                TERMINATED: terminated.reshape(1, 5, 1),
+            },
+        },
+        batch_size=[1, 5],
+    )
+    critic = TensorDictModule(FixedCritic(), in_keys=[OBSERVATION], out_keys=[VALUE])
+    policy = make(tiny)[1].policy
+    config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
+    frames = Learner(config, Networks(policy, critic))._prepare(batch)
+
+    # delta = reward + 0.5 V' (not after termination) - V; advantage = delta + 0.25 advantage' (not after an end)
+    delta = [1 + 1.0 - 1, 1 - 2.0, 1 + 5.0 - 3, 1 + 2.5 - 4, 1 + 3.0 - 5]
+    advantage = [
+        delta[0] + 0.25 * delta[1],
+        delta[1],
+        delta[2],
+        delta[3] + 0.25 * delta[4],
+        delta[4],
+    ]
+    expected = torch.tensor(advantage)[:, None, None] * scale[:, None]
+    assert torch.allclose(frames[ADVANTAGE], expected)
+    assert torch.allclose(frames[VALUE_TARGET], expected + per_agent(value)[0])
+
+
+def test_first_minibatch_has_ratio_one(tiny):
+    config = override(tiny, {"learner": {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}})
+    _, _, learner, batch = make(config)
+    losses = learner.update(batch)
+    assert losses.clip_fraction == 0
+    assert losses.kl == pytest.approx(0, abs=1e-6)
+    assert losses.loss_policy == pytest.approx(0, abs=1e-5)  # minus the mean of standardised advantages
+
+
+def values_after_training(config):
+    environment, networks, learner, _ = make(config)
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in collect(environment, networks.policy, config.collection):
+            learner.update(batch)
+    return networks.critic(environment.reset())[VALUE]
+
+
+def test_endless_task_is_worth_one_over_one_minus_discount():
+    """Reward 1 for ever at discount 0.9 is worth 10, but only if the time limit of 20 frames bootstraps."""
+    assert torch.allclose(values_after_training(endless()), torch.tensor(10.0), rtol=0.03)
+
+
+def test_terminating_task_is_worth_its_own_rewards_only():
+    """Every episode terminates after one frame: the value is that frame's reward, nothing beyond."""
+    config = endless(scenario_kwargs={"terminate_after": 1})
+    config = override(config, {"collection": {"total_frames": 8_000}})
+    assert torch.allclose(values_after_training(config), torch.tensor(1.0), rtol=0.03)
+
+
+@pytest.mark.parametrize("minibatch_frames", [120, 50, 7, 1])
+def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames, monkeypatch):
+    config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
+    _, _, learner, batch = make(config)
+    frames = learner._prepare(batch).set("number", torch.arange(120))
+    for _ in range(2):  # a second batch goes through the same buffer
+        minibatches = learner._refill(frames)
+        for _ in range(2):
+            seen = [minibatch["number"] for minibatch in minibatches]
+            assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
+            assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
+    assert len(seen) == math.ceil(120 / minibatch_frames)
+
+
+def test_epochs_are_shuffled_differently(tiny):
+    _, _, learner, batch = make(tiny)
+    minibatches = learner._refill(learner._prepare(batch).set("number", torch.arange(120)))
+    one, other = ([minibatch["number"].tolist() for minibatch in minibatches] for _ in range(2))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("key", "term"), [(("next", *REWARD), "loss_critic"), (LOG_PROB, "loss_policy")]
+)
+def test_non_finite_loss_stops_before_the_optimiser_steps_and_names_the_term(tiny, key, term):
+    _, networks, learner, batch = make(tiny)
+    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    batch[key][0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=f"{term} = nan"):
+        for _ in range(20):  # the frame may lie in a later minibatch
+            learner.update(batch)
+            before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    assert all(value.isfinite().all() for value in networks.modules().state_dict().values())
+    assert before.keys() == networks.modules().state_dict().keys()
+
+
+def test_non_finite_loss_in_the_only_minibatch_changes_no_parameter(tiny):
+    config = override(tiny, {"learner": {"minibatch_frames": 120}})
+    _, networks, learner, batch = make(config)
+    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    batch["next", *REWARD][0, 0] = float("inf")
+    with pytest.raises(NonFiniteLoss):
+        learner.update(batch)
+    after = networks.modules().state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_entropy_is_that_of_the_distribution(tiny):
+    """The estimate -log pi(a|o) over many frames agrees with one from fresh samples."""
+    config = override(tiny, {"collection": {"num_envs": 100, "rollout_frames": 20, "total_frames": 1}})
+    _, networks, learner, batch = make(config)
+    with torch.no_grad():
+        distribution = networks.policy.get_dist(batch.select(OBSERVATION))
+        fresh = -distribution.log_prob(distribution.sample()).mean().item()
+    assert learner.update(batch).entropy == pytest.approx(fresh, abs=0.05)
+
+
+def test_entropy_bonus_keeps_the_policy_more_random():
+    def entropy(coefficient):
+        config = override(
+            endless(),
+            {"learner": {"entropy_coefficient": coefficient}, "collection": {"total_frames": 4_000}},
+        )
+        environment, networks, learner, _ = make(config)
+        with private_random_streams(0, Stream.TRAINING, CPU):
+            for batch in collect(environment, networks.policy, config.collection):
+                losses = learner.update(batch)
+        return losses
+
+    plain, encouraged = entropy(0.0), entropy(0.1)
+    assert encouraged.entropy > plain.entropy
+    assert encouraged.loss_entropy == pytest.approx(-0.1 * encouraged.entropy, abs=0.05)
+    assert plain.loss_entropy == 0
+
+
+def test_gradients_of_actor_and_critic_are_clipped_each(tiny):
+    config = override(tiny, {"learner": {"max_gradient_norm": 1e-3, "minibatch_frames": 120, "epochs": 1}})
+    _, networks, learner, batch = make(config)
+    losses = learner.update(batch)
+    assert losses.gradient_norm_policy > 1e-3
+    for network in (networks.policy, networks.critic):
+        norm = torch.cat([parameter.grad.flatten() for parameter in network.parameters()]).norm()
+        assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["none", "minibatch", "batch", "agent"])
+def test_advantages_are_standardised_over_what_the_option_names(tiny, kind, monkeypatch):
+    config = override(tiny, {"learner": {"advantage_normalisation": kind, "epochs": 1}})
+    _, _, learner, batch = make(config)
+    raw = Learner(override(config, {"learner": {"advantage_normalisation": "none"}}).learner, learner.networks)
+    plain = raw._prepare(batch.clone())[ADVANTAGE]
+    prepared = learner._prepare(batch.clone())[ADVANTAGE]
+    seen = []
+    loss = learner._loss
+    learner._loss = lambda minibatch: (seen.append(minibatch[ADVANTAGE].clone()), loss(minibatch))[1]
+    learner.update(batch.clone())
+    over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
+    for values in over:
+        assert values.mean().item() == pytest.approx(0, abs=1e-5)
+        assert values.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    if kind in ("none", "minibatch"):
+        assert torch.equal(prepared, plain)
+
+
+def test_standardise_of_one_value_is_zero():
+    assert standardise(torch.full((1, 1, 1), 3.0)).item() == 0
+
+
+def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
+    target = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(target, target) == 1
+    assert explained_variance(torch.zeros(3), target) == pytest.approx(0)
+    assert explained_variance(-target, target) == pytest.approx(-3)
+    assert math.isnan(explained_variance(target, torch.ones(3)))
+
+

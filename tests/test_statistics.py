@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from mappo.statistics import interquartile_mean, mean
+
+
+def test_interquartile_mean_is_the_mean_of_the_middle_half():
+    assert interquartile_mean([-1000, 1, 2, 3, 4, 5, 6, 1000]).value == pytest.approx(3.5)
+
+
+def test_mean_interval_agrees_with_the_normal_one_on_many_values():
+    values = np.random.default_rng(0).normal(10, 2, 1_000).tolist()
+    estimate = mean(values)
+    half = 1.96 * np.std(values) / np.sqrt(1_000)
+    assert estimate.value == pytest.approx(np.mean(values))
+    assert estimate.low == pytest.approx(np.mean(values) - half, abs=0.02)
+    assert estimate.high == pytest.approx(np.mean(values) + half, abs=0.02)
+
+
+def test_interval_holds_the_truth_in_about_95_of_100_samples():
+    generator = np.random.default_rng(1)
+    held = 0
+    for _ in range(100):
+        estimate = mean(generator.exponential(1.0, 60).tolist())
+        held += estimate.low <= 1.0 <= estimate.high
+    assert 86 <= held <= 100
+
+
+def test_interval_is_the_same_every_time():
+    assert mean([1.0, 2.0, 5.0]) == mean([1.0, 2.0, 5.0])
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    estimate = interquartile_mean([2.0] * 5)
+    assert (estimate.value, estimate.low, estimate.high) == (2.0, 2.0, 2.0)
+
+
+def test_one_value_has_no_interval():
+    estimate = mean([2.0])
+    assert (estimate.value, estimate.low, estimate.high) == (2.0, None, None)
