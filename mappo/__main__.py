@@ -55,9 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_arguments(command)
     command.set_defaults(run=_train)
 
-    command = commands.add_parser(
-        "evaluate", help="judge a checkpoint on held-out seeds, beside a random policy"
-    )
+    command = commands.add_parser("evaluate", help="judge a checkpoint on held-out seeds, beside a random policy")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or a run's directory")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_config_arguments(command, with_recipe=False)
@@ -109,7 +107,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return _status(lambda: stages.evaluate(config, directory, arguments.output))
 
 
-def _recipes(arguments: argparse.Namespace) -> int:
+def _recipes(_: argparse.Namespace) -> int:
     for name, make in RECIPES.items():
         collection = make().collection
         print(f"{name:<12} {collection.total_frames:>9,} frames  {(make.__doc__ or '').splitlines()[0]}")

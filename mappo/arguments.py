@@ -133,7 +133,12 @@ def _metavar(schema: dict[str, Any]) -> str:
 def _help(schema: dict[str, Any]) -> str:
     bounds = [
         f"{sign} {schema[key]}"
-        for key, sign in (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+        for key, sign in (
+            ("minimum", ">="),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "<="),
+            ("exclusiveMaximum", "<"),
+        )
         if key in schema
     ]
     limits = f" ({', '.join(bounds)})" if bounds else ""

@@ -50,9 +50,9 @@ class NetworksConfig:
         tuple[Annotated[int, Field(ge=1, le=65536)], ...],
         Field(min_length=1, description="units of each hidden layer, of the actor and of the critic"),
     ] = (256, 256)
-    activation: Annotated[
-        Literal["tanh", "relu"], Field(description="activation after each hidden layer")
-    ] = "tanh"
+    activation: Annotated[Literal["tanh", "relu"], Field(description="activation after each hidden layer")] = (
+        "tanh"
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -62,9 +62,7 @@ class LearnerConfig:
     discount: Annotated[
         float, Field(ge=0, le=1, description="gamma: weight of the next frame's value, per frame")
     ] = 0.99
-    gae_lambda: Annotated[
-        float, Field(ge=0, le=1, description="lambda of generalised advantage estimation")
-    ] = 0.9
+    gae_lambda: Annotated[float, Field(ge=0, le=1, description="lambda of generalised advantage estimation")] = 0.9
     clip_epsilon: Annotated[
         float, Field(gt=0, lt=1, description="the probability ratio is clipped to 1 - epsilon .. 1 + epsilon")
     ] = 0.2
@@ -124,11 +122,10 @@ class EvaluationConfig:
         tuple[Seed, ...],
         Field(min_length=1, description="held-out seeds; each starts episodes_per_seed episodes"),
     ] = (1, 2, 3, 4)
-    episodes_per_seed: Annotated[
-        int, Field(ge=1, description="episodes of each seed, simulated in parallel")
-    ] = 64
+    episodes_per_seed: Annotated[int, Field(ge=1, description="episodes of each seed, simulated in parallel")] = 64
     deterministic: Annotated[
-        bool, Field(description="act by the distribution's mode (true) or by sampling (false)")
+        bool,
+        Field(description="act by the squashed mean of the distribution (true) or by sampling from it (false)"),
     ] = True
 
     def __post_init__(self) -> None:
@@ -148,7 +145,7 @@ class ExperimentConfig:
     seed: Annotated[Seed, Field(description="seed of training")] = 0
     threads: Annotated[
         int, Field(ge=1, le=1024, description="CPU threads of torch; part of what makes a run repeatable")
-    ] = 2
+    ] = 1
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(description="auto takes a GPU when there is one; cuda fails at once when there is none"),

@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shutil import get_terminal_size
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,14 +31,19 @@ def estimate(value: Estimate) -> str:
 def training_progress(config: CollectionConfig) -> Iterator[Callable[[IterationReport], None]]:
     """Show training as it goes; the block gets the function to call with each iteration's report."""
     total = config.num_iterations * config.frames_per_batch
-    if sys.stdout.isatty():
-        with tqdm(total=total, unit=" frames", unit_scale=True, desc="train", file=sys.stdout) as bar:
-            yield lambda report: _advance(bar, report)
-    else:
+    if not sys.stdout.isatty():
         yield _line_printer(total)
+        return
+    with _bar(total) as bar:
+        yield lambda report: _advance(bar, report)
 
 
-def _advance(bar: "tqdm[None]", report: IterationReport) -> None:
+def _bar(total: int) -> "tqdm[Any]":
+    columns = get_terminal_size().columns  # 80 where the terminal does not know, when tqdm would show nothing
+    return tqdm(total=total, unit=" frames", unit_scale=True, desc="train", file=sys.stdout, ncols=columns)
+
+
+def _advance(bar: "tqdm[Any]", report: IterationReport) -> None:
     bar.set_postfix_str(_return(report), refresh=False)
     bar.update(report.progress.frames - bar.n)
 

@@ -1,8 +1,7 @@
 """What each iteration reports, and the tidy file that keeps it."""
 
 import csv
-from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tensordict import TensorDictBase

@@ -64,7 +64,9 @@ class Learner:
             "policy": list(networks.policy.parameters()),
             "critic": list(networks.critic.parameters()),
         }
-        self.optimiser = torch.optim.Adam(sum(self._parameters.values(), []), lr=config.learning_rate)
+        self.optimiser = torch.optim.Adam(
+            [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate
+        )
         self._gae = _make_gae(config, networks)
         self._loss = _make_loss(config, networks)
         self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
@@ -98,8 +100,8 @@ class Learner:
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
         return batch.select(OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE).reshape(-1)
 
-    def _refill(self, frames: TensorDictBase) -> Iterable[TensorDictBase]:
-        """The batch's frames to iterate over once an epoch: shuffled, each exactly once."""
+    def _refill(self, frames: TensorDictBase) -> TensorDictReplayBuffer:
+        """The batch's frames in minibatches; each iteration over the buffer is an epoch, shuffled anew."""
         if self._minibatches is None:
             self._minibatches = TensorDictReplayBuffer(
                 storage=LazyTensorStorage(len(frames), device=frames.device),
@@ -116,7 +118,7 @@ class Learner:
             minibatch[ADVANTAGE] = standardise(minibatch[ADVANTAGE])
         assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
         output = self._loss(minibatch)
-        terms = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output.keys()}
+        terms = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
         _require_finite(terms)
         self.optimiser.zero_grad()
         sum(terms.values()).backward()

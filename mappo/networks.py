@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torchrl.envs import EnvBase

@@ -1,6 +1,6 @@
 """Summaries of episode returns with the intervals that a reader needs to believe a difference."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ class Estimate:
 
 def mean(values: Sequence[float]) -> Estimate:
     """The mean, with a percentile bootstrap interval that resamples the values given."""
-    return _estimate(values, lambda sample, axis: np.mean(sample, axis=axis))
+    return _estimate(values, trimmed=0)
 
 
 def interquartile_mean(values: Sequence[float]) -> Estimate:
@@ -28,23 +28,22 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
 
     Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (2021), 4.3.
     """
-    from scipy.stats import trim_mean
-
-    return _estimate(values, lambda sample, axis: trim_mean(sample, 0.25, axis=axis))
+    return _estimate(values, trimmed=0.25)
 
 
-def _estimate(values: Sequence[float], statistic: Callable[..., np.ndarray]) -> Estimate:
-    from scipy.stats import bootstrap  # scipy takes a second to import; few callers need it
+def _estimate(values: Sequence[float], trimmed: float) -> Estimate:
+    """The mean without a share `trimmed` of the values at either end."""
+    from scipy.stats import bootstrap, trim_mean  # scipy takes a second to import; few callers need it
 
     sample = np.asarray(values, dtype=np.float64)
-    value = float(statistic(sample, axis=0))
+    value = float(trim_mean(sample, trimmed))
     if len(sample) < 2:
         return Estimate(value, None, None)
     if np.ptp(sample) == 0:
         return Estimate(value, value, value)
     interval = bootstrap(
         (sample,),
-        statistic,
+        lambda resample, axis: trim_mean(resample, trimmed, axis=axis),
         n_resamples=RESAMPLES,
         batch=1_000,
         confidence_level=CONFIDENCE,

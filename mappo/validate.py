@@ -73,9 +73,7 @@ class _Task:
         return make_environment(self.config, num_envs, seed, Stream.VALIDATION, self.device)
 
 
-def validate(
-    config: ExperimentConfig, on_check: Callable[[Check], None] = lambda check: None
-) -> ValidationReport:
+def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> ValidationReport:
     """Run every check on the task and the device that `config` names; `on_check` hears of each as it ends.
 
     Whatever a check raises makes it a failed check with that reason. Without a device or an environment there
@@ -209,7 +207,9 @@ def _reward_scale_is_learnable(task: _Task) -> str:
     rewards = torch.stack([frame[REWARD] for frame in frames])
     found = f"mean {rewards.mean():.3g}, smallest {rewards.min():.3g}, largest {rewards.max():.3g} a frame"
     if rewards.abs().max() > _LARGE_REWARD:
-        raise _Concern(f"{found}: scale rewards to about 1; the critic learns values beyond {_LARGE_REWARD:g} badly")
+        raise _Concern(
+            f"{found}: scale rewards to about 1; the critic learns values beyond {_LARGE_REWARD:g} badly"
+        )
     if (rewards == 0).all():
         raise _Concern(f"all rewards were 0 over {_FRAMES} frames of random actions: learning may not start")
     return found

@@ -55,9 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_arguments(command)
     command.set_defaults(run=_run)
 
-    command = commands.add_parser(
-        "compile", help="compile the training pipeline for Kubeflow", allow_abbrev=False
-    )
+    command = commands.add_parser("compile", help="compile the training pipeline for Kubeflow", allow_abbrev=False)
     command.add_argument(
         "--image",
         required=True,

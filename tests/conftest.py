@@ -10,8 +10,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -41,11 +41,12 @@ def endless(**environment: object) -> ExperimentConfig:
             "networks": {"hidden_sizes": [16]},
             "learner": {
                 "discount": 0.9,
+                "epochs": 5,
                 "minibatch_frames": 100,
-                "learning_rate": 0.01,
+                "learning_rate": 0.02,
                 "advantage_normalisation": "none",
             },
-            "collection": {"num_envs": 8, "rollout_frames": 50, "total_frames": 20_000},
+            "collection": {"num_envs": 8, "rollout_frames": 50, "total_frames": 8_000},
         }
     )
 

@@ -55,7 +55,9 @@ def test_damaged_tensors_are_refused_before_they_are_parsed(directory, damage):
     if damage == "flip":
         blob[-1] ^= 1
     path.write_bytes(
-        {"flip": bytes(blob), "truncate": bytes(blob[:-10]), "pickle": pickle.dumps({"a": 1}), "empty": b""}[damage]
+        {"flip": bytes(blob), "truncate": bytes(blob[:-10]), "pickle": pickle.dumps({"a": 1}), "empty": b""}[
+            damage
+        ]
     )
     with pytest.raises(CheckpointError, match="SHA-256"):
         load(directory)

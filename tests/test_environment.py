@@ -36,9 +36,7 @@ def test_time_limit_is_truncation_and_not_termination():
 
 
 def test_early_end_is_termination_and_not_truncation():
-    environment = make(
-        "tests.scenarios:Endless", max_episode_frames=10, scenario_kwargs={"terminate_after": 3}
-    )
+    environment = make("tests.scenarios:Endless", max_episode_frames=10, scenario_kwargs={"terminate_after": 3})
     rollout = environment.rollout(6, break_when_any_done=False)["next"]
     ends = torch.tensor([False, False, True, False, False, True])
     for env in range(3):

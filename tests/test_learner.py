@@ -125,7 +125,7 @@ def test_endless_task_is_worth_one_over_one_minus_discount():
 def test_terminating_task_is_worth_its_own_rewards_only():
     """Every episode terminates after one frame: the value is that frame's reward, nothing beyond."""
     config = endless(scenario_kwargs={"terminate_after": 1})
-    config = override(config, {"collection": {"total_frames": 8_000}})
+    config = override(config, {"collection": {"total_frames": 4_000}})
     assert torch.allclose(values_after_training(config), torch.tensor(1.0), rtol=0.03)
 
 
@@ -150,9 +150,7 @@ def test_epochs_are_shuffled_differently(tiny):
     assert one != other
 
 
-@pytest.mark.parametrize(
-    ("key", "term"), [(("next", *REWARD), "loss_critic"), (LOG_PROB, "loss_policy")]
-)
+@pytest.mark.parametrize(("key", "term"), [(("next", *REWARD), "loss_critic"), (LOG_PROB, "loss_policy")])
 def test_non_finite_loss_stops_before_the_optimiser_steps_and_names_the_term(tiny, key, term):
     _, networks, learner, batch = make(tiny)
     before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
@@ -190,7 +188,7 @@ def test_entropy_bonus_keeps_the_policy_more_random():
     def entropy(coefficient):
         config = override(
             endless(),
-            {"learner": {"entropy_coefficient": coefficient}, "collection": {"total_frames": 4_000}},
+            {"learner": {"entropy_coefficient": coefficient}, "collection": {"total_frames": 1_600}},
         )
         environment, networks, learner, _ = make(config)
         with private_random_streams(0, Stream.TRAINING, CPU):
@@ -243,5 +241,3 @@ def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
     assert explained_variance(torch.zeros(3), target) == pytest.approx(0)
     assert explained_variance(-target, target) == pytest.approx(-3)
     assert math.isnan(explained_variance(target, torch.ones(3)))
-
-

@@ -27,8 +27,8 @@ def disturbed(state, agent):
 
 def test_actor_is_blind_to_the_observations_of_other_agents(environment, networks):
     state = environment.reset()
-    before = networks.policy.get_dist(state).mode
-    after = networks.policy.get_dist(disturbed(state, agent=1)).mode
+    before = networks.policy.get_dist(state).deterministic_sample
+    after = networks.policy.get_dist(disturbed(state, agent=1)).deterministic_sample
     assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
     assert not torch.equal(before[:, 1], after[:, 1])
 
@@ -46,7 +46,9 @@ def test_policy_is_shared_so_that_swapping_agents_swaps_their_actions(environmen
     swapped = state.clone()
     swapped[OBSERVATION] = state[OBSERVATION].flip(1)
     assert torch.allclose(
-        networks.policy.get_dist(swapped).mode, networks.policy.get_dist(state).mode.flip(1), atol=1e-6
+        networks.policy.get_dist(swapped).deterministic_sample,
+        networks.policy.get_dist(state).deterministic_sample.flip(1),
+        atol=1e-6,
     )
 
 

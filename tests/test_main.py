@@ -1,0 +1,197 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from mappo.__main__ import main
+from mappo.config import to_dict
+from mappo.recipes import RECIPES, recipe
+from tests.conftest import read_json
+
+TINY = [
+    "--environment.max-episode-frames=10",
+    "--networks.hidden-sizes=16",
+    "--learner.epochs=1",
+    "--learner.minibatch-frames=60",
+    "--collection.num-envs=6",
+    "--collection.rollout-frames=10",
+    "--collection.total-frames=120",
+    "--evaluation.seeds=1",
+    "--evaluation.episodes-per-seed=4",
+]
+
+
+def fields(values, path=""):
+    for name, value in values.items():
+        nested = isinstance(value, dict) and name != "scenario_kwargs"
+        yield from fields(value, f"{path}{name}.") if nested else [f"{path}{name}"]
+
+
+@pytest.mark.parametrize("command", ["validate", "train", "evaluate", "show-config"])
+def test_help_explains_every_knob(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for path in fields(to_dict(recipe("navigation"))):
+        assert f"--{path.replace('_', '-')} " in shown
+
+
+def test_help_gives_ranges(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "(> 0, < 1)" in capsys.readouterr().out.replace("\n", " ").replace("  ", "")
+
+
+def test_recipes_lists_each_with_its_description(capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+
+
+def show(capsys, *arguments):
+    assert main(["show-config", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_flags_override_the_file_which_overrides_the_recipe(capsys, tmp_path):
+    file = tmp_path / "changes.json"
+    file.write_text('{"seed": 3, "learner": {"epochs": 7}}')
+    shown = show(capsys, "balance", "--config", str(file), "--learner.epochs=9", "--learner.clip_epsilon", "0.1")
+    expected = to_dict(recipe("balance"))
+    expected["seed"] = 3
+    expected["learner"] |= {"epochs": 9, "clip_epsilon": 0.1}
+    assert shown == expected
+
+
+def test_flags_of_every_kind_are_understood(capsys):
+    shown = show(
+        capsys,
+        "--environment.scenario=wheel",
+        '--environment.scenario-kwargs={"n_agents": 3}',
+        "--networks.hidden-sizes=64,32",
+        "--evaluation.seeds=[5]",
+        "--evaluation.deterministic=false",
+        "--device=cpu",
+    )
+    assert shown["environment"] | {"max_episode_frames": 0} == {
+        "scenario": "wheel",
+        "scenario_kwargs": {"n_agents": 3},
+        "max_episode_frames": 0,
+    }
+    assert shown["networks"]["hidden_sizes"] == [64, 32]
+    assert shown["evaluation"]["seeds"] == [5]
+    assert shown["evaluation"]["deterministic"] is False
+    assert shown["device"] == "cpu"
+
+
+def test_printed_configuration_can_be_read_back(capsys, tmp_path):
+    shown = show(capsys, "balance", "--seed=4")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(shown))
+    assert show(capsys, "--config", str(file)) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "navigatoin"], "recipe = 'navigatoin'"),
+        (["train", "--learner.clip-epsilon=2"], "learner.clip_epsilon = 2: input should be less than 1"),
+        (["train", "--learner.epochs=many"], 'learner.epochs = "many"'),
+        (["train", "--config=/no/such/file"], "/no/such/file"),
+        (["validate", '--environment.scenario-kwargs={"a"'], "environment.scenario_kwargs"),
+    ],
+)
+def test_wrong_command_exits_with_2_and_says_what_is_wrong(arguments, named, capsys):
+    assert main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--learner.clip-epsilom=0.1"])
+    assert end.value.code == 2
+    assert "--learner.clip-epsilom" in capsys.readouterr().err
+
+
+def test_train_then_evaluate_then_look(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", "--output", str(run), *TINY]) == 0
+    assert {path.name for path in run.iterdir()} == {"checkpoint", "history.csv"}
+    shown = capsys.readouterr().out
+    assert "[train] navigation: 120 frames in 2 iterations of 60" in shown
+    assert "120 of 120 frames" in shown
+    assert main(["evaluate", str(run), "--evaluation.seeds=3,4", "--output", str(tmp_path / "report.json")]) == 0
+    shown = capsys.readouterr().out
+    report = read_json(tmp_path / "report.json")
+    assert report["seeds"] == [3, 4]
+    assert report["training_frames"] == 120
+    assert f"mean return {report['trained']['mean']['value']:.3g}" in shown
+    assert "resampled: evaluation episodes" in shown
+
+
+def test_training_never_overwrites_a_run(capsys, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    assert main(["train", "--output", str(tmp_path), *TINY]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_failed_validation_exits_with_1_and_still_writes_its_report(capsys, tmp_path):
+    report = tmp_path / "report.json"
+    arguments = ["--environment.scenario=tests.scenarios:GreedyReset", "--output", str(report), *TINY]
+    assert main(["validate", *arguments]) == 1
+    assert "[validate] failed: partial reset:" in capsys.readouterr().out
+    assert [check["outcome"] for check in read_json(report)["checks"]].count("failed") == 1
+
+
+def test_diverging_training_exits_with_1_naming_the_term(capsys, tmp_path):
+    arguments = ["--environment.scenario=tests.scenarios:NanReward", "--output", str(tmp_path / "run"), *TINY]
+    arguments += ["--environment.max-episode-frames=20", "--collection.rollout-frames=20"]
+    assert main(["train", *arguments]) == 1
+    assert "[train] failed: loss_policy = nan, loss_critic = nan" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_missing_checkpoint_exits_with_1(capsys, tmp_path):
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert "checkpoint.json: No such file" in capsys.readouterr().err
+
+
+def test_code_named_by_a_checkpoint_is_not_imported_unless_the_user_names_it(capsys, tmp_path):
+    own = "--environment.scenario=tests.scenarios:Endless"
+    run = str(tmp_path / "run")
+    assert main(["train", own, "--output", run, *TINY]) == 0
+    assert main(["evaluate", run]) == 2
+    assert "--environment.scenario" in capsys.readouterr().err
+    assert main(["evaluate", run, own]) == 0
+
+
+def test_terminal_gets_a_progress_bar(tmp_path):
+    command = [sys.executable, "-m", "mappo", "train", "--output", str(tmp_path / "run"), *TINY]
+    parent, child = pty.openpty()
+    process = subprocess.Popen(command, stdout=child, stderr=child)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:
+            break
+    os.close(parent)
+    assert process.wait() == 0
+    assert b"100%" in shown
+    assert b"return " in shown
+
+
+def test_help_does_not_import_torch():
+    script = "import sys, mappo.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_importing_mappo_needs_no_kubeflow():
+    script = "import sys; sys.modules['kfp'] = None; import mappo.stages, mappo.__main__"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

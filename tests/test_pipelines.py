@@ -1,0 +1,167 @@
+import inspect
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import components.evaluate
+import components.train
+import components.validate
+from mappo.config import config_hash, from_json, override, to_json
+from mappo.recipes import recipe
+from pipelines.__main__ import main
+from tests.conftest import read_json
+from tests.test_main import TINY
+
+COMPONENTS = [components.validate.validate, components.train.train, components.evaluate.evaluate]
+
+
+def compile_pipeline(tmp_path, *arguments):
+    path = tmp_path / "training.yaml"
+    assert main(["compile", "--image", "example.org/mappo:1.2", "--output", str(path), *arguments]) == 0
+    return path
+
+
+def artifact(run, stage, name):
+    (path,) = run.glob(f"mappo-training-*/{stage}/{name}")
+    return path
+
+
+def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["run", "--output", str(run), *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"[{stage}] " in shown for stage in ("validate", "train", "evaluate"))
+    assert "KFP Executor" not in shown
+    assert "KFP Executor" in (run / "pipeline.log").read_text()
+
+    report = read_json(artifact(run, "evaluate", "report"))
+    trained = report["trained"]["mean"]
+    assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in shown
+    for stage, name in (("train", "checkpoint"), ("train", "history"), ("evaluate", "report")):
+        assert str(artifact(run, stage, name)) in shown
+
+    output = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
+    metadata = output["checkpoint"]["artifacts"][0]["metadata"]
+    assert metadata["config_hash"] == report["config_hash"]
+    assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
+    assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
+
+
+def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["run", "--output", str(run), "--environment.scenario=simple_tag", *TINY]) == 1
+    error = capsys.readouterr().err
+    assert "stage validate failed: environment: environment.scenario = 'simple_tag'" in error
+    assert str(run / "pipeline.log") in error
+    assert not list(run.glob("mappo-training-*/train"))
+
+
+def test_wrong_configuration_is_refused_before_anything_runs(tmp_path, capsys):
+    assert main(["run", "--output", str(tmp_path / "run"), "--learner.epochs=0"]) == 2
+    assert "learner.epochs = 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_never_overwrites_a_directory(tmp_path, capsys):
+    (tmp_path / "precious").write_text("x")
+    assert main(["run", "--output", str(tmp_path), *TINY]) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_compiled_parameters_survive_as_typed(tmp_path):
+    text = compile_pipeline(tmp_path, "balance", "--learner.clip-epsilon=0.1").read_text()
+    parameters = yaml.safe_load(text)["root"]["inputDefinitions"]["parameters"]
+    assert parameters["image"]["parameterType"] == "STRING"
+    assert parameters["image"]["defaultValue"] == "example.org/mappo:1.2"
+    expected = override(recipe("balance"), {"learner": {"clip_epsilon": 0.1}})
+    assert parameters["config"]["defaultValue"] == to_json(expected)
+    assert from_json(parameters["config"]["defaultValue"]) == expected
+
+
+def test_compiled_stages_take_the_image_parameter_and_are_never_cached(tmp_path):
+    specification = yaml.safe_load(compile_pipeline(tmp_path).read_text())
+    executors = specification["deploymentSpec"]["executors"]
+    assert {executor["container"]["image"] for executor in executors.values()} == {
+        "{{$.inputs.parameters['pipelinechannel--image']}}"
+    }
+    tasks = specification["root"]["dag"]["tasks"]
+    assert set(tasks) == {"validate", "train", "evaluate"}
+    for task in tasks.values():
+        assert not task.get("cachingOptions", {}).get("enableCache", False)
+    assert tasks["train"]["dependentTasks"] == ["validate"]
+    assert tasks["evaluate"]["dependentTasks"] == ["train"]
+
+
+def test_compiling_twice_gives_the_same_text(tmp_path):
+    first = compile_pipeline(tmp_path).read_text()
+    assert compile_pipeline(tmp_path).read_text() == first
+
+
+def test_compiled_commands_install_nothing(tmp_path):
+    assert "pip install" not in compile_pipeline(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("image", ["mappo", "registry:5000/mappo", "mappo:", "map po:1", "mappo@sha256:12"])
+def test_image_without_tag_or_digest_is_refused(tmp_path, capsys, image):
+    assert main(["compile", "--image", image, "--output", str(tmp_path / "t.yaml")]) == 2
+    assert repr(image) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("image", ["mappo:1", "registry:5000/team/mappo:v1.0", f"ghcr.io/a/b@sha256:{'a' * 64}"])
+def test_image_with_tag_or_digest_is_taken(tmp_path, image):
+    assert main(["compile", "--image", image, "--output", str(tmp_path / "t.yaml")]) == 0
+
+
+def test_compiling_without_an_image_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["compile"])
+    assert end.value.code == 2
+    assert "--image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+def test_component_is_thin_and_described(component):
+    _, documentation, body = inspect.getsource(component.python_func).split('"""')
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
+    assert component.description == documentation.split("\n")[0]
+    for name in inspect.signature(component.python_func).parameters:
+        assert f"    {name}: " in documentation
+
+
+def test_parameter_descriptions_reach_the_run_form(tmp_path):
+    parameters = yaml.safe_load(compile_pipeline(tmp_path).read_text())["root"]["inputDefinitions"]["parameters"]
+    assert all(parameter["description"] for parameter in parameters.values())
+
+
+def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
+    """A stage that dies by a signal says nothing; the runner then shows the log's last lines."""
+    module = tmp_path / "killed.py"
+    module.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from kfp import dsl\n"
+        "from pipelines.local import PipelineFailed, run_locally\n"
+        "\n"
+        "@dsl.component(base_image='python', install_kfp_package=False)\n"
+        "def die():\n"
+        "    import os, signal\n"
+        "    print('the last words', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "\n"
+        "@dsl.pipeline(name='killed')\n"
+        "def killed():\n"
+        "    die()\n"
+        "\n"
+        "try:\n"
+        "    run_locally(killed, {}, Path(sys.argv[1]))\n"
+        "except PipelineFailed as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, module, tmp_path / "run"], capture_output=True, text=True, check=False, cwd="."
+    )
+    assert done.returncode == 1
+    assert "stage die failed" in done.stderr
+    assert "the last words" in done.stderr
