@@ -20,12 +20,12 @@ _EXAMPLES = """examples:
   mappo train --config balance.json
   mappo evaluate runs/20260101-120000                  a run's checkpoint on held-out seeds
 
-exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong
+exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 for a failed stage, 2 for a wrong command or configuration."""
+    """Run one command and return its exit status, as the examples list it."""
     parser = _parser()
     arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
     try:
@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mappo.config import ConfigError, ExperimentConfig, override, parse_json_object
+from mappo.config import ConfigError, ExperimentConfig, override, parse_json, parse_json_object
 from mappo.recipes import RECIPES, recipe
 
 _SECTION = "experiment"  # the title of the flags that belong to no section
@@ -57,13 +57,13 @@ def apply_arguments(config: ExperimentConfig, arguments: argparse.Namespace) -> 
     Raises:
         ConfigError: as `config_from_arguments`.
     """
-    if arguments.config:
-        try:
-            text = arguments.config.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config {arguments.config}: {error}") from None
-        config = override(config, parse_json_object(text))
-    return override(config, _flags(arguments))
+    if arguments.config is None:
+        return override(config, _flags(arguments))
+    try:
+        text = arguments.config.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {arguments.config}: {error}") from None
+    return override(config, parse_json_object(text), _flags(arguments))
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
@@ -98,7 +98,7 @@ def _parse(text: str, schema: dict[str, Any]) -> Any:
     if schema["type"] == "array" and not text.lstrip().startswith("["):
         text = f"[{text}]"
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError:
         return text
 

@@ -193,21 +193,25 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     return values
 
 
-def override(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """The configuration with some fields changed; `changes` is nested like the configuration's JSON.
+def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
+    """The configuration with some fields changed, by one object of changes after the other.
 
-    Scenario arguments belong to their scenario: changing `environment.scenario` drops those of the old one.
+    Changes are nested like the configuration's JSON; only their result is checked. Scenario arguments belong to
+    their scenario: changing `environment.scenario` drops those of the old one.
 
     Raises:
         ConfigError: as `from_json`.
     """
-    base = to_dict(config)
-    environment = changes.get("environment")
-    if isinstance(environment, Mapping) and environment.get("scenario", config.environment.scenario) != (
-        config.environment.scenario
-    ):
-        base["environment"]["scenario_kwargs"] = {}
-    return from_dict(_merge(base, changes))
+    values = to_dict(config)
+    for change in changes:
+        old = values["environment"]
+        values = _merge(values, change)
+        new = values["environment"]
+        if not isinstance(new, dict):
+            break  # not even an object: the check below says so
+        if new.get("scenario") != old["scenario"]:
+            new["scenario_kwargs"] = change["environment"].get("scenario_kwargs", {})
+    return from_dict(values)
 
 
 def config_hash(config: ExperimentConfig) -> str:
@@ -215,14 +219,24 @@ def config_hash(config: ExperimentConfig) -> str:
     return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 
+def parse_json(text: str) -> Any:
+    """Read a JSON value strictly.
+
+    Raises:
+        ConfigError: a key twice in one object, or NaN or infinity.
+        json.JSONDecodeError: not JSON.
+    """
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+
+
 def parse_json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object strictly: no duplicate keys, no NaN or infinity.
+    """Read a JSON object, as strictly as `parse_json`.
 
     Raises:
         ConfigError: saying where the text stops being such an object.
     """
     try:
-        values = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        values = parse_json(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"the configuration is not JSON: {error}") from None
     if not isinstance(values, dict):

@@ -7,7 +7,7 @@ JSON text, prints its progress, writes its files, and returns what the stage's a
 import json
 import logging
 import math
-import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -69,14 +69,9 @@ def train(config: str, checkpoint: Path, history: Path) -> Outcome:
         _say_plan(experiment)
         history.parent.mkdir(parents=True, exist_ok=True)
         with closing(HistoryFile(history)) as file, training_progress(experiment.collection) as show:
-            last: list[IterationReport] = []
-
-            def on_report(report: IterationReport) -> None:
-                file.append(report)
-                show(report)
-                last[:] = [report]
-
-            training.train(experiment, checkpoint, on_report)
+            last: deque[IterationReport] = deque(maxlen=1)
+            listeners = (file.append, show, last.append)
+            training.train(experiment, checkpoint, lambda report: [listener(report) for listener in listeners])
         say("train", f"{last[0].progress.frames:,} frames in {last[0].elapsed_seconds:.1f} s; saved {checkpoint}")
         return Outcome(_metadata(experiment), _finite("train", last[0].row()))
 
@@ -88,7 +83,10 @@ def evaluate(config: str, checkpoint: Path, report: Path | None = None) -> Outco
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     with _stage("evaluate", config) as experiment:
-        result = evaluation.evaluate(experiment, checkpoints.load(checkpoint))
+        trained = checkpoints.load(checkpoint)
+        seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
+        say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
+        result = evaluation.evaluate(experiment, trained)
         _write_json(report, result)
         for policy, returns in (("trained", result.trained), ("random", result.random)):
             say("evaluate", _returns_line(policy, returns))
@@ -100,7 +98,6 @@ def evaluate(config: str, checkpoint: Path, report: Path | None = None) -> Outco
 def _stage(name: str, config: str) -> Iterator[ExperimentConfig]:
     """Read the configuration and set the process up; turn the errors that people can mend into one line."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="(torchrl|vmas|gym|tensordict).*")
     try:
         experiment = from_json(config)
         torch.set_num_threads(experiment.threads)

@@ -14,7 +14,7 @@ from mappo.learner import Learner
 from mappo.networks import make_networks
 
 
-def train(config: ExperimentConfig, directory: Path, on_report: Callable[[IterationReport], None]) -> Checkpoint:
+def train(config: ExperimentConfig, directory: Path, on_report: Callable[[IterationReport], object]) -> Checkpoint:
     """Train from scratch, save the last checkpoint into `directory` and return it.
 
     On CPU the same configuration gives the same parameters bit by bit, given `config.threads` torch threads.

@@ -103,3 +103,23 @@ def test_every_field_is_described():
 def test_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ConfigError, match="'nav'.*navigation, balance"):
         recipe("nav")
+
+
+def test_only_the_result_of_all_changes_is_checked():
+    base = recipe("navigation")
+    changed = override(base, {"learner": {"minibatch_frames": 9_000}}, {"collection": {"num_envs": 90}})
+    assert changed.learner.minibatch_frames == 9_000
+
+
+def test_scenario_arguments_follow_the_last_scenario_named():
+    base = recipe("navigation")
+    wheel = {"environment": {"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}}
+    assert override(base, wheel, {"environment": {"scenario": "balance"}}).environment.scenario_kwargs == {}
+    more = {"environment": {"scenario_kwargs": {"line_length": 2}}}
+    assert override(base, wheel, more).environment.scenario_kwargs == {"n_agents": 3, "line_length": 2}
+
+
+@pytest.mark.parametrize("environment", [3, None, [], {"scenario": None}, {"scenario_kwargs": 3}])
+def test_override_with_something_else_than_an_object_is_refused(environment):
+    with pytest.raises(ConfigError, match="environment"):
+        override(recipe("navigation"), {"environment": {"scenario": "wheel"}}, {"environment": environment})
