@@ -101,7 +101,7 @@ class CollectionConfig:
     total_frames: Annotated[
         int,
         Field(ge=1, description="frames to train for; training stops after the batch that reaches it"),
-    ] = 120_000
+    ] = 96_000
 
     @property
     def frames_per_batch(self) -> int:

@@ -2,13 +2,7 @@
 
 from collections.abc import Callable
 
-from mappo.config import (
-    CollectionConfig,
-    ConfigError,
-    EnvironmentConfig,
-    ExperimentConfig,
-    LearnerConfig,
-)
+from mappo.config import CollectionConfig, ConfigError, EnvironmentConfig, ExperimentConfig
 
 
 def navigation() -> ExperimentConfig:
@@ -18,8 +12,6 @@ def navigation() -> ExperimentConfig:
             scenario="navigation",
             scenario_kwargs={"n_agents": 3, "shared_rew": False, "lidar_range": 0.35},
         ),
-        learner=LearnerConfig(),
-        collection=CollectionConfig(),
     )
 
 

@@ -1,0 +1,50 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mappo.__main__
+import pipelines.__main__
+from mappo.config import ConfigError
+from mappo.history import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = re.findall(
+    r"^    (?:\$ )?((?:mappo|python -m pipelines) (?!.*error:).*?)\s*(?:#.*)?$",
+    (ROOT / "README.md").read_text(),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_in_readme_is_understood(command):
+    """Every command parses, and its flags make a configuration unless README shows the error."""
+    words = shlex.split(command.split(" > ")[0])
+    module = mappo.__main__ if words[0] == "mappo" else pipelines.__main__
+    arguments = module._parser().parse_args(words[1:] if words[0] == "mappo" else words[3:])
+    if getattr(arguments, "recipe", None) and arguments.config is None:
+        assert f"error: {_error(arguments)}" in (ROOT / "README.md").read_text() or not _error(arguments)
+
+
+def _error(arguments):
+    try:
+        mappo.__main__.config_from_arguments(arguments)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_readme_shows_commands_of_both_terminals():
+    assert len(COMMANDS) >= 10
+
+
+def test_every_module_is_on_the_map():
+    described = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [path.name for path in (ROOT / "mappo").glob("*.py") if path.name != "__init__.py"]
+    assert [name for name in modules if f"      {name} " not in described] == []
+
+
+def test_every_column_of_the_history_is_explained():
+    vocabulary = (ROOT / "docs" / "vocabulary.md").read_text()
+    assert [name for name in COLUMNS if not re.search(rf"\b{name}\b", vocabulary)] == []
