@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mappo
-from mappo.arguments import add_config_arguments, apply_arguments, config_from_arguments, dashed
-from mappo.config import ConfigError, to_dict, to_json
+from mappo.arguments import add_config_arguments, changes_from_arguments, config_from_arguments, dashed
+from mappo.config import ConfigError, override, to_dict, to_json
 from mappo.recipes import RECIPES
 
 _EXAMPLES = """examples:
@@ -26,8 +27,9 @@ exit status: 0 done, 1 the stage failed, 2 the command or the configuration is w
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, as the examples list it."""
-    parser = _parser()
-    arguments = parser.parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # scenarios of the user's own are found here, as by python -m
+    arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     try:
         return int(arguments.run(arguments))
     except ConfigError as error:
@@ -36,40 +38,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as in `mappo show-config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="mappo", description=mappo.__doc__, epilog=_EXAMPLES, formatter_class=formatter
+        prog="mappo",
+        description=mappo.__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("validate", help="check that a task is fit to train on")
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("validate", _validate, "check that a task is fit to train on")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_config_arguments(command)
-    command.set_defaults(run=_validate)
 
-    command = commands.add_parser("train", help="train a policy; write checkpoint and history")
+    command = add("train", _train, "train a policy; write checkpoint and history")
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
     )
     add_config_arguments(command)
-    command.set_defaults(run=_train)
 
-    command = commands.add_parser("evaluate", help="judge a checkpoint on held-out seeds, beside a random policy")
+    command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside a random policy")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or a run's directory")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_config_arguments(command, with_recipe=False)
-    command.set_defaults(run=_evaluate)
 
-    command = commands.add_parser("recipes", help="list the named configurations")
-    command.set_defaults(run=_recipes)
+    add("recipes", _recipes, "list the named configurations")
 
-    command = commands.add_parser("show-config", help="print a complete configuration as JSON")
+    command = add("show-config", _show_config, "print a complete configuration as JSON")
     add_config_arguments(command)
-    command.set_defaults(run=_show_config)
     return parser
 
 
@@ -101,13 +109,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     except checkpoints.CheckpointError as error:
         print(f"mappo evaluate: error: {error}", file=sys.stderr)
         return 1
-    if ":" in trained.environment.scenario and not getattr(arguments, "environment.scenario"):
+    changes = changes_from_arguments(arguments)
+    config = override(trained, *changes)
+    named = any("scenario" in change.get("environment", {}) for change in changes)
+    if ":" in config.environment.scenario and not named:
         raise ConfigError(
             f"the checkpoint's scenario {trained.environment.scenario!r} is code outside VMAS, which a checkpoint "
             "cannot be trusted to name: if it is yours, give it as --environment.scenario"
         )
-    config = to_json(apply_arguments(trained, arguments))
-    return _status(lambda: stages.evaluate(config, directory, arguments.output))
+    return _status(lambda: stages.evaluate(to_json(config), directory, arguments.output))
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """Command-line flags made from the configuration: one flag a field, help and range from its declaration."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,22 +47,22 @@ def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:
     Raises:
         ConfigError: an unknown recipe, a file that cannot be read, or a value that is not allowed.
     """
-    return apply_arguments(recipe(arguments.recipe), arguments)
+    return override(recipe(arguments.recipe), *changes_from_arguments(arguments))
 
 
-def apply_arguments(config: ExperimentConfig, arguments: argparse.Namespace) -> ExperimentConfig:
-    """A configuration changed by the file, then by the flags.
+def changes_from_arguments(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What the user asked to change, for `override`: the file's fields, then the flags.
 
     Raises:
-        ConfigError: as `config_from_arguments`.
+        ConfigError: the file cannot be read.
     """
     if arguments.config is None:
-        return override(config, _flags(arguments))
+        return [_flags(arguments)]
     try:
         text = arguments.config.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {arguments.config}: {error}") from None
-    return override(config, parse_json_object(text), _flags(arguments))
+    return [parse_json_object(text), _flags(arguments)]
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
@@ -87,11 +86,11 @@ def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
             target = changes
             for section in sections:
                 target = target.setdefault(section, {})
-            target[name] = _parse(text, schema)
+            target[name] = _parse(path, text, schema)
     return changes
 
 
-def _parse(text: str, schema: dict[str, Any]) -> Any:
+def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
     """A flag's text as a JSON value; what is no JSON stays text, and the configuration says what is wrong."""
     if schema["type"] == "string":
         return text
@@ -99,7 +98,9 @@ def _parse(text: str, schema: dict[str, Any]) -> Any:
         text = f"[{text}]"
     try:
         return parse_json(text)
-    except json.JSONDecodeError:
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValueError:
         return text
 
 
@@ -131,7 +132,14 @@ def _metavar(schema: dict[str, Any]) -> str:
 
 
 def _help(schema: dict[str, Any]) -> str:
-    bounds = [
+    limits = _limits(schema)
+    if "items" in schema:
+        limits = f"at least {schema['minItems']}; each {_limits(schema['items'])}"
+    return f"{schema['description']}{f' ({limits})' if limits else ''}".replace("%", "%%")
+
+
+def _limits(schema: dict[str, Any]) -> str:
+    return ", ".join(
         f"{sign} {schema[key]}"
         for key, sign in (
             ("minimum", ">="),
@@ -140,6 +148,4 @@ def _help(schema: dict[str, Any]) -> str:
             ("exclusiveMaximum", "<"),
         )
         if key in schema
-    ]
-    limits = f" ({', '.join(bounds)})" if bounds else ""
-    return f"{schema['description']}{limits}".replace("%", "%%")
+    )

@@ -5,21 +5,22 @@ A checkpoint is a directory with two files. `checkpoint.json` says what it is an
 """
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as strict_dataclass
 from torch import Tensor
 
 import mappo
-from mappo.config import ConfigError, ExperimentConfig, config_hash, from_dict, to_dict
+from mappo.config import ConfigError, ExperimentConfig, config_hash, from_dict, json_hash, to_dict
 from mappo.networks import Networks
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 MANIFEST, TENSORS = "checkpoint.json", "networks.safetensors"
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_TENSORS_BYTES = 1 << 32
@@ -27,6 +28,23 @@ _MAX_TENSORS_BYTES = 1 << 32
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or not into these networks; the message says why."""
+
+
+@strict_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class _Manifest:
+    """What `checkpoint.json` holds."""
+
+    format: Literal[1]
+    config: dict[str, JsonValue]
+    config_hash: str
+    iteration: Annotated[int, Field(ge=0)]
+    frames: Annotated[int, Field(ge=0)]
+    seed: int
+    versions: dict[str, str]
+    tensors_sha256: str
+
+
+_MANIFEST = TypeAdapter(_Manifest)
 
 
 @dataclass(frozen=True)
@@ -43,19 +61,18 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
     """Write a checkpoint; the manifest comes last, so that a directory without one is no checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
-    manifest = {
-        "format": FORMAT,
-        "config": to_dict(checkpoint.config),
-        "config_hash": config_hash(checkpoint.config),
-        "iteration": checkpoint.iteration,
-        "frames": checkpoint.frames,
-        "seed": checkpoint.config.seed,
-        "versions": {"mappo": mappo.__version__, "torch": torch.__version__},
-        "tensors_bytes": len(blob),
-        "tensors_sha256": hashlib.sha256(blob).hexdigest(),
-    }
+    manifest = _Manifest(
+        format=FORMAT,
+        config=to_dict(checkpoint.config),
+        config_hash=config_hash(checkpoint.config),
+        iteration=checkpoint.iteration,
+        frames=checkpoint.frames,
+        seed=checkpoint.config.seed,
+        versions={"mappo": mappo.__version__, "torch": torch.__version__},
+        tensors_sha256=hashlib.sha256(blob).hexdigest(),
+    )
     _replace(directory / TENSORS, blob)
-    _replace(directory / MANIFEST, json.dumps(manifest, sort_keys=True, indent=1).encode())
+    _replace(directory / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
 
 
 def load(directory: Path) -> Checkpoint:
@@ -65,21 +82,22 @@ def load(directory: Path) -> Checkpoint:
         CheckpointError: not there, damaged, too large, of another format, or with a configuration that this
             version does not understand.
     """
-    manifest = _read_manifest(directory)
+    manifest = _read_manifest(directory / MANIFEST)
+    if json_hash(manifest.config) != manifest.config_hash:
+        raise CheckpointError(f"{directory / MANIFEST}: the configuration is not the one that its hash names")
     blob = _read(directory / TENSORS, _MAX_TENSORS_BYTES)
     digest = hashlib.sha256(blob).hexdigest()
-    if digest != manifest.get("tensors_sha256"):
+    if digest != manifest.tensors_sha256:
         raise CheckpointError(
             f"{directory / TENSORS}: damaged or replaced: its SHA-256 is {digest}, "
-            f"the manifest says {manifest.get('tensors_sha256')}"
+            f"the manifest says {manifest.tensors_sha256}"
         )
     try:
-        config = from_dict(manifest["config"])
+        config = from_dict(manifest.config)
         tensors = safetensors.torch.load(blob)
-        iteration, frames = int(manifest["iteration"]), int(manifest["frames"])
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: unreadable: {type(error).__name__}: {error}") from error
-    return Checkpoint(config, iteration, frames, tensors)
+    return Checkpoint(config, manifest.iteration, manifest.frames, tensors)
 
 
 def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
@@ -89,7 +107,7 @@ def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
         CheckpointError: names, shapes or dtypes differ, or a value is not finite; nothing is copied.
     """
     target = networks.modules().state_dict()
-    if problems := [*_differences(checkpoint.tensors, target), *_not_finite(checkpoint.tensors)]:
+    if problems := _differences(checkpoint.tensors, target) or _not_finite(checkpoint.tensors):
         raise CheckpointError(
             "the checkpoint does not fit these networks (another task or other hidden_sizes?): "
             + "; ".join(problems)
@@ -113,16 +131,16 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [f"{name} is not finite" for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
 
 
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    text = _read(directory / MANIFEST, _MAX_MANIFEST_BYTES)
+def _read_manifest(path: Path) -> _Manifest:
+    text = _read(path, _MAX_MANIFEST_BYTES)
     try:
-        manifest = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{directory / MANIFEST}: not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(f"{directory / MANIFEST}: format {found!r}, this version reads {FORMAT}")
-    return manifest
+        return _MANIFEST.validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        if field == "format":
+            raise CheckpointError(f"{path}: format {problem['input']!r}, this version reads {FORMAT}") from None
+        raise CheckpointError(f"{path}: not the manifest of a checkpoint: {field}: {problem['msg']}") from None
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -7,6 +7,7 @@ spaces), so that equal experiments have equal text and equal hashes wherever the
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -38,7 +39,8 @@ class EnvironmentConfig:
         dict[str, JsonValue], Field(description="keyword arguments of the scenario, as a JSON object")
     ] = dataclasses.field(default_factory=dict)
     max_episode_frames: Annotated[
-        int, Field(ge=1, description="time limit of an episode, in frames; reaching it is truncation")
+        int,
+        Field(ge=1, le=1_000_000, description="time limit of an episode, in frames; reaching it is truncation"),
     ] = 100
 
 
@@ -70,7 +72,11 @@ class LearnerConfig:
     minibatch_frames: Annotated[
         int, Field(ge=1, description="frames of one optimiser step; at most one batch")
     ] = 750
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="step size of Adam")] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="step size of Adam")] = 1.5e-3
+    learning_rate_schedule: Annotated[
+        Literal["constant", "linear"],
+        Field(description="constant, or falling linearly from learning_rate towards 0 over the run"),
+    ] = "linear"
     entropy_coefficient: Annotated[
         float, Field(ge=0, description="weight of the entropy bonus; 0 switches it off")
     ] = 0.0
@@ -94,14 +100,15 @@ class LearnerConfig:
 class CollectionConfig:
     """How many frames are collected, and in which shape."""
 
-    num_envs: Annotated[int, Field(ge=1, description="environments simulated in parallel")] = 60
+    num_envs: Annotated[int, Field(ge=1, le=1_000_000, description="environments simulated in parallel")] = 60
     rollout_frames: Annotated[
-        int, Field(ge=1, description="frames of each environment in one batch; the batch continues episodes")
+        int,
+        Field(ge=1, le=1_000_000, description="frames of each environment in one batch, which continues episodes"),
     ] = 100
     total_frames: Annotated[
         int,
-        Field(ge=1, description="frames to train for; training stops after the batch that reaches it"),
-    ] = 96_000
+        Field(ge=1, le=10**12, description="frames to train for; training stops after the batch that reaches it"),
+    ] = 72_000
 
     @property
     def frames_per_batch(self) -> int:
@@ -122,7 +129,9 @@ class EvaluationConfig:
         tuple[Seed, ...],
         Field(min_length=1, description="held-out seeds; each starts episodes_per_seed episodes"),
     ] = (1, 2, 3, 4)
-    episodes_per_seed: Annotated[int, Field(ge=1, description="episodes of each seed, simulated in parallel")] = 64
+    episodes_per_seed: Annotated[
+        int, Field(ge=1, le=1_000_000, description="episodes of each seed, simulated in parallel")
+    ] = 64
     deterministic: Annotated[
         bool,
         Field(description="act by the squashed mean of the distribution (true) or by sampling from it (false)"),
@@ -184,6 +193,8 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
         return _EXPERIMENT.validate_json(_canonical(values))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply") from None
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -196,8 +207,8 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
     """The configuration with some fields changed, by one object of changes after the other.
 
-    Changes are nested like the configuration's JSON; only their result is checked. Scenario arguments belong to
-    their scenario: changing `environment.scenario` drops those of the old one.
+    Changes are nested like the configuration's JSON; only their result is checked. `scenario_kwargs` is one
+    field, replaced as a whole. It belongs to its scenario: changing `environment.scenario` alone empties it.
 
     Raises:
         ConfigError: as `from_json`.
@@ -209,24 +220,34 @@ def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> Experimen
         new = values["environment"]
         if not isinstance(new, dict):
             break  # not even an object: the check below says so
-        if new.get("scenario") != old["scenario"]:
-            new["scenario_kwargs"] = change["environment"].get("scenario_kwargs", {})
+        if new["scenario"] != old["scenario"] and "scenario_kwargs" not in change["environment"]:
+            new["scenario_kwargs"] = {}
     return from_dict(values)
 
 
 def config_hash(config: ExperimentConfig) -> str:
     """SHA-256 of the canonical JSON, in hexadecimal; equal experiments have equal hashes."""
-    return hashlib.sha256(to_json(config).encode()).hexdigest()
+    return json_hash(to_dict(config))
+
+
+def json_hash(values: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object's canonical text, in hexadecimal."""
+    return hashlib.sha256(_canonical(values).encode()).hexdigest()
 
 
 def parse_json(text: str) -> Any:
     """Read a JSON value strictly.
 
     Raises:
-        ConfigError: a key twice in one object, or NaN or infinity.
-        json.JSONDecodeError: not JSON.
+        ConfigError: a key twice in one object, or a number that is not finite.
+        ValueError: not JSON, or nested or long beyond reason.
     """
-    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
@@ -237,7 +258,9 @@ def parse_json_object(text: str) -> dict[str, Any]:
     """
     try:
         values = parse_json(text)
-    except json.JSONDecodeError as error:
+    except ConfigError:
+        raise
+    except ValueError as error:
         raise ConfigError(f"the configuration is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration must be a JSON object, not {type(values).__name__}")
@@ -245,7 +268,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
 
 
 def _canonical(values: Any) -> str:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -253,24 +276,32 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ConfigError(f"the configuration names {', '.join(twice)} more than once")
+        raise ConfigError(f"{', '.join(twice)}: given more than once")
     return values
 
 
-def _refuse_constant(constant: str) -> float:
-    raise ConfigError(f"the configuration contains {constant}: numbers must be finite")
+def _finite_number(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> float:
+    raise ConfigError(f"{text}: numbers must be finite")
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        if isinstance(old, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 
 def _explain(problem: Any) -> str:
     path, value = [str(part) for part in problem["loc"]], problem["input"]
+    if problem["type"] == "json_invalid":
+        return f"the configuration is not JSON: {problem['msg']}"
     field = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
         known = _known_keys(path[:-1])

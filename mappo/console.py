@@ -39,12 +39,22 @@ def training_progress(config: CollectionConfig) -> Iterator[Callable[[IterationR
 
 
 def _bar(total: int) -> "tqdm[Any]":
-    columns = get_terminal_size().columns  # 80 where the terminal does not know, when tqdm would show nothing
-    return tqdm(total=total, unit=" frames", unit_scale=True, desc="train", file=sys.stdout, ncols=columns)
+    columns, lines = get_terminal_size()  # a usual size where the terminal says 0 x 0, when tqdm shows nothing
+    return tqdm(
+        total=total,
+        unit=" frames",
+        unit_scale=True,
+        desc="train",
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+        file=sys.stdout,
+        ncols=columns,
+        nrows=lines,
+    )
 
 
 def _advance(bar: "tqdm[Any]", report: IterationReport) -> None:
-    bar.set_postfix_str(_return(report), refresh=False)
+    if report.episodes.num_episodes:
+        bar.set_postfix_str(f"return {report.episodes.episode_return_mean:.3f}", refresh=False)
     bar.update(report.progress.frames - bar.n)
 
 

@@ -29,15 +29,19 @@ with redirect_stderr(StringIO()):  # gym prints a notice about its successor, wh
 
 OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
 ACTION = ("agents", "action")  # [envs, time, agents, features]
-LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents]
 REWARD = ("agents", "reward")  # [envs, time, agents, 1]
-EPISODE_RETURN = ("agents", "episode_reward")  # [envs, time, agents, 1], summed since the reset
+EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed since the reset
 STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
 DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
 
 SCENARIOS = tuple(sorted(vmas.scenarios + vmas.mpe_scenarios + vmas.debug_scenarios))
 
-_OURS = {"num_envs", "device", "seed", "max_steps", "continuous_actions"}  # not for scenario_kwargs
+_NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which this module gives or leaves alone
+    *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
+    *("from_pixels", "grad_enabled", "group_map", "max_steps", "multidiscrete_actions", "num_envs", "pixels_only"),
+    *("scenario", "scenario_kwargs", "seed", "terminated_truncated", "wrapper", "wrapper_kwargs"),
+}
+_shown_warnings: set[str] = set()  # what scenarios warn of is shown once a process
 
 
 class Stream(IntEnum):
@@ -143,18 +147,20 @@ def _scenario(name: str) -> str | BaseScenario:
             raise ConfigError(f"environment.scenario = {name!r}: VMAS has no such scenario; {hint}")
         return name
     try:
-        scenario_class = getattr(importlib.import_module(module), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment.scenario = {name!r}: cannot be imported: {error}") from error
-    if not (isinstance(scenario_class, type) and issubclass(scenario_class, BaseScenario)):
+        scenario = getattr(importlib.import_module(module), class_name)()
+    except Exception as error:  # a user's module can raise anything
+        raise ConfigError(
+            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(scenario, BaseScenario):
         raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")
-    return scenario_class()
+    return scenario
 
 
 def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> VmasEnv:
     scenario = _scenario(config.scenario)
-    if taken := sorted(_OURS & set(config.scenario_kwargs)):
-        raise ConfigError(f"environment.scenario_kwargs: {', '.join(taken)} belong to the experiment, not here")
+    if taken := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
+        raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(taken)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -175,7 +181,9 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
     for warning in caught:
         if "not used by the scenario" in str(warning.message):
             raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if str(warning.message) not in _shown_warnings:
+            _shown_warnings.add(str(warning.message))
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return environment
 
 

@@ -21,11 +21,16 @@ from mappo.environment import (
 from mappo.networks import make_networks
 from mappo.statistics import Estimate
 
+
+class NonFiniteReturn(ArithmeticError):
+    """An episode's return is NaN or infinite, so there is nothing to average."""
+
+
 RESAMPLED = "evaluation episodes of this one trained policy; another training seed may differ by more"
 
 
 @dataclass(frozen=True)
-class Returns:
+class EpisodeReturns:
     """Undiscounted episode returns, mean over agents, in the order of seeds; lengths in frames."""
 
     episode_returns: list[float]
@@ -36,16 +41,21 @@ class Returns:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A trained and a random policy on the same held-out episodes. `resampled` says what intervals resample."""
+    """A trained and a random policy on the same held-out episodes.
+
+    config_hash is that of the configuration evaluated with; training_config_hash that of the checkpoint's, which
+    is the same in a pipeline. resampled says what the intervals resample.
+    """
 
     config_hash: str
+    training_config_hash: str
     training_frames: int
     seeds: list[int]
     episodes_per_seed: int
     deterministic: bool
     resampled: str
-    trained: Returns
-    random: Returns
+    trained: EpisodeReturns
+    random: EpisodeReturns
 
 
 def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationReport:
@@ -57,6 +67,7 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
         ConfigError: the task or the device is not there.
+        NonFiniteReturn: the scenario paid a reward that is not finite.
     """
     device = resolve_device(config.device)
     with private_random_streams(0, Stream.EVALUATION, device):
@@ -66,7 +77,8 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         trained = play_episodes(networks.policy, config.environment, config.evaluation, device)
         random = play_episodes(None, config.environment, config.evaluation, device)
     return EvaluationReport(
-        config_hash=config_hash(checkpoint.config),
+        config_hash=config_hash(config),
+        training_config_hash=config_hash(checkpoint.config),
         training_frames=checkpoint.frames,
         seeds=list(config.evaluation.seeds),
         episodes_per_seed=config.evaluation.episodes_per_seed,
@@ -82,7 +94,7 @@ def play_episodes(
     environment: EnvironmentConfig,
     evaluation: EvaluationConfig,
     device: torch.device,
-) -> Returns:
+) -> EpisodeReturns:
     """One episode in each of `episodes_per_seed` parallel environments, for each seed.
 
     Without a policy, actions are drawn uniformly from the action space: the baseline that training must beat.
@@ -94,9 +106,15 @@ def play_episodes(
         with private_random_streams(seed, Stream.EVALUATION, device):
             env = make_environment(environment, evaluation.episodes_per_seed, seed, Stream.EVALUATION, device)
             seed_returns, seed_lengths = _first_episodes(env, policy, evaluation.deterministic)
+        if not seed_returns.isfinite().all():
+            episode = int((~seed_returns.isfinite()).nonzero()[0])
+            raise NonFiniteReturn(
+                f"the return of episode {episode} of seed {seed} is {seed_returns[episode].item()}: the scenario "
+                "must keep its rewards finite"
+            )
         returns += seed_returns.tolist()
         lengths += seed_lengths.tolist()
-    return Returns(
+    return EpisodeReturns(
         episode_returns=returns,
         mean=statistics.mean(returns),
         interquartile_mean=statistics.interquartile_mean(returns),

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
 from mappo.config import LearnerConfig
-from mappo.environment import ACTION, DONE, LOG_PROB, OBSERVATION, REWARD, TERMINATED
+from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
 from mappo.networks import VALUE, Networks
 
+LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
 VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
 
@@ -37,6 +39,7 @@ class Losses:
     entropy: of the collecting policy, in nats an agent action, estimated on the batch as mean -log pi(a|o).
     explained_variance: 1 - Var(value_target - value) / Var(value_target) of the batch, before the update.
     gradient_norm_policy, gradient_norm_critic: before clipping.
+    learning_rate: of all steps of this update.
     """
 
     loss_policy: float
@@ -48,6 +51,7 @@ class Losses:
     explained_variance: float
     gradient_norm_policy: float
     gradient_norm_critic: float
+    learning_rate: float
 
 
 class Learner:
@@ -57,7 +61,8 @@ class Learner:
     Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.
     """
 
-    def __init__(self, config: LearnerConfig, networks: Networks):
+    def __init__(self, config: LearnerConfig, networks: Networks, num_iterations: int):
+        """`num_iterations` is the length of the run, which the learning-rate schedule spans."""
         self.config = config
         self.networks = networks
         self._parameters = {
@@ -67,6 +72,8 @@ class Learner:
         self.optimiser = torch.optim.Adam(
             [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate
         )
+        end = 0.0 if config.learning_rate_schedule == "linear" else 1.0
+        self._schedule = LinearLR(self.optimiser, start_factor=1.0, end_factor=end, total_iters=num_iterations)
         self._gae = _make_gae(config, networks)
         self._loss = _make_loss(config, networks)
         self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
@@ -83,9 +90,12 @@ class Learner:
         frames = self._prepare(batch)
         minibatches = self._refill(frames)
         steps = [self._step(minibatch) for _ in range(self.config.epochs) for minibatch in minibatches]
+        learning_rate = float(self._schedule.get_last_lr()[0])
+        self._schedule.step()
         means = {name: _mean(step[name] for step in steps) for name in steps[0]}
         return Losses(
             **means,
+            learning_rate=learning_rate,
             entropy=-frames[LOG_PROB].mean().item(),
             explained_variance=explained_variance(frames[VALUE], frames[VALUE_TARGET]),
         )
@@ -94,6 +104,8 @@ class Learner:
         """The frames to learn from, [envs x time]: what was seen and done, values, targets, advantages."""
         with torch.no_grad():
             batch = self._gae(batch)
+            distribution = self.networks.policy.get_dist(batch.select(OBSERVATION))
+            batch[LOG_PROB] = distribution.log_prob(batch[ACTION])
         if self.config.advantage_normalisation == "batch":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":

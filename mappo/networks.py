@@ -8,7 +8,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 
 from mappo.config import NetworksConfig
-from mappo.environment import ACTION, LOG_PROB, OBSERVATION
+from mappo.environment import ACTION, OBSERVATION
 
 VALUE = ("agents", "state_value")  # [envs, time, agents, 1]
 _LOC, _SCALE = ("agents", "loc"), ("agents", "scale")
@@ -19,7 +19,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 class Networks:
     """The two networks of MAPPO, both reading and writing tensordicts.
 
-    policy: each agent's observation -> its action and log-probability, with one set of weights for all agents.
+    policy: each agent's observation -> its action, with one set of weights for all agents.
     critic: the observations of all agents together -> one value for each agent.
     """
 
@@ -74,8 +74,6 @@ def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
         out_keys=[ACTION],
         distribution_class=TanhNormal,
         distribution_kwargs={"low": action_spec.space.low, "high": action_spec.space.high},
-        return_log_prob=True,
-        log_prob_key=LOG_PROB,
     )
     critic = CentralisedCritic(num_agents, num_features, mlp(num_agents * num_features, num_agents))
     return Networks(policy, TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE]))

@@ -22,13 +22,20 @@ from mappo import evaluate as evaluation
 from mappo import train as training
 from mappo import validate as validation
 from mappo.checkpoint import CheckpointError
+from mappo.collection import NonFiniteObservation
 from mappo.config import ConfigError, ExperimentConfig, config_hash, from_json, to_json
 from mappo.console import estimate, say, training_progress
 from mappo.environment import resolve_device
-from mappo.evaluate import EvaluationReport, Returns
+from mappo.evaluate import EpisodeReturns, EvaluationReport, NonFiniteReturn
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
-from mappo.validate import Check, ValidationReport
+from mappo.validate import Check, EnvironmentUnfit, ValidationReport
+
+_READABLE = (  # errors that people can mend, with messages that say how
+    *(CheckpointError, ConfigError, EnvironmentUnfit),
+    *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
+    OSError,
+)
 
 
 class StageFailed(Exception):
@@ -53,7 +60,7 @@ def validate(config: str, report: Path | None = None) -> Outcome:
         result = validation.validate(experiment, on_check=_say_check)
         _write_json(report, result)
         if result.failures:
-            raise validation.EnvironmentUnfit(_listed(result))
+            raise EnvironmentUnfit(_listed(result))
         passed = sum(check.outcome == "passed" for check in result.checks)
         say("validate", f"{passed} of {len(result.checks)} checks passed, none failed")
         return Outcome(_metadata(experiment))
@@ -102,7 +109,7 @@ def _stage(name: str, config: str) -> Iterator[ExperimentConfig]:
         experiment = from_json(config)
         torch.set_num_threads(experiment.threads)
         yield experiment
-    except (ConfigError, CheckpointError, NonFiniteLoss, validation.EnvironmentUnfit, OSError) as error:
+    except _READABLE as error:
         for line in str(error).splitlines():
             say(name, f"failed: {line}")
         raise StageFailed(f"{name}: {error}") from error
@@ -156,7 +163,7 @@ def _say_plan(config: ExperimentConfig) -> None:
         say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
 
 
-def _returns_line(policy: str, returns: Returns) -> str:
+def _returns_line(policy: str, returns: EpisodeReturns) -> str:
     return (
         f"{policy:<8} mean return {estimate(returns.mean)}  "
         f"interquartile mean {estimate(returns.interquartile_mean)}  "

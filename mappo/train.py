@@ -29,7 +29,7 @@ def train(config: ExperimentConfig, directory: Path, on_report: Callable[[Iterat
             config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, device
         )
         networks = make_networks(config.networks, environment)
-        learner = Learner(config.learner, networks)
+        learner = Learner(config.learner, networks, config.collection.num_iterations)
         progress = Progress()
         start = began = time.perf_counter()
         for batch in collect(environment, networks.policy, config.collection):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     try:
         return int(arguments.run(arguments))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"pipelines {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

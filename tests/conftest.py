@@ -44,6 +44,7 @@ def endless(**environment: object) -> ExperimentConfig:
                 "epochs": 5,
                 "minibatch_frames": 100,
                 "learning_rate": 0.02,
+                "learning_rate_schedule": "constant",
                 "advantage_normalisation": "none",
             },
             "collection": {"num_envs": 8, "rollout_frames": 50, "total_frames": 8_000},

@@ -52,6 +52,24 @@ class NanReward(Endless):
         return torch.where(self.age > 10, float("nan"), 1.0)
 
 
+class NanObservation(Endless):
+    """After ten frames every observation is NaN."""
+
+    def observation(self, agent):
+        return torch.where(self.age > 10, float("nan"), 1.0).unsqueeze(-1)
+
+
+class StartReward(Endless):
+    """Every frame pays where the agent started."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.starts = {agent.name: agent.state.pos[:, 0].clone() for agent in self.world.agents}
+
+    def reward(self, agent):
+        return self.starts[agent.name]
+
+
 class LeakyEnvironments(Endless):
     """Observations are relative to the mean over environments."""
 

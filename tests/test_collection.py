@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from mappo.collection import collect
+from mappo.collection import NonFiniteObservation, collect
 from mappo.config import CollectionConfig, EnvironmentConfig, NetworksConfig
 from mappo.environment import DONE, OBSERVATION, STEP_COUNT, Stream, make_environment
 from mappo.networks import make_networks
@@ -36,3 +37,15 @@ def test_a_batch_continues_the_one_before():
 def test_an_earlier_batch_is_not_overwritten_by_a_later_one():
     first, second = batches(CollectionConfig(num_envs=4, rollout_frames=5, total_frames=40))
     assert not torch.equal(first[OBSERVATION], second[OBSERVATION])
+
+
+def test_observation_that_is_not_finite_stops_collection_naming_the_agent():
+    environment = make_environment(
+        EnvironmentConfig(scenario="tests.scenarios:NanObservation"), 3, 0, Stream.TRAINING, CPU
+    )
+    policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
+    batches = collect(environment, policy, CollectionConfig(num_envs=3, rollout_frames=20, total_frames=60))
+    with pytest.raises(NonFiniteObservation, match="feature 0 of the observation of agent 0 is nan"):
+        next(batches)
+    policy(environment.reset().apply(torch.nan_to_num))  # the guard is gone
+    assert not policy._forward_pre_hooks

@@ -35,6 +35,10 @@ def _error(arguments):
     return ""
 
 
+def test_readme_has_no_placeholder():
+    assert "@@" not in (ROOT / "README.md").read_text()
+
+
 def test_readme_shows_commands_of_both_terminals():
     assert len(COMMANDS) >= 10
 

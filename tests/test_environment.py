@@ -1,4 +1,5 @@
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -99,6 +100,10 @@ def test_scenario_that_draws_while_it_is_built_is_reproducible():
         ({"scenario": "navigtion"}, ["navigtion", "did you mean navigation?"]),
         ({"scenario": "zzz"}, ["zzz", "balance", "wheel"]),
         ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "not used"]),
+        ({"scenario": "navigation", "scenario_kwargs": {"terminated_truncated": True}}, ["terminated_truncated"]),
+        ({"scenario": ":X"}, [":X", "cannot be imported"]),
+        ({"scenario": ".a:B"}, [".a:B", "cannot be imported"]),
+        ({"scenario": "vmas.simulator.scenario:BaseScenario"}, ["cannot be imported", "abstract"]),
         ({"scenario": "navigation", "scenario_kwargs": {"num_envs": 3}}, ["num_envs"]),
         ({"scenario": "navigation", "scenario_kwargs": {"n_agents": "x"}}, ["cannot be built", "n_agents"]),
         ({"scenario": "simple_tag"}, ["adversary_0: observation (16,)", "agent_0: observation (14,)"]),
@@ -140,3 +145,11 @@ def test_own_scenario_takes_its_arguments():
         endless(scenario_kwargs={"n_agents": 4}).environment, 2, 0, Stream.TRAINING, CPU
     )
     assert environment.rollout(1)[OBSERVATION].shape == (2, 1, 4, 1)
+
+
+def test_warning_of_a_scenario_is_shown_once_a_process():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            make("vel_control")
+    assert len([warning for warning in caught if "Force limits" in str(warning.message)]) <= 1

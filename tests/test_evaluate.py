@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mappo.checkpoint import Checkpoint, CheckpointError
-from mappo.config import EnvironmentConfig, EvaluationConfig, override
+from mappo.config import EnvironmentConfig, EvaluationConfig, config_hash, override
 from mappo.environment import REWARD, Stream, make_environment, private_random_streams
-from mappo.evaluate import evaluate, play_episodes
+from mappo.evaluate import NonFiniteReturn, evaluate, play_episodes
 from mappo.networks import make_networks
 from tests.conftest import CPU, endless
 
@@ -81,12 +81,24 @@ def test_sampled_actions_differ_from_the_mode_and_are_repeatable(tiny):
     assert report.trained.episode_returns != evaluate(tiny, checkpoint).trained.episode_returns
 
 
-def test_policies_meet_the_same_initial_states(tiny):
-    """Without time to act, trained and random policies earn what the initial states give: nearly the same."""
-    one_frame = override(tiny, {"environment": {"max_episode_frames": 1}})
-    checkpoint, _ = make_checkpoint(one_frame)
-    report = evaluate(one_frame, checkpoint)
-    assert report.trained.episode_returns == pytest.approx(report.random.episode_returns, abs=0.1)
+def test_policies_meet_the_same_initial_states_which_differ_between_seeds():
+    config = endless(scenario="tests.scenarios:StartReward", max_episode_frames=1)
+    report = evaluate(config, make_checkpoint(config)[0])
+    assert report.trained.episode_returns == report.random.episode_returns
+    assert len(set(report.trained.episode_returns)) == len(report.trained.episode_returns)
+
+
+def test_return_that_is_not_finite_is_an_error_naming_seed_and_episode():
+    config = endless(scenario="tests.scenarios:NanReward")
+    with pytest.raises(NonFiniteReturn, match="the return of episode 0 of seed 1 is nan"):
+        evaluate(config, make_checkpoint(config)[0])
+
+
+def test_report_tells_the_configuration_evaluated_from_the_one_trained(tiny):
+    checkpoint, _ = make_checkpoint(tiny)
+    other = override(tiny, {"environment": {"max_episode_frames": 5}})
+    report = evaluate(other, checkpoint)
+    assert (report.config_hash, report.training_config_hash) == (config_hash(other), config_hash(tiny))
 
 
 def test_checkpoint_of_another_size_is_refused(tiny):

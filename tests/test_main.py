@@ -43,7 +43,15 @@ def test_help_explains_every_knob(command, capsys):
 def test_help_gives_ranges(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "(> 0, < 1)" in capsys.readouterr().out.replace("\n", " ").replace("  ", "")
+    shown = " ".join(capsys.readouterr().out.split())
+    for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
+        assert limits in shown
+
+
+def test_abbreviated_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["show-config", "--learner.epoch", "3"])
+    assert end.value.code == 2
 
 
 def test_recipes_lists_each_with_its_description(capsys):
@@ -103,6 +111,7 @@ def test_printed_configuration_can_be_read_back(capsys, tmp_path):
         (["train", "--learner.epochs=many"], 'learner.epochs = "many"'),
         (["train", "--config=/no/such/file"], "/no/such/file"),
         (["validate", '--environment.scenario-kwargs={"a"'], "environment.scenario_kwargs"),
+        (["train", "--learner.discount=NaN"], "learner.discount: NaN: numbers must be finite"),
     ],
 )
 def test_wrong_command_exits_with_2_and_says_what_is_wrong(arguments, named, capsys):
@@ -168,6 +177,15 @@ def test_code_named_by_a_checkpoint_is_not_imported_unless_the_user_names_it(cap
     assert main(["evaluate", run]) == 2
     assert "--environment.scenario" in capsys.readouterr().err
     assert main(["evaluate", run, own]) == 0
+    file = tmp_path / "config.json"
+    file.write_text('{"environment": {"scenario": "tests.scenarios:Endless"}}')
+    assert main(["evaluate", run, "--config", str(file)]) == 0
+
+
+def test_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m mappo show-config | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
 
 
 def test_terminal_gets_a_progress_bar(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mappo.config import EnvironmentConfig, NetworksConfig
-from mappo.environment import ACTION, LOG_PROB, OBSERVATION, Stream, make_environment
+from mappo.environment import ACTION, OBSERVATION, Stream, make_environment
 from mappo.networks import VALUE, make_networks
 from tests.conftest import CPU
 
@@ -55,7 +55,6 @@ def test_policy_is_shared_so_that_swapping_agents_swaps_their_actions(environmen
 def test_shapes_are_environments_agents_features(environment, networks):
     state = networks.critic(networks.policy(environment.reset()))
     assert state[ACTION].shape == (5, 3, 2)
-    assert state[LOG_PROB].shape == (5, 3)
     assert state[VALUE].shape == (5, 3, 1)
 
 

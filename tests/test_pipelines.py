@@ -64,6 +64,13 @@ def test_wrong_configuration_is_refused_before_anything_runs(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "--output", str(tmp_path / "file" / "run"), *TINY]) == 2
+    assert main(["compile", "--image", "a:1", "--output", str(tmp_path / "file" / "t.yaml")]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
 def test_run_never_overwrites_a_directory(tmp_path, capsys):
     (tmp_path / "precious").write_text("x")
     assert main(["run", "--output", str(tmp_path), *TINY]) == 2
