@@ -45,7 +45,7 @@ def _bar(total: int) -> "tqdm[Any]":
         unit=" frames",
         unit_scale=True,
         desc="train",
-        bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
         file=sys.stdout,
         ncols=columns,
         nrows=lines,
