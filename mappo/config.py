@@ -71,7 +71,7 @@ class LearnerConfig:
     epochs: Annotated[int, Field(ge=1, le=1000, description="passes over each batch")] = 10
     minibatch_frames: Annotated[
         int, Field(ge=1, description="frames of one optimiser step; at most one batch")
-    ] = 750
+    ] = 500
     learning_rate: Annotated[float, Field(gt=0, le=1, description="step size of Adam")] = 1.5e-3
     learning_rate_schedule: Annotated[
         Literal["constant", "linear"],
@@ -108,7 +108,7 @@ class CollectionConfig:
     total_frames: Annotated[
         int,
         Field(ge=1, le=10**12, description="frames to train for; training stops after the batch that reaches it"),
-    ] = 72_000
+    ] = 84_000
 
     @property
     def frames_per_batch(self) -> int:
