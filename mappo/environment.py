@@ -8,24 +8,21 @@ import importlib
 import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
-from io import StringIO
 
 import numpy as np
 import torch
+import vmas
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import MarlGroupMapType
+from vmas.simulator.environment import Environment as VmasEnvironment
+from vmas.simulator.scenario import BaseScenario
 
 from mappo.config import ConfigError, EnvironmentConfig
-
-with redirect_stderr(StringIO()):  # gym prints a notice about its successor, which VMAS does not use
-    import vmas
-    from vmas.simulator.environment import Environment as VmasEnvironment
-    from vmas.simulator.scenario import BaseScenario
 
 OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
 ACTION = ("agents", "action")  # [envs, time, agents, features]

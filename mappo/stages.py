@@ -7,7 +7,7 @@ JSON text, prints its progress, writes its files, and returns what the stage's a
 import json
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -61,8 +61,8 @@ def validate(config: str, report: Path | None = None) -> Outcome:
         _write_json(report, result)
         if result.failures:
             raise EnvironmentUnfit(_listed(result))
-        passed = sum(check.outcome == "passed" for check in result.checks)
-        say("validate", f"{passed} of {len(result.checks)} checks passed, none failed")
+        counts = Counter(check.outcome for check in result.checks)
+        say("validate", f"{counts['passed']} checks passed, {counts['warning']} with a warning, none failed")
         return Outcome(_metadata(experiment))
 
 

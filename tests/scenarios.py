@@ -8,11 +8,11 @@ from vmas.simulator.scenario import BaseScenario
 class Endless(BaseScenario):
     """Nothing happens, every frame pays 1, and it never ends unless told to.
 
-    terminate_after: frames until an episode terminates; 0 for never.
+    terminate_after: frames until an episode terminates, one number or one for each environment; 0 for never.
     """
 
     def make_world(self, batch_dim, device, **kwargs):
-        self.terminate_after = kwargs.pop("terminate_after", 0)
+        self.terminate_after = torch.as_tensor(kwargs.pop("terminate_after", 0), device=device)
         self.num_agents = kwargs.pop("n_agents", 2)
         world = World(batch_dim, device)
         for index in range(self.num_agents):

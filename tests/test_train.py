@@ -10,6 +10,7 @@ from mappo.evaluate import evaluate
 from mappo.history import COLUMNS, HistoryFile
 from mappo.recipes import recipe
 from mappo.train import train
+from tests.conftest import endless
 
 
 def run(config, directory, on_report=lambda report: None):
@@ -63,8 +64,6 @@ def test_history_file_has_a_row_an_iteration_and_empty_cells_for_nan(tiny, tmp_p
 
 
 def test_returns_are_of_whole_episodes_also_when_they_span_batches(tmp_path):
-    from tests.conftest import endless
-
     config = override(
         endless(max_episode_frames=30),
         {"collection": {"rollout_frames": 20, "total_frames": 480}, "learner": {"minibatch_frames": 80}},
@@ -73,6 +72,23 @@ def test_returns_are_of_whole_episodes_also_when_they_span_batches(tmp_path):
     run(config, tmp_path / "run", reports.append)
     returns = [report.episodes.episode_return_mean for report in reports if report.episodes.num_episodes]
     assert returns == [30.0, 30.0]  # one reward a frame
+
+
+def test_episodes_that_end_at_different_times_are_counted_each(tmp_path):
+    """Environment i terminates every 2 + i frames: its episodes return 2 + i, and only it is reset."""
+    config = override(
+        endless(scenario_kwargs={"terminate_after": [2, 3, 4]}),
+        {
+            "collection": {"num_envs": 3, "rollout_frames": 12, "total_frames": 36},
+            "learner": {"minibatch_frames": 36},
+        },
+    )
+    reports = []
+    run(config, tmp_path / "run", reports.append)
+    (episodes,) = [report.episodes for report in reports]
+    assert episodes.num_episodes == 6 + 4 + 3
+    assert (episodes.episode_return_min, episodes.episode_return_max) == (2, 4)
+    assert episodes.episode_return_mean == pytest.approx((6 * 2 + 4 * 3 + 3 * 4) / 13)
 
 
 def test_memory_does_not_grow_over_iterations(tiny, tmp_path):
