@@ -18,6 +18,7 @@ from mappo.environment import (
 )
 from mappo.learner import (
     ADVANTAGE,
+    LOG_PROB,
     VALUE_TARGET,
     Learner,
     NonFiniteLoss,
@@ -100,6 +101,28 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     expected = torch.tensor(advantage)[:, None, None] * scale[:, None]
     assert torch.allclose(frames[ADVANTAGE], expected)
     assert torch.allclose(frames[VALUE_TARGET], expected + per_agent(value)[0])
+
+
+def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
+    """Schulman et al. (2017), equation 7: the clipped surrogate, and the squared error of the values."""
+    config = override(tiny, {"learner": {"clip_epsilon": 0.1, "value_coefficient": 0.5}})
+    _, networks, learner, batch = make(config)
+    frames = learner._prepare(batch)
+    with torch.no_grad():
+        for parameter in networks.modules().parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        log_prob = networks.policy.get_dist(frames.select(OBSERVATION)).log_prob(frames[ACTION])
+        ratio = (log_prob - frames[LOG_PROB]).exp().unsqueeze(-1)
+        values = networks.critic(frames.select(OBSERVATION))[VALUE]
+        output = learner._loss(frames)
+    advantage = frames[ADVANTAGE]
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
+    assert output["loss_objective"].item() == pytest.approx(-surrogate.mean().item(), rel=1e-4)
+    squared = (values - frames[VALUE_TARGET]).square().mean().item()
+    assert output["loss_critic"].item() == pytest.approx(0.5 * squared, rel=1e-4)
+    outside = ((ratio < 0.9) | (ratio > 1.1)).float().mean().item()
+    assert outside > 0.1
+    assert output["clip_fraction"].item() == pytest.approx(outside, abs=0.01)
 
 
 def test_first_minibatch_has_ratio_one(tiny):
