@@ -137,6 +137,17 @@ def test_component_is_thin_and_described(component):
         assert f"    {name}: " in documentation
 
 
+def test_missing_kubeflow_sdk_is_explained(tmp_path):
+    script = (
+        "import sys; sys.modules['kfp'] = None; from pipelines.__main__ import main; "
+        f"sys.exit(main(['compile', '--image', 'a:1', '--output', '{tmp_path}/t.yaml']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_parameter_descriptions_reach_the_run_form(tmp_path):
     parameters = yaml.safe_load(compile_pipeline(tmp_path).read_text())["root"]["inputDefinitions"]["parameters"]
     assert all(parameter["description"] for parameter in parameters.values())
