@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside a random policy")
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or a run's directory")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
-    add_config_arguments(command, with_recipe=False)
+    add_config_arguments(command, with_recipe=False, required="CHECKPOINT")
 
     add("recipes", _recipes, "list the named configurations")
 

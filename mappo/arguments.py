@@ -13,8 +13,13 @@ from mappo.recipes import RECIPES, recipe
 _SECTION = "experiment"  # the title of the flags that belong to no section
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = True) -> None:
-    """Add `[RECIPE] [--config FILE]` and one dotted flag for each field, such as --learner.clip-epsilon."""
+def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = True, required: str = "") -> None:
+    """Add `[RECIPE] [--config FILE]` and one dotted flag for each field, such as --learner.clip-epsilon.
+
+    `required` is what else the command needs, for its usage line, which does not list every field.
+    """
+    words = ["%(prog)s", required, "[RECIPE]" if with_recipe else "", "[--config FILE]"]
+    parser.usage = " ".join([*filter(None, words), "[--SECTION.FIELD VALUE ...] [options]"])
     if with_recipe:
         parser.add_argument(
             "recipe",

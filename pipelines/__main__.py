@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML to write (default: training.yaml)",
     )
-    add_config_arguments(command)
+    add_config_arguments(command, required="--image IMAGE")
     command.set_defaults(run=_compile)
     return parser
 
