@@ -4,12 +4,18 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mappo
-from mappo.arguments import add_config_arguments, changes_from_arguments, config_from_arguments, dashed
+from mappo.arguments import (
+    add_config_arguments,
+    add_run_argument,
+    changes_from_arguments,
+    config_from_arguments,
+    dashed,
+    run_directory,
+)
 from mappo.config import ConfigError, override, to_dict, to_json
 from mappo.recipes import RECIPES
 
@@ -64,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_arguments(command)
 
     command = add("train", _train, "train a policy; write checkpoint and history")
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
-    )
+    add_run_argument(command)
     add_config_arguments(command)
 
     command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside a random policy")
@@ -90,9 +94,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = to_json(config_from_arguments(arguments))
-    run = arguments.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"--output {run}: exists and is not an empty directory; nothing is overwritten")
+    run = run_directory(arguments)
     from mappo import stages
 
     return _status(lambda: stages.train(config, run / "checkpoint", run / "history.csv"))

@@ -1,6 +1,7 @@
 """Command-line flags made from the configuration: one flag a field, help and range from its declaration."""
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
                 default=None,
                 help=_help(schema),
             )
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--output DIR`, for the directory of a run."""
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
+    )
+
+
+def run_directory(arguments: argparse.Namespace) -> Path:
+    """Where the run's files go: a directory that is empty or not there yet.
+
+    Raises:
+        ConfigError: there is something already.
+    """
+    run: Path = arguments.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"--output {run}: exists and is not an empty directory; nothing is overwritten")
+    return run
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.arguments import (
+    add_config_arguments,
+    add_run_argument,
+    config_from_arguments,
+    dashed,
+    run_directory,
+)
 from mappo.config import ConfigError, to_json
 
 _EXAMPLES = """examples:
@@ -54,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "run", help="run the training pipeline on this machine, without a cluster", allow_abbrev=False
     )
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
-    )
+    add_run_argument(command)
     add_config_arguments(command)
     command.set_defaults(run=_run)
 
@@ -81,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments)
-    run = arguments.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"--output {run}: exists and is not an empty directory; nothing is overwritten")
+    run = run_directory(arguments)
     from pipelines.local import PipelineFailed, run_locally
     from pipelines.training import training
 
