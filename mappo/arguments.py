@@ -2,7 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
         return text
 
 
-def _sections() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+@cache
+def _sections() -> tuple[tuple[str, list[tuple[str, dict[str, Any]]]], ...]:
     """Sections in order, each with (dotted path, JSON schema) of its fields."""
     schema = TypeAdapter(ExperimentConfig).json_schema()
     sections: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = []
@@ -140,7 +142,7 @@ def _sections() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
             continue
         inner = schema["$defs"][entry["$ref"].split("/")[-1]]
         sections.append((name, [(f"{name}.{key}", value) for key, value in inner["properties"].items()]))
-    return iter([*sections, (_SECTION, loose)])
+    return (*sections, (_SECTION, loose))
 
 
 def _metavar(schema: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What each iteration reports, and the tidy file that keeps it."""
 
 import csv
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -81,12 +82,12 @@ class HistoryFile:
 
     def __init__(self, path: Path):
         self._file = path.open("w", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerow(COLUMNS)
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
 
     def append(self, report: IterationReport) -> None:
-        values = report.row().values()
-        self._writer.writerow("" if value != value else value for value in values)
+        row = report.row()
+        self._writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
         self._file.flush()
 
     def close(self) -> None:

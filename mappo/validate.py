@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -92,7 +93,7 @@ def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> V
         with private_random_streams(config.seed, Stream.VALIDATION, device):
             if run("environment", lambda: _is_built(task)):
                 for name, check in _CHECKS.items():
-                    run(name, lambda check=check: check(task))  # type: ignore[misc]
+                    run(name, partial(check, task))
     return ValidationReport(config_hash(config), checks)
 
 

@@ -168,7 +168,7 @@ def test_terminating_task_is_worth_its_own_rewards_only():
 
 
 @pytest.mark.parametrize("minibatch_frames", [120, 50, 7, 1])
-def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames, monkeypatch):
+def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames):
     config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
     _, _, learner, batch = make(config)
     frames = learner._prepare(batch).set("number", torch.arange(120))
@@ -258,7 +258,7 @@ def test_learning_rate_follows_its_schedule_over_the_run(tiny, schedule, expecte
 
 
 @pytest.mark.parametrize("kind", ["none", "minibatch", "batch", "agent"])
-def test_advantages_are_standardised_over_what_the_option_names(tiny, kind, monkeypatch):
+def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
     config = override(tiny, {"learner": {"advantage_normalisation": kind, "epochs": 1}})
     _, _, learner, batch = make(config)
     unchanged = override(config, {"learner": {"advantage_normalisation": "none"}}).learner
