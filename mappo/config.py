@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -22,6 +22,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the field, its value and the bound."""
+
+
+def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("every seed may appear once")
+    return seeds
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -42,11 +48,18 @@ class EnvironmentConfig:
         int,
         Field(ge=1, le=1_000_000, description="time limit of an episode, in frames; reaching it is truncation"),
     ] = 100
+    actions: Annotated[
+        Literal["continuous", "discrete", "multi-discrete"],
+        Field(
+            description="continuous vectors, one choice among all combinations, or one choice for each component; "
+            "communication is part of the action"
+        ),
+    ] = "continuous"
 
 
 @dataclass(frozen=True, config=_STRICT)
 class NetworksConfig:
-    """The shared actor and the centralised critic: two separate multi-layer perceptrons of the same size."""
+    """The actor and the centralised critic: separate multi-layer perceptrons of the same size."""
 
     hidden_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...],
@@ -55,6 +68,19 @@ class NetworksConfig:
     activation: Annotated[Literal["tanh", "relu"], Field(description="activation after each hidden layer")] = (
         "tanh"
     )
+    share_policy: Annotated[
+        bool, Field(description="one actor for all agents (true), or one of its own for each (false)")
+    ] = True
+    normalise_observations: Annotated[
+        bool, Field(description="standardise observations by their running mean and deviation in training")
+    ] = False
+    normalise_values: Annotated[
+        bool,
+        Field(
+            description="the critic predicts values standardised by the running mean and deviation of value "
+            "targets, as in the MAPPO paper"
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -84,6 +110,22 @@ class LearnerConfig:
     value_loss: Annotated[
         Literal["l2", "smooth_l1"], Field(description="distance between value and value target")
     ] = "l2"
+    value_clip_epsilon: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="a new value may improve the critic's loss only within this distance of the old one, "
+            "in the units that the critic predicts; 0 switches it off",
+        ),
+    ] = 0.0
+    target_kl: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="an epoch whose mean approximate KL divergence is above this, in nats an agent action, "
+            "is the last one on its batch; 0 switches it off",
+        ),
+    ] = 0.0
     max_gradient_norm: Annotated[
         float, Field(gt=0, description="limit of the gradient norm, of the actor and of the critic each")
     ] = 5.0
@@ -121,25 +163,42 @@ class CollectionConfig:
         return -(-self.total_frames // self.frames_per_batch)
 
 
+Seeds = Annotated[
+    tuple[Seed, ...],
+    Field(min_length=1, description="each starts episodes_per_seed episodes"),
+    AfterValidator(_different),
+]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SelectionConfig:
+    """Evaluation during training, by which the best checkpoint is chosen; its random streams are its own."""
+
+    interval_iterations: Annotated[
+        int,
+        Field(ge=0, description="iterations from one evaluation to the next; the last is evaluated too; 0 for none"),
+    ] = 5
+    seeds: Seeds = (1,)
+    episodes_per_seed: Annotated[
+        int, Field(ge=1, le=1_000_000, description="episodes of each seed, simulated in parallel")
+    ] = 64
+
+
 @dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
-    """Held-out episodes: their random streams are never those of training, whatever the seeds."""
+    """Held-out episodes: their random streams are never those of training or selection, whatever the seeds."""
 
-    seeds: Annotated[
-        tuple[Seed, ...],
-        Field(min_length=1, description="held-out seeds; each starts episodes_per_seed episodes"),
-    ] = (1, 2, 3, 4)
+    seeds: Seeds = (1, 2, 3, 4)
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=1_000_000, description="episodes of each seed, simulated in parallel")
     ] = 64
     deterministic: Annotated[
         bool,
-        Field(description="act by the squashed mean of the distribution (true) or by sampling from it (false)"),
+        Field(
+            description="act by the distribution's squashed mean or most likely choice (true) or by sampling from "
+            "it (false); also where selection evaluates"
+        ),
     ] = True
-
-    def __post_init__(self) -> None:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"evaluation.seeds = {list(self.seeds)}: every seed may appear once")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -150,11 +209,18 @@ class ExperimentConfig:
     networks: NetworksConfig = dataclasses.field(default_factory=NetworksConfig)
     learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
     collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
+    selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     seed: Annotated[Seed, Field(description="seed of training")] = 0
     threads: Annotated[
-        int, Field(ge=1, le=1024, description="CPU threads of torch; part of what makes a run repeatable")
-    ] = 1
+        int,
+        Field(
+            ge=0,
+            le=1024,
+            description="CPU threads of torch, part of what makes a run repeatable; 0 for as many as the CPU limit "
+            "of this process allows",
+        ),
+    ] = 0
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(description="auto takes a GPU when there is one; cuda fails at once when there is none"),
@@ -308,10 +374,11 @@ def _explain(problem: Any) -> str:
         close = get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"{field} = {json.dumps(value)}: unknown key; {hint}"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+    reason = problem.get("ctx", {}).get("error", problem["msg"][0].lower() + problem["msg"][1:])
+    if isinstance(reason, ConfigError):
+        return str(reason)
     shown = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
-    return f"{field} = {shown}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{field} = {shown}: {reason}"
 
 
 def _known_keys(path: list[str]) -> list[str]:

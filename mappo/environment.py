@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from vmas.simulator.scenario import BaseScenario
 from mappo.config import ConfigError, EnvironmentConfig
 
 OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
-ACTION = ("agents", "action")  # [envs, time, agents, features]
+ACTION = ("agents", "action")  # [envs, time, agents, features]; discrete: [envs, time, agents]
 REWARD = ("agents", "reward")  # [envs, time, agents, 1]
 EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed since the reset
 STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
@@ -47,6 +48,7 @@ class Stream(IntEnum):
     TRAINING = 0
     EVALUATION = 1
     VALIDATION = 2
+    SELECTION = 3
 
 
 def make_environment(
@@ -58,8 +60,8 @@ def make_environment(
     Call it inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
-        ConfigError: no such scenario, arguments that it does not take, or a task that one shared policy cannot
-            act in (agents with different observations or actions).
+        ConfigError: no such scenario, arguments that it does not take, or several groups of agents with
+            different observations or actions.
     """
     vmas_env = _make_vmas(config, num_envs, device)
     _require_equal_agents(vmas_env, config.scenario)
@@ -96,6 +98,11 @@ def private_random_streams(seed: int, stream: Stream, device: torch.device) -> I
             random.setstate(outside[0])
             np.random.set_state(outside[1])
             VmasEnvironment.vmas_random_state[:] = outside[2]
+
+
+def action_choices(environment: EnvBase) -> tuple[int, ...]:
+    """How many choices each component of an agent's action has; empty when actions are continuous."""
+    return _choices(environment.base_env.action_space[0])
 
 
 def simulator_state(environment: EnvBase) -> Tensor:
@@ -165,7 +172,9 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
                 scenario=scenario,
                 num_envs=num_envs,
                 device=device,
-                continuous_actions=True,
+                continuous_actions=config.actions == "continuous",
+                multidiscrete_actions=config.actions == "multi-discrete",
+                categorical_actions=True,
                 max_steps=None,
                 group_map=MarlGroupMapType.ALL_IN_ONE_GROUP,
                 scenario_kwargs=config.scenario_kwargs,
@@ -185,13 +194,22 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
 
 
 def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
-    """One shared policy needs agents with the same observation vector and the same actions."""
+    """One group of agents, stacked in one tensor, needs the same observation vector and the same actions."""
     observations, actions = environment.observation_space, environment.action_space
     agents = zip(environment.agent_names, observations, actions, strict=True)
-    shapes = {name: (seen.shape, act.shape) for name, seen, act in agents}
-    if len(set(shapes.values())) > 1 or None in (shape for shape, _ in shapes.values()):
-        listed = "; ".join(f"{name}: observation {seen}, action {act}" for name, (seen, act) in shapes.items())
-        raise ConfigError(
-            f"environment.scenario = {scenario!r}: one policy is shared by all agents, which therefore need the "
-            f"same observation and action vectors, but they differ: {listed}"
+    seen_and_done = {name: (seen.shape, _choices(act) or act.shape) for name, seen, act in agents}
+    if len(set(seen_and_done.values())) > 1 or None in (seen for seen, _ in seen_and_done.values()):
+        listed = "; ".join(
+            f"{name}: observation {seen}, action {act}" for name, (seen, act) in seen_and_done.items()
         )
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: all agents are one group, which needs the same observation and "
+            f"action vectors for each (pad the shorter ones in the scenario), but they differ: {listed}"
+        )
+
+
+def _choices(space: Any) -> tuple[int, ...]:
+    """Of a gym space of actions; empty when it is continuous."""
+    if hasattr(space, "nvec"):
+        return tuple(int(n) for n in space.nvec)
+    return (int(space.n),) if hasattr(space, "n") else ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -36,6 +37,7 @@ class Losses:
     loss_entropy: -entropy_coefficient x entropy; 0 when there is no bonus.
     kl: approximate Kullback-Leibler divergence of the new from the collecting policy, in nats an agent action.
     clip_fraction: share of probability ratios outside 1 +- clip_epsilon, in 0..1.
+    epochs: passes over the batch; fewer than configured when target_kl stopped them.
     entropy: of the collecting policy, in nats an agent action, estimated on the batch as mean -log pi(a|o).
     explained_variance: 1 - Var(value_target - value) / Var(value_target) of the batch, before the update.
     gradient_norm_policy, gradient_norm_critic: before clipping.
@@ -45,6 +47,7 @@ class Losses:
     loss_policy: float
     loss_critic: float
     loss_entropy: float
+    epochs: int
     kl: float
     clip_fraction: float
     entropy: float
@@ -83,18 +86,27 @@ class Learner:
 
         Advantages come first, on the batch in its order of time; only then are frames shuffled into minibatches.
         Every epoch visits every frame once; the last minibatch of an epoch is smaller when they do not divide.
+        Observations count into the running moments last, so that the batch is learned from by the networks that
+        collected it.
 
         Raises:
             NonFiniteLoss: a loss term is NaN or infinite; parameters are those of the last good step.
         """
         frames = self._prepare(batch)
         minibatches = self._refill(frames)
-        steps = [self._step(minibatch) for _ in range(self.config.epochs) for minibatch in minibatches]
+        steps: list[dict[str, Tensor]] = []
+        for epoch in range(1, self.config.epochs + 1):
+            this_epoch = [self._step(minibatch) for minibatch in minibatches]
+            steps += this_epoch
+            if self.config.target_kl and _mean(step["kl"] for step in this_epoch) > self.config.target_kl:
+                break
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._schedule.step()
+        self.networks.update_observation_moments(frames[OBSERVATION])
         means = {name: _mean(step[name] for step in steps) for name in steps[0]}
         return Losses(
             **means,
+            epochs=epoch,
             learning_rate=learning_rate,
             entropy=-frames[LOG_PROB].mean().item(),
             explained_variance=explained_variance(frames[VALUE], frames[VALUE_TARGET]),
@@ -106,11 +118,20 @@ class Learner:
             batch = self._gae(batch)
             distribution = self.networks.policy.get_dist(batch.select(OBSERVATION))
             batch[LOG_PROB] = distribution.log_prob(batch[ACTION])
+            self._standardise_values(batch)
         if self.config.advantage_normalisation == "batch":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
         return batch.select(OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE).reshape(-1)
+
+    def _standardise_values(self, batch: TensorDictBase) -> None:
+        """Where the critic predicts standardised values, put values and their targets into its units."""
+        moments = self.networks.critic.module.moments
+        if moments is not None:
+            moments.update(batch[VALUE_TARGET])
+            for key in (VALUE, VALUE_TARGET):
+                batch[key] = moments.standardise(batch[key])
 
     def _refill(self, frames: TensorDictBase) -> TensorDictReplayBuffer:
         """The batch's frames in minibatches; each iteration over the buffer is an epoch, shuffled anew."""
@@ -180,12 +201,13 @@ def _make_gae(config: LearnerConfig, networks: Networks) -> MultiAgentGAE:
 def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
     loss = MAPPOLoss(
         networks.policy,
-        networks.critic,
+        TensorDictModule(networks.critic.module.predict, in_keys=[OBSERVATION], out_keys=[VALUE]),
         clip_epsilon=config.clip_epsilon,
         entropy_bonus=config.entropy_coefficient > 0,
         entropy_coeff=config.entropy_coefficient,
         critic_coeff=config.value_coefficient,
         loss_critic_type=config.value_loss,
+        clip_value=config.value_clip_epsilon or None,
         normalize_advantage=False,
         functional=False,
     )

@@ -6,13 +6,16 @@ from vmas.simulator.scenario import BaseScenario
 
 
 class Endless(BaseScenario):
-    """Nothing happens, every frame pays 1, and it never ends unless told to.
+    """Nothing happens, every frame pays the same, and it never ends unless told to.
+
+    reward: what a frame pays.
 
     terminate_after: frames until an episode terminates, one number or one for each environment; 0 for never.
     """
 
     def make_world(self, batch_dim, device, **kwargs):
         self.terminate_after = torch.as_tensor(kwargs.pop("terminate_after", 0), device=device)
+        self.frame_reward = float(kwargs.pop("reward", 1.0))
         self.num_agents = kwargs.pop("n_agents", 2)
         world = World(batch_dim, device)
         for index in range(self.num_agents):
@@ -36,10 +39,26 @@ class Endless(BaseScenario):
         return torch.zeros(self.world.batch_dim, 1, device=self.world.device)
 
     def reward(self, agent):
-        return torch.ones(self.world.batch_dim, device=self.world.device)
+        return torch.full((self.world.batch_dim,), self.frame_reward, device=self.world.device)
 
     def done(self):
         return (self.age >= self.terminate_after) & (self.terminate_after > 0)
+
+
+class MoveAndSpeak(Endless):
+    """Half the reward is for pushing to the right as hard as possible, half for the second of three words."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        speaking = World(batch_dim, device, dim_c=3)
+        for agent in world.agents:
+            speaking.add_agent(Agent(name=agent.name, silent=False))
+        return speaking
+
+    def reward(self, agent):
+        push = agent.action.u[:, 0].clamp(0, 1)
+        word = agent.action.c
+        return (push + word[:, 1] - word[:, [0, 2]].mean(-1)).clamp_min(0) / 2
 
 
 class NanReward(Endless):

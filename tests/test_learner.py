@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 
 from mappo.collection import collect
 from mappo.config import LearnerConfig, override
@@ -25,7 +26,7 @@ from mappo.learner import (
     explained_variance,
     standardise,
 )
-from mappo.networks import VALUE, Networks, make_networks
+from mappo.networks import VALUE, CentralisedCritic, Networks, make_networks
 from tests.conftest import CPU, endless
 
 
@@ -47,11 +48,10 @@ def make_policy(num_features):
     return make_networks(endless().networks, environment).policy
 
 
-class FixedCritic(torch.nn.Module):
-    """The value is the observation's only feature."""
-
-    def forward(self, observation):
-        return observation
+def observation_is_value():
+    """A critic whose value of an agent is the only feature of its observation."""
+    critic = CentralisedCritic(torch.nn.Identity(), torch.nn.Identity(), moments=None)
+    return TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE])
 
 
 def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tiny):
@@ -61,8 +61,6 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     below; rewards 1 and 2. Frame 2 terminates (no bootstrap, trace cut), frame 3 is truncated (bootstrap from
     the last observation 10, trace cut), the batch ends after frame 5 (bootstrap from 6).
     """
-    from tensordict.nn import TensorDictModule
-
     value = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     next_value = torch.tensor([2.0, 9.0, 10.0, 5.0, 6.0])
     terminated = torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool)
@@ -84,7 +82,7 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
         },
         batch_size=[1, 5],
     )
-    critic = TensorDictModule(FixedCritic(), in_keys=[OBSERVATION], out_keys=[VALUE])
+    critic = observation_is_value()
     policy = make_policy(num_features=1)
     config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
     frames = Learner(config, Networks(policy, critic), num_iterations=1)._prepare(batch)
@@ -287,3 +285,131 @@ def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
     assert explained_variance(torch.zeros(3), target) == pytest.approx(0)
     assert explained_variance(-target, target) == pytest.approx(-3)
     assert math.isnan(explained_variance(target, torch.ones(3)))
+
+
+def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_reward():
+    """As the endless task above, with a reward of 1000 a frame: worth 10,000, which no plain critic here reaches."""
+    config = override(
+        endless(scenario_kwargs={"reward": 1_000.0}),
+        {"networks": {"normalise_values": True}, "collection": {"total_frames": 12_000}},
+    )
+    assert torch.allclose(values_after_training(config), torch.tensor(10_000.0), rtol=0.05)
+    plain = override(config, {"networks": {"normalise_values": False}, "collection": {"total_frames": 2_000}})
+    assert (values_after_training(plain) < 5_000).all()
+
+
+def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
+    """Yu et al. (2022): values are restored before advantages; then targets count in; then both are standardised."""
+    config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_loss": "l2"}})
+    _, networks, learner, batch = make(config)
+    plain = Learner(config.learner, make(override(tiny, {"seed": 5}))[1], 1)  # the same GAE, another critic's units
+    plain.networks = Networks(networks.policy, networks.critic)
+    with torch.no_grad():
+        target = learner._gae(batch.clone())[VALUE_TARGET]
+    frames = learner._prepare(batch)
+    standardised = (target - target.mean()) / target.std(correction=0).clamp_min(0.1)
+    assert torch.allclose(frames[VALUE_TARGET], standardised.flatten(0, 1), atol=1e-4)
+    prediction = networks.critic.module.predict(frames[OBSERVATION])
+    expected = (prediction - frames[VALUE_TARGET]).square().mean().item()
+    assert learner._loss(frames)["loss_critic"].item() == pytest.approx(expected, rel=1e-4)
+    restored = networks.critic(frames.select(OBSERVATION))[VALUE]
+    deviation = target.std(correction=0).clamp_min(0.1)
+    assert torch.allclose(restored, prediction * deviation + target.mean(), atol=1e-4)
+
+
+def test_observations_are_standardised_by_all_batches_before(tiny):
+    config = override(tiny, {"networks": {"normalise_observations": True}})
+    environment, networks, learner, _ = make(config)
+    seen = []
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in collect(environment, networks.policy, config.collection):
+            seen.append(batch[OBSERVATION].flatten(0, 2))
+            losses = learner.update(batch)
+    everything = torch.cat(seen)
+    for network in (networks.policy.module[0].module[0], networks.critic.module.observation_normaliser):
+        expected = (everything - everything.mean(0)) / everything.var(0, correction=0).clamp_min(1e-2).sqrt()
+        assert torch.allclose(network(everything), expected, atol=1e-3)
+    assert losses.kl != 0
+
+
+@pytest.mark.parametrize(
+    "networks", [{"normalise_observations": True}, {"normalise_values": True}, {"share_policy": False}]
+)
+def test_first_minibatch_of_a_later_batch_has_ratio_one_with(tiny, networks):
+    learner = {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}
+    config = override(tiny, {"networks": networks, "learner": learner})
+    environment, networks, learner, _ = make(config)
+    for batch in collect(environment, networks.policy, config.collection):
+        losses = learner.update(batch)
+        assert losses.clip_fraction == 0
+        assert losses.kl == pytest.approx(0, abs=1e-6)
+
+
+def test_clipped_values_equal_the_formula_of_the_paper(tiny):
+    """Yu et al. (2022), section 3: the larger error of the value and of the value clipped around the old one.
+
+    Every target is 1 above the old value. A new value 0.5 above it errs by 0.5, the clipped one by 0.95.
+    """
+    config = override(tiny, {"learner": {"value_clip_epsilon": 0.05}})
+    _, networks, learner, batch = make(config)
+    frames = learner._prepare(batch)
+    frames[VALUE_TARGET] = frames[VALUE] + 1
+    with torch.no_grad():
+        networks.critic.module.network[-1].bias.add_(0.5)
+        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(0.95**2, rel=1e-4)
+        networks.critic.module.network[-1].bias.sub_(1.0)
+        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
+
+
+def test_target_kl_ends_the_epochs_on_a_batch_as_if_fewer_had_been_configured(tiny):
+    def after(**learner):
+        _, networks, learner, batch = make(override(tiny, {"learner": {"learning_rate": 0.01, **learner}}))
+        with private_random_streams(1, Stream.TRAINING, CPU):
+            losses = learner.update(batch)
+        return losses, networks.modules().state_dict()
+
+    stopped, parameters = after(epochs=5, target_kl=1e-6)
+    short, expected = after(epochs=1)
+    full, _ = after(epochs=5, target_kl=100.0)
+    assert (stopped.epochs, short.epochs, full.epochs) == (1, 1, 5)
+    assert all(torch.equal(parameters[name], expected[name]) for name in expected)
+
+
+def test_policies_of_their_own_learn_from_their_own_agent_only(tiny):
+    config = override(tiny, {"networks": {"share_policy": False}})
+    _, networks, learner, batch = make(config)
+    frames = learner._prepare(batch)
+    with torch.no_grad():
+        frames[ADVANTAGE][:, 0] = 0
+    learner._loss(frames)["loss_objective"].backward()
+    gradients = [
+        sum(parameter.grad.abs().sum().item() for parameter in actor.parameters())
+        for actor in networks.policy.module[0].module[1].networks
+    ]
+    assert gradients[0] == 0
+    assert gradients[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("actions", "share_policy"),
+    [("continuous", True), ("discrete", True), ("multi-discrete", True), ("continuous", False)],
+)
+def test_learns_to_move_right_and_to_say_the_second_word(actions, share_policy):
+    """A reward for speed to the right and for the second of three words; random actions earn about 1/3."""
+    config = override(
+        endless(),
+        {
+            "environment": {"scenario": "tests.scenarios:MoveAndSpeak", "actions": actions},
+            "networks": {"share_policy": share_policy},
+            "learner": {"advantage_normalisation": "minibatch", "entropy_coefficient": 1e-3},
+            "collection": {"total_frames": 6_000},
+        },
+    )
+    environment, networks, learner, batch = make(config)
+    before = batch["next", *REWARD].mean().item()
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in collect(environment, networks.policy, config.collection):
+            assert learner.update(batch).entropy < 10
+    after = batch["next", *REWARD].mean().item()
+    assert before < 0.6
+    assert after > 0.85

@@ -1,0 +1,1 @@
+"""VMAS scenarios of our own, named as `mappo.scenarios.<module>:Scenario`."""
