@@ -9,20 +9,25 @@ def evaluate(
     checkpoint: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    seed: str = "",
+    compiled_by: str = "",
 ):
-    """Judge a trained policy on held-out seeds, beside a random policy.
+    """Judge a trained policy on held-out seeds, beside a random and, if there is one, a heuristic policy.
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
         checkpoint: What the training stage saved.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
-        metrics: Means and intervals of the trained and the random policy.
+        metrics: Means and intervals of each policy.
+        seed: The seed of training, in place of the configuration's; empty to keep that.
+        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
 
     from mappo import stages
 
-    outcome = stages.evaluate(config, Path(checkpoint.path), Path(report.path))
+    paths = (Path(checkpoint.path), Path(report.path))
+    outcome = stages.evaluate(config, *paths, seed=seed, compiled_by=compiled_by)
     report.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

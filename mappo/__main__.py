@@ -16,7 +16,7 @@ from mappo.arguments import (
     dashed,
     run_directory,
 )
-from mappo.config import ConfigError, override, to_dict, to_json
+from mappo.config import ConfigError, ExperimentConfig, override, to_dict, to_json
 from mappo.recipes import RECIPES
 
 _EXAMPLES = """examples:
@@ -25,7 +25,8 @@ _EXAMPLES = """examples:
   mappo train --environment.scenario wheel --environment.scenario-kwargs '{"n_agents": 3}'
   mappo show-config balance > balance.json             edit it, then
   mappo train --config balance.json
-  mappo evaluate runs/20260101-120000                  a run's checkpoint on held-out seeds
+  mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
+  mappo train --extend runs/20260101-120000 --collection.total-frames 200000
 
 exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted
 """
@@ -71,12 +72,30 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("train", _train, "train a policy; write checkpoint and history")
     add_run_argument(command)
+    command.add_argument(
+        "--extend",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run (or checkpoint) and its configuration up to a higher --collection.total-frames",
+    )
+    command.add_argument(
+        "--warm-start",
+        type=Path,
+        metavar="RUN",
+        help="begin with the networks of this run's best checkpoint (or of a checkpoint); everything else is new",
+    )
     add_config_arguments(command)
 
-    command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside a random policy")
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or a run's directory")
+    command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside baselines")
+    command.add_argument(
+        "checkpoint", type=Path, metavar="RUN", help="a run, for its best checkpoint, or a checkpoint"
+    )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
-    add_config_arguments(command, with_recipe=False, required="CHECKPOINT")
+    add_config_arguments(command, with_recipe=False, required="RUN")
+
+    command = add("compare", _compare, "compare evaluations of several training seeds or configurations")
+    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
 
     add("recipes", _recipes, "list the named configurations")
 
@@ -93,24 +112,60 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    config = to_json(config_from_arguments(arguments))
+    extend = arguments.extend and _checkpoint(arguments.extend, "last")
+    warm_start = arguments.warm_start and _checkpoint(arguments.warm_start, "best")
+    if extend and arguments.recipe:
+        raise ConfigError(
+            f"--extend takes the run's configuration, not the recipe {arguments.recipe}: name one of them"
+        )
+    config = _config_of(extend, arguments) if extend else config_from_arguments(arguments)
     run = run_directory(arguments)
     from mappo import stages
 
-    return _status(lambda: stages.train(config, run / "checkpoint", run / "history.csv"))
+    return _status(
+        lambda: stages.train(
+            to_json(config),
+            run / "last",
+            run / "best",
+            run / "history.csv",
+            extend=extend,
+            warm_start=warm_start,
+        )
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from mappo import checkpoint as checkpoints
+    checkpoint = _checkpoint(arguments.checkpoint, "best")
+    config = _config_of(checkpoint, arguments)
     from mappo import stages
 
-    run: Path = arguments.checkpoint
-    directory = run / "checkpoint" if (run / "checkpoint").is_dir() else run
+    return _status(lambda: stages.evaluate(to_json(config), checkpoint, arguments.output))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mappo import stages
+
+    return _status(lambda: stages.compare(arguments.reports, arguments.output))
+
+
+def _checkpoint(path: Path, name: str) -> Path:
+    """A run's checkpoint of this name, unless the path is a checkpoint itself."""
+    return path / name if (path / name).is_dir() else path
+
+
+def _config_of(checkpoint: Path, arguments: argparse.Namespace) -> ExperimentConfig:
+    """A checkpoint's configuration, changed by the file, changed by the flags.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, names code that only the user may name, or as for any
+            configuration.
+    """
+    from mappo import checkpoint as checkpoints
+
     try:
-        trained = checkpoints.load(directory).config
+        trained = checkpoints.load(checkpoint).config
     except checkpoints.CheckpointError as error:
-        print(f"mappo evaluate: error: {error}", file=sys.stderr)
-        return 1
+        raise ConfigError(str(error)) from error
     changes = changes_from_arguments(arguments)
     config = override(trained, *changes)
     named = any("scenario" in change.get("environment", {}) for change in changes)
@@ -119,7 +174,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             f"the checkpoint's scenario {trained.environment.scenario!r} is code outside VMAS, which a checkpoint "
             "cannot be trusted to name: if it is yours, give it as --environment.scenario"
         )
-    return _status(lambda: stages.evaluate(to_json(config), directory, arguments.output))
+    return config
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from mappo.config import ConfigError, ExperimentConfig, override, parse_json, parse_json_object
-from mappo.recipes import RECIPES, recipe
+from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
 _SECTION = "experiment"  # the title of the flags that belong to no section
 
@@ -26,9 +26,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
         parser.add_argument(
             "recipe",
             nargs="?",
-            default="navigation",
             metavar="RECIPE",
-            help=f"the configuration to start from: {', '.join(RECIPES)} (default: navigation)",
+            help=f"the configuration to start from: {', '.join(RECIPES)} (default: {DEFAULT_RECIPE})",
         )
     parser.add_argument(
         "--config",
@@ -73,7 +72,7 @@ def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:
     Raises:
         ConfigError: an unknown recipe, a file that cannot be read, or a value that is not allowed.
     """
-    return override(recipe(arguments.recipe), *changes_from_arguments(arguments))
+    return override(recipe(arguments.recipe or DEFAULT_RECIPE), *changes_from_arguments(arguments))
 
 
 def changes_from_arguments(arguments: argparse.Namespace) -> list[dict[str, Any]]:

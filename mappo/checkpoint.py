@@ -1,12 +1,13 @@
 """A trained policy on disk: safetensors for the numbers, canonical JSON for the rest, no pickle.
 
-A checkpoint is a directory with two files. `checkpoint.json` says what it is and holds the SHA-256 of
-`networks.safetensors`, which is verified before a byte of it is parsed.
+A checkpoint is a directory with three files. `checkpoint.json` says what it is and holds the SHA-256 of the
+networks' and the optimiser's tensors, which is verified before a byte of them is parsed. Their files carry the
+beginning of that hash in their names, so that replacing `checkpoint.json` replaces the checkpoint as a whole.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +21,13 @@ import mappo
 from mappo.config import ConfigError, ExperimentConfig, config_hash, from_dict, json_hash, to_dict
 from mappo.networks import Networks
 
-FORMAT: Literal[1] = 1
-MANIFEST, TENSORS = "checkpoint.json", "networks.safetensors"
+FORMAT: Literal[2] = 2
+MANIFEST = "checkpoint.json"
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_TENSORS_BYTES = 1 << 32
+
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class CheckpointError(ValueError):
@@ -34,14 +38,21 @@ class CheckpointError(ValueError):
 class _Manifest:
     """What `checkpoint.json` holds."""
 
-    format: Literal[1]
+    format: Literal[2]
     config: dict[str, JsonValue]
     config_hash: str
     iteration: Annotated[int, Field(ge=0)]
     frames: Annotated[int, Field(ge=0)]
     seed: int
     versions: dict[str, str]
-    tensors_sha256: str
+    selection_return: float | None
+    networks_sha256: Sha256
+    optimiser_sha256: Sha256
+
+    def files(self) -> dict[str, str]:
+        """Name and SHA-256 of each file of tensors."""
+        hashes = {"networks": self.networks_sha256, "optimiser": self.optimiser_sha256}
+        return {f"{kind}-{digest[:16]}.safetensors": digest for kind, digest in hashes.items()}
 
 
 _MANIFEST = TypeAdapter(_Manifest)
@@ -49,18 +60,27 @@ _MANIFEST = TypeAdapter(_Manifest)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What training left: its configuration, how far it came, and the networks' tensors by name."""
+    """What training left: its configuration, how far it came, and its tensors by name.
+
+    tensors are the networks'; optimiser what Adam remembers of each parameter, for a run that goes on.
+    selection_return is the mean return of the evaluation at this point of training; None when there was none.
+    """
 
     config: ExperimentConfig
     iteration: int
     frames: int
     tensors: dict[str, Tensor]
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+    selection_return: float | None = None
 
 
 def save(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write a checkpoint; the manifest comes last, so that a directory without one is no checkpoint."""
+    """Write a checkpoint, in the place of the one that may be there; a crash leaves the old one or the new one."""
     directory.mkdir(parents=True, exist_ok=True)
-    blob = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()})
+    networks, optimiser = (
+        safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        for tensors in (checkpoint.tensors, checkpoint.optimiser)
+    )
     manifest = _Manifest(
         format=FORMAT,
         config=to_dict(checkpoint.config),
@@ -69,10 +89,17 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
         frames=checkpoint.frames,
         seed=checkpoint.config.seed,
         versions={"mappo": mappo.__version__, "torch": torch.__version__},
-        tensors_sha256=hashlib.sha256(blob).hexdigest(),
+        selection_return=checkpoint.selection_return,
+        networks_sha256=hashlib.sha256(networks).hexdigest(),
+        optimiser_sha256=hashlib.sha256(optimiser).hexdigest(),
     )
-    _replace(directory / TENSORS, blob)
+    files = manifest.files()
+    for file, blob in zip(files, (networks, optimiser), strict=True):
+        _replace(directory / file, blob)
     _replace(directory / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
+    for old in {*directory.glob("networks-*.safetensors"), *directory.glob("optimiser-*.safetensors")}:
+        if old.name not in files:
+            old.unlink()
 
 
 def load(directory: Path) -> Checkpoint:
@@ -85,19 +112,13 @@ def load(directory: Path) -> Checkpoint:
     manifest = _read_manifest(directory / MANIFEST)
     if json_hash(manifest.config) != manifest.config_hash:
         raise CheckpointError(f"{directory / MANIFEST}: the configuration is not the one that its hash names")
-    blob = _read(directory / TENSORS, _MAX_TENSORS_BYTES)
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != manifest.tensors_sha256:
-        raise CheckpointError(
-            f"{directory / TENSORS}: damaged or replaced: its SHA-256 is {digest}, "
-            f"the manifest says {manifest.tensors_sha256}"
-        )
+    blobs = [_verified(directory / file, expected) for file, expected in manifest.files().items()]
     try:
         config = from_dict(manifest.config)
-        tensors = safetensors.torch.load(blob)
+        networks, optimiser = (safetensors.torch.load(blob) for blob in blobs)
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: unreadable: {type(error).__name__}: {error}") from error
-    return Checkpoint(config, manifest.iteration, manifest.frames, tensors)
+    return Checkpoint(config, manifest.iteration, manifest.frames, networks, optimiser, manifest.selection_return)
 
 
 def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
@@ -141,6 +162,16 @@ def _read_manifest(path: Path) -> _Manifest:
         if field == "format":
             raise CheckpointError(f"{path}: format {problem['input']!r}, this version reads {FORMAT}") from None
         raise CheckpointError(f"{path}: not the manifest of a checkpoint: {field}: {problem['msg']}") from None
+
+
+def _verified(path: Path, expected: str) -> bytes:
+    blob = _read(path, _MAX_TENSORS_BYTES)
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != expected:
+        raise CheckpointError(
+            f"{path}: damaged or replaced: its SHA-256 is {digest}, the manifest says {expected}"
+        )
+    return blob
 
 
 def _read(path: Path, limit: int) -> bytes:

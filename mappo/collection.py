@@ -3,23 +3,42 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from mappo.config import CollectionConfig
-from mappo.environment import OBSERVATION
+from mappo.config import CollectionConfig, ConfigError, ExperimentConfig
+from mappo.environment import OBSERVATION, Stream, make_environment
+from mappo.resources import free_memory_bytes, gibibytes
 
 
 class NonFiniteObservation(ArithmeticError):
     """An observation is NaN or infinite; the policy did not act on it."""
 
 
+def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> None:
+    """Refuse a batch that cannot fit: the collected one and the learner's copy of it, at the least.
+
+    Raises:
+        ConfigError: naming the bytes needed and those free.
+    """
+    frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
+    needed = 2 * frame.bytes() * config.collection.frames_per_batch
+    free = free_memory_bytes(device)
+    if needed > free:
+        raise ConfigError(
+            f"collection.num_envs = {config.collection.num_envs} x rollout_frames = "
+            f"{config.collection.rollout_frames}: a batch and the learner's copy need at least "
+            f"{gibibytes(needed)}, but {gibibytes(free)} are free on {device}; collect fewer frames at once"
+        )
+
+
 def collect(
-    environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig
+    environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig, iterations_done: int = 0
 ) -> Iterator[TensorDictBase]:
-    """Yield `config.num_iterations` batches [num_envs, rollout_frames] of the policy as it is at that moment.
+    """Yield the batches [num_envs, rollout_frames] that are left, each of the policy as it is at that moment.
 
     A batch continues the episodes of the one before. Frames are contiguous in time, so advantages can be
     computed on a batch as it comes.
@@ -32,7 +51,7 @@ def collect(
         environment,
         policy,
         frames_per_batch=config.frames_per_batch,
-        total_frames=config.num_iterations * config.frames_per_batch,
+        total_frames=(config.num_iterations - iterations_done) * config.frames_per_batch,
         device=environment.device,
         track_traj_ids=False,
         no_cuda_sync=True,

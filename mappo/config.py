@@ -38,7 +38,7 @@ class EnvironmentConfig:
         str,
         Field(
             min_length=1,
-            description="a VMAS scenario by name, such as navigation, or your own as package.module:Class",
+            description="a scenario by name, such as navigation or swarm, or your own as package.module:Class",
         ),
     ] = "navigation"
     scenario_kwargs: Annotated[
@@ -176,7 +176,9 @@ class SelectionConfig:
 
     interval_iterations: Annotated[
         int,
-        Field(ge=0, description="iterations from one evaluation to the next; the last is evaluated too; 0 for none"),
+        Field(
+            ge=0, description="iterations between evaluations; the last one is evaluated too; 0 for no evaluation"
+        ),
     ] = 5
     seeds: Seeds = (1,)
     episodes_per_seed: Annotated[
@@ -217,8 +219,8 @@ class ExperimentConfig:
         Field(
             ge=0,
             le=1024,
-            description="CPU threads of torch, part of what makes a run repeatable; 0 for as many as the CPU limit "
-            "of this process allows",
+            description="CPU threads of torch, part of what makes a run repeatable; 0 for as many as this "
+            "process's CPU limit allows",
         ),
     ] = 0
     device: Annotated[
@@ -291,6 +293,16 @@ def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> Experimen
     return from_dict(values)
 
 
+def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, str]:
+    """Fields that differ, by dotted name, each as `value -> other value` in JSON."""
+    before, after = _fields(to_dict(one)), _fields(to_dict(other))
+    return {
+        name: f"{json.dumps(before[name])} -> {json.dumps(after[name])}"
+        for name in before
+        if before[name] != after[name]
+    }
+
+
 def config_hash(config: ExperimentConfig) -> str:
     """SHA-256 of the canonical JSON, in hexadecimal; equal experiments have equal hashes."""
     return json_hash(to_dict(config))
@@ -331,6 +343,13 @@ def parse_json_object(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration must be a JSON object, not {type(values).__name__}")
     return values
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted name; `scenario_kwargs` and lists are values."""
+    sections = {name: section for name, section in values.items() if isinstance(section, dict)}
+    inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return inner | {name: value for name, value in values.items() if name not in sections}
 
 
 def _canonical(values: Any) -> str:

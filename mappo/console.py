@@ -1,5 +1,6 @@
 """What a stage shows: a progress bar on a terminal, plain readable lines anywhere else."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mappo.compare import ComparisonReport
 from mappo.config import CollectionConfig
 from mappo.history import IterationReport
 from mappo.statistics import Estimate
@@ -27,21 +29,39 @@ def estimate(value: Estimate) -> str:
     return f"{value.value:.3g}{interval}"
 
 
+def comparison_table(report: ComparisonReport) -> list[str]:
+    """A line for each baseline and configuration, and what the intervals mean."""
+    baselines = {"random": report.random} | ({"heuristic": report.heuristic} if report.heuristic else {})
+    lines = [f"{name:<9} {estimate(returns.mean):<24} evaluation episodes" for name, returns in baselines.items()]
+    for number, configuration in enumerate(report.configurations, start=1):
+        name = "trained" if len(report.configurations) == 1 else f"trained {number}"
+        seeds = ", ".join(
+            f"{seed}: {value:.3g}"
+            for seed, value in zip(configuration.training_seeds, configuration.episode_returns, strict=True)
+        )
+        lines.append(f"{name:<9} {estimate(configuration.mean):<24} training seeds  {seeds}")
+        if configuration.gain:
+            changed = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
+            lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changed}")
+    return [*lines, f"intervals of trained policies: {report.intervals}"]
+
+
 @contextmanager
-def training_progress(config: CollectionConfig) -> Iterator[Callable[[IterationReport], None]]:
-    """Show training as it goes; the block gets the function to call with each iteration's report."""
+def training_progress(config: CollectionConfig, already: int) -> Iterator[Callable[[IterationReport], None]]:
+    """Show training as it goes, after the frames done already; the block gets what to call with reports."""
     total = config.num_iterations * config.frames_per_batch
     if not sys.stdout.isatty():
-        yield _line_printer(total)
+        yield _line_printer(total, already)
         return
-    with _bar(total) as bar:
+    with _bar(total, already) as bar:
         yield lambda report: _advance(bar, report)
 
 
-def _bar(total: int) -> "tqdm[Any]":
+def _bar(total: int, already: int) -> "tqdm[Any]":
     columns, lines = get_terminal_size()  # a usual size where the terminal says 0 x 0, when tqdm shows nothing
     return tqdm(
         total=total,
+        initial=already,
         unit=" frames",
         unit_scale=True,
         desc="train",
@@ -58,16 +78,16 @@ def _advance(bar: "tqdm[Any]", report: IterationReport) -> None:
     bar.update(report.progress.frames - bar.n)
 
 
-def _line_printer(total: int) -> Callable[[IterationReport], None]:
+def _line_printer(total: int, already: int) -> Callable[[IterationReport], None]:
     printed = -_SECONDS_BETWEEN_LINES
 
     def show(report: IterationReport) -> None:
         nonlocal printed
         frames, now = report.progress.frames, time.monotonic()
-        if now - printed < _SECONDS_BETWEEN_LINES and frames < total:
+        if now - printed < _SECONDS_BETWEEN_LINES and frames < total and math.isnan(report.evaluation_return_mean):
             return
         printed = now
-        left = report.elapsed_seconds / frames * (total - frames)
+        left = report.elapsed_seconds / (frames - already) * (total - frames)
         say(
             "train",
             f"{frames:>{len(f'{total:,}')},} of {total:,} frames  {_return(report)}  "
@@ -78,10 +98,11 @@ def _line_printer(total: int) -> Callable[[IterationReport], None]:
 
 
 def _return(report: IterationReport) -> str:
-    episodes = report.episodes
+    episodes, evaluated = report.episodes, report.evaluation_return_mean
+    evaluation = "" if math.isnan(evaluated) else f"  evaluated {evaluated:.3f}"
     if not episodes.num_episodes:
-        return "no episode ended yet"
+        return f"no episode ended here{evaluation}"
     return (
         f"return {episodes.episode_return_mean:.3f} "
-        f"({episodes.episode_return_min:.2f} .. {episodes.episode_return_max:.2f})"
+        f"({episodes.episode_return_min:.2f} .. {episodes.episode_return_max:.2f}){evaluation}"
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,13 @@ EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed
 STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
 DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
 
-SCENARIOS = tuple(sorted(vmas.scenarios + vmas.mpe_scenarios + vmas.debug_scenarios))
+_MODULES = {  # of the scenarios that have names
+    "swarm": "mappo.scenarios.swarm",
+    **{name: f"vmas.scenarios.{name}" for name in vmas.scenarios},
+    **{name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios},
+    **{name: f"vmas.scenarios.debug.{name}" for name in vmas.debug_scenarios},
+}
+SCENARIOS = tuple(sorted(_MODULES))
 
 _NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which this module gives or leaves alone
     *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
@@ -52,11 +59,17 @@ class Stream(IntEnum):
 
 
 def make_environment(
-    config: EnvironmentConfig, num_envs: int, seed: int, stream: Stream, device: torch.device
+    config: EnvironmentConfig,
+    num_envs: int,
+    seed: int,
+    stream: Stream,
+    device: torch.device,
+    after_frames: int = 0,
 ) -> TransformedEnv:
     """Build `num_envs` copies of the task, simulated together.
 
     Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated and truncated [envs, 1].
+    A run that goes on `after_frames` draws other episodes than from its start.
     Call it inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
@@ -70,12 +83,14 @@ def make_environment(
         RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),
     )
     environment = TransformedEnv(vmas_env, transforms)
-    environment.set_seed(_stream_seed(seed, stream, owner=0))
+    environment.set_seed(_stream_seed(seed, stream, 0, after_frames))
     return environment
 
 
 @contextmanager
-def private_random_streams(seed: int, stream: Stream, device: torch.device) -> Iterator[None]:
+def private_random_streams(
+    seed: int, stream: Stream, device: torch.device, after_frames: int = 0
+) -> Iterator[None]:
     """Seed every source of randomness for the block, and give the caller's back afterwards.
 
     Covers torch (CPU and the CUDA device), numpy, Python and the state that all VMAS environments of a process
@@ -84,7 +99,7 @@ def private_random_streams(seed: int, stream: Stream, device: torch.device) -> I
     outside = random.getstate(), np.random.get_state(), list(VmasEnvironment.vmas_random_state)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            private_seed = _stream_seed(seed, stream, owner=1)
+            private_seed = _stream_seed(seed, stream, 1, after_frames)
             torch.manual_seed(private_seed)
             random.seed(private_seed)
             np.random.seed(private_seed)
@@ -136,25 +151,30 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def _stream_seed(seed: int, stream: Stream, owner: int) -> int:
-    """A 32-bit seed of its own for each (seed, stream, owner): 0 the simulator, 1 everything else."""
-    return int(np.random.SeedSequence([seed, int(stream), owner]).generate_state(1)[0])
+def scenario_module(name: str) -> ModuleType:
+    """The module that defines a scenario, named or a user's own."""
+    return importlib.import_module(_MODULES.get(name) or name.partition(":")[0])
 
 
-def _scenario(name: str) -> str | BaseScenario:
-    """A scenario of VMAS by its name, or a user's own by `package.module:Class`."""
-    module, colon, class_name = name.partition(":")
-    if not colon:
-        if name not in SCENARIOS:
-            close = get_close_matches(name, SCENARIOS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
-            raise ConfigError(f"environment.scenario = {name!r}: VMAS has no such scenario; {hint}")
-        return name
+def _stream_seed(seed: int, stream: Stream, owner: int, after_frames: int) -> int:
+    """A 32-bit seed of its own for each combination; owner 0 is the simulator, 1 everything else."""
+    words = [seed, int(stream), owner, *([after_frames] if after_frames else [])]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _scenario(name: str) -> BaseScenario:
+    """A scenario by its name, or a user's own by `package.module:Class`."""
+    _, colon, class_name = name.partition(":")
+    if not colon and name not in SCENARIOS:
+        close = get_close_matches(name, SCENARIOS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
+        raise ConfigError(f"environment.scenario = {name!r}: there is no such scenario; {hint}")
     try:
-        scenario = getattr(importlib.import_module(module), class_name)()
+        scenario = getattr(scenario_module(name), class_name or "Scenario")()
     except Exception as error:  # a user's module can raise anything
         raise ConfigError(
-            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: {error}"
+            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: {error}; its module "
+            "must be installed or in the current directory, and in a pipeline part of the image"
         ) from error
     if not isinstance(scenario, BaseScenario):
         raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")

@@ -1,22 +1,29 @@
-"""How good a policy is: episodes from held-out seeds, beside a random policy on the same seeds."""
+"""How good a policy is: episodes from held-out seeds, beside baselines on the same seeds."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo import statistics
 from mappo.checkpoint import Checkpoint, restore_networks
-from mappo.config import EnvironmentConfig, EvaluationConfig, ExperimentConfig, config_hash
+from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig, config_hash, to_dict
 from mappo.environment import (
+    ACTION,
     DONE,
+    OBSERVATION,
     REWARD,
     Stream,
     make_environment,
     private_random_streams,
     resolve_device,
+    scenario_module,
 )
 from mappo.networks import make_networks
 from mappo.statistics import Estimate
@@ -26,7 +33,13 @@ class NonFiniteReturn(ArithmeticError):
     """An episode's return is NaN or infinite, so there is nothing to average."""
 
 
+class NoHeuristic(Exception):
+    """The scenario has no heuristic policy for this task, or it cannot be run; the message says why."""
+
+
 RESAMPLED = "evaluation episodes of this one trained policy; another training seed may differ by more"
+
+Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
 
 
 @dataclass(frozen=True)
@@ -41,25 +54,32 @@ class EpisodeReturns:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A trained and a random policy on the same held-out episodes.
+    """A trained policy and baselines on the same held-out episodes.
 
-    config_hash is that of the configuration evaluated with; training_config_hash that of the checkpoint's, which
-    is the same in a pipeline. resampled says what the intervals resample.
+    config is the configuration evaluated with, training_config the checkpoint's, which is the same in a pipeline;
+    the hashes are theirs. resampled says what the intervals resample. heuristic is the scenario's own hand-written
+    policy; where it is None, no_heuristic says why.
     """
 
+    config: dict[str, Any]
     config_hash: str
+    training_config: dict[str, Any]
     training_config_hash: str
     training_frames: int
-    seeds: list[int]
-    episodes_per_seed: int
-    deterministic: bool
     resampled: str
     trained: EpisodeReturns
     random: EpisodeReturns
+    heuristic: EpisodeReturns | None
+    no_heuristic: str
+
+    def policies(self) -> dict[str, EpisodeReturns]:
+        """What each policy earned, by its name, from the baselines up."""
+        baselines = {"random": self.random} | ({"heuristic": self.heuristic} if self.heuristic else {})
+        return baselines | {"trained": self.trained}
 
 
 def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationReport:
-    """Play the episodes that `config.evaluation` describes with the checkpoint's policy and with a random one.
+    """Play the episodes that `config.evaluation` describes with the checkpoint's policy and with the baselines.
 
     The task is `config.environment`. Random streams are this function's own: evaluating in the middle of
     training does not change training.
@@ -74,38 +94,52 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         environment = make_environment(config.environment, 1, 0, Stream.EVALUATION, device)
         networks = make_networks(config.networks, environment)
         restore_networks(checkpoint, networks)
-        trained = play_episodes(networks.policy, config.environment, config.evaluation, device)
-        random = play_episodes(None, config.environment, config.evaluation, device)
+
+    def earned(policy: Callable[[EnvBase], Act]) -> EpisodeReturns:
+        return _summarise(*play_episodes(policy, config, config.evaluation, Stream.EVALUATION))
+
+    heuristic, no_heuristic = None, ""
+    try:
+        heuristic = earned(partial(_heuristic_policy, scenario=config.environment.scenario))
+    except NoHeuristic as reason:
+        no_heuristic = str(reason)
     return EvaluationReport(
+        config=to_dict(config),
         config_hash=config_hash(config),
+        training_config=to_dict(checkpoint.config),
         training_config_hash=config_hash(checkpoint.config),
         training_frames=checkpoint.frames,
-        seeds=list(config.evaluation.seeds),
-        episodes_per_seed=config.evaluation.episodes_per_seed,
-        deterministic=config.evaluation.deterministic,
         resampled=RESAMPLED,
-        trained=trained,
-        random=random,
+        trained=earned(lambda _: networks.policy),
+        random=earned(lambda environment: environment.rand_action),
+        heuristic=heuristic,
+        no_heuristic=no_heuristic,
     )
 
 
 def play_episodes(
-    policy: TensorDictModuleBase | None,
-    environment: EnvironmentConfig,
-    evaluation: EvaluationConfig,
-    device: torch.device,
-) -> EpisodeReturns:
-    """One episode in each of `episodes_per_seed` parallel environments, for each seed.
+    policy: Callable[[EnvBase], Act],
+    config: ExperimentConfig,
+    episodes: EvaluationConfig | SelectionConfig,
+    stream: Stream,
+) -> tuple[list[float], list[float]]:
+    """Returns, and lengths in frames, of one episode in each of `episodes_per_seed` environments, for each seed.
 
-    Without a policy, actions are drawn uniformly from the action space: the baseline that training must beat.
-    Initial states depend on the seed alone, not on the policy, so two policies meet the same ones.
+    `policy` makes the function that acts in an environment. Initial states depend on seed and stream alone, not
+    on the policy, so two policies meet the same ones.
+
+    Raises:
+        NonFiniteReturn: naming the episode.
     """
+    device = resolve_device(config.device)
     returns: list[float] = []
     lengths: list[float] = []
-    for seed in evaluation.seeds:
-        with private_random_streams(seed, Stream.EVALUATION, device):
-            env = make_environment(environment, evaluation.episodes_per_seed, seed, Stream.EVALUATION, device)
-            seed_returns, seed_lengths = _first_episodes(env, policy, evaluation.deterministic)
+    for seed in episodes.seeds:
+        with private_random_streams(seed, stream, device):
+            environment = make_environment(config.environment, episodes.episodes_per_seed, seed, stream, device)
+            seed_returns, seed_lengths = _first_episodes(
+                environment, policy(environment), config.evaluation.deterministic
+            )
         if not seed_returns.isfinite().all():
             episode = int((~seed_returns.isfinite()).nonzero()[0])
             raise NonFiniteReturn(
@@ -114,6 +148,10 @@ def play_episodes(
             )
         returns += seed_returns.tolist()
         lengths += seed_lengths.tolist()
+    return returns, lengths
+
+
+def _summarise(returns: list[float], lengths: list[float]) -> EpisodeReturns:
     return EpisodeReturns(
         episode_returns=returns,
         mean=statistics.mean(returns),
@@ -123,11 +161,8 @@ def play_episodes(
 
 
 @torch.no_grad()
-def _first_episodes(
-    environment: EnvBase, policy: TensorDictModuleBase | None, deterministic: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return and length [envs] of each environment's first episode; later frames of ended ones do not count."""
-    act = policy or environment.rand_action
     state = environment.reset()
     running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
     returns = torch.zeros(environment.batch_size, device=environment.device)
@@ -141,3 +176,35 @@ def _first_episodes(
             lengths += running
             running = running & ~state[DONE].squeeze(-1)
     return returns, lengths
+
+
+def _heuristic_policy(environment: EnvBase, scenario: str) -> Act:
+    """The `HeuristicPolicy` of the module that defines the scenario, acting for each agent in turn.
+
+    It is foreign code, in some scenarios with dependencies of its own: whatever it raises is a reason.
+    """
+    module, simulator = scenario_module(scenario), environment.base_env._env
+    if not hasattr(module, "HeuristicPolicy"):
+        raise NoHeuristic(f"{module.__name__} defines no HeuristicPolicy")
+    if not simulator.continuous_actions:
+        raise NoHeuristic("heuristic policies give continuous actions, which this configuration does not take")
+
+    def act(state: TensorDictBase) -> TensorDictBase:
+        with _as_reason(module.__name__):
+            actions = [
+                heuristic.compute_action(state[OBSERVATION][:, index], u_range=agent.u_range)
+                for index, agent in enumerate(simulator.agents)
+            ]
+            return state.set(ACTION, torch.stack(actions, dim=1))
+
+    with _as_reason(module.__name__):
+        heuristic = module.HeuristicPolicy(continuous_action=True)
+    return act
+
+
+@contextmanager
+def _as_reason(module: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise NoHeuristic(f"{module}.HeuristicPolicy: {type(error).__name__}: {error}") from error

@@ -37,15 +37,22 @@ class Progress:
 class IterationReport:
     """One iteration of training: one row of the history.
 
-    collect_seconds and learn_seconds are the iteration's wall-clock by phase; frames_per_second counts both.
-    elapsed_seconds runs since training began.
+    collect_seconds, learn_seconds and evaluate_seconds are the iteration's wall-clock by phase;
+    frames_per_second counts the first two. elapsed_seconds runs since training began, in this process.
+    evaluation_return_mean is that of the evaluation after this iteration; NaN when there was none.
+    peak_memory_bytes is the most that the process held at once so far; peak_gpu_memory_bytes the same of torch's
+    tensors on the GPU, 0 without one.
     """
 
     progress: Progress
     elapsed_seconds: float
     collect_seconds: float
     learn_seconds: float
+    evaluate_seconds: float
     frames_per_second: float
+    evaluation_return_mean: float
+    peak_memory_bytes: int
+    peak_gpu_memory_bytes: int
     episodes: Episodes
     losses: Losses
 

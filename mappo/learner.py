@@ -1,13 +1,12 @@
 """One batch in, improved policy and losses out: advantages, epochs, minibatches, optimiser."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LinearLR
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
 from torchrl.objectives.multiagent import MAPPOLoss
@@ -64,10 +63,14 @@ class Learner:
     Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.
     """
 
-    def __init__(self, config: LearnerConfig, networks: Networks, num_iterations: int):
-        """`num_iterations` is the length of the run, which the learning-rate schedule spans."""
+    def __init__(self, config: LearnerConfig, networks: Networks, num_iterations: int, iteration: int = 0):
+        """`num_iterations` is the length of the run, which the learning-rate schedule spans.
+
+        `iteration` counts the updates that are done already, when a run goes on.
+        """
         self.config = config
         self.networks = networks
+        self.num_iterations, self.iteration = num_iterations, iteration
         self._parameters = {
             "policy": list(networks.policy.parameters()),
             "critic": list(networks.critic.parameters()),
@@ -75,8 +78,6 @@ class Learner:
         self.optimiser = torch.optim.Adam(
             [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate
         )
-        end = 0.0 if config.learning_rate_schedule == "linear" else 1.0
-        self._schedule = LinearLR(self.optimiser, start_factor=1.0, end_factor=end, total_iters=num_iterations)
         self._gae = _make_gae(config, networks)
         self._loss = _make_loss(config, networks)
         self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
@@ -92,25 +93,63 @@ class Learner:
         Raises:
             NonFiniteLoss: a loss term is NaN or infinite; parameters are those of the last good step.
         """
+        learning_rate = self._set_learning_rate()
         frames = self._prepare(batch)
         minibatches = self._refill(frames)
         steps: list[dict[str, Tensor]] = []
-        for epoch in range(1, self.config.epochs + 1):
-            this_epoch = [self._step(minibatch) for minibatch in minibatches]
-            steps += this_epoch
-            if self.config.target_kl and _mean(step["kl"] for step in this_epoch) > self.config.target_kl:
+        epochs = 0
+        while epochs < self.config.epochs:
+            epoch = [self._step(minibatch) for minibatch in minibatches]
+            steps += epoch
+            epochs += 1
+            if self.config.target_kl and _mean(step["kl"] for step in epoch) > self.config.target_kl:
                 break
-        learning_rate = float(self._schedule.get_last_lr()[0])
-        self._schedule.step()
+        self.iteration += 1
         self.networks.update_observation_moments(frames[OBSERVATION])
         means = {name: _mean(step[name] for step in steps) for name in steps[0]}
         return Losses(
             **means,
-            epochs=epoch,
+            epochs=epochs,
             learning_rate=learning_rate,
             entropy=-frames[LOG_PROB].mean().item(),
             explained_variance=explained_variance(frames[VALUE], frames[VALUE_TARGET]),
         )
+
+    def optimiser_tensors(self) -> dict[str, Tensor]:
+        """What Adam remembers, by names such as `critic.module.network.0.weight.exp_avg`; empty before a step."""
+        return {
+            f"{name}.{key}": value.detach()
+            for name, parameter in self.networks.modules().named_parameters()
+            for key, value in self.optimiser.state.get(parameter, {}).items()
+        }
+
+    def restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `optimiser_tensors` of the same networks gave.
+
+        Raises:
+            ValueError: names or shapes are not those of this learner's parameters; nothing is changed.
+        """
+        state: dict[Tensor, dict[str, Tensor]] = {}
+        for name, parameter in self.networks.modules().named_parameters():
+            shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            own = {key: tensors.get(f"{name}.{key}") for key in shapes}
+            bad = [key for key, value in own.items() if value is None or value.shape != shapes[key]]
+            if bad:
+                raise ValueError(f"the optimiser's {', '.join(bad)} of {name} is missing or of another shape")
+            state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in own.items()
+                if value is not None
+            }
+        self.optimiser.state.update(state)
+
+    def _set_learning_rate(self) -> float:
+        """That of this iteration, by the schedule."""
+        left = 1 - self.iteration / self.num_iterations if self.config.learning_rate_schedule == "linear" else 1.0
+        learning_rate = self.config.learning_rate * left
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
 
     def _prepare(self, batch: TensorDictBase) -> TensorDictBase:
         """The frames to learn from, [envs x time]: what was seen and done, values, targets, advantages."""

@@ -1,6 +1,7 @@
 """The decentralised actor and the centralised critic, sized from the environment's specs."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,10 @@ class RunningMoments(nn.Module):
 
     def __init__(self, num_features: int, device: torch.device):
         super().__init__()
-        for name in ("means", "squares"):
-            self.register_buffer(name, torch.zeros(num_features, dtype=torch.float64, device=device))
-        self.register_buffer("weight", torch.zeros((), dtype=torch.float64, device=device))
+        zero = torch.zeros(num_features, dtype=torch.float64, device=device)
+        self.means = nn.Buffer(zero.clone())
+        self.squares = nn.Buffer(zero.clone())
+        self.weight = nn.Buffer(zero.sum())
 
     def update(self, values: Tensor) -> None:
         """Count a batch [..., features] in."""
@@ -130,17 +132,15 @@ class CentralisedCritic(nn.Module):
         return self.moments.restore(prediction) if self.moments else prediction
 
 
-class MultiCategorical(Independent):
+class MultiCategorical(Independent):  # type: ignore[type-arg]
     """An action of several components, each a choice of its own; log-probabilities and entropies are sums.
 
     logits [..., sum of choices] -> samples [..., components].
     """
 
     def __init__(self, logits: Tensor, choices: tuple[int, ...]):
-        parts = logits.split(choices, dim=-1)
-        padded = [
-            nn.functional.pad(part, (0, max(choices) - part.shape[-1]), value=_IMPOSSIBLE) for part in parts
-        ]
+        parts = torch.split(logits, list(choices), dim=-1)
+        padded = [nn.functional.pad(part, (0, max(choices) - part.shape[-1]), value=_IMPOSSIBLE) for part in parts]
         super().__init__(Categorical(logits=torch.stack(padded, dim=-2)), 1)
 
     @property
@@ -170,10 +170,7 @@ def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
 def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Module) -> ProbabilisticActor:
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
     num_outputs, keys, distribution = _action_distribution(environment)
-
-    def actor() -> nn.Module:
-        return _mlp(config, num_features, num_outputs, environment)
-
+    actor = partial(_mlp, config, num_features, num_outputs, environment)
     actors = actor() if config.share_policy else OnePerAgent([actor() for _ in range(num_agents)])
     extractor = NormalParamExtractor() if keys == [_LOC, _SCALE] else nn.Identity()
     return ProbabilisticActor(
@@ -190,7 +187,7 @@ def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Mo
 
 
 def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
-    """How many numbers an agent's network gives, the keys of the parameters, and the distribution with its rest."""
+    """How many numbers an agent's network gives, their keys, and the distribution that they parametrise."""
     spec, choices = environment.full_action_spec_unbatched[ACTION], action_choices(environment)
     if not choices:
         bounds = {"low": spec.space.low, "high": spec.space.high}

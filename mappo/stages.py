@@ -8,27 +8,41 @@ import json
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 import mappo
 from mappo import checkpoint as checkpoints
+from mappo import compare as comparison
 from mappo import evaluate as evaluation
 from mappo import train as training
 from mappo import validate as validation
 from mappo.checkpoint import CheckpointError
 from mappo.collection import NonFiniteObservation
-from mappo.config import ConfigError, ExperimentConfig, config_hash, from_json, to_json
-from mappo.console import estimate, say, training_progress
+from mappo.compare import ComparisonReport
+from mappo.config import (
+    ConfigError,
+    ExperimentConfig,
+    config_hash,
+    from_dict,
+    from_json,
+    override,
+    parse_json,
+    to_json,
+)
+from mappo.console import comparison_table, estimate, say, training_progress
 from mappo.environment import resolve_device
 from mappo.evaluate import EpisodeReturns, EvaluationReport, NonFiniteReturn
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
+from mappo.resources import cpu_limit, gibibytes
+from mappo.train import Start
 from mappo.validate import Check, EnvironmentUnfit, ValidationReport
 
 _READABLE = (  # errors that people can mend, with messages that say how
@@ -36,6 +50,9 @@ _READABLE = (  # errors that people can mend, with messages that say how
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
     OSError,
 )
+
+
+_EVALUATION_REPORT = TypeAdapter(EvaluationReport)
 
 
 class StageFailed(Exception):
@@ -50,13 +67,16 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def validate(config: str, report: Path | None = None) -> Outcome:
+def validate(config: str, report: Path | None = None, *, compiled_by: str = "") -> Outcome:
     """Check that the task is fit to train on; write the `ValidationReport` as JSON.
+
+    In every stage, `compiled_by` is the version of this package that compiled the pipeline; another one than this
+    is said. `seed` replaces that of the configuration.
 
     Raises:
         StageFailed: a check failed.
     """
-    with _stage("validate", config) as experiment:
+    with _stage("validate", config, compiled_by) as experiment:
         result = validation.validate(experiment, on_check=_say_check)
         _write_json(report, result)
         if result.failures:
@@ -66,49 +86,99 @@ def validate(config: str, report: Path | None = None) -> Outcome:
         return Outcome(_metadata(experiment))
 
 
-def train(config: str, checkpoint: Path, history: Path) -> Outcome:
-    """Train; write the checkpoint directory and the history as CSV, one row an iteration.
+def train(
+    config: str,
+    last: Path,
+    best: Path,
+    history: Path,
+    *,
+    seed: str = "",
+    compiled_by: str = "",
+    extend: Path | None = None,
+    warm_start: Path | None = None,
+) -> Outcome:
+    """Train; write the last and the best checkpoint, each a directory, and the history as CSV.
+
+    Not from scratch, but on from the end of the run that left checkpoint `extend`, or from the networks of
+    checkpoint `warm_start`.
 
     Raises:
         StageFailed: the configuration cannot be trained, or training diverged.
     """
-    with _stage("train", config) as experiment:
-        _say_plan(experiment)
+    with _stage("train", config, compiled_by, seed) as experiment:
+        start = _start(extend, warm_start)
+        _say_plan(experiment, start)
+        already = start.checkpoint.frames if start and start.kind == "extend" else 0
         history.parent.mkdir(parents=True, exist_ok=True)
-        with closing(HistoryFile(history)) as file, training_progress(experiment.collection) as show:
-            last: deque[IterationReport] = deque(maxlen=1)
-            listeners = (file.append, show, last.append)
-            training.train(experiment, checkpoint, lambda report: [listener(report) for listener in listeners])
-        say("train", f"{last[0].progress.frames:,} frames in {last[0].elapsed_seconds:.1f} s; saved {checkpoint}")
-        return Outcome(_metadata(experiment), _finite("train", last[0].row()))
+        with closing(HistoryFile(history)) as file, training_progress(experiment.collection, already) as show:
+            final: deque[IterationReport] = deque(maxlen=1)
+            listeners = (file.append, show, final.append)
+            training.train(
+                experiment, last, best, lambda report: [listener(report) for listener in listeners], start
+            )
+        _say_trained(final[0], last, best)
+        return Outcome(_metadata(experiment), _finite("train", final[0].row()))
 
 
-def evaluate(config: str, checkpoint: Path, report: Path | None = None) -> Outcome:
-    """Judge a checkpoint on held-out seeds, beside a random policy; write the `EvaluationReport` as JSON.
+def evaluate(
+    config: str, checkpoint: Path, report: Path | None = None, *, seed: str = "", compiled_by: str = ""
+) -> Outcome:
+    """Judge a checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
-    with _stage("evaluate", config) as experiment:
+    with _stage("evaluate", config, compiled_by, seed) as experiment:
         trained = checkpoints.load(checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
         result = evaluation.evaluate(experiment, trained)
         _write_json(report, result)
-        for policy, returns in (("trained", result.trained), ("random", result.random)):
+        for policy, returns in result.policies().items():
             say("evaluate", _returns_line(policy, returns))
+        if result.no_heuristic:
+            say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % bootstrap intervals; resampled: {result.resampled}")
         return Outcome(_metadata(experiment), _finite("evaluate", _evaluation_metrics(result)))
 
 
+def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
+    """Compare the evaluations of several training seeds; write the `ComparisonReport` as JSON.
+
+    Raises:
+        StageFailed: a report cannot be read, or reports cannot be compared.
+    """
+    with _readable_errors("compare"):
+        result = comparison.compare([_read_report(path) for path in reports])
+        _write_json(output, result)
+        for line in comparison_table(result):
+            say("compare", line)
+        return Outcome(_metadata(from_dict(result.config)), _comparison_metrics(result))
+
+
 @contextmanager
-def _stage(name: str, config: str) -> Iterator[ExperimentConfig]:
-    """Read the configuration and set the process up; turn the errors that people can mend into one line."""
+def _stage(name: str, config: str, compiled_by: str, seed: str = "") -> Iterator[ExperimentConfig]:
+    """Read the configuration and set the process up."""
+    if compiled_by not in ("", mappo.__version__):
+        say(
+            name,
+            f"warning: mappo {compiled_by} compiled this pipeline, its image has mappo {mappo.__version__}: "
+            "build the image again or compile with its version, or options may be missing or mean something else",
+        )
+    with _readable_errors(name):
+        experiment = from_json(config)
+        if seed:
+            experiment = override(experiment, {"seed": parse_json(seed)})
+        torch.set_num_threads(experiment.threads or cpu_limit())
+        yield experiment
+
+
+@contextmanager
+def _readable_errors(name: str) -> Iterator[None]:
+    """Turn the errors that people can mend into one line each."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
-        experiment = from_json(config)
-        torch.set_num_threads(experiment.threads)
-        yield experiment
+        yield
     except _READABLE as error:
         for line in str(error).splitlines():
             say(name, f"failed: {line}")
@@ -135,6 +205,23 @@ def _finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     return finite
 
 
+def _start(extend: Path | None, warm_start: Path | None) -> Start | None:
+    if extend and warm_start:
+        raise ConfigError("extend and warm start exclude each other: one goes on with a run, the other begins one")
+    if extend:
+        return Start("extend", checkpoints.load(extend))
+    return Start("warm-start", checkpoints.load(warm_start)) if warm_start else None
+
+
+def _read_report(path: Path) -> EvaluationReport:
+    try:
+        return _EVALUATION_REPORT.validate_json(path.read_text())
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{path}: not an evaluation report: {field}: {problem['msg']}") from None
+
+
 def _write_json(path: Path | None, record: Any) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,18 +236,39 @@ def _listed(report: ValidationReport) -> str:
     return "\n".join(f"{check.name}: {check.detail}" for check in report.failures)
 
 
-def _say_plan(config: ExperimentConfig) -> None:
-    collection = config.collection
+def _say_plan(config: ExperimentConfig, start: Start | None) -> None:
+    collection, threads = config.collection, torch.get_num_threads()
     frames = collection.num_iterations * collection.frames_per_batch
     say(
         "train",
         f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
         f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
-        f"on {resolve_device(config.device)}, {config.threads} threads, seed {config.seed}, "
+        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
         f"configuration {config_hash(config)[:12]}",
     )
     if frames != collection.total_frames:
         say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
+    if start:
+        done = start.checkpoint
+        begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
+        say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
+
+
+def _say_trained(final: IterationReport, last: Path, best: Path) -> None:
+    gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
+    say(
+        "train",
+        f"{final.progress.frames:,} frames in {final.elapsed_seconds:.1f} s; "
+        f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
+    )
+    chosen = checkpoints.load(best)
+    by = (
+        "no evaluation during training"
+        if chosen.selection_return is None
+        else f"mean return {chosen.selection_return:.3g} in evaluation"
+    )
+    say("train", f"saved the last checkpoint: {last}")
+    say("train", f"saved the best, after {chosen.frames:,} frames ({by}): {best}")
 
 
 def _returns_line(policy: str, returns: EpisodeReturns) -> str:
@@ -173,10 +281,23 @@ def _returns_line(policy: str, returns: EpisodeReturns) -> str:
 
 def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
     metrics: dict[str, float] = {"training_frames": report.training_frames}
-    for policy, returns in (("trained", report.trained), ("random", report.random)):
+    for policy, returns in report.policies().items():
         for name, value in (("mean", returns.mean), ("interquartile_mean", returns.interquartile_mean)):
             metrics[f"{policy}_return_{name}"] = value.value
             if value.low is not None and value.high is not None:
                 metrics[f"{policy}_return_{name}_low"] = value.low
                 metrics[f"{policy}_return_{name}_high"] = value.high
+    return metrics
+
+
+def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
+    """Of the first configuration, which is the only one in a pipeline of several seeds."""
+    mean = report.configurations[0].mean
+    metrics = {
+        "num_seeds": float(len(report.configurations[0].training_seeds)),
+        "random_return_mean": report.random.mean.value,
+        "trained_return_mean": mean.value,
+    }
+    if mean.low is not None and mean.high is not None:
+        metrics |= {"trained_return_mean_low": mean.low, "trained_return_mean_high": mean.high}
     return metrics

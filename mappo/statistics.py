@@ -1,7 +1,8 @@
 """Summaries of episode returns with the intervals that a reader needs to believe a difference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its 95 % bootstrap interval; low and high are None for a single value."""
+    """A statistic and its 95 % interval; low and high are None where there are too few values for one."""
 
     value: float
     low: float | None
@@ -29,6 +30,42 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
     Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (2021), 4.3.
     """
     return _estimate(values, trimmed=0.25)
+
+
+def mean_over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean with Student's t interval, which is wide enough for the few seeds that people can afford.
+
+    A bootstrap of three to five values is too narrow: it covers the true mean far less often than it says.
+    """
+    from scipy.stats import ttest_1samp
+
+    sample = np.asarray(values, dtype=np.float64)
+    return _with_interval(float(sample.mean()), sample, lambda: ttest_1samp(sample, 0.0))
+
+
+def difference_over_seeds(values: Sequence[float], reference: Sequence[float]) -> Estimate:
+    """mean(values) - mean(reference) with Welch's interval, for independent seeds and unequal variances."""
+    from scipy.stats import ttest_ind
+
+    sample, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    difference = float(sample.mean() - other.mean())
+    if min(len(sample), len(other)) < 2:
+        return Estimate(difference, None, None)
+    return _with_interval(
+        difference,
+        np.concatenate([sample - sample.mean(), other - other.mean()]),
+        lambda: ttest_ind(sample, other, equal_var=False),
+    )
+
+
+def _with_interval(value: float, sample: "np.ndarray[Any, Any]", test: Callable[[], Any]) -> Estimate:
+    """The interval of a t test, unless there are too few values for one or they do not vary."""
+    if len(sample) < 2:
+        return Estimate(value, None, None)
+    if np.ptp(sample) == 0:
+        return Estimate(value, value, value)
+    interval = test().confidence_interval(CONFIDENCE)
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 def _estimate(values: Sequence[float], trimmed: float) -> Estimate:

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from mappo.arguments import (
     dashed,
     run_directory,
 )
-from mappo.config import ConfigError, to_json
+from mappo.config import ConfigError, override, parse_json, to_json
 
 _EXAMPLES = """examples:
   python -m pipelines run                                   the navigation recipe, here, into runs/
   python -m pipelines run balance --seed 3                  another recipe, another seed
+  python -m pipelines run balance --seeds 0,1,2             three seeds, and how they compare
   python -m pipelines compile --image ghcr.io/you/mappo:1.0 --output training.yaml
 
 exit status: 0 done, 1 a stage failed, 2 the command or the configuration is wrong, 130 interrupted
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="run the training pipeline on this machine, without a cluster", allow_abbrev=False
     )
     add_run_argument(command)
+    _add_seeds_argument(command)
     add_config_arguments(command)
     command.set_defaults(run=_run)
 
@@ -78,42 +80,80 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML to write (default: training.yaml)",
     )
+    _add_seeds_argument(command)
+    command.add_argument(
+        "--parallel-seeds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --seeds: train at most N at once on the cluster (default: all)",
+    )
     add_config_arguments(command, required="--image IMAGE")
     command.set_defaults(run=_compile)
     return parser
 
 
+def _add_seeds_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--seeds",
+        metavar="N,N,...",
+        help="train and evaluate each of these seeds and compare them, instead of one run with --seed",
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    config = config_from_arguments(arguments)
+    pipeline, parameters = _pipeline(arguments, parallelism=1)
     run = run_directory(arguments)
     from pipelines.local import PipelineFailed, run_locally
-    from pipelines.training import training
 
     began = time.monotonic()
     try:
-        artifacts = run_locally(training, {"config": to_json(config), "image": "none:local"}, run)
+        artifacts = run_locally(pipeline, {**parameters, "image": "none:local"}, run)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
         return 1
-    print(_summary(artifacts, time.monotonic() - began))
+    seconds = time.monotonic() - began
+    print(_seeds_summary(artifacts, seconds) if arguments.seeds else _summary(artifacts, seconds))
     return 0
 
 
-def _compile(arguments: argparse.Namespace) -> int:
+def _pipeline(arguments: argparse.Namespace, parallelism: int) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The pipeline that the arguments ask for, and its parameters but for the image."""
     config = config_from_arguments(arguments)
+    if arguments.seeds is None:
+        from pipelines.training import training
+
+        return training, {"config": to_json(config)}
+    if arguments.seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other")
+    seeds = [seed.strip() for seed in arguments.seeds.split(",")]
+    for seed in seeds:
+        try:
+            override(config, {"seed": parse_json(seed)})
+        except ValueError as error:
+            raise ConfigError(f"--seeds {arguments.seeds}: {seed!r}: {error}") from None
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {arguments.seeds}: every seed may appear once")
+    from pipelines.seeds import make_seeds_pipeline
+
+    return make_seeds_pipeline(parallelism), {"config": to_json(config), "seeds": seeds}
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    pipeline, parameters = _pipeline(arguments, arguments.parallel_seeds)
     if not _IMAGE.fullmatch(arguments.image):
         raise ConfigError(f"--image {arguments.image!r}: must be NAME:TAG or NAME@sha256:DIGEST")
     if arguments.output.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--output {arguments.output}: must end in .yaml")
+    if arguments.parallel_seeds < 0:
+        raise ConfigError(f"--parallel-seeds {arguments.parallel_seeds}: must be 0 or more")
     from kfp import compiler
-
-    from pipelines.training import training
 
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(
-        training,
+        pipeline,
         str(arguments.output),
-        pipeline_parameters={"config": to_json(config), "image": arguments.image},
+        pipeline_parameters={**parameters, "image": arguments.image},
     )
     print(f"wrote {arguments.output}")
     return 0
@@ -127,20 +167,31 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     frames, training_seconds = int(last["frames"]), float(last["elapsed_seconds"])
     lines = [
         "",
-        f"{'policy':<9} {'mean return':<24} {'interquartile mean':<24}",
+        f"{'policy':<9} {'mean return':<24} {'interquartile mean':<24}".rstrip(),
         *(
             f"{policy:<9} {_interval(report[policy]['mean']):<24} "
-            f"{_interval(report[policy]['interquartile_mean']):<24}"
-            for policy in ("random", "trained")
+            f"{_interval(report[policy]['interquartile_mean'])}"
+            for policy in ("random", "heuristic", "trained")
+            if report[policy]
         ),
-        f"95 % intervals over {episodes} held-out episodes of this one trained policy",
+        f"95 % intervals over {episodes} held-out episodes of this one trained policy, after "
+        f"{report['training_frames']:,} frames",
         "",
         f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
         f"the whole pipeline took {seconds:.1f} s",
         "",
-        *(f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()),
+        *_paths(artifacts),
     ]
     return "\n".join(lines)
+
+
+def _seeds_summary(artifacts: dict[str, Path], seconds: float) -> str:
+    """The comparison stage has printed its table; here is where everything lies."""
+    return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+
+
+def _paths(artifacts: dict[str, Path]) -> list[str]:
+    return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
 
 
 def _interval(estimate: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ class PipelineFailed(Exception):
     """A stage failed, and the stages after it did not run; the message names stage and reason."""
 
 
-def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, str], directory: Path) -> dict[str, Path]:
+def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], directory: Path) -> dict[str, Path]:
     """Run a pipeline with all its files below `directory`; return where each of its artifacts lies.
 
     Lines that stages print are shown; everything, also what Kubeflow's runner prints, goes to `pipeline.log`.

@@ -7,7 +7,6 @@ import torch
 
 from mappo.checkpoint import (
     MANIFEST,
-    TENSORS,
     Checkpoint,
     CheckpointError,
     load,
@@ -28,8 +27,14 @@ def networks(tiny):
 
 @pytest.fixture
 def directory(tiny, networks, tmp_path):
-    save(Checkpoint(tiny, 3, 360, dict(networks.modules().state_dict())), tmp_path)
+    tensors = dict(networks.modules().state_dict())
+    save(Checkpoint(tiny, 3, 360, tensors, {"a.exp_avg": torch.ones(2)}, selection_return=0.5), tmp_path)
     return tmp_path
+
+
+def tensors_file(directory, kind="networks"):
+    (path,) = directory.glob(f"{kind}-*.safetensors")
+    return path
 
 
 def edit_manifest(directory, **changes):
@@ -45,12 +50,14 @@ def test_round_trip_restores_every_bit(tiny, networks, directory):
     loaded = load(directory)
     restore_networks(loaded, networks)
     assert all(torch.equal(before[name], value) for name, value in networks.modules().state_dict().items())
-    assert (loaded.config, loaded.iteration, loaded.frames) == (tiny, 3, 360)
+    assert (loaded.config, loaded.iteration, loaded.frames, loaded.selection_return) == (tiny, 3, 360, 0.5)
+    assert torch.equal(loaded.optimiser["a.exp_avg"], torch.ones(2))
 
 
+@pytest.mark.parametrize("kind", ["networks", "optimiser"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "pickle", "empty"])
-def test_damaged_tensors_are_refused_before_they_are_parsed(directory, damage):
-    path = directory / TENSORS
+def test_damaged_tensors_are_refused_before_they_are_parsed(directory, damage, kind):
+    path = tensors_file(directory, kind)
     blob = bytearray(path.read_bytes())
     if damage == "flip":
         blob[-1] ^= 1
@@ -67,8 +74,9 @@ def test_file_that_is_no_safetensors_is_refused_even_with_the_right_hash(directo
     import hashlib
 
     hostile = pickle.dumps({"a": 1})
-    (directory / TENSORS).write_bytes(hostile)
-    edit_manifest(directory, tensors_sha256=hashlib.sha256(hostile).hexdigest())
+    digest = hashlib.sha256(hostile).hexdigest()
+    (directory / f"networks-{digest[:16]}.safetensors").write_bytes(hostile)
+    edit_manifest(directory, networks_sha256=digest)
     with pytest.raises(CheckpointError, match="SafetensorError"):
         load(directory)
 
@@ -84,6 +92,7 @@ def test_file_that_is_no_safetensors_is_refused_even_with_the_right_hash(directo
         ({"frames": -5}, "frames: "),
         ({"frames": float("inf")}, "frames: "),
         ({"more": 1}, "more: "),
+        ({"networks_sha256": "../../etc/passwd"}, "networks_sha256: "),
     ],
 )
 def test_manifest_of_another_version_or_content_is_refused(directory, changes, reason):
@@ -137,10 +146,36 @@ def test_tensors_that_do_not_fit_are_refused(tiny, networks, change, reason):
 
 
 def test_checkpoint_is_safetensors_and_json_only(directory):
-    assert {path.name for path in directory.iterdir()} == {MANIFEST, TENSORS}
+    files = {tensors_file(directory, kind).name for kind in ("networks", "optimiser")}
+    assert {path.name for path in directory.iterdir()} == {MANIFEST, *files}
     manifest = read_json(directory / MANIFEST)
     assert {"format", "config", "config_hash", "frames", "seed", "versions"} <= manifest.keys()
-    assert safetensors.torch.load_file(directory / TENSORS)
+    assert safetensors.torch.load_file(tensors_file(directory))
+
+
+def test_saving_again_replaces_the_checkpoint_as_a_whole(tiny, networks, directory):
+    old = tensors_file(directory).name
+    tensors = {name: value + 1 for name, value in networks.modules().state_dict().items()}
+    save(Checkpoint(tiny, 4, 480, tensors), directory)
+    assert tensors_file(directory).name != old
+    assert load(directory).iteration == 4
+
+
+def test_crash_before_the_manifest_is_replaced_leaves_the_old_checkpoint(tiny, networks, directory, monkeypatch):
+    import mappo.checkpoint
+
+    replace = mappo.checkpoint._replace
+
+    def crash_at_manifest(path, content):
+        if path.name == MANIFEST:
+            raise OSError("no space left")
+        replace(path, content)
+
+    monkeypatch.setattr(mappo.checkpoint, "_replace", crash_at_manifest)
+    tensors = {name: value + 1 for name, value in networks.modules().state_dict().items()}
+    with pytest.raises(OSError, match="no space left"):
+        save(Checkpoint(tiny, 4, 480, tensors), directory)
+    assert load(directory).iteration == 3
 
 
 def test_checkpoint_from_before_a_field_was_added_is_read_with_its_default(tiny, directory):

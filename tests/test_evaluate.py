@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from mappo.checkpoint import Checkpoint, CheckpointError
-from mappo.config import EnvironmentConfig, EvaluationConfig, config_hash, override
+from mappo.config import EvaluationConfig, config_hash, override
 from mappo.environment import REWARD, Stream, make_environment, private_random_streams
 from mappo.evaluate import NonFiniteReturn, evaluate, play_episodes
 from mappo.networks import make_networks
 from tests.conftest import CPU, endless
 
 SEEDS = EvaluationConfig(seeds=(1, 2), episodes_per_seed=3)
+
+
+def play_randomly(config):
+    return play_episodes(lambda environment: environment.rand_action, config, SEEDS, Stream.EVALUATION)
 
 
 def make_checkpoint(config):
@@ -21,29 +25,22 @@ def make_checkpoint(config):
 
 
 def test_returns_of_the_endless_task_are_its_length():
-    returns = play_episodes(None, endless(max_episode_frames=17).environment, SEEDS, CPU)
-    assert returns.episode_returns == [17.0] * 6
-    assert returns.episode_frames_mean == 17
+    assert play_randomly(endless(max_episode_frames=17)) == ([17.0] * 6, [17.0] * 6)
 
 
 def test_frames_after_the_end_of_an_episode_do_not_count():
-    environment = endless(scenario_kwargs={"terminate_after": 4}).environment
-    returns = play_episodes(None, environment, SEEDS, CPU)
-    assert returns.episode_returns == [4.0] * 6
-    assert returns.episode_frames_mean == 4
+    assert play_randomly(endless(scenario_kwargs={"terminate_after": 4})) == ([4.0] * 6, [4.0] * 6)
 
 
 def test_rewards_after_the_end_do_not_count_even_if_they_are_nan():
-    environment = EnvironmentConfig(
-        scenario="tests.scenarios:NanReward", scenario_kwargs={"terminate_after": 9}, max_episode_frames=20
-    )
-    assert play_episodes(None, environment, SEEDS, CPU).episode_returns == [9.0] * 6
+    config = endless(scenario="tests.scenarios:NanReward", scenario_kwargs={"terminate_after": 9})
+    assert play_randomly(config)[0] == [9.0] * 6
 
 
 def test_returns_equal_a_rollout_of_the_same_seed(tiny):
     config = override(tiny, {"evaluation": {"seeds": [5], "episodes_per_seed": 4}})
     _, policy = make_checkpoint(config)
-    returns = play_episodes(policy, config.environment, config.evaluation, CPU)
+    returns, lengths = play_episodes(lambda _: policy, config, config.evaluation, Stream.EVALUATION)
     from torchrl.envs.utils import ExplorationType, set_exploration_type
 
     with (
@@ -54,7 +51,8 @@ def test_returns_equal_a_rollout_of_the_same_seed(tiny):
         environment = make_environment(config.environment, 4, 5, Stream.EVALUATION, CPU)
         rollout = environment.rollout(10, policy)
     expected = rollout["next", *REWARD].mean(2).sum(1).flatten()
-    assert returns.episode_returns == pytest.approx(expected.tolist(), abs=1e-5)
+    assert returns == pytest.approx(expected.tolist(), abs=1e-5)
+    assert lengths == [10.0] * 4
 
 
 def test_report_is_the_same_every_time_and_depends_on_the_seeds(tiny):
@@ -113,3 +111,29 @@ def test_report_says_what_its_intervals_resample(tiny):
     trained = report["trained"]
     assert trained["mean"]["low"] <= trained["mean"]["value"] <= trained["mean"]["high"]
     assert len(trained["episode_returns"]) == 8
+
+
+def test_heuristic_policy_of_the_scenario_stands_beside_the_others():
+    """VMAS's heuristic for wheel is better than random actions, on the same episodes, every time the same."""
+    config = endless(scenario="wheel", max_episode_frames=100)
+    report = evaluate(config, make_checkpoint(config)[0])
+    assert list(report.policies()) == ["random", "heuristic", "trained"]
+    assert report.heuristic.mean.value > report.random.mean.high
+    assert report.no_heuristic == ""
+    assert evaluate(config, make_checkpoint(config)[0]).heuristic == report.heuristic
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"scenario": "dispersion"}, "vmas.scenarios.dispersion defines no HeuristicPolicy"),
+        ({"scenario": "swarm", "actions": "discrete"}, "continuous actions"),
+        ({"scenario": "tests.scenarios:Endless"}, "HeuristicPolicy: ZeroDivisionError: no idea"),
+    ],
+)
+def test_missing_heuristic_is_explained_in_the_report(environment, reason):
+    config = endless(max_episode_frames=5, **environment)
+    report = evaluate(config, make_checkpoint(config)[0])
+    assert report.heuristic is None
+    assert reason in report.no_heuristic
+    assert list(report.policies()) == ["random", "trained"]

@@ -288,7 +288,7 @@ def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
 
 
 def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_reward():
-    """As the endless task above, with a reward of 1000 a frame: worth 10,000, which no plain critic here reaches."""
+    """As the endless task above, with a reward of 1000 a frame: worth 10,000, which no plain critic reaches."""
     config = override(
         endless(scenario_kwargs={"reward": 1_000.0}),
         {"networks": {"normalise_values": True}, "collection": {"total_frames": 12_000}},
@@ -299,10 +299,12 @@ def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_
 
 
 def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
-    """Yu et al. (2022): values are restored before advantages; then targets count in; then both are standardised."""
+    """Yu et al. (2022): advantages of restored values; then targets count in; then both are standardised."""
     config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_loss": "l2"}})
     _, networks, learner, batch = make(config)
-    plain = Learner(config.learner, make(override(tiny, {"seed": 5}))[1], 1)  # the same GAE, another critic's units
+    plain = Learner(
+        config.learner, make(override(tiny, {"seed": 5}))[1], 1
+    )  # the same GAE, another critic's units
     plain.networks = Networks(networks.policy, networks.critic)
     with torch.no_grad():
         target = learner._gae(batch.clone())[VALUE_TARGET]

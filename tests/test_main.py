@@ -85,11 +85,8 @@ def test_flags_of_every_kind_are_understood(capsys):
         "--evaluation.deterministic=false",
         "--device=cpu",
     )
-    assert shown["environment"] | {"max_episode_frames": 0} == {
-        "scenario": "wheel",
-        "scenario_kwargs": {"n_agents": 3},
-        "max_episode_frames": 0,
-    }
+    assert shown["environment"]["scenario"] == "wheel"
+    assert shown["environment"]["scenario_kwargs"] == {"n_agents": 3}
     assert shown["networks"]["hidden_sizes"] == [64, 32]
     assert shown["evaluation"]["seeds"] == [5]
     assert shown["evaluation"]["deterministic"] is False
@@ -129,14 +126,14 @@ def test_unknown_flag_is_refused(capsys):
 def test_train_then_evaluate_then_look(capsys, tmp_path):
     run = tmp_path / "run"
     assert main(["train", "--output", str(run), *TINY]) == 0
-    assert {path.name for path in run.iterdir()} == {"checkpoint", "history.csv"}
+    assert {path.name for path in run.iterdir()} == {"last", "best", "history.csv"}
     shown = capsys.readouterr().out
     assert "[train] navigation: 120 frames in 2 iterations of 60" in shown
     assert "120 of 120 frames" in shown
     assert main(["evaluate", str(run), "--evaluation.seeds=3,4", "--output", str(tmp_path / "report.json")]) == 0
     shown = capsys.readouterr().out
     report = read_json(tmp_path / "report.json")
-    assert report["seeds"] == [3, 4]
+    assert report["config"]["evaluation"]["seeds"] == [3, 4]
     assert report["training_frames"] == 120
     assert f"mean return {report['trained']['mean']['value']:.3g}" in shown
     assert "resampled: evaluation episodes" in shown
@@ -162,11 +159,11 @@ def test_diverging_training_exits_with_1_naming_the_term(capsys, tmp_path):
     arguments += ["--environment.max-episode-frames=20", "--collection.rollout-frames=20"]
     assert main(["train", *arguments]) == 1
     assert "[train] failed: loss_policy = nan, loss_critic = nan" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "last").exists()
 
 
-def test_missing_checkpoint_exits_with_1(capsys, tmp_path):
-    assert main(["evaluate", str(tmp_path)]) == 1
+def test_missing_checkpoint_exits_with_2(capsys, tmp_path):
+    assert main(["evaluate", str(tmp_path)]) == 2
     assert "checkpoint.json: No such file" in capsys.readouterr().err
 
 

@@ -105,7 +105,6 @@ def test_choices_follow_the_action_space_communication_included(talking):
     assert (distribution.log_prob(best) >= distribution.log_prob(state[ACTION])).all()
 
 
-
 def test_multi_categorical_is_the_product_of_its_components():
     """Two components with 2 and 3 choices; every probability is computed by hand from the logits."""
     logits = torch.tensor([[0.0, math.log(3.0), 0.0, math.log(2.0), 0.0]], requires_grad=True)

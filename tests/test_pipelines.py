@@ -5,6 +5,7 @@ import sys
 import pytest
 import yaml
 
+import components.compare
 import components.evaluate
 import components.train
 import components.validate
@@ -14,7 +15,12 @@ from pipelines.__main__ import main
 from tests.conftest import read_json
 from tests.test_main import TINY
 
-COMPONENTS = [components.validate.validate, components.train.train, components.evaluate.evaluate]
+COMPONENTS = [
+    components.validate.validate,
+    components.train.train,
+    components.evaluate.evaluate,
+    components.compare.compare,
+]
 
 
 def compile_pipeline(tmp_path, *arguments):
@@ -39,11 +45,11 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
     assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in shown
-    for stage, name in (("train", "checkpoint"), ("train", "history"), ("evaluate", "report")):
+    for stage, name in (("train", "best"), ("train", "last"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in shown
 
     output = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
-    metadata = output["checkpoint"]["artifacts"][0]["metadata"]
+    metadata = output["best"]["artifacts"][0]["metadata"]
     assert metadata["config_hash"] == report["config_hash"]
     assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
     assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120

@@ -13,8 +13,8 @@ from mappo.train import train
 from tests.conftest import endless
 
 
-def run(config, directory, on_report=lambda report: None):
-    return train(config, directory, on_report).tensors
+def run(config, directory, on_report=lambda report: None, start=None):
+    return train(config, directory / "last", directory / "best", on_report, start).tensors
 
 
 def equal(one, other):
@@ -30,7 +30,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_path)
 
 def test_evaluating_in_the_middle_does_not_disturb_training(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path / "1")
-    saved = checkpoints.load(tmp_path / "1")
+    saved = checkpoints.load(tmp_path / "1" / "last")
     assert equal(undisturbed, run(tiny, tmp_path / "2", on_report=lambda report: evaluate(tiny, saved)))
 
 
@@ -81,6 +81,7 @@ def test_episodes_that_end_at_different_times_are_counted_each(tmp_path):
         {
             "collection": {"num_envs": 3, "rollout_frames": 12, "total_frames": 36},
             "learner": {"minibatch_frames": 36},
+            "selection": {"interval_iterations": 0},
         },
     )
     reports = []
@@ -114,18 +115,21 @@ def test_memory_does_not_grow_over_iterations(tiny, tmp_path):
 
 def test_checkpoint_holds_the_trained_networks(tiny, tmp_path):
     tensors = run(tiny, tmp_path / "run")
-    loaded = checkpoints.load(tmp_path / "run")
+    loaded = checkpoints.load(tmp_path / "run" / "last")
     assert equal(tensors, loaded.tensors)
     assert (loaded.config, loaded.frames, loaded.iteration) == (tiny, 360, 3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("name", "at_least"), [("navigation", 0.9), ("balance", 40.0)])
+@pytest.mark.parametrize(
+    ("name", "at_least"), [("navigation", 0.9), ("balance", 40.0), ("swarm", 45.0), ("seed-document", 35.0)]
+)
 def test_recipe_learns_its_task(name, at_least, seed, tmp_path):
     """A trained policy reaches the return that the recipe promises, clearly above a random one."""
     config = override(recipe(name), {"seed": seed})
-    report = evaluate(config, train(config, tmp_path, lambda report: None))
+    train(config, tmp_path / "last", tmp_path / "best", lambda report: None)
+    report = evaluate(config, checkpoints.load(tmp_path / "best"))
     print(f"{name}, seed {seed}: trained {report.trained.mean}, random {report.random.mean}")
     assert report.trained.mean.value >= at_least
     assert report.trained.mean.low > report.random.mean.high

@@ -1,10 +1,10 @@
 """A homogeneous swarm covers moving targets and avoids collisions; any number of agents.
 
 Targets drift through a square arena at constant speed and bounce off its walls. Every frame pays all agents the
-mean over targets of exp(-d / covering_distance), where d is the distance of the target's nearest agent, less
-`collision_penalty` times the share of agents that touch another. An episode of 100 frames therefore returns at
-most 100: every target sat upon all the time, and nobody touching. Positions and velocities of the entities are
-all the state there is.
+mean over targets of exp(-d / covering_distance), where d is the distance of the target's nearest agent, plus what
+these agents closed in on their targets, less what they come too near to each other. Each agent gets the share that
+it earns itself. Sitting on every target for 100 frames pays 100. Positions and velocities of the entities are all
+the state there is.
 """
 
 from typing import Any
@@ -17,19 +17,20 @@ from vmas.simulator.scenario import BaseScenario
 from vmas.simulator.utils import Color, ScenarioUtils
 
 NEIGHBOURS = 3  # how many other agents an agent sees: the nearest
-_MARGIN = 0.005  # VMAS pushes touching spheres apart before they overlap by more than this
 _WALL = 0.95  # share of the arena that targets keep within
 
 
 class Scenario(BaseScenario):
-    """Arguments, with their defaults:
+    """The task; its arguments are, with their defaults, as follows.
 
     n_agents (4), n_targets (3): at least 1 each.
     half_width (1.0): the arena is a square of twice this side, in metres.
     target_speed (0.1): metres a second; a frame is 0.1 s, and agents reach about 0.3 m/s.
     covering_distance (0.3): metres at which a target pays 1/e of what it pays when sat upon.
     shaping_factor (10.0): what a metre costs or pays that the nearest agents lose or gain on their targets.
-    collision_penalty (1.0): what a frame costs in which every agent touches another.
+    collision_penalty (2.0): what a frame costs in the same place as another agent; nothing at `safe_distance`.
+    safe_distance (0.2): metres from the nearest agent; spheres touch at 0.1.
+    shared_reward (false): whether all agents get the mean of what each has earned, which is the return either way.
     """
 
     def make_world(self, batch_dim: int, device: torch.device, **kwargs: Any) -> World:
@@ -44,8 +45,10 @@ class Scenario(BaseScenario):
         self.target_speed = _at_least(0.0, target_speed=kwargs.pop("target_speed", 0.1))
         self.covering_distance = _at_least(1e-3, covering_distance=kwargs.pop("covering_distance", 0.3))
         self.shaping_factor = _at_least(0.0, shaping_factor=kwargs.pop("shaping_factor", 10.0))
-        self.collision_penalty = _at_least(0.0, collision_penalty=kwargs.pop("collision_penalty", 1.0))
+        self.collision_penalty = _at_least(0.0, collision_penalty=kwargs.pop("collision_penalty", 2.0))
+        self.safe_distance = _at_least(1e-3, safe_distance=kwargs.pop("safe_distance", 0.2))
         self.agent_radius = 0.05
+        self.shared_reward = bool(kwargs.pop("shared_reward", False))
         ScenarioUtils.check_kwargs_consumed(kwargs)
         self.cells = int(num_agents**0.5 - 1e-9) + 1  # a side of the square grid that agents start on
         if self._cell_width() < 2 * self.agent_radius:
@@ -55,7 +58,7 @@ class Scenario(BaseScenario):
             )
         world = World(batch_dim, device, x_semidim=self.half_width, y_semidim=self.half_width)
         for index in range(num_agents):
-            world.add_agent(Agent(name=f"agent_{index}", shape=Sphere(self.agent_radius)))
+            world.add_agent(Agent(name=f"agent_{index}", shape=Sphere(self.agent_radius), collide=False))
         for index in range(num_targets):
             landmark = Landmark(
                 name=f"target_{index}",
@@ -111,28 +114,33 @@ class Scenario(BaseScenario):
         return torch.cat([agent.state.pos, agent.state.vel, *targets, self._neighbours(agent)], dim=-1)
 
     def reward(self, agent: Agent) -> Tensor:
-        """[envs], the same for every agent."""
+        """[envs], of this agent; or of all together, if they share it."""
         if agent is self.world.agents[0]:
-            self.shared_reward = self._covering() - self.collision_penalty * self._share_touching()
-        return self.shared_reward
+            self.rewards = self._covering() - self.collision_penalty * self._crowding()
+            if self.shared_reward:
+                self.rewards = self.rewards.mean(-1, keepdim=True).expand_as(self.rewards)
+        return self.rewards[:, self.world.agents.index(agent)]
 
     def _covering(self) -> Tensor:
-        """[envs]: how near the nearest agents are to their targets, and how fast they close in on them."""
+        """[envs, agents]: for the targets that it is nearest to, how near and how fast an agent closes in."""
         agents, targets = self.world.agents, self.world.landmarks
         position, velocity = _stack(targets, "pos"), _stack(targets, "vel")
-        nearest = torch.cdist(position, _stack(agents, "pos")).argmin(-1, keepdim=True).expand_as(position)
-        towards = position - _stack(agents, "pos").gather(1, nearest)
+        nearest = torch.cdist(position, _stack(agents, "pos")).argmin(-1)
+        chosen = nearest.unsqueeze(-1).expand_as(position)
+        towards = position - _stack(agents, "pos").gather(1, chosen)
         distance = towards.norm(dim=-1)
-        approach = _stack(agents, "vel").gather(1, nearest) - velocity
+        approach = _stack(agents, "vel").gather(1, chosen) - velocity
         closed_in = (approach * towards).sum(-1) / distance.clamp_min(1e-6) * self.world.dt
-        return (torch.exp(-distance / self.covering_distance) + self.shaping_factor * closed_in).mean(-1)
+        paid = torch.exp(-distance / self.covering_distance) + self.shaping_factor * closed_in
+        whole = torch.zeros(len(paid), len(agents), device=paid.device)
+        return whole.scatter_add(1, nearest, paid) * len(agents) / len(targets)
 
-    def _share_touching(self) -> Tensor:
-        """[envs], in 0..1."""
+    def _crowding(self) -> Tensor:
+        """[envs, agents]: 0 with no other agent within the safe distance, 1 in the same place as another."""
         positions = _stack(self.world.agents, "pos")
         distances = torch.cdist(positions, positions)
         distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-        return (distances.amin(-1) < 2 * self.agent_radius + _MARGIN).float().mean(-1)
+        return (1 - distances.amin(-1) / self.safe_distance).clamp_min(0)
 
     def _neighbours(self, agent: Agent) -> Tensor:
         """[envs, 2 neighbours]."""
@@ -146,7 +154,7 @@ class Scenario(BaseScenario):
         return 2 * self.half_width / self.cells
 
 
-class HeuristicPolicy(BaseHeuristicPolicy):  # type: ignore[misc]  # vmas has no types
+class HeuristicPolicy(BaseHeuristicPolicy):
     """Go to the nearest target that no agent in sight is nearer to, keeping clear of the nearest agent."""
 
     def compute_action(self, observation: Tensor, u_range: float) -> Tensor:

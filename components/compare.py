@@ -1,0 +1,28 @@
+"""The comparison stage as a Kubeflow component."""
+
+from typing import List  # noqa: UP035  (Kubeflow's compiler knows this spelling)
+
+from kfp import dsl
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def compare(
+    evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Compare the evaluations of several training seeds.
+
+    Args:
+        evaluations: The EvaluationReport of each seed.
+        report: The ComparisonReport as JSON: every seed's return, means with intervals over seeds.
+        metrics: The mean over seeds with its interval, and the random policy's mean.
+    """
+    from pathlib import Path
+
+    from mappo import stages
+
+    outcome = stages.compare([Path(evaluation.path) for evaluation in evaluations], Path(report.path))
+    report.metadata.update(outcome.metadata)
+    for name, value in outcome.metrics.items():
+        metrics.log_metric(name, value)
