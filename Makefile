@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := mappo components pipelines tests
+SOURCES := mappo components pipelines tests benchmarks
 APT := sudo apt install python3 python3-venv build-essential
 
 help: ## list the targets

@@ -18,11 +18,11 @@ class NonFiniteObservation(ArithmeticError):
     """An observation is NaN or infinite; the policy did not act on it."""
 
 
-def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> None:
-    """Refuse a batch that cannot fit: the collected one and the learner's copy of it, at the least.
+def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> int:
+    """Bytes of a batch and of the learner's copy of it, which training needs at the least.
 
     Raises:
-        ConfigError: naming the bytes needed and those free.
+        ConfigError: fewer bytes are free.
     """
     frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
     needed = 2 * frame.bytes() * config.collection.frames_per_batch
@@ -33,6 +33,7 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
             f"{config.collection.rollout_frames}: a batch and the learner's copy need at least "
             f"{gibibytes(needed)}, but {gibibytes(free)} are free on {device}; collect fewer frames at once"
         )
+    return needed
 
 
 def collect(

@@ -10,7 +10,7 @@ from mappo.evaluate import EpisodeReturns, EvaluationReport
 from mappo.statistics import Estimate
 
 INTERVALS = "95 % Student's t intervals over training seeds, each with the mean return of its evaluation"
-_NOT_THE_LEARNING = {"seed": 0, "threads": 0, "device": "auto"}  # what may differ within one configuration
+_NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # what may differ within one configuration
 
 
 @dataclass(frozen=True)

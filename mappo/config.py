@@ -219,10 +219,10 @@ class ExperimentConfig:
         Field(
             ge=0,
             le=1024,
-            description="CPU threads of torch, part of what makes a run repeatable; 0 for as many as this "
-            "process's CPU limit allows",
+            description="CPU threads of torch, part of what makes a run repeatable; never more than the CPU limit of "
+            "this process allows, and 0 for just as many",
         ),
-    ] = 0
+    ] = 1
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(description="auto takes a GPU when there is one; cuda fails at once when there is none"),

@@ -40,8 +40,9 @@ def swarm() -> ExperimentConfig:
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
-        learner=LearnerConfig(discount=0.95),
-        collection=CollectionConfig(total_frames=300_000),
+        learner=LearnerConfig(discount=0.95, minibatch_frames=300),
+        collection=CollectionConfig(rollout_frames=50, total_frames=600_000),
+        selection=SelectionConfig(interval_iterations=20),
     )
 
 
@@ -50,7 +51,7 @@ def seed_document() -> ExperimentConfig:
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
-        learner=LearnerConfig(discount=0.9, epochs=10, minibatch_frames=64, learning_rate=1e-3),
+        learner=LearnerConfig(discount=0.95, epochs=10, minibatch_frames=64, learning_rate=1e-3),
         collection=CollectionConfig(num_envs=50, rollout_frames=20, total_frames=100_000),
         selection=SelectionConfig(interval_iterations=10),
     )

@@ -169,8 +169,15 @@ def _stage(name: str, config: str, compiled_by: str, seed: str = "") -> Iterator
         experiment = from_json(config)
         if seed:
             experiment = override(experiment, {"seed": parse_json(seed)})
-        torch.set_num_threads(experiment.threads or cpu_limit())
+        _set_threads(name, experiment.threads)
         yield experiment
+
+
+def _set_threads(name: str, threads: int) -> None:
+    limit = cpu_limit()
+    if threads > limit:
+        say(name, f"threads = {threads}: the CPU limit of this process allows {limit}, which are used")
+    torch.set_num_threads(min(threads or limit, limit))
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """Is this environment fit to train on? Checks that cost seconds, before a GPU is spent on hours."""
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, check_env_specs
 
+from mappo.collection import require_memory_for_batch
 from mappo.config import ConfigError, EnvironmentConfig, ExperimentConfig, config_hash
 from mappo.environment import (
     ACTION,
@@ -19,18 +22,25 @@ from mappo.environment import (
     TERMINATED,
     TRUNCATED,
     Stream,
+    action_choices,
     make_environment,
     private_random_streams,
     resolve_device,
+    scenario_module,
     simulator_state,
 )
+from mappo.resources import gibibytes
 
 _ENVS = 8  # environments of every check but speed
 _FRAMES = 30  # frames that a check plays; the time limit is played in full, up to _LONGEST
 _LONGEST = 1_000
 _TOLERANCE = 1e-5  # parallel environments may round differently
 _LARGE_REWARD = 1_000.0  # per frame; value targets beyond it are learned slowly
+_GROWTH = 10.0  # of large rewards, from the first quarter of an episode to the last, that has no bound
 _SPEED_SECONDS = 1.0
+
+
+_ROW_ONLY = "reset_world_at(env_index) must write only row env_index unless it is None"
 
 
 @dataclass(frozen=True)
@@ -64,40 +74,42 @@ class _Concern(Exception):
 
 @dataclass(frozen=True)
 class _Task:
-    config: EnvironmentConfig
-    num_envs: int
-    seed: int
+    experiment: ExperimentConfig
     device: torch.device
 
+    @property
+    def config(self) -> EnvironmentConfig:
+        return self.experiment.environment
+
     def make(self, num_envs: int = _ENVS, seed_offset: int = 0) -> EnvBase:
-        seed = (self.seed + seed_offset) % 2**32
+        seed = (self.experiment.seed + seed_offset) % 2**32
         return make_environment(self.config, num_envs, seed, Stream.VALIDATION, self.device)
 
 
 def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> ValidationReport:
     """Run every check on the task and the device that `config` names; `on_check` hears of each as it ends.
 
-    Whatever a check raises makes it a failed check with that reason. Without a device or an environment there
-    is nothing more to check.
+    Whatever a check raises makes it a failed check with that reason. Without a device, an environment or answers
+    in the right shape there is nothing more to check.
     """
     checks: list[Check] = []
 
     def run(name: str, check: Callable[[], str]) -> bool:
-        checks.append(_run(name, check))
+        checks.append(_run(name, check, config.environment.scenario))
         on_check(checks[-1])
         return checks[-1].outcome != "failed"
 
     if run("device", lambda: f"{resolve_device(config.device)}"):
         device = resolve_device(config.device)
-        task = _Task(config.environment, config.collection.num_envs, config.seed, device)
+        task = _Task(config, device)
         with private_random_streams(config.seed, Stream.VALIDATION, device):
-            if run("environment", lambda: _is_built(task)):
+            if run("environment", lambda: _is_built(task)) and run("interface", lambda: _interface_is_kept(task)):
                 for name, check in _CHECKS.items():
                     run(name, partial(check, task))
     return ValidationReport(config_hash(config), checks)
 
 
-def _run(name: str, check: Callable[[], str]) -> Check:
+def _run(name: str, check: Callable[[], str], scenario: str) -> Check:
     try:
         return Check(name, "passed", check())
     except _Concern as concern:
@@ -105,17 +117,61 @@ def _run(name: str, check: Callable[[], str]) -> Check:
     except (EnvironmentUnfit, ConfigError) as reason:
         return Check(name, "failed", str(reason))
     except Exception as error:  # a scenario is foreign code: anything it raises is a finding
-        return Check(name, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Check(name, "failed", f"{reason}{_place(error, scenario)}")
+
+
+def _place(error: Exception, scenario: str) -> str:
+    """The last line of the scenario's own file that an exception came through; empty if it did not."""
+    file = scenario_module(scenario).__file__
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f", in {lines[-1].name}, {Path(lines[-1].filename).name} line {lines[-1].lineno}" if lines else ""
 
 
 def _is_built(task: _Task) -> str:
     environment = task.make()
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
-    num_actions = environment.full_action_spec_unbatched[ACTION].shape[-1]
-    return (
-        f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and "
-        f"{num_actions} action values each"
+    choices = action_choices(environment)
+    actions = (
+        f"{' x '.join(map(str, choices))} actions"
+        if choices
+        else f"{environment.full_action_spec_unbatched[ACTION].shape[-1]} action values"
     )
+    return f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
+
+
+def _interface_is_kept(task: _Task) -> str:
+    """Each answer of the scenario is looked at where VMAS asks for it, before anything is made of it."""
+    environment = task.make()
+    scenario = environment.base_env._env.scenario
+    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
+    for method, shape, dtype in (
+        ("observation", (_ENVS, num_features), torch.float32),
+        ("reward", (_ENVS,), torch.float32),
+        ("done", (_ENVS,), torch.bool),
+    ):
+        setattr(scenario, method, _require_answer(getattr(scenario, method), shape, dtype))
+    _play(environment, _random_actions(task))
+    return f"observation, reward and done have the shape and dtype that VMAS expects, over {_FRAMES} frames"
+
+
+def _require_answer(method: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype) -> Callable[..., Any]:
+    def asked(*arguments: Any) -> Any:
+        answer = method(*arguments)
+        if not isinstance(answer, Tensor):
+            found = f"a {type(answer).__name__}"
+        elif answer.shape != shape or answer.dtype != dtype:
+            found = f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.")
+        else:
+            return answer
+        agent = "".join(f" for {argument.name}" for argument in arguments)
+        wanted = f"{dtype} {list(shape)}".removeprefix("torch.")
+        raise EnvironmentUnfit(
+            f"{method.__name__}() returned {found}{agent}; with {_ENVS} environments it must return "
+            f"a tensor {wanted}"
+        )
+
+    return asked
 
 
 def _specs_describe_the_data(task: _Task) -> str:
@@ -156,7 +212,7 @@ def _environments_are_independent(task: _Task) -> str:
     actions = _random_actions(task)
     changed = [action.clone() for action in actions]
     for action in changed:
-        action[0] = -action[0]
+        action[0] = action[1]
     plain, disturbed = _play(task.make(), actions), _play(task.make(), changed)
     if difference := _difference([frame[1:] for frame in plain], [frame[1:] for frame in disturbed]):
         raise EnvironmentUnfit(
@@ -168,19 +224,24 @@ def _environments_are_independent(task: _Task) -> str:
 
 def _partial_resets_are_partial(task: _Task) -> str:
     environment = task.make()
+    environment.reset()
+    start = simulator_state(environment)
     state = _play(environment, _random_actions(task, frames=5))[-1]
-    before = simulator_state(environment)
+    before, kept = simulator_state(environment), _scenario_tensors(environment)
     mask = torch.zeros(_ENVS, 1, dtype=torch.bool, device=task.device)
     mask[0] = True
     environment.reset(state.clone().set("_reset", mask))
     after = simulator_state(environment)
     if not torch.equal(before[1:], after[1:]):
+        raise EnvironmentUnfit(f"resetting environment 0 moved entities of the others: {_ROW_ONLY}")
+    for name, values in _scenario_tensors(environment).items():
+        if name in kept and not torch.equal(kept[name][1:], values[1:]):
+            raise EnvironmentUnfit(f"resetting environment 0 changed self.{name} of the others: {_ROW_ONLY}")
+    if start[0].any() and not after[0].any():  # VMAS puts everything to zero before it asks the scenario
         raise EnvironmentUnfit(
-            "resetting environment 0 moved entities of the others: reset_world_at(env_index) must write only "
-            "row env_index unless it is None"
+            "resetting environment 0 left its entities at the origin: reset_world_at(0) must do for row 0 what "
+            "reset_world_at(None) does for all"
         )
-    if torch.equal(before[0], after[0]):
-        raise EnvironmentUnfit("resetting environment 0 left all its entities where they were")
     return "one environment is reset, the others go on"
 
 
@@ -195,35 +256,50 @@ def _time_limit_truncates(task: _Task) -> str:
         raise EnvironmentUnfit(f"an episode was not truncated at its time limit of {limit} frames")
     first = terminated.int().argmax(0)
     if terminated.any(0).all() and (first == first[0]).all() and first[0] > 0:
-        raise _Concern(
-            f"every environment terminated at frame {int(first[0]) + 1} whatever was done: if that is a time "
-            "limit of the scenario, remove it and set environment.max_episode_frames, which bootstraps"
+        raise EnvironmentUnfit(
+            f"every environment terminated at frame {int(first[0]) + 1}, whatever was done: this is a time limit, "
+            f"but nothing is bootstrapped after a termination; take it out of done() and set "
+            f"environment.max_episode_frames = {int(first[0]) + 1}"
         )
     played = "" if limit <= _LONGEST else f"; the first {_LONGEST} of them were played"
     return f"at {limit} frames{played}; {int(terminated.any(0).sum())} of {_ENVS} episodes terminated earlier"
 
 
 def _reward_scale_is_learnable(task: _Task) -> str:
-    frames = _play(task.make(), _random_actions(task))
+    played = min(task.config.max_episode_frames, _LONGEST)
+    frames = _play(task.make(), _random_actions(task, played))
     rewards = torch.stack([frame[REWARD] for frame in frames])
+    quarter = -(-played // 4)
+    early, late = rewards[:quarter].abs().mean(), rewards[-quarter:].abs().mean()
     found = f"mean {rewards.mean():.3g}, smallest {rewards.min():.3g}, largest {rewards.max():.3g} a frame"
+    if rewards.abs().max() > _LARGE_REWARD and late > _GROWTH * early:
+        raise EnvironmentUnfit(
+            f"{found}; rewards grow with the frame, from {early:.3g} in the first quarter of an episode "
+            f"to {late:.3g} in the last: bound them, or no critic can learn their sum"
+        )
     if rewards.abs().max() > _LARGE_REWARD:
         raise _Concern(
             f"{found}: scale rewards to about 1; the critic learns values beyond {_LARGE_REWARD:g} badly"
         )
     if (rewards == 0).all():
-        raise _Concern(f"all rewards were 0 over {_FRAMES} frames of random actions: learning may not start")
+        raise _Concern(f"all rewards were 0 over {played} frames of random actions: learning may not start")
     return found
 
 
+def _batch_fits(task: _Task) -> str:
+    needed = require_memory_for_batch(task.experiment, task.device)
+    return f"a batch and the learner's copy take {gibibytes(needed)}"
+
+
 def _speed(task: _Task) -> str:
-    environment = task.make(task.num_envs)
+    num_envs = task.experiment.collection.num_envs
+    environment = task.make(num_envs)
     state, frames, start = environment.reset(), 0, time.perf_counter()
     while time.perf_counter() - start < _SPEED_SECONDS:
         _, state = environment.step_and_maybe_reset(environment.rand_action(state))
-        frames += task.num_envs
+        frames += num_envs
     rate = frames / (time.perf_counter() - start)
-    return f"{rate:,.0f} frames/s with {task.num_envs} environments on {task.device} under random actions"
+    return f"{rate:,.0f} frames/s with {num_envs} environments on {task.device} under random actions"
 
 
 _CHECKS: dict[str, Callable[[_Task], str]] = {
@@ -234,6 +310,7 @@ _CHECKS: dict[str, Callable[[_Task], str]] = {
     "partial reset": _partial_resets_are_partial,
     "time limit": _time_limit_truncates,
     "reward scale": _reward_scale_is_learnable,
+    "memory": _batch_fits,
     "speed": _speed,
 }
 
@@ -241,7 +318,7 @@ _CHECKS: dict[str, Callable[[_Task], str]] = {
 def _random_actions(task: _Task, frames: int = _FRAMES) -> list[Tensor]:
     """[envs, agents, features] for each frame, the same on every call."""
     spec = task.make().full_action_spec[ACTION]
-    with private_random_streams(task.seed, Stream.VALIDATION, task.device):
+    with private_random_streams(task.experiment.seed, Stream.VALIDATION, task.device):
         return [spec.rand() for _ in range(frames)]
 
 
@@ -252,6 +329,16 @@ def _play(environment: EnvBase, actions: Sequence[Tensor]) -> list[TensorDictBas
         state = environment.step(state.set(ACTION, action))["next"]
         frames.append(state.clone())
     return frames
+
+
+def _scenario_tensors(environment: EnvBase) -> dict[str, Tensor]:
+    """Copies of the scenario's own attributes that have a row for each environment."""
+    attributes = vars(environment.base_env._env.scenario)
+    return {
+        name: value.clone()
+        for name, value in attributes.items()
+        if isinstance(value, Tensor) and value.shape[:1] == (_ENVS,)
+    }
 
 
 def _difference(first: Sequence[TensorDictBase], second: Sequence[TensorDictBase]) -> str:

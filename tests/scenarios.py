@@ -136,3 +136,77 @@ class Exploding(Endless):
         super().post_step()
         if (self.age > 5).any():
             raise ZeroDivisionError("the scenario divides by zero")
+
+
+class LateExplosion(Endless):
+    """Raises near the end of an episode."""
+
+    def post_step(self):
+        super().post_step()
+        if (self.age > 35).any():
+            raise ZeroDivisionError("too old")
+
+
+class LeakyReward(Endless):
+    """Every environment is paid the mean over environments."""
+
+    def reward(self, agent):
+        return agent.state.pos[:, 0].mean().expand(self.world.batch_dim)
+
+
+class GreedyClock(Endless):
+    """A reset of one environment sets the clocks of all to zero."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.age.zero_()
+
+
+class LazyReset(Endless):
+    """A reset of one environment does nothing."""
+
+    def reset_world_at(self, env_index=None):
+        if env_index is None:
+            super().reset_world_at(None)
+
+
+class ObservationWithoutEnvironments(Endless):
+    """An observation has no row for each environment."""
+
+    def observation(self, agent):
+        return torch.zeros(3)
+
+
+class ObservationThatGrows(Endless):
+    """An observation gets a second feature in the middle of an episode."""
+
+    def observation(self, agent):
+        return torch.zeros(self.world.batch_dim, 1 + int((self.age > 5).all()))
+
+
+class RewardOfAllAgents(Endless):
+    """A reward has a column for each agent."""
+
+    def reward(self, agent):
+        return torch.ones(self.world.batch_dim, self.num_agents)
+
+
+class NumberAsReward(Endless):
+    """A reward is a Python number."""
+
+    def reward(self, agent):
+        return 1.0
+
+
+class DoneAsNumbers(Endless):
+    """Done is 0 or 1 rather than a boolean."""
+
+    def done(self):
+        return torch.zeros(self.world.batch_dim)
+
+
+class UnboundedReward(Endless):
+    """The reward grows with the square of time."""
+
+    def reward(self, agent):
+        return self.age**2

@@ -4,6 +4,11 @@ from mappo.config import from_dict
 from mappo.validate import Check, validate
 
 
+@pytest.fixture(autouse=True)
+def _short_speed_check(monkeypatch):
+    monkeypatch.setattr("mappo.validate._SPEED_SECONDS", 0.01)
+
+
 def outcomes(scenario, **environment):
     config = from_dict(
         {
@@ -18,7 +23,7 @@ def outcomes(scenario, **environment):
 @pytest.mark.parametrize("scenario", ["navigation", "balance", "tests.scenarios:Endless"])
 def test_sound_environment_fails_no_check(scenario):
     checks = outcomes(scenario)
-    assert len(checks) == 10
+    assert len(checks) == 12
     assert [check for check in checks.values() if check.outcome == "failed"] == []
 
 
@@ -31,9 +36,28 @@ def test_environment_with_joints_passes():
     [
         ("NanReward", "finite values", "reward of agent 0 is [nan] at frame 11"),
         ("LeakyEnvironments", "independence", "observation at frame 1"),
+        ("LeakyReward", "independence", "reward at frame 1"),
         ("UnseededObservations", "seeding", "observation at frame 1"),
-        ("GreedyReset", "partial reset", "reset_world_at(env_index)"),
-        ("Exploding", "finite values", "ZeroDivisionError: the scenario divides by zero"),
+        ("GreedyReset", "partial reset", "moved entities of the others: reset_world_at(env_index)"),
+        ("GreedyClock", "partial reset", "changed self.age of the others: reset_world_at(env_index)"),
+        ("LazyReset", "partial reset", "left its entities at the origin"),
+        (
+            "Exploding",
+            "interface",
+            "ZeroDivisionError: the scenario divides by zero, in post_step, scenarios.py line",
+        ),
+        ("LateExplosion", "time limit", "ZeroDivisionError: too old, in post_step, scenarios.py line"),
+        ("ObservationWithoutEnvironments", "interface", "observation() returned float32 [3] for agent_0; with 8"),
+        ("ObservationThatGrows", "interface", "observation() returned float32 [8, 2] for agent_0"),
+        ("RewardOfAllAgents", "interface", "must return a tensor float32 [8]"),
+        ("NumberAsReward", "interface", "reward() returned a float for agent_0"),
+        (
+            "DoneAsNumbers",
+            "interface",
+            "done() returned float32 [8]; with 8 environments it must return a tensor bool",
+        ),
+        ("TerminatingTimeLimit", "time limit", "terminated at frame 20, whatever was done"),
+        ("UnboundedReward", "reward scale", "rewards grow with the frame"),
     ],
 )
 def test_broken_scenario_fails_the_check_that_is_for_it(scenario, check, advice):
@@ -42,11 +66,26 @@ def test_broken_scenario_fails_the_check_that_is_for_it(scenario, check, advice)
     assert advice in found.detail
 
 
-def test_time_limit_reported_as_termination_is_a_warning():
+def test_time_limit_reported_as_termination_is_told_where_it_belongs():
     found = outcomes("tests.scenarios:TerminatingTimeLimit")["time limit"]
+    assert "environment.max_episode_frames = 20" in found.detail
+
+
+def test_nothing_is_checked_after_an_answer_of_the_wrong_shape():
+    assert list(outcomes("tests.scenarios:NumberAsReward")) == ["device", "environment", "interface"]
+
+
+def test_large_but_bounded_reward_is_a_warning():
+    found = outcomes("tests.scenarios:Endless", scenario_kwargs={"reward": 5_000.0})["reward scale"]
     assert found.outcome == "warning"
-    assert "max_episode_frames" in found.detail
-    assert "frame 20" in found.detail
+    assert "scale rewards to about 1" in found.detail
+
+
+def test_batch_that_cannot_fit_fails_before_training():
+    config = from_dict({"collection": {"num_envs": 1_000_000, "rollout_frames": 1_000_000}})
+    found = {check.name: check for check in validate(config, on_check=print).checks if check.name == "memory"}
+    assert found["memory"].outcome == "failed"
+    assert "collect fewer frames at once" in found["memory"].detail
 
 
 def test_episodes_that_do_not_depend_on_the_seed_are_a_warning():
