@@ -25,7 +25,7 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
         ConfigError: fewer bytes are free.
     """
     frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
-    needed = 2 * frame.bytes() * config.collection.frames_per_batch
+    needed: int = 2 * frame.bytes() * config.collection.frames_per_batch
     free = free_memory_bytes(device)
     if needed > free:
         raise ConfigError(

@@ -219,8 +219,8 @@ class ExperimentConfig:
         Field(
             ge=0,
             le=1024,
-            description="CPU threads of torch, part of what makes a run repeatable; never more than the CPU limit of "
-            "this process allows, and 0 for just as many",
+            description="CPU threads of torch, part of what makes a run repeatable; never more than this "
+            "process's CPU limit allows, and 0 for just as many",
         ),
     ] = 1
     device: Annotated[

@@ -117,8 +117,8 @@ def _run(name: str, check: Callable[[], str], scenario: str) -> Check:
     except (EnvironmentUnfit, ConfigError) as reason:
         return Check(name, "failed", str(reason))
     except Exception as error:  # a scenario is foreign code: anything it raises is a finding
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Check(name, "failed", f"{reason}{_place(error, scenario)}")
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        return Check(name, "failed", f"{found}{_place(error, scenario)}")
 
 
 def _place(error: Exception, scenario: str) -> str:
