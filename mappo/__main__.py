@@ -115,9 +115,7 @@ def _train(arguments: argparse.Namespace) -> int:
     extend = arguments.extend and _checkpoint(arguments.extend, "last")
     warm_start = arguments.warm_start and _checkpoint(arguments.warm_start, "best")
     if extend and arguments.recipe:
-        raise ConfigError(
-            f"--extend takes the run's configuration, not the recipe {arguments.recipe}: name one of them"
-        )
+        raise ConfigError(f"--extend takes the run's configuration: leave the recipe {arguments.recipe} out")
     config = _config_of(extend, arguments) if extend else config_from_arguments(arguments)
     run = run_directory(arguments)
     from mappo import stages

@@ -120,6 +120,12 @@ def action_choices(environment: EnvBase) -> tuple[int, ...]:
     return _choices(environment.base_env.action_space[0])
 
 
+def simulator_random_state() -> tuple[bytes, str, str]:
+    """What all VMAS environments of the process draw their random numbers from: torch, numpy, Python."""
+    of_torch, of_numpy, of_python = VmasEnvironment.vmas_random_state
+    return bytes(of_torch.tolist()), repr(of_numpy), repr(of_python)
+
+
 def simulator_state(environment: EnvBase) -> Tensor:
     """Position, velocity, rotation and angular velocity of every entity: [envs, values].
 

@@ -27,6 +27,7 @@ from mappo.environment import (
     private_random_streams,
     resolve_device,
     scenario_module,
+    simulator_random_state,
     simulator_state,
 )
 from mappo.resources import gibibytes
@@ -106,6 +107,8 @@ def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> V
             if run("environment", lambda: _is_built(task)) and run("interface", lambda: _interface_is_kept(task)):
                 for name, check in _CHECKS.items():
                     run(name, partial(check, task))
+                if run("memory", lambda: _batch_fits(task)):
+                    run("speed", lambda: _speed(task))
     return ValidationReport(config_hash(config), checks)
 
 
@@ -213,13 +216,19 @@ def _environments_are_independent(task: _Task) -> str:
     changed = [action.clone() for action in actions]
     for action in changed:
         action[0] = action[1]
-    plain, disturbed = _play(task.make(), actions), _play(task.make(), changed)
-    if difference := _difference([frame[1:] for frame in plain], [frame[1:] for frame in disturbed]):
+    drawn: list[object] = []
+    plain = _play(task.make(), actions, lambda: drawn.append(simulator_random_state()))
+    drawn_otherwise: list[object] = []
+    disturbed = _play(task.make(), changed, lambda: drawn_otherwise.append(simulator_random_state()))
+    same = [one == other for one, other in zip(drawn, drawn_otherwise, strict=True)]
+    comparable = same.index(False) if False in same else len(same)  # all environments share one random state
+    others, disturbed_others = ([frame[1:] for frame in frames[:comparable]] for frames in (plain, disturbed))
+    if difference := _difference(others, disturbed_others):
         raise EnvironmentUnfit(
             f"other actions in environment 0 changed the others ({difference}): a tensor of the scenario is "
             "reduced or indexed over the environments' axis"
         )
-    return "other actions in one leave the rest as they were"
+    return f"other actions in one leave the rest as they were, over {comparable} frames"
 
 
 def _partial_resets_are_partial(task: _Task) -> str:
@@ -310,8 +319,6 @@ _CHECKS: dict[str, Callable[[_Task], str]] = {
     "partial reset": _partial_resets_are_partial,
     "time limit": _time_limit_truncates,
     "reward scale": _reward_scale_is_learnable,
-    "memory": _batch_fits,
-    "speed": _speed,
 }
 
 
@@ -322,12 +329,15 @@ def _random_actions(task: _Task, frames: int = _FRAMES) -> list[Tensor]:
         return [spec.rand() for _ in range(frames)]
 
 
-def _play(environment: EnvBase, actions: Sequence[Tensor]) -> list[TensorDictBase]:
+def _play(
+    environment: EnvBase, actions: Sequence[Tensor], after_frame: Callable[[], object] = lambda: None
+) -> list[TensorDictBase]:
     """What followed each action, never resetting; [envs] for each frame."""
     state, frames = environment.reset(), []
     for action in actions:
         state = environment.step(state.set(ACTION, action))["next"]
         frames.append(state.clone())
+        after_frame()
     return frames
 
 

@@ -210,3 +210,51 @@ def test_help_does_not_import_torch():
 def test_importing_mappo_needs_no_kubeflow():
     script = "import sys; sys.modules['kfp'] = None; import mappo.stages, mappo.__main__"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_extend_and_warm_start_from_the_terminal(capsys, tmp_path):
+    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
+    assert main(["train", "--output", first, *TINY]) == 0
+    assert main(["train", "--extend", first, "--output", second, "--collection.total-frames=240"]) == 0
+    shown = capsys.readouterr().out
+    assert "goes on after 120 frames" in shown
+    assert "240 of 240 frames" in shown
+    assert main(["train", "--warm-start", second, "--output", third, "--seed=3", *TINY]) == 0
+    assert "begins with the networks of a run after 240 frames" in capsys.readouterr().out
+    assert main(["train", "--extend", first, "--output", str(tmp_path / "x"), "--seed=5"]) == 1
+    assert "seed = 0 -> 5" in capsys.readouterr().out
+    assert main(["train", "balance", "--extend", first]) == 2
+    assert "leave the recipe balance out" in capsys.readouterr().err
+    assert main(["train", "--extend", first, "--warm-start", first, "--output", str(tmp_path / "y")]) == 1
+    assert "exclude each other" in capsys.readouterr().out
+
+
+def test_extending_never_imports_code_that_only_the_checkpoint_names(capsys, tmp_path):
+    own = "--environment.scenario=tests.scenarios:Endless"
+    run = str(tmp_path / "run")
+    assert main(["train", own, "--output", run, *TINY]) == 0
+    longer = ["train", "--extend", run, "--collection.total-frames=240", "--output", str(tmp_path / "longer")]
+    assert main(longer) == 2
+    assert "--environment.scenario" in capsys.readouterr().err
+    assert main([*longer, own]) == 0
+
+
+def test_compare_from_the_terminal(capsys, tmp_path):
+    reports = []
+    for seed in ("1", "2"):
+        run, report = str(tmp_path / seed), str(tmp_path / f"{seed}.json")
+        assert main(["train", "--output", run, "--seed", seed, *TINY]) == 0
+        assert main(["evaluate", run, "--output", report]) == 0
+        reports.append(report)
+    assert main(["compare", *reports, "--output", str(tmp_path / "comparison.json")]) == 0
+    assert "training seeds  1: " in capsys.readouterr().out
+    assert read_json(tmp_path / "comparison.json")["configurations"][0]["training_seeds"] == [1, 2]
+    assert main(["compare", reports[0], str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().out
+
+
+def test_swarm_is_a_scenario_by_name_that_a_checkpoint_may_name(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert main(["train", "--environment.scenario=swarm", "--output", run, *TINY]) == 0
+    assert main(["evaluate", run]) == 0
+    assert "heuristic mean return" in capsys.readouterr().out

@@ -189,3 +189,57 @@ def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
     assert done.returncode == 1
     assert "stage die failed" in done.stderr
     assert "the last words" in done.stderr
+
+
+def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["run", "--seeds", "3,5", "--output", str(run), *TINY]) == 0
+    shown = capsys.readouterr().out
+    (path,) = run.glob("mappo-seeds-*/compare/report")
+    report = read_json(path)
+    (configuration,) = report["configurations"]
+    assert configuration["training_seeds"] == [3, 5]
+    evaluations = [read_json(path) for path in sorted(run.glob("mappo-seeds-*/*/evaluate/report"))]
+    assert configuration["episode_returns"] == [found["trained"]["mean"]["value"] for found in evaluations]
+    assert {found["training_config"]["seed"] for found in evaluations} == {3, 5}
+    assert "[compare] trained" in shown
+    assert str(path) in shown
+
+
+def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):
+    """Inside a loop, Kubeflow's local runner takes loop items for outputs of tasks around it."""
+    path = tmp_path / "seeds.yaml"
+    arguments = ["--seeds", "0,1,2", "--parallel-seeds", "2", "--output", str(path)]
+    assert main(["compile", "--image", "a:1", *arguments]) == 0
+    specification = yaml.safe_load(path.read_text())
+    root = specification["root"]
+    assert root["inputDefinitions"]["parameters"]["seeds"]["defaultValue"] == ["0", "1", "2"]
+    assert set(root["dag"]["tasks"]) == {"validate", "mappo-each-seed", "compare"}
+    assert root["dag"]["tasks"]["mappo-each-seed"]["dependentTasks"] == ["validate"]
+    (loop,) = specification["components"]["comp-mappo-each-seed"]["dag"]["tasks"].values()
+    assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
+    for executor in specification["deploymentSpec"]["executors"].values():
+        assert executor["container"]["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "reason"),
+    [("", "''"), ("1,1", "may appear once"), ("1,two", "'two'"), ("-1", "seed = -1"), ("1.5", "seed = 1.5")],
+)
+def test_wrong_seeds_are_refused_naming_them(tmp_path, capsys, seeds, reason):
+    assert main(["run", f"--seeds={seeds}", "--output", str(tmp_path / "run"), *TINY]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_one_seed_and_several_exclude_each_other(capsys):
+    assert main(["run", "--seeds=1,2", "--seed=3"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def test_stages_know_the_version_that_compiled_them(tmp_path):
+    import mappo
+
+    specification = yaml.safe_load(compile_pipeline(tmp_path).read_text())
+    for task in specification["root"]["dag"]["tasks"].values():
+        compiled_by = task["inputs"]["parameters"]["compiled_by"]
+        assert compiled_by == {"runtimeValue": {"constant": mappo.__version__}}

@@ -3,6 +3,7 @@ import csv
 import pytest
 import torch
 
+import mappo
 from mappo import stages
 from mappo.config import config_hash, override, to_json
 from mappo.stages import StageFailed
@@ -29,14 +30,6 @@ def test_stages_in_a_row_leave_labelled_artifacts(tiny, tmp_path):
     report = read_json(tmp_path / "report")
     assert evaluated.metrics["trained_return_mean"] == report["trained"]["mean"]["value"]
     assert evaluated.metrics["random_return_mean_low"] == report["random"]["mean"]["low"]
-
-
-def test_threads_of_the_configuration_are_used(tiny, tmp_path):
-    try:
-        stages.train(to_json(override(tiny, {"threads": 2})), *outputs(tmp_path))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_numbers_that_kubeflow_rejects_are_named_and_left_out(tmp_path, capsys):
@@ -69,3 +62,40 @@ def test_evaluation_with_one_episode_has_no_interval(tiny, tmp_path):
     outcome = stages.evaluate(to_json(config), tmp_path / "best", tmp_path / "report")
     assert "trained_return_mean" in outcome.metrics
     assert "trained_return_mean_low" not in outcome.metrics
+
+
+def test_version_skew_between_pipeline_and_image_is_said(tiny, tmp_path, capsys):
+    stages.validate(to_json(tiny), compiled_by="0.0.1")
+    shown = capsys.readouterr().out
+    assert f"warning: mappo 0.0.1 compiled this pipeline, its image has mappo {mappo.__version__}" in shown
+    stages.validate(to_json(tiny), compiled_by=mappo.__version__)
+    assert "warning: mappo" not in capsys.readouterr().out
+
+
+def test_version_skew_is_said_before_an_option_that_this_version_lacks(capsys):
+    with pytest.raises(StageFailed, match="unknown key"):
+        stages.train('{"learner": {"from_the_future": 1}}', *[None] * 3, compiled_by="9.0")
+    assert "mappo 9.0 compiled this pipeline" in capsys.readouterr().out
+
+
+def test_seed_of_a_stage_replaces_that_of_the_configuration(tiny, tmp_path):
+    outcome = stages.train(to_json(tiny), *outputs(tmp_path), seed="7")
+    assert outcome.metadata["seed"] == "7"
+    assert outcome.metadata["config_hash"] == config_hash(override(tiny, {"seed": 7}))
+
+
+def test_threads_never_exceed_the_cpu_limit_and_zero_follows_it(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages, "cpu_limit", lambda: 3)
+    try:
+        for asked, used in ((1, 1), (2, 2), (0, 3), (64, 3)):
+            stages.train(to_json(override(tiny, {"threads": asked})), *outputs(tmp_path))
+            assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(1)
+    assert "threads = 64: the CPU limit of this process allows 3" in capsys.readouterr().out
+
+
+def test_comparison_of_something_else_fails_naming_file_and_field(tmp_path, capsys):
+    (tmp_path / "report").write_text('{"config": 3}')
+    with pytest.raises(StageFailed, match="report: not an evaluation report: config"):
+        stages.compare([tmp_path / "report"])

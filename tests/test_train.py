@@ -1,15 +1,20 @@
 import csv
+import dataclasses
+import math
 import os
+import re
 
 import pytest
 import torch
 
 from mappo import checkpoint as checkpoints
-from mappo.config import override
-from mappo.evaluate import evaluate
+from mappo.checkpoint import CheckpointError
+from mappo.config import ConfigError, override
+from mappo.evaluate import NonFiniteReturn, evaluate
 from mappo.history import COLUMNS, HistoryFile
+from mappo.learner import NonFiniteLoss
 from mappo.recipes import recipe
-from mappo.train import train
+from mappo.train import Start, train
 from tests.conftest import endless
 
 
@@ -99,6 +104,7 @@ def test_memory_does_not_grow_over_iterations(tiny, tmp_path):
         {
             "collection": {"num_envs": 60, "rollout_frames": 50, "total_frames": 40 * 3_000},
             "learner": {"epochs": 1, "minibatch_frames": 3_000},
+            "selection": {"interval_iterations": 10, "episodes_per_seed": 4},
         },
     )
     resident = []
@@ -133,3 +139,182 @@ def test_recipe_learns_its_task(name, at_least, seed, tmp_path):
     print(f"{name}, seed {seed}: trained {report.trained.mean}, random {report.random.mean}")
     assert report.trained.mean.value >= at_least
     assert report.trained.mean.low > report.random.mean.high
+
+
+def select(config, interval, **changes):
+    return override(config, {"selection": {"interval_iterations": interval, "episodes_per_seed": 3}, **changes})
+
+
+def learned(report):
+    """All numbers of an iteration but wall-clock, memory and evaluation."""
+    row = report.row()
+    return {
+        name: value for name, value in row.items() if not re.search("seconds|bytes|per_second|evaluation", name)
+    }
+
+
+@pytest.mark.parametrize("networks", [{}, {"normalise_observations": True, "normalise_values": True}])
+def test_evaluation_during_training_does_not_change_training_by_one_bit(tiny, tmp_path, networks):
+    tensors, histories = [], []
+    for interval in (0, 1, 2, 100):
+        reports = []
+        config = select(tiny, interval, networks=networks)
+        tensors.append(run(config, tmp_path / str(interval), reports.append))
+        histories.append([learned(report) for report in reports])
+    assert all(equal(tensors[0], other) for other in tensors[1:])
+    assert all(histories[0] == other for other in histories[1:])
+
+
+@pytest.mark.parametrize(("interval", "evaluated"), [(0, []), (1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (100, [3])])
+def test_evaluations_are_due_every_interval_and_at_the_end(tiny, tmp_path, interval, evaluated):
+    reports = []
+    run(select(tiny, interval), tmp_path, reports.append)
+    due = [report.progress.iteration for report in reports if not math.isnan(report.evaluation_return_mean)]
+    assert due == evaluated
+
+
+def test_best_checkpoint_is_that_of_the_highest_evaluation(tiny, tmp_path):
+    changes = {"collection": {"total_frames": 960}, "learner": {"learning_rate": 0.1}, "seed": 2}
+    config = override(select(tiny, 1), changes)
+    reports = []
+    run(config, tmp_path, reports.append)
+    by_iteration = {report.progress.iteration: report.evaluation_return_mean for report in reports}
+    best, last = (checkpoints.load(tmp_path / name) for name in ("best", "last"))
+    assert best.iteration == max(by_iteration, key=by_iteration.get)
+    assert best.selection_return == by_iteration[best.iteration]
+    assert (last.iteration, last.selection_return) == (8, by_iteration[8])
+    assert best.iteration < 8  # at this learning rate training gets worse, or the test shows nothing
+
+
+def test_best_is_the_last_without_evaluation_during_training(tiny, tmp_path):
+    run(select(tiny, 0), tmp_path)
+    best, last = (checkpoints.load(tmp_path / name) for name in ("best", "last"))
+    assert equal(best.tensors, last.tensors)
+    assert best.selection_return is None
+
+
+def test_best_checkpoint_survives_when_training_diverges_later(tmp_path):
+    """Rewards are NaN from frame 11 of an episode on: the first batch and its evaluation do not see that frame."""
+    config = override(
+        endless(
+            scenario="tests.scenarios:NanReward", scenario_kwargs={"terminate_after": 0}, max_episode_frames=50
+        ),
+        {
+            "collection": {"rollout_frames": 8, "total_frames": 256},
+            "learner": {"minibatch_frames": 64},
+            "selection": {"interval_iterations": 1, "episodes_per_seed": 2},
+        },
+    )
+    with pytest.raises(NonFiniteReturn):
+        run(config, tmp_path / "evaluated")
+    survived = override(config, {"environment": {"scenario": "tests.scenarios:NanLater"}})
+    with pytest.raises(NonFiniteLoss):
+        run(survived, tmp_path / "trained")
+    assert checkpoints.load(tmp_path / "trained" / "best").iteration == 1
+    assert not (tmp_path / "trained" / "last").exists()
+
+
+def test_extended_run_goes_on_where_it_stopped(tiny, tmp_path):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    longer = override(
+        tiny, {"collection": {"total_frames": 600}, "threads": 2, "selection": {"interval_iterations": 0}}
+    )
+    reports = []
+    saved = checkpoints.load(tmp_path / "last")
+    extended = train(
+        longer, tmp_path / "2" / "last", tmp_path / "2" / "best", reports.append, Start("extend", saved)
+    )
+    assert [report.progress.iteration for report in reports] == [4, 5]
+    assert [report.progress.frames for report in reports] == [480, 600]
+    rate = tiny.learner.learning_rate
+    assert [report.losses.learning_rate for report in reports] == pytest.approx([rate * 2 / 5, rate * 1 / 5])
+    assert not equal(extended.tensors, first.tensors)
+    steps = {name: value for name, value in extended.optimiser.items() if name.endswith(".step")}
+    assert {value.item() for value in steps.values()} == {5 * 2 * 3}  # iterations, epochs, minibatches
+
+
+def test_extension_starts_from_the_very_networks_and_optimiser(tiny, tmp_path):
+    """With a learning rate of almost nothing, the networks stay and Adam's step count goes on."""
+    small = override(tiny, {"learner": {"learning_rate": 1e-12, "learning_rate_schedule": "constant"}})
+    first = train(small, tmp_path / "last", tmp_path / "best", lambda report: None)
+    longer = override(small, {"collection": {"total_frames": 480}})
+    extended = train(longer, tmp_path / "a", tmp_path / "b", lambda report: None, Start("extend", first))
+    for name, tensor in first.tensors.items():
+        assert torch.allclose(tensor, extended.tensors[name], atol=1e-6), name
+
+
+def test_extension_collects_other_episodes_than_the_start(tiny, tmp_path):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    longer = override(tiny, {"collection": {"total_frames": 480}})
+    reports, scratch = [], []
+    train(longer, tmp_path / "a", tmp_path / "b", reports.append, Start("extend", first))
+    train(longer, tmp_path / "c", tmp_path / "d", scratch.append, Start("warm-start", first))
+    assert reports[0].episodes != scratch[0].episodes
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"collection": {"total_frames": 360}}, "has 360 frames already; ask for more"),
+        ({"collection": {"total_frames": 600}, "learner": {"epochs": 3}}, "learner.epochs = 2 -> 3"),
+        ({"collection": {"total_frames": 600}, "seed": 3}, "seed = 0 -> 3"),
+        ({"collection": {"total_frames": 600, "num_envs": 12}}, "collection.num_envs = 6 -> 12"),
+    ],
+)
+def test_extension_with_another_configuration_is_refused_naming_what_changed(tiny, tmp_path, changes, reason):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    with pytest.raises(ConfigError, match=reason):
+        train(override(tiny, changes), tmp_path / "a", tmp_path / "b", print, Start("extend", first))
+    assert not (tmp_path / "a").exists()
+
+
+def test_extension_of_a_checkpoint_without_optimiser_is_refused(tiny, tmp_path):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    bare = dataclasses.replace(first, optimiser={})
+    with pytest.raises(CheckpointError, match="cannot be extended: the optimiser's step, exp_avg"):
+        longer = override(tiny, {"collection": {"total_frames": 600}})
+        train(longer, tmp_path / "a", tmp_path / "b", print, Start("extend", bare))
+
+
+def test_warm_start_begins_with_the_networks_and_everything_else_new(tiny, tmp_path):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    other = override(
+        tiny,
+        {"seed": 9, "learner": {"learning_rate": 1e-12, "epochs": 1}, "environment": {"max_episode_frames": 5}},
+    )
+    reports = []
+    warm = train(other, tmp_path / "a", tmp_path / "b", reports.append, Start("warm-start", first))
+    assert [report.progress.frames for report in reports] == [120, 240, 360]
+    assert all(torch.allclose(first.tensors[name], warm.tensors[name], atol=1e-6) for name in first.tensors)
+
+
+def test_warm_start_into_other_networks_is_refused_naming_the_tensors(tiny, tmp_path):
+    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    other = override(tiny, {"networks": {"hidden_sizes": [17]}})
+    with pytest.raises(CheckpointError, match="does not fit these networks"):
+        train(other, tmp_path / "a", tmp_path / "b", print, Start("warm-start", first))
+
+
+def test_batch_that_cannot_fit_is_refused_before_it_starts(tiny, tmp_path):
+    huge = {"num_envs": 1_000_000, "rollout_frames": 1_000_000, "total_frames": 10**12}
+    with pytest.raises(ConfigError, match="GiB are free on cpu; collect fewer frames at once"):
+        run(override(tiny, {"collection": huge}), tmp_path)
+
+
+def test_report_tells_the_peak_of_memory(tiny, tmp_path):
+    reports = []
+    run(tiny, tmp_path, reports.append)
+    assert 50e6 < reports[-1].peak_memory_bytes < 50e9
+    assert reports[-1].peak_gpu_memory_bytes == 0
+
+
+@pytest.mark.parametrize("scenario", ["simple_reference", "football", "swarm"])
+@pytest.mark.parametrize("actions", ["continuous", "discrete", "multi-discrete"])
+def test_trains_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
+    """simple_reference: agents speak; football: episodes end early."""
+    environment = {"scenario": scenario, "scenario_kwargs": {}, "actions": actions}
+    reports = []
+    run(
+        override(tiny, {"environment": environment, "networks": {"share_policy": False}}), tmp_path, reports.append
+    )
+    assert reports[-1].progress.frames == 360
