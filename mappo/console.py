@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mappo.compare import ComparisonReport
 from mappo.config import CollectionConfig
-from mappo.history import IterationReport
+from mappo.history import Episodes, IterationReport
 from mappo.statistics import Estimate
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -80,9 +80,11 @@ def _advance(bar: "tqdm[Any]", report: IterationReport) -> None:
 
 def _line_printer(total: int, already: int) -> Callable[[IterationReport], None]:
     printed = -_SECONDS_BETWEEN_LINES
+    episodes: Episodes | None = None  # the latest that ended
 
     def show(report: IterationReport) -> None:
-        nonlocal printed
+        nonlocal printed, episodes
+        episodes = report.episodes if report.episodes.num_episodes else episodes
         frames, now = report.progress.frames, time.monotonic()
         if now - printed < _SECONDS_BETWEEN_LINES and frames < total and math.isnan(report.evaluation_return_mean):
             return
@@ -90,19 +92,20 @@ def _line_printer(total: int, already: int) -> Callable[[IterationReport], None]
         left = report.elapsed_seconds / (frames - already) * (total - frames)
         say(
             "train",
-            f"{frames:>{len(f'{total:,}')},} of {total:,} frames  {_return(report)}  "
+            f"{frames:>{len(f'{total:,}')},} of {total:,} frames  {_return(episodes)}{_evaluation(report)}  "
             f"{report.frames_per_second:,.0f} frames/s  {left:.0f} s left",
         )
 
     return show
 
 
-def _return(report: IterationReport) -> str:
-    episodes, evaluated = report.episodes, report.evaluation_return_mean
-    evaluation = "" if math.isnan(evaluated) else f"  evaluated {evaluated:.3f}"
-    if not episodes.num_episodes:
-        return f"no episode ended here{evaluation}"
-    return (
-        f"return {episodes.episode_return_mean:.3f} "
-        f"({episodes.episode_return_min:.2f} .. {episodes.episode_return_max:.2f}){evaluation}"
-    )
+def _return(latest: Episodes | None) -> str:
+    if latest is None:
+        return "no episode ended yet"
+    low, high = latest.episode_return_min, latest.episode_return_max
+    return f"return {latest.episode_return_mean:.3f} ({low:.2f} .. {high:.2f})"
+
+
+def _evaluation(report: IterationReport) -> str:
+    evaluated = report.evaluation_return_mean
+    return "" if math.isnan(evaluated) else f"  evaluated {evaluated:.3f}"
