@@ -5,15 +5,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 from tqdm import tqdm
 
+from mappo.checkpoint import Checkpoint
 from mappo.compare import ComparisonReport
-from mappo.config import CollectionConfig
+from mappo.config import CollectionConfig, ExperimentConfig, config_hash
+from mappo.environment import resolve_device
+from mappo.evaluate import EpisodeReturns
 from mappo.history import Episodes, IterationReport
+from mappo.resources import gibibytes
 from mappo.statistics import Estimate
+from mappo.train import Start
+from mappo.validate import Check
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -44,6 +51,56 @@ def comparison_table(report: ComparisonReport) -> list[str]:
             changed = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
             lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changed}")
     return [*lines, f"intervals of trained policies: {report.intervals}"]
+
+
+def say_check(check: Check) -> None:
+    """One line of the validation."""
+    say("validate", f"{check.outcome:<7}  {check.name:<13}  {check.detail}")
+
+
+def say_plan(config: ExperimentConfig, threads: int, start: Start | None) -> None:
+    """What is about to be trained, on what."""
+    collection = config.collection
+    frames = collection.num_iterations * collection.frames_per_batch
+    say(
+        "train",
+        f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
+        f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
+        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
+        f"configuration {config_hash(config)[:12]}",
+    )
+    if frames != collection.total_frames:
+        say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
+    if start:
+        done = start.checkpoint
+        begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
+        say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
+
+
+def say_trained(final: IterationReport, chosen: Checkpoint, last: Path, best: Path) -> None:
+    """What training took and where its checkpoints are."""
+    gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
+    say(
+        "train",
+        f"{final.progress.frames:,} frames in {final.elapsed_seconds:.1f} s; "
+        f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
+    )
+    by = (
+        "no evaluation during training"
+        if chosen.selection_return is None
+        else f"mean return {chosen.selection_return:.3g} in evaluation"
+    )
+    say("train", f"saved the last checkpoint: {last}")
+    say("train", f"saved the best, after {chosen.frames:,} frames ({by}): {best}")
+
+
+def returns_line(policy: str, returns: EpisodeReturns) -> str:
+    """What one policy earned in the evaluation."""
+    return (
+        f"{policy:<8} mean return {estimate(returns.mean)}  "
+        f"interquartile mean {estimate(returns.interquartile_mean)}  "
+        f"{len(returns.episode_returns)} episodes of {returns.episode_frames_mean:.0f} frames"
+    )
 
 
 @contextmanager

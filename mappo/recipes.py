@@ -82,7 +82,7 @@ def gpu() -> ExperimentConfig:
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=LearnerConfig(minibatch_frames=16_384),
-        collection=CollectionConfig(num_envs=4_096, rollout_frames=50, total_frames=10_000_000),
+        collection=CollectionConfig(num_envs=4_096, rollout_frames=50, total_frames=3_000_000),
     )
 
 

@@ -36,14 +36,21 @@ from mappo.config import (
     parse_json,
     to_json,
 )
-from mappo.console import comparison_table, estimate, say, training_progress
-from mappo.environment import resolve_device
-from mappo.evaluate import EpisodeReturns, EvaluationReport, NonFiniteReturn
+from mappo.console import (
+    comparison_table,
+    returns_line,
+    say,
+    say_check,
+    say_plan,
+    say_trained,
+    training_progress,
+)
+from mappo.evaluate import EvaluationReport, NonFiniteReturn
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
-from mappo.resources import cpu_limit, gibibytes
+from mappo.resources import cpu_limit
 from mappo.train import Start
-from mappo.validate import Check, EnvironmentUnfit, ValidationReport
+from mappo.validate import EnvironmentUnfit, ValidationReport
 
 _READABLE = (  # errors that people can mend, with messages that say how
     *(CheckpointError, ConfigError, EnvironmentUnfit),
@@ -77,7 +84,7 @@ def validate(config: str, report: Path | None = None, *, compiled_by: str = "") 
         StageFailed: a check failed.
     """
     with _stage("validate", config, compiled_by) as experiment:
-        result = validation.validate(experiment, on_check=_say_check)
+        result = validation.validate(experiment, on_check=say_check)
         _write_json(report, result)
         if result.failures:
             raise EnvironmentUnfit(_listed(result))
@@ -107,7 +114,7 @@ def train(
     """
     with _stage("train", config, compiled_by, seed) as experiment:
         start = _start(extend, warm_start)
-        _say_plan(experiment, start)
+        say_plan(experiment, torch.get_num_threads(), start)
         already = start.checkpoint.frames if start and start.kind == "extend" else 0
         history.parent.mkdir(parents=True, exist_ok=True)
         with closing(HistoryFile(history)) as file, training_progress(experiment.collection, already) as show:
@@ -116,7 +123,7 @@ def train(
             training.train(
                 experiment, last, best, lambda report: [listener(report) for listener in listeners], start
             )
-        _say_trained(final[0], last, best)
+        say_trained(final[0], checkpoints.load(best), last, best)
         return Outcome(_metadata(experiment), _finite("train", final[0].row()))
 
 
@@ -135,7 +142,7 @@ def evaluate(
         result = evaluation.evaluate(experiment, trained)
         _write_json(report, result)
         for policy, returns in result.policies().items():
-            say("evaluate", _returns_line(policy, returns))
+            say("evaluate", returns_line(policy, returns))
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % bootstrap intervals; resampled: {result.resampled}")
@@ -235,55 +242,8 @@ def _write_json(path: Path | None, record: Any) -> None:
         path.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
 
 
-def _say_check(check: Check) -> None:
-    say("validate", f"{check.outcome:<7}  {check.name:<13}  {check.detail}")
-
-
 def _listed(report: ValidationReport) -> str:
     return "\n".join(f"{check.name}: {check.detail}" for check in report.failures)
-
-
-def _say_plan(config: ExperimentConfig, start: Start | None) -> None:
-    collection, threads = config.collection, torch.get_num_threads()
-    frames = collection.num_iterations * collection.frames_per_batch
-    say(
-        "train",
-        f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
-        f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
-        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
-        f"configuration {config_hash(config)[:12]}",
-    )
-    if frames != collection.total_frames:
-        say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
-    if start:
-        done = start.checkpoint
-        begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
-        say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
-
-
-def _say_trained(final: IterationReport, last: Path, best: Path) -> None:
-    gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
-    say(
-        "train",
-        f"{final.progress.frames:,} frames in {final.elapsed_seconds:.1f} s; "
-        f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
-    )
-    chosen = checkpoints.load(best)
-    by = (
-        "no evaluation during training"
-        if chosen.selection_return is None
-        else f"mean return {chosen.selection_return:.3g} in evaluation"
-    )
-    say("train", f"saved the last checkpoint: {last}")
-    say("train", f"saved the best, after {chosen.frames:,} frames ({by}): {best}")
-
-
-def _returns_line(policy: str, returns: EpisodeReturns) -> str:
-    return (
-        f"{policy:<8} mean return {estimate(returns.mean)}  "
-        f"interquartile mean {estimate(returns.interquartile_mean)}  "
-        f"{len(returns.episode_returns)} episodes of {returns.episode_frames_mean:.0f} frames"
-    )
 
 
 def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:

@@ -250,9 +250,8 @@ def test_learning_rate_follows_its_schedule_over_the_run(tiny, schedule, expecte
     config = override(tiny, {"learner": changes, "collection": {"total_frames": 480}})
     _, _, learner, batch = make(config)
     for rate in expected:
-        before = learner.optimiser.param_groups[0]["lr"]
         losses = learner.update(batch.clone())
-        assert before == losses.learning_rate == pytest.approx(rate * 1e-4)
+        assert learner.optimiser.param_groups[0]["lr"] == losses.learning_rate == pytest.approx(rate * 1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "minibatch", "batch", "agent"])
