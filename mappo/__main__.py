@@ -1,6 +1,7 @@
 """The terminal: each stage alone, in this process."""
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -177,8 +178,9 @@ def _config_of(checkpoint: Path, arguments: argparse.Namespace) -> ExperimentCon
 
 def _recipes(_: argparse.Namespace) -> int:
     for name, make in RECIPES.items():
-        collection = make().collection
-        print(f"{name:<12} {collection.total_frames:>9,} frames  {(make.__doc__ or '').splitlines()[0]}")
+        first, *rest = inspect.cleandoc(make.__doc__ or "").splitlines()
+        print(f"{name}, {make().collection.total_frames:,} frames: {first}")
+        print("\n".join(f"    {line}" for line in rest if line))
     return 0
 
 

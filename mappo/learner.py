@@ -127,15 +127,17 @@ class Learner:
         """Take over what `optimiser_tensors` of the same networks gave.
 
         Raises:
-            ValueError: names or shapes are not those of this learner's parameters; nothing is changed.
+            ValueError: a tensor is missing, of another shape or type, or not finite; nothing is changed.
         """
         state: dict[Tensor, dict[str, Tensor]] = {}
         for name, parameter in self.networks.modules().named_parameters():
             shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             own = {key: tensors.get(f"{name}.{key}") for key in shapes}
-            bad = [key for key, value in own.items() if value is None or value.shape != shapes[key]]
+            bad = [key for key, value in own.items() if value is None or not _is_like(value, shapes[key])]
             if bad:
-                raise ValueError(f"the optimiser's {', '.join(bad)} of {name} is missing or of another shape")
+                raise ValueError(
+                    f"the optimiser's {', '.join(bad)} of {name}: missing, of another shape or type, or not finite"
+                )
             state[parameter] = {
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                 for key, value in own.items()
@@ -254,6 +256,10 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
         value=VALUE, advantage=ADVANTAGE, value_target=VALUE_TARGET, action=ACTION, sample_log_prob=LOG_PROB
     )
     return loss
+
+
+def _is_like(value: Tensor, shape: torch.Size) -> bool:
+    return value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all())
 
 
 def _require_finite(terms: dict[str, Tensor]) -> None:

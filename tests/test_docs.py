@@ -35,6 +35,11 @@ def _error(arguments):
     return ""
 
 
+def test_readme_shows_the_recipes_as_the_command_prints_them(capsys):
+    mappo.__main__.main(["recipes"])
+    assert capsys.readouterr().out.strip() in (ROOT / "README.md").read_text()
+
+
 def test_readme_has_no_placeholder():
     assert "@@" not in (ROOT / "README.md").read_text()
 

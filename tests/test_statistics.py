@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mappo.statistics import interquartile_mean, mean
+from mappo.statistics import Estimate, difference_over_seeds, interquartile_mean, mean, mean_over_seeds
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():
@@ -38,3 +38,18 @@ def test_equal_values_have_an_interval_of_no_width():
 def test_one_value_has_no_interval():
     estimate = mean([2.0])
     assert (estimate.value, estimate.low, estimate.high) == (2.0, None, None)
+
+
+def test_interval_over_four_seeds_holds_the_truth_as_often_as_it_says_where_a_bootstrap_does_not():
+    generator = np.random.default_rng(2)
+    samples = [generator.normal(0.0, 1.0, 4).tolist() for _ in range(150)]
+
+    def held(interval):
+        return sum(estimate.low <= 0 <= estimate.high for estimate in map(interval, samples)) / len(samples)
+
+    assert 0.91 <= held(mean_over_seeds) <= 0.99
+    assert held(mean) < 0.88
+
+
+def test_difference_over_seeds_of_one_seed_has_no_interval():
+    assert difference_over_seeds([2.0], [1.0, 1.5]) == Estimate(0.75, None, None)

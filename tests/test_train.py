@@ -268,12 +268,14 @@ def test_extension_with_another_configuration_is_refused_naming_what_changed(tin
     assert not (tmp_path / "a").exists()
 
 
-def test_extension_of_a_checkpoint_without_optimiser_is_refused(tiny, tmp_path):
+def test_extension_of_a_checkpoint_with_no_or_a_broken_optimiser_is_refused(tiny, tmp_path):
     first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
-    bare = dataclasses.replace(first, optimiser={})
-    with pytest.raises(CheckpointError, match="cannot be extended: the optimiser's step, exp_avg"):
-        longer = override(tiny, {"collection": {"total_frames": 600}})
-        train(longer, tmp_path / "a", tmp_path / "b", print, Start("extend", bare))
+    longer = override(tiny, {"collection": {"total_frames": 600}})
+    broken = {name: value * float("nan") for name, value in first.optimiser.items()}
+    for optimiser in ({}, broken):
+        start = Start("extend", dataclasses.replace(first, optimiser=optimiser))
+        with pytest.raises(CheckpointError, match="cannot be extended: the optimiser's step, exp_avg"):
+            train(longer, tmp_path / "a", tmp_path / "b", print, start)
 
 
 def test_warm_start_begins_with_the_networks_and_everything_else_new(tiny, tmp_path):
