@@ -148,7 +148,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(path: Path, name: str) -> Path:
-    """A run's checkpoint of this name, unless the path is a checkpoint itself."""
+    """A run's checkpoint of this name, unless the path is a checkpoint itself.
+
+    Raises:
+        ConfigError: a run that was not finished, and so has no last checkpoint.
+    """
+    if name == "last" and (path / "best").is_dir() and not (path / "last").is_dir():
+        raise ConfigError(f"{path}: this run did not finish; its best checkpoint so far is {path / 'best'}")
     return path / name if (path / name).is_dir() else path
 
 

@@ -46,6 +46,7 @@ class _Manifest:
     seed: int
     versions: dict[str, str]
     selection_return: float | None
+    started_from: str
     networks_sha256: Sha256
     optimiser_sha256: Sha256
 
@@ -64,6 +65,7 @@ class Checkpoint:
 
     tensors are the networks'; optimiser what Adam remembers of each parameter, for a run that goes on.
     selection_return is the mean return of the evaluation at this point of training; None when there was none.
+    started_from says where training started, if not from scratch.
     """
 
     config: ExperimentConfig
@@ -72,6 +74,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     optimiser: dict[str, Tensor] = field(default_factory=dict)
     selection_return: float | None = None
+    started_from: str = ""
 
 
 def save(checkpoint: Checkpoint, directory: Path) -> None:
@@ -90,6 +93,7 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
         seed=checkpoint.config.seed,
         versions={"mappo": mappo.__version__, "torch": torch.__version__},
         selection_return=checkpoint.selection_return,
+        started_from=checkpoint.started_from,
         networks_sha256=hashlib.sha256(networks).hexdigest(),
         optimiser_sha256=hashlib.sha256(optimiser).hexdigest(),
     )
@@ -118,7 +122,15 @@ def load(directory: Path) -> Checkpoint:
         networks, optimiser = (safetensors.torch.load(blob) for blob in blobs)
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: unreadable: {type(error).__name__}: {error}") from error
-    return Checkpoint(config, manifest.iteration, manifest.frames, networks, optimiser, manifest.selection_return)
+    return Checkpoint(
+        config,
+        manifest.iteration,
+        manifest.frames,
+        networks,
+        optimiser,
+        manifest.selection_return,
+        manifest.started_from,
+    )
 
 
 def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:

@@ -1,7 +1,6 @@
 """Batches [envs, time] from an environment and a policy."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -47,7 +46,7 @@ def collect(
     Raises:
         NonFiniteObservation: naming the environment and the agent.
     """
-    guard = policy.register_forward_pre_hook(_require_finite_observations)
+    guard = policy.register_forward_pre_hook(lambda _, inputs: require_finite_observations(inputs[0]))
     collector = Collector(
         environment,
         policy,
@@ -66,8 +65,13 @@ def collect(
         collector.shutdown(close_env=False)
 
 
-def _require_finite_observations(_: Any, inputs: tuple[TensorDictBase, ...]) -> None:
-    observation = inputs[0][OBSERVATION]  # [envs, agents, features]
+def require_finite_observations(state: TensorDictBase) -> None:
+    """Look at the observations [envs, agents, features] before a policy acts on them.
+
+    Raises:
+        NonFiniteObservation: naming the environment and the agent.
+    """
+    observation = state[OBSERVATION]
     if not observation.isfinite().all():
         env, agent, feature = (~observation.isfinite()).nonzero()[0].tolist()
         raise NonFiniteObservation(

@@ -15,7 +15,7 @@ _NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # what may diff
 
 @dataclass(frozen=True)
 class Configuration:
-    """One configuration trained from several seeds.
+    """One configuration trained from several seeds, all from scratch or all started alike.
 
     differs says what tells it from the first configuration; it is empty for that one itself. episode_returns are
     the mean evaluation returns, one for each of training_seeds. gain is their mean less that of the first
@@ -55,7 +55,8 @@ def compare(reports: Sequence[EvaluationReport]) -> ComparisonReport:
     _require_same_episodes(reports)
     groups: dict[str, list[EvaluationReport]] = {}
     for report in reports:
-        groups.setdefault(json_hash(to_dict(_without_seed(report))), []).append(report)
+        key = f"{json_hash(to_dict(_without_seed(report)))} {report.started_from}"
+        groups.setdefault(key, []).append(report)
     for group in groups.values():
         _require_different_seeds(group)
     first, *_ = groups.values()
@@ -70,8 +71,10 @@ def compare(reports: Sequence[EvaluationReport]) -> ComparisonReport:
 
 def _configuration(group: list[EvaluationReport], first: list[EvaluationReport]) -> Configuration:
     returns = [report.trained.mean.value for report in group]
+    start, other = first[0].started_from or "scratch", group[0].started_from or "scratch"
+    differs = differences(_without_seed(first[0]), _without_seed(group[0]))
     return Configuration(
-        differs=differences(_without_seed(first[0]), _without_seed(group[0])),
+        differs=differs if start == other else {**differs, "started from": f"{start} -> {other}"},
         training_seeds=[report.training_config["seed"] for report in group],
         episode_returns=returns,
         mean=statistics.mean_over_seeds(returns),

@@ -4,6 +4,7 @@ VMAS reports a single "done". Here it means *terminated* alone: the time limit i
 sets *truncated*, so that values bootstrap through it. All agents form one group, `agents`.
 """
 
+import copy
 import importlib
 import random
 import warnings
@@ -126,21 +127,25 @@ def simulator_random_state() -> tuple[bytes, str, str]:
     return bytes(of_torch.tolist()), repr(of_numpy), repr(of_python)
 
 
-def simulator_state(environment: EnvBase) -> Tensor:
-    """Position, velocity, rotation and angular velocity of every entity: [envs, values].
+@contextmanager
+def unchanged_simulator_random_state() -> Iterator[None]:
+    """What the block draws from the random state of all VMAS environments is put back afterwards."""
+    before = list(VmasEnvironment.vmas_random_state)
+    try:
+        yield
+    finally:
+        VmasEnvironment.vmas_random_state[:] = before
 
-    Joints are left out: VMAS places them, for all environments at once, where the entities they connect are.
-    """
+
+def entity_positions(environment: EnvBase) -> dict[str, Tensor]:
+    """Copies of the positions [envs, 2] by name of entity, but for joints, which VMAS places itself."""
     entities = environment.base_env._env.world.entities
-    return torch.cat(
-        [
-            values
-            for entity in entities
-            if not getattr(entity, "is_joint", False)
-            for values in (entity.state.pos, entity.state.vel, entity.state.rot, entity.state.ang_vel)
-        ],
-        dim=-1,
-    ).clone()
+    return {entity.name: entity.state.pos.clone() for entity in entities if not getattr(entity, "is_joint", False)}
+
+
+def has_joints(environment: EnvBase) -> bool:
+    """Whether entities are connected; VMAS then moves joints of all environments when one of them is reset."""
+    return any(getattr(entity, "is_joint", False) for entity in environment.base_env._env.world.entities)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -203,7 +208,7 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
                 categorical_actions=True,
                 max_steps=None,
                 group_map=MarlGroupMapType.ALL_IN_ONE_GROUP,
-                scenario_kwargs=config.scenario_kwargs,
+                scenario_kwargs=copy.deepcopy(config.scenario_kwargs),
             )
         except Exception as error:
             raise ConfigError(
@@ -224,7 +229,12 @@ def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
     observations, actions = environment.observation_space, environment.action_space
     agents = zip(environment.agent_names, observations, actions, strict=True)
     seen_and_done = {name: (seen.shape, _choices(act) or act.shape) for name, seen, act in agents}
-    if len(set(seen_and_done.values())) > 1 or None in (seen for seen, _ in seen_and_done.values()):
+    if None in (seen for seen, _ in seen_and_done.values()):
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features], "
+            "not several"
+        )
+    if len(set(seen_and_done.values())) > 1:
         listed = "; ".join(
             f"{name}: observation {seen}, action {act}" for name, (seen, act) in seen_and_done.items()
         )

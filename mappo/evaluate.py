@@ -13,6 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo import statistics
 from mappo.checkpoint import Checkpoint, restore_networks
+from mappo.collection import require_finite_observations
 from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig, config_hash, to_dict
 from mappo.environment import (
     ACTION,
@@ -57,8 +58,8 @@ class EvaluationReport:
     """A trained policy and baselines on the same held-out episodes.
 
     config is the configuration evaluated with, training_config the checkpoint's, which is the same in a pipeline;
-    the hashes are theirs. resampled says what the intervals resample. heuristic is the scenario's own hand-written
-    policy; where it is None, no_heuristic says why.
+    the hashes are theirs; started_from is empty for training from scratch. resampled says what the intervals
+    resample. heuristic is the scenario's own hand-written policy; where it is None, no_heuristic says why.
     """
 
     config: dict[str, Any]
@@ -66,6 +67,7 @@ class EvaluationReport:
     training_config: dict[str, Any]
     training_config_hash: str
     training_frames: int
+    started_from: str
     resampled: str
     trained: EpisodeReturns
     random: EpisodeReturns
@@ -103,12 +105,15 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         heuristic = earned(partial(_heuristic_policy, scenario=config.environment.scenario))
     except NoHeuristic as reason:
         no_heuristic = str(reason)
+    except NonFiniteReturn as error:
+        no_heuristic = f"under it, {error}"
     return EvaluationReport(
         config=to_dict(config),
         config_hash=config_hash(config),
         training_config=to_dict(checkpoint.config),
         training_config_hash=config_hash(checkpoint.config),
         training_frames=checkpoint.frames,
+        started_from=checkpoint.started_from,
         resampled=RESAMPLED,
         trained=earned(lambda _: networks.policy),
         random=earned(lambda environment: environment.rand_action),
@@ -129,6 +134,7 @@ def play_episodes(
     on the policy, so two policies meet the same ones.
 
     Raises:
+        NonFiniteObservation: naming environment and agent.
         NonFiniteReturn: naming the episode.
     """
     device = resolve_device(config.device)
@@ -162,7 +168,10 @@ def _summarise(returns: list[float], lengths: list[float]) -> EpisodeReturns:
 
 @torch.no_grad()
 def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return and length [envs] of each environment's first episode; later frames of ended ones do not count."""
+    """Return and length [envs] of each environment's first episode.
+
+    Ended ones are simulated on, but their frames do not count and what they show is not acted upon.
+    """
     state = environment.reset()
     running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
     returns = torch.zeros(environment.batch_size, device=environment.device)
@@ -170,11 +179,13 @@ def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tupl
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     with set_exploration_type(exploration):
         while running.any():
+            require_finite_observations(state)
             state = environment.step(act(state))["next"]
             reward = state[REWARD].mean((-2, -1))
             returns = torch.where(running, returns + reward, returns)
             lengths += running
             running = running & ~state[DONE].squeeze(-1)
+            state[OBSERVATION] = torch.where(running[:, None, None], state[OBSERVATION], 0.0)
     return returns, lengths
 
 
@@ -195,7 +206,10 @@ def _heuristic_policy(environment: EnvBase, scenario: str) -> Act:
                 heuristic.compute_action(state[OBSERVATION][:, index], u_range=agent.u_range)
                 for index, agent in enumerate(simulator.agents)
             ]
-            return state.set(ACTION, torch.stack(actions, dim=1))
+            stacked = torch.stack(actions, dim=1)
+            if stacked.shape != environment.full_action_spec[ACTION].shape or not stacked.isfinite().all():
+                raise ValueError(f"actions {list(stacked.shape)} do not fit the task or are not finite")
+            return state.set(ACTION, stacked)
 
     with _as_reason(module.__name__):
         heuristic = module.HeuristicPolicy(continuous_action=True)

@@ -88,6 +88,7 @@ class HistoryFile:
     """A CSV file with one row an iteration, flushed as it grows; NaN is an empty cell."""
 
     def __init__(self, path: Path):
+        self._path, self._rows = path, 0
         self._file = path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._writer.writeheader()
@@ -96,6 +97,10 @@ class HistoryFile:
         row = report.row()
         self._writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
         self._file.flush()
+        self._rows += 1
 
     def close(self) -> None:
+        """Close the file, and leave none behind where training did not get as far as one row."""
         self._file.close()
+        if not self._rows:
+            self._path.unlink()

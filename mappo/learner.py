@@ -94,7 +94,9 @@ class Learner:
             NonFiniteLoss: a loss term is NaN or infinite; parameters are those of the last good step.
         """
         learning_rate = self._set_learning_rate()
-        frames = self._prepare(batch)
+        self._estimate(batch)
+        explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
+        frames = self._frames(batch)
         minibatches = self._refill(frames)
         steps: list[dict[str, Tensor]] = []
         epochs = 0
@@ -111,8 +113,8 @@ class Learner:
             **means,
             epochs=epochs,
             learning_rate=learning_rate,
-            entropy=-frames[LOG_PROB].mean().item(),
-            explained_variance=explained_variance(frames[VALUE], frames[VALUE_TARGET]),
+            entropy=entropy,
+            explained_variance=explained,
         )
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
@@ -153,13 +155,16 @@ class Learner:
             group["lr"] = learning_rate
         return learning_rate
 
-    def _prepare(self, batch: TensorDictBase) -> TensorDictBase:
-        """The frames to learn from, [envs x time]: what was seen and done, values, targets, advantages."""
-        with torch.no_grad():
-            batch = self._gae(batch)
-            distribution = self.networks.policy.get_dist(batch.select(OBSERVATION))
-            batch[LOG_PROB] = distribution.log_prob(batch[ACTION])
-            self._standardise_values(batch)
+    @torch.no_grad()
+    def _estimate(self, batch: TensorDictBase) -> None:
+        """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
+        self._gae(batch)
+        distribution = self.networks.policy.get_dist(batch.select(OBSERVATION))
+        batch[LOG_PROB] = distribution.log_prob(batch[ACTION])
+
+    def _frames(self, batch: TensorDictBase) -> TensorDictBase:
+        """The frames to learn from, [envs x time], in the units that the losses compare."""
+        self._standardise_values(batch)
         if self.config.advantage_normalisation == "batch":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
@@ -167,12 +172,12 @@ class Learner:
         return batch.select(OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE).reshape(-1)
 
     def _standardise_values(self, batch: TensorDictBase) -> None:
-        """Where the critic predicts standardised values, put values and their targets into its units."""
+        """Where the critic predicts standardised values: what it did predict, and targets to learn."""
         moments = self.networks.critic.module.moments
         if moments is not None:
+            batch[VALUE] = moments.standardise(batch[VALUE])
             moments.update(batch[VALUE_TARGET])
-            for key in (VALUE, VALUE_TARGET):
-                batch[key] = moments.standardise(batch[key])
+            batch[VALUE_TARGET] = moments.standardise(batch[VALUE_TARGET])
 
     def _refill(self, frames: TensorDictBase) -> TensorDictReplayBuffer:
         """The batch's frames in minibatches; each iteration over the buffer is an epoch, shuffled anew."""

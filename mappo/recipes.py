@@ -1,7 +1,7 @@
 """Named, complete configurations. A recipe is a function; its docstring says what it trains and what to expect.
 
-Times and returns are measured on one thread of a 2-core machine without a GPU, as `make recipes` prints them;
-returns are means over agents of deterministic evaluation, with the 95 % interval over its episodes.
+Times and returns are measured on one thread of a 2-core machine without a GPU, as `python -m benchmarks.recipes`
+prints them: mean returns of the evaluation stage, with 95 % intervals over its episodes.
 """
 
 from collections.abc import Callable

@@ -229,7 +229,9 @@ def _start(extend: Path | None, warm_start: Path | None) -> Start | None:
 
 def _read_report(path: Path) -> EvaluationReport:
     try:
-        return _EVALUATION_REPORT.validate_json(path.read_text())
+        return _EVALUATION_REPORT.validate_json(path.read_bytes())
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])

@@ -10,7 +10,7 @@ from typing import Literal
 from mappo import checkpoint as checkpoints
 from mappo.checkpoint import Checkpoint, CheckpointError, restore_networks
 from mappo.collection import collect, require_memory_for_batch
-from mappo.config import ConfigError, ExperimentConfig, differences
+from mappo.config import ConfigError, ExperimentConfig, config_hash, differences
 from mappo.environment import Stream, make_environment, private_random_streams, resolve_device
 from mappo.evaluate import play_episodes
 from mappo.history import IterationReport, Progress, finished_episodes
@@ -32,6 +32,13 @@ class Start:
     kind: Literal["extend", "warm-start"]
     checkpoint: Checkpoint
 
+    def __str__(self) -> str:
+        """What tells runs that started differently from each other, and not the seeds of one such experiment."""
+        frames = f"{self.checkpoint.frames} frames"
+        if self.kind == "extend":
+            return " then ".join(filter(None, [self.checkpoint.started_from, f"extended after {frames}"]))
+        return f"warm start from configuration {config_hash(self.checkpoint.config)[:12]} after {frames}"
+
 
 def train(
     config: ExperimentConfig,
@@ -43,7 +50,8 @@ def train(
     """Train; save the best checkpoint into one directory as it comes, and at the end the last into the other.
 
     The best has the highest mean return in the evaluations that `config.selection` asks for; where it asks for
-    none, it is the last, which is also returned. Evaluations have a random stream of their own and do not change
+    none, it is the last, which is also returned. A run that does not start from scratch is evaluated at its start,
+    too. Evaluations have a random stream of their own and do not change
     training. On CPU the same configuration gives the same parameters bit by bit, given torch's number of threads.
 
     Raises:
@@ -64,6 +72,9 @@ def train(
         learner = Learner(config.learner, networks, config.collection.num_iterations, progress.iteration)
         _restore(start, learner)
         highest = -math.inf
+        if start and config.selection.interval_iterations:
+            highest = _selection_return(config, networks)
+            checkpoints.save(_checkpoint(config, progress, learner, highest, start), best)
         start_time = began = time.perf_counter()
         for batch in collect(environment, networks.policy, config.collection, progress.iteration):
             collected = time.perf_counter()
@@ -73,7 +84,7 @@ def train(
             evaluated = _evaluation_return(config, networks, progress)
             if evaluated > highest:
                 highest = evaluated
-                checkpoints.save(_checkpoint(config, progress, learner, evaluated), best)
+                checkpoints.save(_checkpoint(config, progress, learner, evaluated, start), best)
             ended = time.perf_counter()
             on_report(
                 IterationReport(
@@ -91,7 +102,7 @@ def train(
                 )
             )
             began = time.perf_counter()
-    final = _checkpoint(config, progress, learner, evaluated)
+    final = _checkpoint(config, progress, learner, evaluated, start)
     checkpoints.save(final, last)
     if highest == -math.inf:
         checkpoints.save(final, best)
@@ -139,11 +150,17 @@ def _evaluation_return(config: ExperimentConfig, networks: Networks, progress: P
     is_last = progress.iteration == config.collection.num_iterations
     if not interval or (progress.iteration % interval and not is_last):
         return math.nan
+    return _selection_return(config, networks)
+
+
+def _selection_return(config: ExperimentConfig, networks: Networks) -> float:
     returns, _ = play_episodes(lambda _: networks.policy, config, config.selection, Stream.SELECTION)
     return math.fsum(returns) / len(returns)
 
 
-def _checkpoint(config: ExperimentConfig, progress: Progress, learner: Learner, evaluated: float) -> Checkpoint:
+def _checkpoint(
+    config: ExperimentConfig, progress: Progress, learner: Learner, evaluated: float, start: Start | None
+) -> Checkpoint:
     return Checkpoint(
         config,
         progress.iteration,
@@ -151,4 +168,5 @@ def _checkpoint(config: ExperimentConfig, progress: Progress, learner: Learner, 
         tensors={name: tensor.cpu().clone() for name, tensor in learner.networks.modules().state_dict().items()},
         optimiser={name: tensor.cpu().clone() for name, tensor in learner.optimiser_tensors().items()},
         selection_return=None if math.isnan(evaluated) else evaluated,
+        started_from=str(start) if start else "",
     )

@@ -126,6 +126,9 @@ class UnseededObservations(Endless):
 class GreedyReset(Endless):
     """A reset of one environment resets them all."""
 
+    def observation(self, agent):
+        return agent.state.pos.clone()
+
     def reset_world_at(self, env_index=None):
         super().reset_world_at(None)
 
@@ -164,6 +167,9 @@ class LeakyReward(Endless):
 
 class GreedyClock(Endless):
     """A reset of one environment sets the clocks of all to zero."""
+
+    def observation(self, agent):
+        return self.age.unsqueeze(-1)
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
@@ -218,3 +224,93 @@ class UnboundedReward(Endless):
 
     def reward(self, agent):
         return self.age**2
+
+
+class SoundRace(Endless):
+    """Nothing is wrong: environments terminate at different times, and what they show after that is NaN.
+
+    A method calls another with keywords, a buffer holds NaN for nothing yet, and there is an attribute as long as
+    there are environments in validation that has nothing to do with them.
+    """
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        self.fuel, self.reached = torch.zeros(batch_dim), torch.full((batch_dim,), float("nan"))
+        self.order = torch.arange(8)
+        return world
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        fuel = torch.randint(3, 25, (self.world.batch_dim if env_index is None else 1,)).float()
+        self.order = self.order[torch.randperm(8)]
+        if env_index is None:
+            self.fuel = fuel
+        else:
+            self.fuel[env_index] = fuel[0]
+
+    def post_step(self):
+        super().post_step()
+        self.fuel = self.fuel - 1
+
+    def observation(self, agent, noisy=False):
+        return torch.cat([self.fuel.sqrt().unsqueeze(-1), agent.state.pos], dim=-1)
+
+    def info(self, agent):
+        return {"seen": self.observation(agent, noisy=True), "paid": self.reward(agent=agent)}
+
+    def done(self):
+        return self.fuel <= 0
+
+
+class FiniteHorizon(TerminatingTimeLimit):
+    """Ends after twenty frames, as agents see."""
+
+    def observation(self, agent):
+        return torch.stack([self.age / 20, agent.state.pos[:, 0]], dim=-1)
+
+
+class AlwaysDone(Endless):
+    """Every frame is the last."""
+
+    def done(self):
+        return torch.ones(self.world.batch_dim, dtype=torch.bool)
+
+
+class SparseReward(Endless):
+    """Nothing for thirty frames, then a large reward a frame: badly scaled, but bounded."""
+
+    def reward(self, agent):
+        return 2_000.0 * (self.age > 30)
+
+
+class LeaksFromTheLast(Endless):
+    """Every environment is paid by the speed of the last."""
+
+    def reward(self, agent):
+        return agent.state.vel[-1].norm().expand(self.world.batch_dim) + agent.state.pos[:, 0]
+
+
+class GreedyAgentAttribute(Endless):
+    """A reset of one environment fills the tanks of all, which agents carry."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        for agent in self.world.agents:
+            agent.tank = torch.full((self.world.batch_dim,), 10.0)
+
+    def post_step(self):
+        super().post_step()
+        for agent in self.world.agents:
+            agent.tank = agent.tank - 1
+
+    def observation(self, agent):
+        return agent.tank.unsqueeze(-1)
+
+
+class ForgetsOneAgent(Endless):
+    """A reset of one environment places all agents but one."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        if env_index is not None:
+            self.world.agents[1].set_pos(torch.zeros(2), batch_index=env_index)

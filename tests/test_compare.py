@@ -8,7 +8,7 @@ from mappo.evaluate import EpisodeReturns, EvaluationReport
 from mappo.statistics import Estimate, mean
 
 
-def report(config, returns, heuristic=None):
+def report(config, returns, heuristic=None, started_from=""):
     """An evaluation of `config` in which every policy earned known returns."""
 
     def earned(values):
@@ -20,6 +20,7 @@ def report(config, returns, heuristic=None):
         training_config=to_dict(config),
         training_config_hash="",
         training_frames=1,
+        started_from=started_from,
         resampled="",
         trained=earned(returns),
         random=earned([0.0, 1.0]),
@@ -92,3 +93,12 @@ def test_baselines_are_taken_over(tiny):
     assert result.random.mean.value == 0.5
     assert result.heuristic.mean.value == 5.5
     assert dataclasses.asdict(result)["intervals"].startswith("95 % Student's t")
+
+
+def test_warm_started_run_is_no_other_seed_of_the_runs_from_scratch(tiny):
+    warm = report(
+        override(tiny, {"seed": 1}), [3.0], started_from="warm start from configuration abc after 10 frames"
+    )
+    scratch, other = compare([*seeds(tiny, {0: 1.0}), warm]).configurations
+    assert (scratch.training_seeds, other.training_seeds) == ([0], [1])
+    assert other.differs == {"started from": "scratch -> warm start from configuration abc after 10 frames"}

@@ -48,6 +48,12 @@ def make_policy(num_features):
     return make_networks(endless().networks, environment).policy
 
 
+def prepare(learner, batch):
+    """The frames that `learner.update` makes of a batch, before it learns from them."""
+    learner._estimate(batch)
+    return learner._frames(batch)
+
+
 def observation_is_value():
     """A critic whose value of an agent is the only feature of its observation."""
     critic = CentralisedCritic(torch.nn.Identity(), torch.nn.Identity(), moments=None)
@@ -85,7 +91,7 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     critic = observation_is_value()
     policy = make_policy(num_features=1)
     config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
-    frames = Learner(config, Networks(policy, critic), num_iterations=1)._prepare(batch)
+    frames = prepare(Learner(config, Networks(policy, critic), num_iterations=1), batch)
 
     # delta = reward + 0.5 V' (not after termination) - V; advantage = delta + 0.25 advantage' (not after an end)
     delta = [1 + 1.0 - 1, 1 - 2.0, 1 + 5.0 - 3, 1 + 2.5 - 4, 1 + 3.0 - 5]
@@ -105,7 +111,7 @@ def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
     """Schulman et al. (2017), equation 7: the clipped surrogate, and the squared error of the values."""
     config = override(tiny, {"learner": {"clip_epsilon": 0.1, "value_coefficient": 0.5}})
     _, networks, learner, batch = make(config)
-    frames = learner._prepare(batch)
+    frames = prepare(learner, batch)
     with torch.no_grad():
         for parameter in networks.modules().parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -169,7 +175,7 @@ def test_terminating_task_is_worth_its_own_rewards_only():
 def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames):
     config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
     _, _, learner, batch = make(config)
-    frames = learner._prepare(batch).set("number", torch.arange(120))
+    frames = prepare(learner, batch).set("number", torch.arange(120))
     for _ in range(2):  # a second batch goes through the same buffer
         minibatches = learner._refill(frames)
         for _ in range(2):
@@ -181,7 +187,7 @@ def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_
 
 def test_epochs_are_shuffled_differently(tiny):
     _, _, learner, batch = make(tiny)
-    minibatches = learner._refill(learner._prepare(batch).set("number", torch.arange(120)))
+    minibatches = learner._refill(prepare(learner, batch).set("number", torch.arange(120)))
     one, other = ([minibatch["number"].tolist() for minibatch in minibatches] for _ in range(2))
     assert one != other
 
@@ -260,8 +266,8 @@ def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
     _, _, learner, batch = make(config)
     unchanged = override(config, {"learner": {"advantage_normalisation": "none"}}).learner
     raw = Learner(unchanged, learner.networks, num_iterations=1)
-    plain = raw._prepare(batch.clone())[ADVANTAGE]
-    prepared = learner._prepare(batch.clone())[ADVANTAGE]
+    plain = prepare(raw, batch.clone())[ADVANTAGE]
+    prepared = prepare(learner, batch.clone())[ADVANTAGE]
     seen = []
     loss = learner._loss
     learner._loss = lambda minibatch: (seen.append(minibatch[ADVANTAGE].clone()), loss(minibatch))[1]
@@ -307,7 +313,7 @@ def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
     plain.networks = Networks(networks.policy, networks.critic)
     with torch.no_grad():
         target = learner._gae(batch.clone())[VALUE_TARGET]
-    frames = learner._prepare(batch)
+    frames = prepare(learner, batch)
     standardised = (target - target.mean()) / target.std(correction=0).clamp_min(0.1)
     assert torch.allclose(frames[VALUE_TARGET], standardised.flatten(0, 1), atol=1e-4)
     prediction = networks.critic.module.predict(frames[OBSERVATION])
@@ -353,13 +359,25 @@ def test_clipped_values_equal_the_formula_of_the_paper(tiny):
     """
     config = override(tiny, {"learner": {"value_clip_epsilon": 0.05}})
     _, networks, learner, batch = make(config)
-    frames = learner._prepare(batch)
+    frames = prepare(learner, batch)
     frames[VALUE_TARGET] = frames[VALUE] + 1
     with torch.no_grad():
         networks.critic.module.network[-1].bias.add_(0.5)
         assert learner._loss(frames)["loss_critic"].item() == pytest.approx(0.95**2, rel=1e-4)
         networks.critic.module.network[-1].bias.sub_(1.0)
         assert learner._loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
+
+
+def test_values_are_clipped_around_what_the_critic_did_predict_in_its_own_units(tiny):
+    """Also in later batches, when the moments of the value targets have moved on since the prediction."""
+    config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_clip_epsilon": 0.2}})
+    environment, networks, learner, _ = make(config)
+    for batch in collect(environment, networks.policy, config.collection):
+        with torch.no_grad():
+            predicted = networks.critic.module.predict(batch[OBSERVATION])
+        frames = prepare(learner, batch.clone())
+        assert torch.allclose(frames[VALUE], predicted.flatten(0, 1), atol=1e-5)
+        networks.critic.module.moments.update(torch.full((10, 1), 100.0))
 
 
 def test_target_kl_ends_the_epochs_on_a_batch_as_if_fewer_had_been_configured(tiny):
@@ -379,7 +397,7 @@ def test_target_kl_ends_the_epochs_on_a_batch_as_if_fewer_had_been_configured(ti
 def test_policies_of_their_own_learn_from_their_own_agent_only(tiny):
     config = override(tiny, {"networks": {"share_policy": False}})
     _, networks, learner, batch = make(config)
-    frames = learner._prepare(batch)
+    frames = prepare(learner, batch)
     with torch.no_grad():
         frames[ADVANTAGE][:, 0] = 0
     learner._loss(frames)["loss_objective"].backward()

@@ -20,7 +20,7 @@ def outcomes(scenario, **environment):
     return {check.name: check for check in validate(config, on_check=print).checks}
 
 
-@pytest.mark.parametrize("scenario", ["navigation", "balance", "tests.scenarios:Endless"])
+@pytest.mark.parametrize("scenario", ["navigation", "balance", "wheel", "swarm", "tests.scenarios:SoundRace"])
 def test_sound_environment_fails_no_check(scenario):
     checks = outcomes(scenario)
     assert len(checks) == 12
@@ -34,7 +34,9 @@ def test_random_events_of_one_environment_are_no_leak_into_the_others():
 
 
 def test_environment_with_joints_passes():
-    assert outcomes("joint_passage_size")["partial reset"].outcome == "passed"
+    """VMAS moves the joints of all environments when one is reset, which shows a little in the others."""
+    checks = outcomes("joint_passage_size").values()
+    assert [check for check in checks if check.outcome == "failed"] == []
 
 
 @pytest.mark.parametrize(
@@ -44,9 +46,13 @@ def test_environment_with_joints_passes():
         ("LeakyEnvironments", "independence", "observation at frame 1"),
         ("LeakyReward", "independence", "reward at frame 1"),
         ("UnseededObservations", "seeding", "observation at frame 1"),
-        ("GreedyReset", "partial reset", "moved entities of the others: reset_world_at(env_index)"),
-        ("GreedyClock", "partial reset", "changed self.age of the others: reset_world_at(env_index)"),
-        ("LazyReset", "partial reset", "left its entities at the origin"),
+        ("LeaksFromTheLast", "independence", "changed environment 0 (reward at frame 1)"),
+        ("GreedyReset", "partial reset", "changed the others (observation at frame 1 after it): reset_world_at("),
+        ("GreedyClock", "partial reset", "changed the others (observation at frame 1 after it): reset_world_at("),
+        ("GreedyAgentAttribute", "partial reset", "of entities and of attributes"),
+        ("LazyReset", "partial reset", "left agent_0 at the origin"),
+        ("ForgetsOneAgent", "partial reset", "left agent_1 at the origin"),
+        ("AlwaysDone", "time limit", "terminated at frame 1, whatever was done: done() must be false"),
         (
             "Exploding",
             "interface",
@@ -75,6 +81,16 @@ def test_broken_scenario_fails_the_check_that_is_for_it(scenario, check, advice)
 def test_time_limit_reported_as_termination_is_told_where_it_belongs():
     found = outcomes("tests.scenarios:TerminatingTimeLimit")["time limit"]
     assert "environment.max_episode_frames = 20" in found.detail
+
+
+def test_end_that_agents_see_coming_is_a_warning():
+    found = outcomes("tests.scenarios:FiniteHorizon")["time limit"]
+    assert found.outcome == "warning"
+    assert "terminated at frame 20" in found.detail
+
+
+def test_sparse_large_reward_is_a_warning():
+    assert outcomes("tests.scenarios:SparseReward")["reward scale"].outcome == "warning"
 
 
 def test_nothing_is_checked_after_an_answer_of_the_wrong_shape():
