@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mappo.checkpoint import Checkpoint, CheckpointError
+from mappo.collection import NonFiniteObservation
 from mappo.config import EvaluationConfig, config_hash, override
 from mappo.environment import REWARD, Stream, make_environment, private_random_streams
 from mappo.evaluate import NonFiniteReturn, evaluate, play_episodes
@@ -137,3 +138,22 @@ def test_missing_heuristic_is_explained_in_the_report(environment, reason):
     assert report.heuristic is None
     assert reason in report.no_heuristic
     assert list(report.policies()) == ["random", "trained"]
+
+
+def test_what_environments_show_after_their_end_is_not_acted_upon():
+    """Observations of SoundRace are NaN after the end, which comes at another time in each environment."""
+    config = endless(scenario="tests.scenarios:SoundRace", max_episode_frames=40)
+    report = evaluate(config, make_checkpoint(config)[0])
+    assert len(set(report.trained.episode_returns)) > 1
+
+
+def test_observation_that_is_not_finite_before_the_end_is_an_error():
+    config = endless(scenario="tests.scenarios:NanObservation")
+    with pytest.raises(NonFiniteObservation, match="of agent 0 is nan in environment 0"):
+        evaluate(config, make_checkpoint(config)[0])
+
+
+@pytest.mark.parametrize(("scenario", "reason"), [("TooFewActions", "actions [64, 2, 1] do not fit")])
+def test_heuristic_whose_actions_do_not_fit_is_explained(scenario, reason):
+    config = endless(scenario=f"tests.heuristics:{scenario}", max_episode_frames=5)
+    assert reason in evaluate(config, make_checkpoint(config)[0]).no_heuristic

@@ -258,3 +258,25 @@ def test_swarm_is_a_scenario_by_name_that_a_checkpoint_may_name(capsys, tmp_path
     assert main(["train", "--environment.scenario=swarm", "--output", run, *TINY]) == 0
     assert main(["evaluate", run]) == 0
     assert "heuristic mean return" in capsys.readouterr().out
+
+
+def test_failed_start_leaves_nothing_behind_so_that_the_corrected_command_works(tmp_path, capsys):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert main(["train", "--output", first, *TINY]) == 0
+    assert main(["train", "--extend", first, "--output", second]) == 1
+    assert "ask for more" in capsys.readouterr().out
+    assert main(["train", "--extend", first, "--output", second, "--collection.total-frames=240"]) == 0
+
+
+def test_run_that_did_not_finish_cannot_be_extended_and_that_is_said(tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    assert main(["train", "--extend", str(tmp_path)]) == 2
+    assert "did not finish" in capsys.readouterr().err
+
+
+def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert main(["compare", str(tmp_path)]) == 1
+    assert "give the file that evaluate --output wrote" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "binary")]) == 1
+    assert "binary: not an evaluation report" in capsys.readouterr().out
