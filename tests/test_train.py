@@ -320,3 +320,16 @@ def test_trains_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
         override(tiny, {"environment": environment, "networks": {"share_policy": False}}), tmp_path, reports.append
     )
     assert reports[-1].progress.frames == 360
+
+
+def test_extended_run_is_never_best_below_its_start_and_says_how_it_started(tiny, tmp_path):
+    config = select(tiny, 1)
+    first = train(config, tmp_path / "last", tmp_path / "best", lambda report: None)
+    worse = override(config, {"collection": {"total_frames": 480}})
+    train(worse, tmp_path / "2" / "last", tmp_path / "2" / "best", lambda report: None, Start("extend", first))
+    best, last = (checkpoints.load(tmp_path / "2" / name) for name in ("best", "last"))
+    assert best.selection_return >= first.selection_return
+    assert best.started_from == last.started_from == "extended after 360 frames"
+    warm = train(config, tmp_path / "3", tmp_path / "4", lambda report: None, Start("warm-start", last))
+    assert warm.started_from.startswith("warm start from configuration")
+    assert warm.started_from.endswith("after 480 frames")
