@@ -58,7 +58,10 @@ def seed_document() -> ExperimentConfig:
 
 
 def benchmarl_base() -> ExperimentConfig:
-    """Navigation with the hyperparameters of BenchMARL's base configuration."""
+    """Navigation with the hyperparameters of BenchMARL's base configuration.
+
+    Measured: 115 minutes beside other work; return 1.02 [0.99, 1.06] of the last policy, random -0.50.
+    """
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=_benchmarl_learner(discount=0.99, minibatch_frames=400),
@@ -78,7 +81,10 @@ def benchmarl_fine_tuned() -> ExperimentConfig:
 
 
 def gpu() -> ExperimentConfig:
-    """Navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames."""
+    """Navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames.
+
+    Measured on a CPU: 1,210 frames/s beside other work; return 1.02 [0.99, 1.06], random -0.50. Not yet on a GPU.
+    """
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=LearnerConfig(minibatch_frames=16_384),
