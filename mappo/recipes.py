@@ -23,12 +23,18 @@ _SWARM = EnvironmentConfig(scenario="swarm", scenario_kwargs={"n_agents": 4, "n_
 
 
 def navigation() -> ExperimentConfig:
-    """Three agents with lidar, each to its own goal without collisions."""
+    """Three agents with lidar, each to its own goal without collisions.
+
+    Measured: 47 s; return 0.96 [0.92, 1.00], random -0.50 [-0.71, -0.32].
+    """
     return ExperimentConfig(environment=_NAVIGATION)
 
 
 def balance() -> ExperimentConfig:
-    """Four agents carry a ball on a beam to a goal and keep it from falling."""
+    """Four agents carry a ball on a beam to a goal and keep it from falling.
+
+    Measured: 187 s; return 56.7 [56.2, 57.3], heuristic 12.5 [10.2, 14.7], random -6.1 [-6.8, -5.4].
+    """
     return ExperimentConfig(
         environment=EnvironmentConfig(scenario="balance", scenario_kwargs={"n_agents": 4}),
         collection=CollectionConfig(total_frames=300_000),
@@ -36,7 +42,10 @@ def balance() -> ExperimentConfig:
 
 
 def swarm() -> ExperimentConfig:
-    """Four agents cover three moving targets and avoid collisions."""
+    """Four agents cover three moving targets and avoid collisions.
+
+    Measured: 296 s; return 55.4 [52.3, 58.4], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
+    """
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
@@ -47,7 +56,10 @@ def swarm() -> ExperimentConfig:
 
 
 def seed_document() -> ExperimentConfig:
-    """The swarm with 100,000 frames, 1,000 a batch, minibatches of 64 and 10 epochs."""
+    """The swarm with 100,000 frames, 1,000 a batch, minibatches of 64 and 10 epochs.
+
+    Measured: 100 s; return 37.4 [35.6, 39.0], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
+    """
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
@@ -60,7 +72,7 @@ def seed_document() -> ExperimentConfig:
 def benchmarl_base() -> ExperimentConfig:
     """Navigation with the hyperparameters of BenchMARL's base configuration.
 
-    Measured: 115 minutes beside other work; return 1.02 [0.99, 1.06] of the last policy, random -0.50.
+    Measured: 115 min beside other work; return of the last policy 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32].
     """
     return ExperimentConfig(
         environment=_NAVIGATION,
@@ -71,7 +83,10 @@ def benchmarl_base() -> ExperimentConfig:
 
 
 def benchmarl_fine_tuned() -> ExperimentConfig:
-    """Navigation with the hyperparameters that BenchMARL tuned for VMAS; meant for a GPU."""
+    """Navigation with the hyperparameters that BenchMARL tuned for VMAS; meant for a GPU.
+
+    Neither its time nor its return has been measured: a CPU needs hours.
+    """
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=_benchmarl_learner(discount=0.9, minibatch_frames=4_096),
@@ -83,7 +98,8 @@ def benchmarl_fine_tuned() -> ExperimentConfig:
 def gpu() -> ExperimentConfig:
     """Navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames.
 
-    Measured on a CPU: 1,210 frames/s beside other work; return 1.02 [0.99, 1.06], random -0.50. Not yet on a GPU.
+    Measured: 42 min on the CPU beside other work; return 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32]. Its time
+    on a GPU has not been measured.
     """
     return ExperimentConfig(
         environment=_NAVIGATION,

@@ -45,6 +45,11 @@ _GROWTH = 10.0  # of large rewards, from the first quarter of an episode to the 
 _SPEED_SECONDS = 1.0
 
 
+_ROW_ONLY = (
+    "reset_world_at(env_index) must write only row env_index, of entities and of attributes, unless it is None"
+)
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the report: what was checked, how it went, and what was found or should be done."""
@@ -248,11 +253,14 @@ def _partial_resets_are_partial(task: _Task) -> str:
     _play(undisturbed, before, first)
     disturbed = task.make()  # seeds the random state, which both share, anew
     state = _play(disturbed, before)[-1]
+    kept = entity_positions(disturbed)
     with unchanged_simulator_random_state():
         mask = torch.zeros(_ENVS, 1, dtype=torch.bool, device=task.device)
         mask[0] = True
         after_reset = disturbed.reset(state.clone().set("_reset", mask))
     for name, position in entity_positions(disturbed).items():  # VMAS puts all to zero before it asks the scenario
+        if not torch.equal(kept[name][1:], position[1:]):
+            raise EnvironmentUnfit(f"resetting environment 0 moved {name} in the others: {_ROW_ONLY}")
         if start[name][0].any() and not position[0].any():
             raise EnvironmentUnfit(
                 f"resetting environment 0 left {name} at the origin: reset_world_at(0) must place in row 0 "
@@ -262,10 +270,7 @@ def _partial_resets_are_partial(task: _Task) -> str:
         plain = _play(undisturbed, [after], state)[0]
     reset = _play(disturbed, [after], after_reset)[0]
     if not has_joints(disturbed) and (difference := _difference([plain[1:]], [reset[1:]])):
-        raise EnvironmentUnfit(
-            f"resetting environment 0 changed the others ({difference} after it): reset_world_at(env_index) must "
-            "write only row env_index, of entities and of attributes, unless it is None"
-        )
+        raise _Concern(f"resetting environment 0 changed the others ({difference} after it): {_ROW_ONLY}")
     return "one environment is reset, the others go on"
 
 

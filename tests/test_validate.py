@@ -46,9 +46,11 @@ def test_environment_with_joints_passes():
         ("LeakyReward", "independence", "reward at frame 1"),
         ("UnseededObservations", "seeding", "observation at frame 1"),
         ("LeaksFromTheLast", "independence", "changed environment 0 (reward at frame 1)"),
-        ("GreedyReset", "partial reset", "changed the others (observation at frame 1 after it): reset_world_at("),
-        ("GreedyClock", "partial reset", "changed the others (observation at frame 1 after it): reset_world_at("),
-        ("GreedyAgentAttribute", "partial reset", "of entities and of attributes"),
+        (
+            "GreedyReset",
+            "partial reset",
+            "moved agent_0 in the others: reset_world_at(env_index) must write only row",
+        ),
         ("LazyReset", "partial reset", "left agent_0 at the origin"),
         ("ForgetsOneAgent", "partial reset", "left agent_1 at the origin"),
         ("AlwaysDone", "time limit", "terminated at frame 1, whatever was done: done() must be false"),
@@ -80,6 +82,14 @@ def test_broken_scenario_fails_the_check_that_is_for_it(scenario, check, advice)
 def test_time_limit_reported_as_termination_is_told_where_it_belongs():
     found = outcomes("tests.scenarios:TerminatingTimeLimit")["time limit"]
     assert "environment.max_episode_frames = 20" in found.detail
+
+
+@pytest.mark.parametrize("scenario", ["GreedyClock", "GreedyAgentAttribute"])
+def test_reset_that_writes_attributes_of_other_environments_is_a_warning(scenario):
+    """Some of VMAS's own scenarios do so a little, football for one; entities that move are a failure."""
+    found = outcomes(f"tests.scenarios:{scenario}")["partial reset"]
+    assert found.outcome == "warning"
+    assert "changed the others (observation at frame 1 after it): reset_world_at(env_index) must" in found.detail
 
 
 def test_end_that_agents_see_coming_is_a_warning():
