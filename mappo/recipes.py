@@ -85,7 +85,8 @@ def benchmarl_base() -> ExperimentConfig:
 def benchmarl_fine_tuned() -> ExperimentConfig:
     """Navigation with the hyperparameters that BenchMARL tuned for VMAS; meant for a GPU.
 
-    Neither its time nor its return has been measured: a CPU needs hours.
+    Measured: its first 600,000 frames in 662 s, return 0.99 [0.96, 1.03], random -0.50 [-0.71, -0.32]. The whole
+    would take a CPU about three hours at that rate, and has not been run.
     """
     return ExperimentConfig(
         environment=_NAVIGATION,
