@@ -38,8 +38,12 @@ def estimate(value: Estimate) -> str:
 
 def comparison_table(report: ComparisonReport) -> list[str]:
     """A line for each baseline and configuration, and what the intervals mean."""
-    baselines = {"random": report.random} | ({"heuristic": report.heuristic} if report.heuristic else {})
-    lines = [f"{name:<9} {estimate(returns.mean):<24} evaluation episodes" for name, returns in baselines.items()]
+    baselines = {"random": report.random, "heuristic": report.heuristic}
+    lines = [
+        f"{name:<9} {estimate(returns.mean):<24} evaluation episodes"
+        for name, returns in baselines.items()
+        if returns
+    ]
     for number, configuration in enumerate(report.configurations, start=1):
         name = "trained" if len(report.configurations) == 1 else f"trained {number}"
         seeds = ", ".join(

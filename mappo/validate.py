@@ -172,13 +172,13 @@ def _require_answer(
 
     def asked(*arguments: Any, **options: Any) -> Any:
         answer = method(*arguments, **options)
+        if options:
+            return answer
         if not isinstance(answer, Tensor):
             found = f"a {type(answer).__name__}"
         elif answer.shape not in shapes or answer.dtype != dtype:
             found = f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.")
         else:
-            return answer
-        if options:
             return answer
         agent = "".join(f" for {argument.name}" for argument in arguments)
         wanted = f"{dtype} {list(shapes[0])}".removeprefix("torch.")
