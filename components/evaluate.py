@@ -16,7 +16,7 @@ def evaluate(
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        checkpoint: What the training stage saved.
+        checkpoint: The best checkpoint of the training stage.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: Means and intervals of each policy.
         seed: The seed of training, in place of the configuration's; empty to keep that.

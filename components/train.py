@@ -6,31 +6,36 @@ from kfp import dsl
 @dsl.component(base_image="python", install_kfp_package=False)
 def train(
     config: str,
-    last: dsl.Output[dsl.Model],
     best: dsl.Output[dsl.Model],
+    checkpoints: dsl.Output[dsl.Artifact],
     history: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     seed: str = "",
+    store: str = "",
+    run: str = "",
     compiled_by: str = "",
 ):
     """Train decentralised policies with a centralised critic by MAPPO.
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        last: The checkpoint at the end: a directory with safetensors and a JSON manifest.
         best: The checkpoint with the best evaluation during training; the last, where there was none.
+        checkpoints: Where training saves after every iteration and goes on from when the step is tried again.
         history: One CSV row an iteration: frames, returns, losses, seconds by phase.
         metrics: The last iteration's numbers.
         seed: The seed of training, in place of the configuration's; empty to keep that.
+        store: Where runs are kept, as s3://bucket/prefix; empty to keep this one at the URI of checkpoints.
+        run: The run's name in the store; training under a name that was begun before goes on with it.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
 
     from mappo import stages
 
-    paths = (Path(last.path), Path(best.path), Path(history.path))
-    outcome = stages.train(config, *paths, seed=seed, compiled_by=compiled_by)
-    for artifact in (last, best, history):
-        artifact.metadata.update(outcome.metadata)
+    location = stages.run_location(store, run, checkpoints.uri, seed)
+    paths = (Path(history.path), Path(best.path))
+    outcome = stages.train(config, location, *paths, seed=seed, compiled_by=compiled_by)
+    for artifact in (best, checkpoints, history):
+        artifact.metadata.update(outcome.metadata, location=location)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -11,7 +11,7 @@ from pathlib import Path
 import mappo
 from mappo.arguments import (
     add_config_arguments,
-    add_run_argument,
+    add_run_arguments,
     changes_from_arguments,
     config_from_arguments,
     dashed,
@@ -26,11 +26,15 @@ _EXAMPLES = """examples:
   mappo train --environment.scenario wheel --environment.scenario-kwargs '{"n_agents": 3}'
   mappo show-config balance > balance.json             edit it, then
   mappo train --config balance.json
+  mappo train --run first --store s3://bucket/runs     under a name; the same command goes on after a kill
   mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
+  mappo checkpoints list runs/20260101-120000
 
-exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted
+exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted,
+143 preempted (SIGTERM); the same command with the same --run goes on where an interrupted one stopped
 """
+_RUN_HELP = "a run: its directory, such as runs/first, or s3://bucket/prefix/first"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, "")  # scenarios of the user's own are found here, as by python -m
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.execute(arguments))
     except ConfigError as error:
         print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -64,32 +68,36 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        command.set_defaults(run=run)
+        command.set_defaults(execute=run)
         return command
 
     command = add("validate", _validate, "check that a task is fit to train on")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_config_arguments(command)
 
-    command = add("train", _train, "train a policy; write checkpoint and history")
-    add_run_argument(command)
+    command = add("train", _train, "train a run, or go on with it; write checkpoints and history")
+    add_run_arguments(command)
+    command.add_argument(
+        "--keep", type=_positive, metavar="N", default=3, help="checkpoints to keep besides the best (default: 3)"
+    )
     command.add_argument(
         "--extend",
-        type=Path,
+        default="",
         metavar="RUN",
-        help="go on with this run (or checkpoint) and its configuration up to a higher --collection.total-frames",
+        help="begin where this run ended, with its configuration, up to a higher --collection.total-frames",
     )
     command.add_argument(
         "--warm-start",
-        type=Path,
+        default="",
         metavar="RUN",
-        help="begin with the networks of this run's best checkpoint (or of a checkpoint); everything else is new",
+        help="begin with the networks of this run's best checkpoint; everything else is new",
     )
     add_config_arguments(command)
 
     command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside baselines")
+    command.add_argument("trained", metavar="RUN", help=_RUN_HELP)
     command.add_argument(
-        "checkpoint", type=Path, metavar="RUN", help="a run, for its best checkpoint, or a checkpoint"
+        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
     )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_config_arguments(command, with_recipe=False, required="RUN")
@@ -97,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add("compare", _compare, "compare evaluations of several training seeds or configurations")
     command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
+
+    _add_checkpoints(add("checkpoints", _checkpoints, "list, show, verify or tidy up what a run has saved"))
 
     add("recipes", _recipes, "list the named configurations")
 
@@ -113,32 +123,39 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    extend = arguments.extend and _checkpoint(arguments.extend, "last")
-    warm_start = arguments.warm_start and _checkpoint(arguments.warm_start, "best")
+    extend = arguments.extend
     if extend and arguments.recipe:
         raise ConfigError(f"--extend takes the run's configuration: leave the recipe {arguments.recipe} out")
-    config = _config_of(extend, arguments) if extend else config_from_arguments(arguments)
-    run = run_directory(arguments)
+    config = _config_of(extend, "last", arguments) if extend else config_from_arguments(arguments)
     from mappo import stages
 
-    return _status(
-        lambda: stages.train(
-            to_json(config),
-            run / "last",
-            run / "best",
-            run / "history.csv",
-            extend=extend,
-            warm_start=warm_start,
+    location = stages.run_location(arguments.store, arguments.run, "")
+    try:
+        return _status(
+            lambda: stages.train(
+                to_json(config),
+                location,
+                run_directory(arguments) / "history.csv",
+                extend=extend,
+                warm_start=arguments.warm_start,
+                keep=arguments.keep,
+            )
         )
-    )
+    except KeyboardInterrupt:
+        store = "" if arguments.store == "runs" else f" --store {arguments.store}"
+        print(f"\ninterrupted; to go on, give the same command with --run {arguments.run}{store}", file=sys.stderr)
+        return 130
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    checkpoint = _checkpoint(arguments.checkpoint, "best")
-    config = _config_of(checkpoint, arguments)
+    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
     from mappo import stages
 
-    return _status(lambda: stages.evaluate(to_json(config), checkpoint, arguments.output))
+    return _status(
+        lambda: stages.evaluate(
+            to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint
+        )
+    )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -147,29 +164,20 @@ def _compare(arguments: argparse.Namespace) -> int:
     return _status(lambda: stages.compare(arguments.reports, arguments.output))
 
 
-def _checkpoint(path: Path, name: str) -> Path:
-    """A run's checkpoint of this name, unless the path is a checkpoint itself.
-
-    Raises:
-        ConfigError: a run that was not finished, and so has no last checkpoint.
-    """
-    if name == "last" and (path / "best").is_dir() and not (path / "last").is_dir():
-        raise ConfigError(f"{path}: this run did not finish; its best checkpoint so far is {path / 'best'}")
-    return path / name if (path / name).is_dir() else path
-
-
-def _config_of(checkpoint: Path, arguments: argparse.Namespace) -> ExperimentConfig:
-    """A checkpoint's configuration, changed by the file, changed by the flags.
+def _config_of(run: str, which: str, arguments: argparse.Namespace) -> ExperimentConfig:
+    """The configuration of a run's checkpoint, changed by the file, changed by the flags.
 
     Raises:
         ConfigError: the checkpoint cannot be read, names code that only the user may name, or as for any
             configuration.
     """
-    from mappo import checkpoint as checkpoints
+    from mappo import runs
+    from mappo.checkpoint import CheckpointError
+    from mappo.storage import StoreError
 
     try:
-        trained = checkpoints.load(checkpoint).config
-    except checkpoints.CheckpointError as error:
+        trained = runs.load(run, which).config
+    except (CheckpointError, StoreError) as error:
         raise ConfigError(str(error)) from error
     changes = changes_from_arguments(arguments)
     config = override(trained, *changes)
@@ -180,6 +188,55 @@ def _config_of(checkpoint: Path, arguments: argparse.Namespace) -> ExperimentCon
             "cannot be trusted to name: if it is yours, give it as --environment.scenario"
         )
     return config
+
+
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, summary in (
+        ("list", "list a run's checkpoints, newest first"),
+        ("show", "print the manifest of one: configuration, versions, hashes"),
+        ("verify", "read all parts of all checkpoints and compare their hashes; exit status 1 if one is damaged"),
+        ("prune", "delete all but the last ones and the best"),
+        ("gc", "delete what no checkpoint needs, such as parts of saves that a crash cut short"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action.add_argument("trained", metavar="RUN", help=_RUN_HELP)
+        if name == "show":
+            action.add_argument(
+                "--checkpoint", metavar="WHICH", default="last", help="best, last, or an iteration (default: last)"
+            )
+        if name == "prune":
+            action.add_argument(
+                "--keep", type=_positive, metavar="N", default=3, help="how many besides the best (default: 3)"
+            )
+        if name == "gc":
+            action.add_argument(
+                "--grace-hours",
+                type=float,
+                metavar="X",
+                default=24.0,
+                help="leave what is younger: a training may be about to need it (default: 24)",
+            )
+        if name in ("prune", "gc"):
+            action.add_argument("--delete", action="store_true", help="delete; without it, only say what would be")
+
+
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    from mappo import stages
+
+    options = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in ("checkpoint", "keep", "grace_hours", "delete")
+    }
+    return _status(lambda: stages.CHECKPOINT_ACTIONS[arguments.action](arguments.trained, **options))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
+    return value
 
 
 def _recipes(_: argparse.Namespace) -> int:

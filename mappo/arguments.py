@@ -9,9 +9,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mappo.config import ConfigError, ExperimentConfig, override, parse_json, parse_json_object
+from mappo.config import ConfigError, ExperimentConfig, override, parse_json, parse_json_object, require_run_name
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
+_RUNS = "runs"
 _SECTION = "experiment"  # the title of the flags that belong to no section
 
 
@@ -47,23 +48,31 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
             )
 
 
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--output DIR`, for the directory of a run."""
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--run NAME` and `--store STORE`, which say where a run is kept."""
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="a new directory (default: runs/ and the date and time)"
+        "--run",
+        metavar="NAME",
+        default=time.strftime("%Y%m%d-%H%M%S"),
+        help="name of the run; one that was begun is gone on with (default: the date and time)",
+    )
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        default=_RUNS,
+        help="where runs are kept: a directory, s3://bucket/prefix or minio://bucket/prefix; endpoint and "
+        f"credentials come from the environment (default: {_RUNS})",
     )
 
 
 def run_directory(arguments: argparse.Namespace) -> Path:
-    """Where the run's files go: a directory that is empty or not there yet.
+    """Where a run's files on this machine go: its place in a store that is a directory, or below runs/.
 
     Raises:
-        ConfigError: there is something already.
+        ConfigError: its name is not allowed.
     """
-    run: Path = arguments.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"--output {run}: exists and is not an empty directory; nothing is overwritten")
-    return run
+    store: str = _RUNS if "://" in arguments.store else arguments.store
+    return Path(store) / require_run_name(arguments.run)
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:

@@ -1,16 +1,19 @@
-"""A trained policy on disk: safetensors for the numbers, canonical JSON for the rest, no pickle.
+"""Everything needed to go on exactly, as bytes: safetensors for numbers, JSON for the rest, no pickle.
 
-A checkpoint is a directory with three files. `checkpoint.json` says what it is and holds the SHA-256 of the
-networks' and the optimiser's tensors, which is verified before a byte of them is parsed. Their files carry the
-beginning of that hash in their names, so that replacing `checkpoint.json` replaces the checkpoint as a whole.
+A checkpoint is a manifest and the parts that it names. Every part is known by the SHA-256 of its content, which
+is verified before a byte of it is parsed; names, shapes, dtypes and finiteness are checked against the networks
+that a checkpoint is loaded into. Where the bytes live is the business of `mappo.runs`.
 """
 
 import hashlib
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated, Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
@@ -20,117 +23,205 @@ from torch import Tensor
 import mappo
 from mappo.config import ConfigError, ExperimentConfig, config_hash, from_dict, json_hash, to_dict
 from mappo.networks import Networks
+from mappo.simulation import State
 
-FORMAT: Literal[2] = 2
-MANIFEST = "checkpoint.json"
-_MAX_MANIFEST_BYTES = 1 << 20
-_MAX_TENSORS_BYTES = 1 << 32
-
+FORMAT: Literal[3] = 3
+MAX_MANIFEST_BYTES = 1 << 20
+_MAX_PART_BYTES = {
+    "networks": 1 << 32,
+    "optimiser": 1 << 32,
+    "simulation": 1 << 32,
+    "structure": 1 << 26,
+    "history": 1 << 28,
+}
+_SUFFIXES = {"structure": "json", "history": "csv"}
+_PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or not into these networks; the message says why."""
 
 
-@strict_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class _Manifest:
-    """What `checkpoint.json` holds."""
+@strict_dataclass(frozen=True, config=_STRICT)
+class Part:
+    """One file of a checkpoint."""
 
-    format: Literal[2]
+    sha256: Sha256
+    size_bytes: Count
+
+
+@strict_dataclass(frozen=True, config=_STRICT)
+class Platform:
+    """What besides the configuration decides the bits: other values give other rounding."""
+
+    device: str
+    threads: Annotated[int, Field(ge=1)]
+    cpu: str
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Platform":
+        """That of this process."""
+        versions = {name: version(name) for name in _PACKAGES}
+        return cls(
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            threads=torch.get_num_threads(),
+            cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            versions={"mappo": mappo.__version__, "python": platform.python_version(), **versions},
+        )
+
+
+@strict_dataclass(frozen=True, config=_STRICT)
+class Manifest:
+    """What a checkpoint is, in one small JSON file.
+
+    selection_return is the mean return of the evaluation at this point of training, None when there was none;
+    highest_return that of the best checkpoint so far. started_from says where training started, if not from
+    scratch.
+    """
+
+    format: Literal[3]
     config: dict[str, JsonValue]
     config_hash: str
-    iteration: Annotated[int, Field(ge=0)]
-    frames: Annotated[int, Field(ge=0)]
     seed: int
-    versions: dict[str, str]
-    selection_return: float | None
+    iteration: Count
+    frames: Count
+    selection_return: Annotated[float, Field(allow_inf_nan=False)] | None
+    highest_return: Annotated[float, Field(allow_inf_nan=False)] | None
     started_from: str
-    networks_sha256: Sha256
-    optimiser_sha256: Sha256
+    platform: Platform
+    parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
 
-    def files(self) -> dict[str, str]:
-        """Name and SHA-256 of each file of tensors."""
-        hashes = {"networks": self.networks_sha256, "optimiser": self.optimiser_sha256}
-        return {f"{kind}-{digest[:16]}.safetensors": digest for kind, digest in hashes.items()}
-
-
-_MANIFEST = TypeAdapter(_Manifest)
+    def file_name(self, part: str) -> str:
+        """The name of a part's file: its hash, and what kind of file it is."""
+        return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"  # type: ignore[index]
 
 
-@dataclass(frozen=True)
+_MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What training left: its configuration, how far it came, and its tensors by name.
+    """All that training is, after an iteration.
 
-    tensors are the networks'; optimiser what Adam remembers of each parameter, for a run that goes on.
-    selection_return is the mean return of the evaluation at this point of training; None when there was none.
-    started_from says where training started, if not from scratch.
+    tensors are the networks'; optimiser is what Adam remembers of each parameter; state the simulation, what is
+    carried from batch to batch, and the random states; history the rows so far, as CSV. The rest is in `Manifest`.
     """
 
     config: ExperimentConfig
     iteration: int
     frames: int
     tensors: dict[str, Tensor]
-    optimiser: dict[str, Tensor] = field(default_factory=dict)
+    optimiser: dict[str, Tensor]
+    state: State
+    history: str
+    platform: Platform
     selection_return: float | None = None
+    highest_return: float | None = None
     started_from: str = ""
 
+    @property
+    def is_best(self) -> bool:
+        """Whether no checkpoint before this one has a higher return in the evaluation during training."""
+        return self.selection_return is not None and self.selection_return == self.highest_return
 
-def save(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write a checkpoint, in the place of the one that may be there; a crash leaves the old one or the new one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    networks, optimiser = (
-        safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        for tensors in (checkpoint.tensors, checkpoint.optimiser)
-    )
-    manifest = _Manifest(
+
+def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
+    """A checkpoint as its manifest and its parts by file name; the same checkpoint gives the same bytes."""
+    contents = {
+        "networks": _tensor_bytes(checkpoint.tensors),
+        "optimiser": _tensor_bytes(checkpoint.optimiser),
+        "simulation": _tensor_bytes(checkpoint.state.tensors),
+        "structure": json.dumps(checkpoint.state.structure, sort_keys=True, allow_nan=False).encode(),
+        "history": checkpoint.history.encode(),
+    }
+    manifest = Manifest(
         format=FORMAT,
         config=to_dict(checkpoint.config),
         config_hash=config_hash(checkpoint.config),
+        seed=checkpoint.config.seed,
         iteration=checkpoint.iteration,
         frames=checkpoint.frames,
-        seed=checkpoint.config.seed,
-        versions={"mappo": mappo.__version__, "torch": torch.__version__},
         selection_return=checkpoint.selection_return,
+        highest_return=checkpoint.highest_return,
         started_from=checkpoint.started_from,
-        networks_sha256=hashlib.sha256(networks).hexdigest(),
-        optimiser_sha256=hashlib.sha256(optimiser).hexdigest(),
+        platform=checkpoint.platform,
+        parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},  # type: ignore[misc]
     )
-    files = manifest.files()
-    for file, blob in zip(files, (networks, optimiser), strict=True):
-        _replace(directory / file, blob)
-    _replace(directory / MANIFEST, _MANIFEST.dump_json(manifest, indent=1))
-    for old in {*directory.glob("networks-*.safetensors"), *directory.glob("optimiser-*.safetensors")}:
-        if old.name not in files:
-            old.unlink()
+    return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
 
-def load(directory: Path) -> Checkpoint:
-    """Read a checkpoint whose content is what its manifest says.
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as canonical JSON."""
+    record = _MANIFEST.dump_python(manifest, mode="json")
+    return (json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Read a manifest; `place` is for the message.
 
     Raises:
-        CheckpointError: not there, damaged, too large, of another format, or with a configuration that this
-            version does not understand.
+        CheckpointError: not a manifest, of another format, or with a configuration that is not what its hash says.
     """
-    manifest = _read_manifest(directory / MANIFEST)
-    if json_hash(manifest.config) != manifest.config_hash:
-        raise CheckpointError(f"{directory / MANIFEST}: the configuration is not the one that its hash names")
-    blobs = [_verified(directory / file, expected) for file, expected in manifest.files().items()]
     try:
-        config = from_dict(manifest.config)
-        networks, optimiser = (safetensors.torch.load(blob) for blob in blobs)
-    except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory}: unreadable: {type(error).__name__}: {error}") from error
-    return Checkpoint(
-        config,
-        manifest.iteration,
-        manifest.frames,
-        networks,
-        optimiser,
-        manifest.selection_return,
-        manifest.started_from,
-    )
+        manifest = _MANIFEST.validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if name == "format":
+            raise CheckpointError(f"{place}: format {problem['input']!r}, this version reads {FORMAT}") from None
+        raise CheckpointError(f"{place}: not the manifest of a checkpoint: {name}: {problem['msg']}") from None
+    if json_hash(manifest.config) != manifest.config_hash:
+        raise CheckpointError(f"{place}: the configuration is not the one that its hash names")
+    if missing := _MAX_PART_BYTES.keys() - manifest.parts.keys():
+        raise CheckpointError(f"{place}: parts are missing: {', '.join(sorted(missing))}")
+    return manifest
+
+
+def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], place: str) -> Checkpoint:
+    """Put a checkpoint together; `read` gives the bytes of a file by name, largest size and SHA-256.
+
+    Raises:
+        CheckpointError: a part is too large, not what its name says, or this version cannot understand it.
+    """
+    contents = {}
+    for name, part in manifest.parts.items():
+        if part.size_bytes > _MAX_PART_BYTES[name]:
+            raise CheckpointError(
+                f"{place}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
+            )
+        contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
+    try:
+        return Checkpoint(
+            config=from_dict(manifest.config),
+            iteration=manifest.iteration,
+            frames=manifest.frames,
+            tensors=safetensors.torch.load(contents["networks"]),
+            optimiser=safetensors.torch.load(contents["optimiser"]),
+            state=State(json.loads(contents["structure"]), safetensors.torch.load(contents["simulation"])),
+            history=contents["history"].decode(),
+            platform=manifest.platform,
+            selection_return=manifest.selection_return,
+            highest_return=manifest.highest_return,
+            started_from=manifest.started_from,
+        )
+    except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{place}: unreadable: {type(error).__name__}: {error}") from error
+
+
+def verify(content: bytes, sha256: str, place: str) -> bytes:
+    """The content, if it has this hash.
+
+    Raises:
+        CheckpointError: it has another.
+    """
+    if (digest := sha256_of(content)) != sha256:
+        raise CheckpointError(f"{place}: damaged or replaced: its SHA-256 is {digest}, not {sha256}")
+    return content
 
 
 def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
@@ -164,42 +255,11 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [f"{name} is not finite" for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
 
 
-def _read_manifest(path: Path) -> _Manifest:
-    text = _read(path, _MAX_MANIFEST_BYTES)
-    try:
-        return _MANIFEST.validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        if field == "format":
-            raise CheckpointError(f"{path}: format {problem['input']!r}, this version reads {FORMAT}") from None
-        raise CheckpointError(f"{path}: not the manifest of a checkpoint: {field}: {problem['msg']}") from None
+def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    content: bytes = safetensors.torch.save({name: tensors[name].cpu().contiguous() for name in sorted(tensors)})
+    return content
 
 
-def _verified(path: Path, expected: str) -> bytes:
-    blob = _read(path, _MAX_TENSORS_BYTES)
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != expected:
-        raise CheckpointError(
-            f"{path}: damaged or replaced: its SHA-256 is {digest}, the manifest says {expected}"
-        )
-    return blob
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        if (size := path.stat().st_size) > limit:
-            raise CheckpointError(f"{path}: {size} bytes, at most {limit} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it has either its old content or all of the new one."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,14 +1,12 @@
 """Batches [envs, time] from an environment and a policy."""
 
-from collections.abc import Iterator
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from mappo.config import CollectionConfig, ConfigError, ExperimentConfig
+from mappo.config import ConfigError, ExperimentConfig
 from mappo.environment import OBSERVATION, Stream, make_environment
 from mappo.resources import free_memory_bytes, gibibytes
 
@@ -36,33 +34,25 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
 
 
 def collect(
-    environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig, iterations_done: int = 0
-) -> Iterator[TensorDictBase]:
-    """Yield the batches [num_envs, rollout_frames] that are left, each of the policy as it is at that moment.
+    environment: EnvBase, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """Play one batch [envs, rollout_frames] on from where `carried` [envs] stands, and return what the next needs.
 
-    A batch continues the episodes of the one before. Frames are contiguous in time, so advantages can be
-    computed on a batch as it comes.
+    What is carried from batch to batch, and starts as `environment.reset()`, are the observations that wait to be
+    acted on, step counts and sums of rewards: a batch continues the episodes of the one before. Frames are
+    contiguous in time, so that advantages can be computed on a batch as it comes.
 
     Raises:
         NonFiniteObservation: naming the environment and the agent.
     """
-    guard = policy.register_forward_pre_hook(lambda _, inputs: require_finite_observations(inputs[0]))
-    collector = Collector(
-        environment,
-        policy,
-        frames_per_batch=config.frames_per_batch,
-        total_frames=(config.num_iterations - iterations_done) * config.frames_per_batch,
-        device=environment.device,
-        track_traj_ids=False,
-        no_cuda_sync=True,
-        trust_policy=True,
-        auto_register_policy_transforms=False,
-    )
-    try:
-        yield from collector
-    finally:
-        guard.remove()
-        collector.shutdown(close_env=False)
+    frames = []
+    names = list(carried.keys(True, True))
+    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+        for _ in range(rollout_frames):
+            require_finite_observations(carried)
+            frame, carried = environment.step_and_maybe_reset(policy(carried))
+            frames.append(frame)
+    return torch.stack(frames, dim=1), carried.select(*names)
 
 
 def require_finite_observations(state: TensorDictBase) -> None:

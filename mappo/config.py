@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+_RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -311,6 +313,19 @@ def config_hash(config: ExperimentConfig) -> str:
 def json_hash(values: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON object's canonical text, in hexadecimal."""
     return hashlib.sha256(_canonical(values).encode()).hexdigest()
+
+
+def require_run_name(name: str) -> str:
+    """The name, if it can be that of a run.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not _RUN_NAME.fullmatch(name):
+        raise ConfigError(
+            f"run {name!r}: a name has 1 to 63 lower-case letters, digits and hyphens, and begins with no hyphen"
+        )
+    return name
 
 
 def parse_json(text: str) -> Any:

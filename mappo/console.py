@@ -1,25 +1,26 @@
 """What a stage shows: a progress bar on a terminal, plain readable lines anywhere else."""
 
+import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 from tqdm import tqdm
 
-from mappo.checkpoint import Checkpoint
+from mappo.checkpoint import Checkpoint, Manifest
 from mappo.compare import ComparisonReport
 from mappo.config import CollectionConfig, ExperimentConfig, config_hash
 from mappo.environment import resolve_device
 from mappo.evaluate import EpisodeReturns
-from mappo.history import Episodes, IterationReport
+from mappo.history import Episodes, IterationReport, Progress
 from mappo.resources import gibibytes
+from mappo.runs import Saved
 from mappo.statistics import Estimate
-from mappo.train import Start
+from mappo.training_state import Start
 from mappo.validate import Check
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -62,7 +63,20 @@ def say_check(check: Check) -> None:
     say("validate", f"{check.outcome:<7}  {check.name:<13}  {check.detail}")
 
 
-def say_plan(config: ExperimentConfig, threads: int, start: Start | None) -> None:
+class WarningLines(logging.Handler):
+    """Shows what the package logs as lines of a stage, also while there is a progress bar."""
+
+    def __init__(self, stage: str):
+        super().__init__(logging.WARNING)
+        self._stage = stage
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        tqdm.write(f"[{self._stage}] warning: {record.getMessage()}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def say_plan(config: ExperimentConfig, threads: int, start: Start | None, run: str) -> None:
     """What is about to be trained, on what."""
     collection = config.collection
     frames = collection.num_iterations * collection.frames_per_batch
@@ -79,23 +93,47 @@ def say_plan(config: ExperimentConfig, threads: int, start: Start | None) -> Non
         done = start.checkpoint
         begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
         say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
+    say("train", f"checkpoints after every iteration: {run}")
 
 
-def say_trained(final: IterationReport, chosen: Checkpoint, last: Path, best: Path) -> None:
-    """What training took and where its checkpoints are."""
-    gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
-    say(
-        "train",
-        f"{final.progress.frames:,} frames in {final.elapsed_seconds:.1f} s; "
-        f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
-    )
+def say_trained(final: IterationReport | None, trained: Checkpoint, chosen: Manifest, run: str) -> None:
+    """What training took, unless there was nothing left to do, and which checkpoint is the best."""
+    if final is None:
+        say("train", f"this run had finished already, after {trained.frames:,} frames")
+    else:
+        gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
+        say(
+            "train",
+            f"{trained.frames:,} frames in {final.elapsed_seconds:.1f} s; "
+            f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
+        )
+        lost = final.saves.num_failed_saves
+        if lost:
+            say("train", f"warning: {lost} times a checkpoint could not be saved at first")
     by = (
-        "no evaluation during training"
+        "the last; no evaluation during training"
         if chosen.selection_return is None
         else f"mean return {chosen.selection_return:.3g} in evaluation"
     )
-    say("train", f"saved the last checkpoint: {last}")
-    say("train", f"saved the best, after {chosen.frames:,} frames ({by}): {best}")
+    say("train", f"best checkpoint: after {chosen.frames:,} frames ({by}), in {run}")
+
+
+def checkpoint_lines(saved: Sequence[Saved], readable: Mapping[Saved, Manifest], best: Saved | None) -> list[str]:
+    """A table of checkpoints, with what marks the best."""
+    lines = [f"{'iteration':>9}  {'frames':>13}  {'return':>9}  {'attempt':>7}  {'MiB':>7}"] if saved else ["none"]
+    for place in saved:
+        manifest = readable.get(place)
+        if manifest is None:
+            lines.append(f"{place.iteration:>9}  {'damaged':>13}")
+            continue
+        returned = "" if manifest.selection_return is None else f"{manifest.selection_return:.4g}"
+        mebibytes = sum(part.size_bytes for part in manifest.parts.values()) / 2**20
+        marks = ["last"] * (place == saved[0]) + ["best"] * (place == best)
+        lines.append(
+            f"{place.iteration:>9}  {manifest.frames:>13,}  {returned:>9}  {place.attempt:>7}  {mebibytes:>7.2f}  "
+            f"{', '.join(marks)}".rstrip()
+        )
+    return lines
 
 
 def returns_line(policy: str, returns: EpisodeReturns) -> str:
@@ -107,22 +145,73 @@ def returns_line(policy: str, returns: EpisodeReturns) -> str:
     )
 
 
+class ProgressLines:
+    """Training as lines, for logs: every few seconds, and with every evaluation."""
+
+    def __init__(self, config: CollectionConfig):
+        self._total = config.num_iterations * config.frames_per_batch
+        self._began = time.monotonic()
+        self._already: int | None = None  # frames done before the first report
+        self._printed = -_SECONDS_BETWEEN_LINES
+        self._episodes: Episodes | None = None  # the latest that ended
+        self._frames_per_batch = config.frames_per_batch
+
+    def begin(self, progress: Progress, attempt: int) -> None:
+        """Training goes on from a checkpoint."""
+        say("train", _goes_on(progress, attempt))
+        self._began = time.monotonic()
+
+    def show(self, report: IterationReport) -> None:
+        """One iteration is done."""
+        frames, now = report.progress.frames, time.monotonic()
+        if self._already is None:
+            self._already = frames - self._frames_per_batch
+        self._episodes = report.episodes if report.episodes.num_episodes else self._episodes
+        is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
+        if not is_due and frames < self._total and math.isnan(report.evaluation_return_mean):
+            return
+        self._printed = now
+        left = (now - self._began) / (frames - self._already) * (self._total - frames)
+        say(
+            "train",
+            f"{frames:>{len(f'{self._total:,}')},} of {self._total:,} frames  {_return(self._episodes)}"
+            f"{_evaluation(report)}  {report.frames_per_second:,.0f} frames/s  {left:.0f} s left",
+        )
+
+
+class ProgressBar:
+    """Training as a bar, for a terminal."""
+
+    def __init__(self, bar: "tqdm[Any]"):
+        self._bar = bar
+
+    def begin(self, progress: Progress, attempt: int) -> None:
+        """Training goes on from a checkpoint."""
+        tqdm.write(f"[train] {_goes_on(progress, attempt)}", file=sys.stdout)
+        self._bar.reset()
+        self._bar.initial = self._bar.n = self._bar.last_print_n = progress.frames
+
+    def show(self, report: IterationReport) -> None:
+        """One iteration is done."""
+        if report.episodes.num_episodes:
+            self._bar.set_postfix_str(f"return {report.episodes.episode_return_mean:.3f}", refresh=False)
+        self._bar.update(report.progress.frames - self._bar.n)
+
+
 @contextmanager
-def training_progress(config: CollectionConfig, already: int) -> Iterator[Callable[[IterationReport], None]]:
-    """Show training as it goes, after the frames done already; the block gets what to call with reports."""
-    total = config.num_iterations * config.frames_per_batch
+def training_progress(config: CollectionConfig) -> Iterator[ProgressLines | ProgressBar]:
+    """What shows training as it goes; the block tells it of the start and of iterations."""
     if not sys.stdout.isatty():
-        yield _line_printer(total, already)
+        yield ProgressLines(config)
         return
-    with _bar(total, already) as bar:
-        yield lambda report: _advance(bar, report)
+    with _bar(config.num_iterations * config.frames_per_batch) as bar:
+        yield ProgressBar(bar)
 
 
-def _bar(total: int, already: int) -> "tqdm[Any]":
+def _bar(total: int) -> "tqdm[Any]":
     columns, lines = get_terminal_size()  # a usual size where the terminal says 0 x 0, when tqdm shows nothing
     return tqdm(
         total=total,
-        initial=already,
         unit=" frames",
         unit_scale=True,
         desc="train",
@@ -133,31 +222,8 @@ def _bar(total: int, already: int) -> "tqdm[Any]":
     )
 
 
-def _advance(bar: "tqdm[Any]", report: IterationReport) -> None:
-    if report.episodes.num_episodes:
-        bar.set_postfix_str(f"return {report.episodes.episode_return_mean:.3f}", refresh=False)
-    bar.update(report.progress.frames - bar.n)
-
-
-def _line_printer(total: int, already: int) -> Callable[[IterationReport], None]:
-    printed = -_SECONDS_BETWEEN_LINES
-    episodes: Episodes | None = None  # the latest that ended
-
-    def show(report: IterationReport) -> None:
-        nonlocal printed, episodes
-        episodes = report.episodes if report.episodes.num_episodes else episodes
-        frames, now = report.progress.frames, time.monotonic()
-        if now - printed < _SECONDS_BETWEEN_LINES and frames < total and math.isnan(report.evaluation_return_mean):
-            return
-        printed = now
-        left = report.elapsed_seconds / (frames - already) * (total - frames)
-        say(
-            "train",
-            f"{frames:>{len(f'{total:,}')},} of {total:,} frames  {_return(episodes)}{_evaluation(report)}  "
-            f"{report.frames_per_second:,.0f} frames/s  {left:.0f} s left",
-        )
-
-    return show
+def _goes_on(progress: Progress, attempt: int) -> str:
+    return f"goes on after {progress.frames:,} frames ({progress.iteration} iterations), attempt {attempt}"
 
 
 def _return(latest: Episodes | None) -> str:

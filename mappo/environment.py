@@ -127,6 +127,27 @@ def simulator_random_state() -> tuple[bytes, str, str]:
     return bytes(of_torch.tolist()), repr(of_numpy), repr(of_python)
 
 
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Where every source of randomness stands that `private_random_streams` covers, for `set_random_states`."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "vmas": list(VmasEnvironment.vmas_random_state),
+    }
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """Let every source of randomness go on from where `random_states` saw it; a GPU's only if there was one."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+    VmasEnvironment.vmas_random_state[:] = states["vmas"]
+
+
 @contextmanager
 def unchanged_simulator_random_state() -> Iterator[None]:
     """What the block draws from the random state of all VMAS environments is put back afterwards."""

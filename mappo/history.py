@@ -1,12 +1,16 @@
 """What each iteration reports, and the tidy file that keeps it."""
 
 import csv
+import io
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 from tensordict import TensorDictBase
 
+from mappo.checkpoint import CheckpointError
 from mappo.environment import DONE, EPISODE_RETURN
 from mappo.learner import Losses
 
@@ -19,6 +23,15 @@ class Episodes:
     episode_return_mean: float
     episode_return_min: float
     episode_return_max: float
+
+
+@dataclass(frozen=True)
+class Saves:
+    """What became of the checkpoints that this attempt handed over to be saved."""
+
+    num_saves: int = 0
+    num_failed_saves: int = 0
+    num_skipped_saves: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,9 @@ class IterationReport:
     """One iteration of training: one row of the history.
 
     collect_seconds, learn_seconds and evaluate_seconds are the iteration's wall-clock by phase;
-    frames_per_second counts the first two. elapsed_seconds runs since training began, in this process.
+    frames_per_second counts the first two. elapsed_seconds is the time spent training so far, in all attempts.
+    save_seconds is what saving the checkpoint before this one took of the training's time; num_saves,
+    num_failed_saves and num_skipped_saves count what became of checkpoints in this attempt.
     evaluation_return_mean is that of the evaluation after this iteration; NaN when there was none.
     peak_memory_bytes is the most that the process held at once so far; peak_gpu_memory_bytes the same of torch's
     tensors on the GPU, 0 without one.
@@ -49,10 +64,12 @@ class IterationReport:
     collect_seconds: float
     learn_seconds: float
     evaluate_seconds: float
+    save_seconds: float
     frames_per_second: float
     evaluation_return_mean: float
     peak_memory_bytes: int
     peak_gpu_memory_bytes: int
+    saves: Saves
     episodes: Episodes
     losses: Losses
 
@@ -88,19 +105,58 @@ class HistoryFile:
     """A CSV file with one row an iteration, flushed as it grows; NaN is an empty cell."""
 
     def __init__(self, path: Path):
-        self._path, self._rows = path, 0
-        self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
+        """The file is written with the first row, in the place of one that may be there."""
+        self._path = path
+        self._text = _csv_line(COLUMNS)
+        self._file: TextIO | None = None
+
+    @property
+    def text(self) -> str:
+        """The whole content."""
+        return self._text
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """That of the last row; 0 before the first."""
+        return self.last_row()["elapsed_seconds"] if self._file else 0.0
+
+    def restore(self, text: str) -> None:
+        """Go on after the rows that a checkpoint holds; rows of this version's columns.
+
+        Raises:
+            CheckpointError: other columns.
+        """
+        if not text.startswith(self._text):
+            raise CheckpointError(f"the history has other columns: {text.partition(chr(10))[0].strip()[:200]}")
+        self._text = text
+        self._write(text)
 
     def append(self, report: IterationReport) -> None:
+        """Add the report's row."""
         row = report.row()
-        self._writer.writerow({name: "" if math.isnan(value) else value for name, value in row.items()})
-        self._file.flush()
-        self._rows += 1
+        line = _csv_line("" if math.isnan(value) else value for value in row.values())
+        self._text += line
+        self._write(line if self._file else self._text)
+
+    def last_row(self) -> dict[str, float]:
+        """The last iteration's numbers; NaN for empty cells."""
+        *_, row = csv.DictReader(io.StringIO(self._text))
+        return {name: float(value) if value else math.nan for name, value in row.items()}
 
     def close(self) -> None:
-        """Close the file, and leave none behind where training did not get as far as one row."""
-        self._file.close()
-        if not self._rows:
-            self._path.unlink()
+        """Close the file, if there has been a row."""
+        if self._file:
+            self._file.close()
+
+    def _write(self, text: str) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", newline="")
+        self._file.write(text)
+        self._file.flush()
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue()

@@ -7,8 +7,10 @@ JSON text, prints its progress, writes its files, and returns what the stage's a
 import json
 import logging
 import math
+import signal
+import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +20,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 import mappo
-from mappo import checkpoint as checkpoints
 from mappo import compare as comparison
 from mappo import evaluate as evaluation
+from mappo import runs
 from mappo import train as training
 from mappo import validate as validation
-from mappo.checkpoint import CheckpointError
+from mappo.checkpoint import CheckpointError, manifest_bytes
 from mappo.collection import NonFiniteObservation
 from mappo.compare import ComparisonReport
 from mappo.config import (
@@ -34,9 +36,12 @@ from mappo.config import (
     from_json,
     override,
     parse_json,
+    require_run_name,
     to_json,
 )
 from mappo.console import (
+    WarningLines,
+    checkpoint_lines,
     comparison_table,
     returns_line,
     say,
@@ -49,17 +54,28 @@ from mappo.evaluate import EvaluationReport, NonFiniteReturn
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
 from mappo.resources import cpu_limit
-from mappo.train import Start
+from mappo.runs import Run
+from mappo.saving import NotSaved
+from mappo.simulation import SimulationStateError
+from mappo.storage import StoreError, joined
+from mappo.training_state import Start
 from mappo.validate import EnvironmentUnfit, ValidationReport
 
 _READABLE = (  # errors that people can mend, with messages that say how
     *(CheckpointError, ConfigError, EnvironmentUnfit),
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
-    OSError,
+    *(SimulationStateError, StoreError, OSError),
 )
 
 
 _EVALUATION_REPORT = TypeAdapter(EvaluationReport)
+
+
+class Preempted(SystemExit):
+    """The machine is wanted back (SIGTERM); the exit status says so. What was saved is gone on with next time."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class StageFailed(Exception):
@@ -95,48 +111,67 @@ def validate(config: str, report: Path | None = None, *, compiled_by: str = "") 
 
 def train(
     config: str,
-    last: Path,
-    best: Path,
+    run: str | Path,
     history: Path,
+    best: Path | None = None,
     *,
     seed: str = "",
     compiled_by: str = "",
-    extend: Path | None = None,
-    warm_start: Path | None = None,
+    extend: str = "",
+    warm_start: str = "",
+    keep: int = runs.KEEP_CHECKPOINTS,
 ) -> Outcome:
-    """Train; write the last and the best checkpoint, each a directory, and the history as CSV.
+    """Train a run, which is a directory or a place in a store, or go on with it; write the history as CSV.
 
-    Not from scratch, but on from the end of the run that left checkpoint `extend`, or from the networks of
-    checkpoint `warm_start`.
+    `best` is a directory for the best checkpoint alone. A run starts not from scratch, but on from the end of the
+    run `extend`, or from the networks of the run `warm_start`, if one is given.
 
     Raises:
-        StageFailed: the configuration cannot be trained, or training diverged.
+        Preempted: the process was asked to end; what it could save in a hurry is saved.
+        StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
-    with _stage("train", config, compiled_by, seed) as experiment:
+    with _stage("train", config, compiled_by, seed) as experiment, _preemptible():
         start = _start(extend, warm_start)
-        say_plan(experiment, torch.get_num_threads(), start)
-        already = start.checkpoint.frames if start and start.kind == "extend" else 0
-        history.parent.mkdir(parents=True, exist_ok=True)
-        with closing(HistoryFile(history)) as file, training_progress(experiment.collection, already) as show:
-            final: deque[IterationReport] = deque(maxlen=1)
-            listeners = (file.append, show, final.append)
-            training.train(
-                experiment, last, best, lambda report: [listener(report) for listener in listeners], start
-            )
-        say_trained(final[0], checkpoints.load(best), last, best)
-        return Outcome(_metadata(experiment), _finite("train", final[0].row()))
+        place = Run.at(run)
+        say_plan(experiment, torch.get_num_threads(), start, place.store.location)
+        final: deque[IterationReport] = deque(maxlen=1)
+        with closing(HistoryFile(history)) as file, training_progress(experiment.collection) as progress:
+            listeners = (progress.show, final.append)
+            try:
+                trained = training.train(
+                    *(experiment, place, file),
+                    lambda report: [listener(report) for listener in listeners],
+                    start,
+                    on_resume=progress.begin,
+                    keep=keep,
+                )
+            except NotSaved as error:
+                raise StoreError(f"{error}; kept in {_keep_here(error, history.parent / 'unsaved')}") from error
+        chosen = place.choose("best")
+        if best:
+            place.export(chosen, best)
+        say_trained(final[0] if final else None, trained, place.manifest(chosen), place.store.location)
+        return Outcome(_metadata(experiment), _finite("train", file.last_row()))
 
 
 def evaluate(
-    config: str, checkpoint: Path, report: Path | None = None, *, seed: str = "", compiled_by: str = ""
+    config: str,
+    run: str | Path,
+    report: Path | None = None,
+    *,
+    checkpoint: str = "best",
+    seed: str = "",
+    compiled_by: str = "",
 ) -> Outcome:
-    """Judge a checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
+    """Judge a run's checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
+
+    `checkpoint` is `best`, `last` or the number of an iteration.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     with _stage("evaluate", config, compiled_by, seed) as experiment:
-        trained = checkpoints.load(checkpoint)
+        trained = runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
         result = evaluation.evaluate(experiment, trained)
@@ -191,6 +226,8 @@ def _set_threads(name: str, threads: int) -> None:
 def _readable_errors(name: str) -> Iterator[None]:
     """Turn the errors that people can mend into one line each."""
     logging.getLogger("torchrl").setLevel(logging.WARNING)
+    logger, handler = logging.getLogger("mappo"), WarningLines(name)
+    logger.addHandler(handler)
     try:
         yield
     except _READABLE as error:
@@ -200,6 +237,8 @@ def _readable_errors(name: str) -> Iterator[None]:
     except Exception as error:
         say(name, f"failed: {type(error).__name__}: {error}")
         raise
+    finally:
+        logger.removeHandler(handler)
 
 
 def _metadata(config: ExperimentConfig) -> dict[str, str]:
@@ -219,12 +258,139 @@ def _finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     return finite
 
 
-def _start(extend: Path | None, warm_start: Path | None) -> Start | None:
+def list_checkpoints(run: str) -> None:
+    """Print a line for each checkpoint, newest first.
+
+    Raises:
+        StageFailed: the store does not answer.
+    """
+    with _readable_errors("checkpoints"):
+        place = Run.at(run)
+        saved = place.saved()
+        readable = place.readable(saved)
+        best = runs.best_of(readable) if readable else None
+        for line in checkpoint_lines(saved, readable, best):
+            print(line)
+
+
+def show_checkpoint(run: str, checkpoint: str) -> None:
+    """Print a checkpoint's manifest as JSON.
+
+    Raises:
+        StageFailed: there is no such checkpoint, or it cannot be read.
+    """
+    with _readable_errors("checkpoints"):
+        place = Run.at(run)
+        print(manifest_bytes(place.manifest(place.choose(checkpoint))).decode(), end="")
+
+
+def verify_checkpoints(run: str) -> None:
+    """Read everything, and say of each checkpoint whether it is whole.
+
+    Raises:
+        StageFailed: one is not, or there is none.
+    """
+    with _readable_errors("checkpoints"):
+        place = Run.at(run)
+        damaged = []
+        for saved in [*place.saved()] or [place.choose("last")]:
+            try:
+                place.load(saved)
+                print(f"good     {saved}")
+            except CheckpointError as error:
+                damaged.append(saved)
+                print(f"damaged  {saved}: {error}")
+        if damaged:
+            raise CheckpointError(f"{len(damaged)} damaged")
+
+
+def prune_checkpoints(run: str, keep: int, delete: bool) -> None:
+    """Delete all checkpoints but the last and the best; their parts are then garbage.
+
+    Raises:
+        StageFailed: the store failed.
+    """
+    with _readable_errors("checkpoints"):
+        place = Run.at(run)
+        _delete(place, [(saved.key, str(saved)) for saved in place.prunable(keep)], delete)
+
+
+def collect_garbage(run: str, grace_hours: float, delete: bool) -> None:
+    """Delete what no checkpoint needs.
+
+    Raises:
+        StageFailed: the store failed.
+    """
+    with _readable_errors("checkpoints"):
+        place = Run.at(run)
+        _delete(place, [(key, key) for key in place.garbage(grace_hours * 3600)], delete)
+
+
+CHECKPOINT_ACTIONS: dict[str, Callable[..., None]] = {
+    "list": list_checkpoints,
+    "show": show_checkpoint,
+    "verify": verify_checkpoints,
+    "prune": prune_checkpoints,
+    "gc": collect_garbage,
+}
+
+
+def _delete(place: Run, doomed: Sequence[tuple[str, str]], delete: bool) -> None:
+    for key, name in doomed:
+        if delete:
+            place.store.delete(key)
+        print(f"{'deleted' if delete else 'would delete'} {name}")
+    print(f"{len(doomed)} {'deleted' if delete else 'to delete; nothing is deleted without --delete'}")
+
+
+def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
+    """Where a run is kept: in the store under its name, one for each seed if there are several; or `otherwise`.
+
+    Raises:
+        ConfigError: a store without a name, or a name that cannot be one.
+    """
+    if not store:
+        if run:
+            raise ConfigError(f"run = {run!r}: a name needs a store to be found in again")
+        return otherwise
+    return joined(store, require_run_name(f"{run}-{seed}" if seed else run))
+
+
+def _start(extend: str, warm_start: str) -> Start | None:
     if extend and warm_start:
         raise ConfigError("extend and warm start exclude each other: one goes on with a run, the other begins one")
     if extend:
-        return Start("extend", checkpoints.load(extend))
-    return Start("warm-start", checkpoints.load(warm_start)) if warm_start else None
+        return Start("extend", runs.load(extend, "last"))
+    return Start("warm-start", runs.load(warm_start, "best")) if warm_start else None
+
+
+@contextmanager
+def _preemptible() -> Iterator[None]:
+    """SIGTERM, which announces that a pod is evicted, ends the block by `Preempted`; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is for saving
+        raise Preempted
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except Preempted:
+        say("train", "preempted: this process was asked to end; training goes on from the last checkpoint")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _keep_here(error: NotSaved, directory: Path) -> str:
+    """Write what the store did not take into a directory, whose content can be copied there."""
+    attempt = error.attempt.elsewhere(directory)
+    for checkpoint in error.checkpoints:
+        attempt.save(checkpoint)
+    return f"{directory}: copy what is in it to {error.attempt.run.store.location} to go on from there"
 
 
 def _read_report(path: Path) -> EvaluationReport:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mappo.arguments import (
     add_config_arguments,
-    add_run_argument,
+    add_run_arguments,
     config_from_arguments,
     dashed,
     run_directory,
@@ -22,11 +22,14 @@ from mappo.config import ConfigError, override, parse_json, to_json
 _EXAMPLES = """examples:
   python -m pipelines run                                   the navigation recipe, here, into runs/
   python -m pipelines run balance --seed 3                  another recipe, another seed
+  python -m pipelines run --run first --store s3://bucket/runs
+                                                            under a name: the same command goes on after a kill
   python -m pipelines run balance --seeds 0,1,2             three seeds, and how they compare
   python -m pipelines compile --image ghcr.io/you/mappo:1.0 --output training.yaml
 
 exit status: 0 done, 1 a stage failed, 2 the command or the configuration is wrong, 130 interrupted
 """
+_RETRIES = 3  # of the training stage on a cluster
 _IMAGE = re.compile(r"[^\s@:]+(:\d+)?(/[^\s@:]+)*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
 
 
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the examples for the exit status."""
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     try:
-        return int(arguments.run(arguments))
+        return int(arguments.execute(arguments))
     except (ConfigError, OSError) as error:
         print(f"pipelines {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -61,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "run", help="run the training pipeline on this machine, without a cluster", allow_abbrev=False
     )
-    add_run_argument(command)
+    add_run_arguments(command)
     _add_seeds_argument(command)
     add_config_arguments(command)
-    command.set_defaults(run=_run)
+    command.set_defaults(execute=_run)
 
     command = commands.add_parser("compile", help="compile the training pipeline for Kubeflow", allow_abbrev=False)
     command.add_argument(
@@ -89,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with --seeds: train at most N at once on the cluster (default: all)",
     )
     add_config_arguments(command, required="--image IMAGE")
-    command.set_defaults(run=_compile)
+    command.set_defaults(execute=_compile)
     return parser
 
 
@@ -102,13 +105,15 @@ def _add_seeds_argument(command: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    pipeline, parameters = _pipeline(arguments, parallelism=1)
-    run = run_directory(arguments)
+    pipeline, parameters = _pipeline(arguments, parallelism=1, num_retries=0)
+    directory = run_directory(arguments)
+    store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
+    parameters |= {"image": "none:local", "store": store, "run": arguments.run}
     from pipelines.local import PipelineFailed, run_locally
 
     began = time.monotonic()
     try:
-        artifacts = run_locally(pipeline, {**parameters, "image": "none:local"}, run)
+        artifacts = run_locally(pipeline, parameters, directory)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
         return 1
@@ -117,13 +122,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pipeline(arguments: argparse.Namespace, parallelism: int) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _pipeline(
+    arguments: argparse.Namespace, parallelism: int, num_retries: int
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The pipeline that the arguments ask for, and its parameters but for the image."""
     config = config_from_arguments(arguments)
     if arguments.seeds is None:
-        from pipelines.training import training
+        from pipelines.training import make_training_pipeline
 
-        return training, {"config": to_json(config)}
+        return make_training_pipeline(num_retries), {"config": to_json(config)}
     if arguments.seed is not None:
         raise ConfigError("--seed and --seeds exclude each other")
     seeds = [seed.strip() for seed in arguments.seeds.split(",")]
@@ -136,11 +143,11 @@ def _pipeline(arguments: argparse.Namespace, parallelism: int) -> tuple[Callable
         raise ConfigError(f"--seeds {arguments.seeds}: every seed may appear once")
     from pipelines.seeds import make_seeds_pipeline
 
-    return make_seeds_pipeline(parallelism), {"config": to_json(config), "seeds": seeds}
+    return make_seeds_pipeline(parallelism, num_retries), {"config": to_json(config), "seeds": seeds}
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    pipeline, parameters = _pipeline(arguments, arguments.parallel_seeds)
+    pipeline, parameters = _pipeline(arguments, arguments.parallel_seeds, num_retries=_RETRIES)
     if not _IMAGE.fullmatch(arguments.image):
         raise ConfigError(f"--image {arguments.image!r}: must be NAME:TAG or NAME@sha256:DIGEST")
     if arguments.output.suffix not in (".yaml", ".yml"):

@@ -10,7 +10,7 @@ from components.compare import compare
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place
+from pipelines.placement import place, retry
 
 
 class Artifacts(NamedTuple):
@@ -21,37 +21,40 @@ class Artifacts(NamedTuple):
     comparison_metrics: dsl.Metrics
 
 
-def make_seeds_pipeline(parallelism: int) -> Callable[..., Any]:
-    """The pipeline, training at most `parallelism` seeds at once; 0 for all of them.
+def make_seeds_pipeline(parallelism: int, num_retries: int) -> Callable[..., Any]:
+    """The pipeline, training at most `parallelism` seeds at once (0: all), trying each again `num_retries` times.
 
     Kubeflow fixes this number when it compiles. The loop is a pipeline of its own, because Kubeflow's local runner
     confuses loop items with outputs of tasks around the loop.
     """
 
     @dsl.pipeline(name="mappo-each-seed")
-    def each_seed(config: str, seeds: List[str], image: str) -> List[dsl.Artifact]:  # noqa: UP006
+    def each_seed(config: str, seeds: List[str], image: str, store: str, run: str) -> List[dsl.Artifact]:  # noqa: UP006
         """Train and evaluate every seed."""
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
-            trained = train(config=config, seed=seed, compiled_by=version)
+            trained = train(config=config, seed=seed, store=store, run=run, compiled_by=version)
             evaluated = evaluate(config=config, checkpoint=trained.outputs["best"], seed=seed, compiled_by=version)
             place(image, trained, evaluated)
+            retry(trained, num_retries)
         return dsl.Collected(evaluated.outputs["report"])
 
     @dsl.pipeline(
         name="mappo-seeds",
         description="Validate the environment, train and evaluate several seeds, compare them.",
     )
-    def seeds_pipeline(config: str, seeds: List[str], image: str) -> Artifacts:  # noqa: UP006
+    def seeds_pipeline(config: str, seeds: List[str], image: str, store: str = "", run: str = "") -> Artifacts:  # noqa: UP006
         """Train and judge one configuration from several seeds.
 
         Args:
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
             seeds: The seeds of training, each as a string, such as ["0", "1", "2"].
             image: The container image of every stage, with a tag.
+            store: Where runs are kept, as s3://bucket/prefix; empty to keep them with the pipeline's artifacts.
+            run: The name of the runs in the store; each seed's has the seed added, as in first-0.
         """
         validated = validate(config=config, compiled_by=mappo.__version__)
-        evaluated = each_seed(config=config, seeds=seeds, image=image).after(validated)
+        evaluated = each_seed(config=config, seeds=seeds, image=image, store=store, run=run).after(validated)
         compared = compare(evaluations=evaluated.output)
         place(image, validated, compared)
         return Artifacts(

@@ -1,6 +1,7 @@
 """The training pipeline: validate -> train -> evaluate. One definition for a cluster and for a laptop."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
@@ -8,7 +9,7 @@ import mappo
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place
+from pipelines.placement import place, retry
 
 
 class Artifacts(NamedTuple):
@@ -16,35 +17,43 @@ class Artifacts(NamedTuple):
 
     validation_report: dsl.Artifact
     best_checkpoint: dsl.Model
-    last_checkpoint: dsl.Model
+    checkpoints: dsl.Artifact
     training_history: dsl.Dataset
     training_metrics: dsl.Metrics
     evaluation_report: dsl.Artifact
     evaluation_metrics: dsl.Metrics
 
 
-@dsl.pipeline(
-    name="mappo-training",
-    description="Validate the environment, train policies by MAPPO, evaluate the best on held-out seeds.",
-)
-def training(config: str, image: str) -> Artifacts:
-    """Train and judge one set of policies.
+def make_training_pipeline(num_retries: int) -> Callable[..., Any]:
+    """The pipeline, trying the training stage again `num_retries` times; it then goes on where it stopped."""
 
-    Args:
-        config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        image: The container image of every stage, with a tag.
-    """
-    version = mappo.__version__
-    validated = validate(config=config, compiled_by=version)
-    trained = train(config=config, compiled_by=version).after(validated)
-    evaluated = evaluate(config=config, checkpoint=trained.outputs["best"], compiled_by=version)
-    place(image, validated, trained, evaluated)
-    return Artifacts(
-        validation_report=validated.outputs["report"],
-        best_checkpoint=trained.outputs["best"],
-        last_checkpoint=trained.outputs["last"],
-        training_history=trained.outputs["history"],
-        training_metrics=trained.outputs["metrics"],
-        evaluation_report=evaluated.outputs["report"],
-        evaluation_metrics=evaluated.outputs["metrics"],
+    @dsl.pipeline(
+        name="mappo-training",
+        description="Validate the environment, train policies by MAPPO, evaluate the best on held-out seeds.",
     )
+    def training(config: str, image: str, store: str = "", run: str = "") -> Artifacts:
+        """Train and judge one set of policies.
+
+        Args:
+            config: The experiment's configuration as JSON, as `mappo show-config` prints it.
+            image: The container image of every stage, with a tag.
+            store: Where runs are kept, as s3://bucket/prefix; empty to keep it with the pipeline's artifacts.
+            run: The run's name in the store; a pipeline under a name that was begun before goes on with it.
+        """
+        version = mappo.__version__
+        validated = validate(config=config, compiled_by=version)
+        trained = train(config=config, store=store, run=run, compiled_by=version).after(validated)
+        evaluated = evaluate(config=config, checkpoint=trained.outputs["best"], compiled_by=version)
+        place(image, validated, trained, evaluated)
+        retry(trained, num_retries)
+        return Artifacts(
+            validation_report=validated.outputs["report"],
+            best_checkpoint=trained.outputs["best"],
+            checkpoints=trained.outputs["checkpoints"],
+            training_history=trained.outputs["history"],
+            training_metrics=trained.outputs["metrics"],
+            evaluation_report=evaluated.outputs["report"],
+            evaluation_metrics=evaluated.outputs["metrics"],
+        )
+
+    return training

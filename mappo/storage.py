@@ -1,0 +1,402 @@
+"""Where checkpoints live: a directory, or a prefix in a bucket of any S3-compatible store. One small interface.
+
+Every failure is a `StoreError` that names the place and the cause. What may pass by itself (refused connections,
+time-outs, throttling, answers cut short) is tried again until `patience_seconds` are over. Credentials come from
+where boto3 looks for them (environment, mounted files, instance) and are never part of a location or a message.
+"""
+
+import base64
+import errno
+import hashlib
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_log = logging.getLogger(__name__)
+_S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=:@+,-]+)*)/?")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_KUBEFLOW_MINIO = "http://minio-service.kubeflow:9000"  # what Kubeflow's own launcher takes minio:// to mean
+_PARTIAL = ".partial-"  # in the names of files that are being written
+_PASSING = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "BadDigest"}
+_CREDENTIALS = {
+    *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
+    *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
+}
+
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """A store cannot do what it is asked; the message names place and cause."""
+
+
+class StoreUnavailable(StoreError):
+    """It may be able to at another time: no connection, no answer in time, too many requests, a broken answer."""
+
+
+class KeyMissing(StoreError):
+    """There is nothing under this key."""
+
+
+class KeyTaken(StoreError):
+    """There is something else under a key that was to be created."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something in a store; modified is in seconds since 1970."""
+
+    key: str
+    size_bytes: int
+    modified: float
+
+
+class Store(Protocol):
+    """Bytes by key. Keys are relative paths such as `blobs/1a2b.safetensors`.
+
+    What is written is there for every reader as soon as the call returns, and never in part.
+    """
+
+    location: str
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        """All bytes of an entry.
+
+        Raises:
+            KeyMissing: there is none.
+            StoreError: it is larger than `max_bytes`, or cannot be read.
+        """
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put bytes under a key, in the place of what may be there."""
+
+    def create(self, key: str, content: bytes) -> None:
+        """Put bytes under a key that is free. A store may ignore that condition: see `honours_conditions`.
+
+        Raises:
+            KeyTaken: the key holds other bytes.
+        """
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """What is below a prefix such as `blobs/`, by key."""
+
+    def delete(self, key: str) -> None:
+        """Remove an entry; one that is not there is fine."""
+
+
+def open_store(location: str, patience_seconds: float = 60.0) -> Store:
+    """The store at `s3://bucket/prefix`, `minio://bucket/prefix` or in a directory, which need not be there yet.
+
+    The endpoint of an S3 store other than Amazon's is AWS_ENDPOINT_URL in the environment.
+
+    Raises:
+        StoreError: not a location, or no region, profile or the like that boto3 needs.
+    """
+    if "://" not in location:
+        return DirectoryStore(Path(location))
+    match = _S3.fullmatch(location)
+    if not match or ".." in location:
+        raise StoreError(
+            f"{location!r}: not a location: give a directory, s3://bucket/prefix or minio://bucket/prefix "
+            "(endpoint and credentials come from the environment)"
+        )
+    scheme, bucket, prefix = match.groups()
+    return S3Store(scheme, bucket, prefix.strip("/"), patience_seconds)
+
+
+def joined(location: str, name: str) -> str:
+    """The location of something below another, be it a directory or in a bucket."""
+    return f"{location.rstrip('/')}/{name}"
+
+
+def honours_conditions(store: Store, prefix: str) -> bool:
+    """Whether a store refuses to create what is there already; tried out below a prefix, and deleted again.
+
+    Raises:
+        StoreError: it cannot be written to, or does not give back what was written.
+    """
+    key = f"{prefix}probe-{secrets.token_hex(8)}"
+    try:
+        store.create(key, b"first")
+        if store.read(key, 100) != b"first":
+            raise StoreError(f"{store.location}: what was written is not what is read")
+        try:
+            store.create(key, b"second")
+        except KeyTaken:
+            return True
+        return False
+    finally:
+        store.delete(key)
+
+
+class DirectoryStore:
+    """A `Store` in a directory of a file system with hard links."""
+
+    def __init__(self, directory: Path):
+        self.location = str(directory)
+        self._directory = directory
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        path = self._path(key)
+        with self._errors(key):
+            if (size := path.stat().st_size) > max_bytes:
+                raise StoreError(f"{path}: {size} bytes, at most {max_bytes} are read")
+            return path.read_bytes()
+
+    def write(self, key: str, content: bytes) -> None:
+        with self._errors(key), self._partial(key, content) as partial_file:
+            partial_file.replace(self._path(key))
+
+    def create(self, key: str, content: bytes) -> None:
+        with self._errors(key), self._partial(key, content) as partial_file:
+            try:
+                os.link(partial_file, self._path(key))
+            except FileExistsError:
+                _require_same(self, key, content)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        found = []
+        with self._errors(prefix):
+            for path in sorted((self._directory / prefix).rglob("*")):
+                try:
+                    status = path.lstat()
+                except FileNotFoundError:  # deleted since
+                    continue
+                if path.is_file() and not path.is_symlink():
+                    key = path.relative_to(self._directory).as_posix()
+                    found.append(Entry(key, status.st_size, status.st_mtime))
+        return found
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._directory / _checked(key)
+
+    @contextmanager
+    def _partial(self, key: str, content: bytes) -> Iterator[Path]:
+        """A file beside the one that is meant, with its content safe on the disk; gone after the block."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = path.with_name(f"{path.name}{_PARTIAL}{secrets.token_hex(4)}")
+        try:
+            with partial_file.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            yield partial_file
+            _sync_directory(path.parent)
+        finally:
+            partial_file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise KeyMissing(f"{self._directory / key}: {error.strerror}") from error
+        except OSError as error:
+            hint = "; free some, and saving goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise StoreError(f"{self._directory / key}: {error.strerror}{hint}") from error
+
+
+class S3Store:
+    """A `Store` below a prefix of a bucket, through boto3."""
+
+    def __init__(self, scheme: str, bucket: str, prefix: str, patience_seconds: float):
+        self.location = "/".join(filter(None, [f"{scheme}:/", bucket, prefix]))
+        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        self._default_endpoint = _KUBEFLOW_MINIO if scheme == "minio" else None
+        self._patience_seconds = patience_seconds
+        self._made: S3Client | None = None
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        def get(client: "S3Client") -> bytes:
+            answer = client.get_object(Bucket=self._bucket, Key=self._key(key))
+            with answer["Body"] as body:
+                if answer["ContentLength"] > max_bytes:
+                    size = answer["ContentLength"]
+                    raise StoreError(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
+                return body.read()
+
+        return self._patiently(key, get)
+
+    def write(self, key: str, content: bytes) -> None:
+        self._patiently(key, lambda client: self._put(client, key, content))
+
+    def create(self, key: str, content: bytes) -> None:
+        try:
+            self._patiently(key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
+        except KeyTaken:  # or an earlier try of this very write, whose answer was lost
+            _require_same(self, key, content)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        def pages(client: "S3Client") -> list[Entry]:
+            found = []
+            start = len(self._prefix)
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    found.append(Entry(entry["Key"][start:], entry["Size"], entry["LastModified"].timestamp()))
+            return sorted(found, key=lambda entry: entry.key)
+
+        return self._patiently(prefix, pages)
+
+    def delete(self, key: str) -> None:
+        self._patiently(key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key)))
+
+    def _key(self, key: str) -> str:
+        return self._prefix + _checked(key)
+
+    def _put(self, client: "S3Client", key: str, content: bytes, **condition: Any) -> None:
+        digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+        client.put_object(Bucket=self._bucket, Key=self._key(key), Body=content, ContentMD5=digest, **condition)
+
+    def _patiently(self, key: str, request: Callable[["S3Client"], T]) -> T:
+        """Send a request, again and again while what went wrong may pass by itself."""
+        place = f"{self.location}/{key}"
+        patient = Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            stop=stop_after_delay(self._patience_seconds),
+            wait=wait_random_exponential(multiplier=0.2, max=10),
+            before_sleep=partial(_log_retry, self._patience_seconds),
+            reraise=True,
+        )
+        answer: T = patient(self._once, place, request)
+        return answer
+
+    def _once(self, place: str, request: Callable[["S3Client"], T]) -> T:
+        from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return request(self._client())
+        except ClientError as error:
+            raise self._readable(place, error.response) from error
+        except (BotoCoreError, HTTPError, OSError) as error:
+            raise self._without_answer(place, error) from error
+
+    def _readable(self, place: str, response: Any) -> StoreError:
+        """What the store answered, as one of our errors."""
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        said = f"{place}: the store answered {status} {code}"
+        if code in ("NoSuchKey", "404"):
+            return KeyMissing(f"{place}: there is nothing")
+        if code == "NoSuchBucket":
+            return StoreError(
+                f"{place}: there is no bucket {self._bucket!r} at {self._endpoint()}; create it first"
+            )
+        if status == 412:
+            return KeyTaken(f"{place}: there is something already")
+        if code in _CREDENTIALS or status in (401, 403):
+            self._made = None  # mounted credentials may have been renewed
+            return StoreError(
+                f"{said}: the credentials are wrong, expired, or not allowed to do this; check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
+            )
+        passing = status >= 500 or status in (409, 429) or code in _PASSING
+        return StoreUnavailable(said) if passing else StoreError(said)
+
+    def _without_answer(self, place: str, error: Exception) -> StoreError:
+        """No answer, or none that could be read, as one of our errors; the text of a library's is not repeated."""
+        from botocore import exceptions as boto
+
+        name = type(error).__name__
+        if isinstance(
+            error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
+        ):
+            return StoreError(
+                f"{place}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
+                "credentials file and name it in AWS_SHARED_CREDENTIALS_FILE"
+            )
+        if isinstance(
+            error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
+        ) or not isinstance(error, boto.BotoCoreError):
+            return StoreUnavailable(f"{place}: no usable answer from {self._endpoint()}: {name}")
+        return StoreError(f"{place}: {name}: {error}")
+
+    def _client(self) -> "S3Client":
+        if self._made is None:
+            self._made = self._make_client()
+        return self._made
+
+    def _make_client(self) -> "S3Client":
+        """Amazon's defaults for Amazon; path addressing and no new-fangled checksums for anybody else."""
+        import boto3
+        from botocore.config import Config
+
+        options: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
+        endpoint = None if _endpoint_from_environment() else self._default_endpoint
+        make: Callable[..., S3Client] = partial(boto3.session.Session().client, "s3", endpoint_url=endpoint)
+        client = make(config=Config(**options))
+        if (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return client
+        options |= {
+            "s3": {"addressing_style": "path"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        return make(config=Config(**options))
+
+    def _endpoint(self) -> str:
+        if self._made is None:
+            return "its endpoint"
+        url = urlsplit(self._made.meta.endpoint_url)
+        return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+
+
+def _endpoint_from_environment() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _log_retry(patience_seconds: float, state: RetryCallState) -> None:
+    if state.attempt_number in (3, 6) or state.attempt_number % 10 == 0:
+        left = max(0.0, patience_seconds - (time.monotonic() - state.start_time))
+        error = state.outcome.exception() if state.outcome else None
+        _log.warning("%s; trying again for %.0f s", error, left)
+
+
+def _require_same(store: Store, key: str, content: bytes) -> None:
+    """Read back what holds a key that was to be created: it may be this very content."""
+    try:
+        found = store.read(key, len(content))
+    except KeyMissing:
+        raise StoreUnavailable(f"{store.location}/{key}: refused as taken, and then not there") from None
+    except StoreError as error:
+        if isinstance(error, StoreUnavailable):
+            raise
+        found = b""
+    if found != content:
+        raise KeyTaken(f"{store.location}/{key}: there is something else already")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key) or ".." in key:
+        raise StoreError(f"{key!r}: not a key")
+    return key

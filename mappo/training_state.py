@@ -1,0 +1,239 @@
+"""All that changes while training: as it begins, as a checkpoint keeps it, and as it goes on from one."""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from mappo.checkpoint import Checkpoint, CheckpointError, Platform, restore_networks
+from mappo.config import ConfigError, ExperimentConfig, config_hash, differences
+from mappo.environment import Stream, make_environment, random_states, resolve_device, set_random_states
+from mappo.history import Progress
+from mappo.learner import Learner
+from mappo.networks import Networks, make_networks
+from mappo.resources import cpu_limit
+from mappo.runs import Run
+from mappo.simulation import SimulationStateError, capture, restore
+
+_log = logging.getLogger(__name__)
+_FREE_IN_EXTENSION = ("collection.total_frames", "device", "evaluation.", "selection.", "threads")
+_FREE_IN_RESUMPTION = ("evaluation.",)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts, if not from scratch.
+
+    extend: go on with a finished run: its networks, its optimiser and its count of frames, in new episodes.
+    warm-start: a new run whose networks begin as the checkpoint's.
+    """
+
+    kind: Literal["extend", "warm-start"]
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        """What tells runs that started differently from each other, and not the seeds of one such experiment."""
+        frames = f"{self.checkpoint.frames} frames"
+        if self.kind == "extend":
+            return " then ".join(filter(None, [self.checkpoint.started_from, f"extended after {frames}"]))
+        return f"warm start from configuration {config_hash(self.checkpoint.config)[:12]} after {frames}"
+
+
+@dataclass
+class TrainingState:
+    """All that changes from iteration to iteration."""
+
+    environment: EnvBase
+    learner: Learner
+    carried: TensorDictBase
+    progress: Progress
+    started_from: str
+    highest_return: float = -math.inf
+    selection_return: float = math.nan
+
+    @property
+    def networks(self) -> Networks:
+        return self.learner.networks
+
+
+def first_progress(config: ExperimentConfig, start: Start | None) -> Progress:
+    """That of the run to go on with, once it is certain that this configuration does go on with it."""
+    if start is None or start.kind == "warm-start":
+        return Progress()
+    checkpoint = start.checkpoint
+    changed = _changed(checkpoint.config, config, _FREE_IN_EXTENSION)
+    if changed:
+        raise ConfigError(
+            f"an extended run keeps its configuration but for {', '.join(_FREE_IN_EXTENSION)}; changed: "
+            f"{changed}; for a new run from these networks, use a warm start"
+        )
+    if config.collection.num_iterations <= checkpoint.iteration:
+        raise ConfigError(
+            f"collection.total_frames = {config.collection.total_frames}: the run to extend has "
+            f"{checkpoint.frames} frames already; ask for more"
+        )
+    return Progress(checkpoint.iteration, checkpoint.frames)
+
+
+def begin(config: ExperimentConfig, first: Progress, start: Start | None, device: torch.device) -> TrainingState:
+    """Training as it is before its first iteration."""
+    environment = make_environment(
+        config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, device, first.frames
+    )
+    networks = make_networks(config.networks, environment)
+    learner = Learner(config.learner, networks, config.collection.num_iterations, first.iteration)
+    if start:
+        restore_networks(start.checkpoint, networks)
+        if start.kind == "extend":
+            _restore_optimiser(start.checkpoint, learner)
+    return TrainingState(environment, learner, environment.reset(), first, str(start) if start else "")
+
+
+def resume(
+    config: ExperimentConfig, run: Run, first: Progress, start: Start | None
+) -> tuple[TrainingState, Checkpoint] | None:
+    """Training as it was after the newest checkpoint that can be used, and that checkpoint; None in a new run.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be used.
+        ConfigError: the run was begun with another configuration, or from something else.
+    """
+    problems = []
+    for saved in run.saved():
+        try:
+            checkpoint = run.load(saved)
+            _require_same_run(run, checkpoint, config, start)
+            return _restored(config, checkpoint, first, start), checkpoint
+        except (CheckpointError, SimulationStateError) as error:
+            problems.append(str(error))
+            _log.warning("%s cannot be used, looking for the one before: %s", saved, error)
+    if problems:
+        raise CheckpointError(
+            f"none of the {len(problems)} checkpoints of {run.store.location} can be used; to train from scratch, "
+            f"name another run; the newest: {problems[0]}"
+        )
+    return None
+
+
+def _require_same_run(run: Run, checkpoint: Checkpoint, config: ExperimentConfig, start: Start | None) -> None:
+    place = run.store.location
+    if changed := _changed(checkpoint.config, config, _FREE_IN_RESUMPTION):
+        raise ConfigError(
+            f"run {place} was begun with another configuration: {changed}; give it that one, or name another run"
+        )
+    if checkpoint.started_from != (str(start) if start else ""):
+        raise ConfigError(
+            f"run {place} was begun with start {checkpoint.started_from or 'from scratch'!r}, now asked for is "
+            f"{str(start) if start else 'from scratch'!r}; name another run"
+        )
+
+
+def snapshot(config: ExperimentConfig, training: TrainingState, history: str) -> Checkpoint:
+    """Copies of everything, which training does not change any more, with the history so far as CSV."""
+    device, learner = training.environment.device, training.learner
+    return Checkpoint(
+        config,
+        training.progress.iteration,
+        training.progress.frames,
+        tensors=_copies(learner.networks.modules().state_dict()),
+        optimiser=_copies(learner.optimiser_tensors()),
+        state=capture(
+            training.environment,
+            carried=_carried_tensors(training.carried),
+            random_states=random_states(device),
+        ),
+        history=history,
+        platform=Platform.here(device),
+        selection_return=_finite_or_none(training.selection_return),
+        highest_return=_finite_or_none(training.highest_return),
+        started_from=training.started_from,
+    )
+
+
+def _carried_tensors(carried: TensorDictBase) -> dict[str, torch.Tensor]:
+    """By names such as `agents/observation`."""
+    return {
+        key if isinstance(key, str) else "/".join(key): value
+        for key, value in sorted(carried.items(True, True), key=str)
+    }
+
+
+def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _changed(before: ExperimentConfig, after: ExperimentConfig, free: tuple[str, ...]) -> str:
+    changes = differences(before, after).items()
+    return ", ".join(f"{field} = {change}" for field, change in changes if not field.startswith(free))
+
+
+def _restored(
+    config: ExperimentConfig, checkpoint: Checkpoint, first: Progress, start: Start | None
+) -> TrainingState:
+    """Training as a checkpoint found it, with the random states it had."""
+    device = resolve_device(config.device)
+    _match_platform(checkpoint.platform, device)
+    training = begin(config, first, None, device)
+    restore_networks(checkpoint, training.networks)
+    if checkpoint.iteration > first.iteration or (start and start.kind == "extend"):
+        _restore_optimiser(checkpoint, training.learner)
+    training.learner.iteration = checkpoint.iteration
+    others = restore(checkpoint.state, training.environment)
+    _restore_carried(others["carried"], training.carried)
+    training.progress = Progress(checkpoint.iteration, checkpoint.frames)
+    training.started_from = checkpoint.started_from
+    if checkpoint.highest_return is not None:
+        training.highest_return = checkpoint.highest_return
+    try:
+        set_random_states(others["random_states"], device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the random states cannot be restored: {type(error).__name__}: {error}") from error
+    return training
+
+
+def _restore_carried(tensors: dict[str, Any], carried: TensorDictBase) -> None:
+    """Copy what is carried from batch to batch over what a reset gives."""
+    target = _carried_tensors(carried)
+    for name, value in target.items():
+        found = tensors.get(name)
+        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
+            raise CheckpointError(
+                f"what is carried between batches lacks {name} {list(value.shape)} {value.dtype}"
+            )
+        value.copy_(found)
+    if unknown := tensors.keys() - target.keys():
+        raise CheckpointError(f"what is carried between batches has {', '.join(sorted(unknown))} too much")
+
+
+def _match_platform(then: Platform, device: torch.device) -> None:
+    """Take over the number of threads, and say what else differs: then numbers are rounded differently."""
+    if then.threads != torch.get_num_threads() and then.threads <= cpu_limit():
+        torch.set_num_threads(then.threads)
+    now = Platform.here(device)
+    changed = [
+        f"{name} {before} -> {after}"
+        for name, before, after in (
+            ("device", then.device, now.device),
+            ("threads", then.threads, now.threads),
+            ("CPU", then.cpu, now.cpu),
+            *((name, then.versions.get(name), value) for name, value in now.versions.items()),
+        )
+        if before != after
+    ]
+    if changed:
+        _log.warning("goes on, but not bit by bit as it would have: %s", ", ".join(changed))
+
+
+def _restore_optimiser(checkpoint: Checkpoint, learner: Learner) -> None:
+    try:
+        learner.restore_optimiser(checkpoint.optimiser)
+    except ValueError as error:
+        raise CheckpointError(f"training cannot go on from the checkpoint: {error}") from error

@@ -1,0 +1,97 @@
+"""Training in a process of its own, to be killed; and what must be the same however often it was."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from mappo.checkpoint import Checkpoint
+from mappo.config import ExperimentConfig, to_dict
+from mappo.runs import Run
+from mappo.runs import load as load_checkpoint
+
+MEASURED = {  # columns of the history that depend on the clock or the machine
+    *("elapsed_seconds", "collect_seconds", "learn_seconds", "evaluate_seconds", "save_seconds"),
+    *("frames_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes"),
+    *("num_saves", "num_failed_saves", "num_skipped_saves"),
+}
+
+
+def start_training(config: ExperimentConfig, store: str, run: str, folder: Path, **environment) -> subprocess.Popen:
+    """`mappo train`, as a user starts it."""
+    import os
+
+    file = folder / "config.json"
+    file.write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, "-m", "mappo", "train", "--config", str(file), "--run", run, "--store", store]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> bool:
+    """Whether the condition came true before the process ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        if condition():
+            return True
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.001)
+    return False
+
+
+def kill(process: subprocess.Popen, with_signal: int = signal.SIGKILL) -> str:
+    """End a process, and return what it printed."""
+    process.send_signal(with_signal)
+    output, _ = process.communicate(timeout=60)
+    return output
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def last(location: str | Path) -> Checkpoint:
+    return load_checkpoint(location, "last")
+
+
+def iterations(location: str | Path) -> list[int]:
+    """Of all checkpoints, newest first."""
+    return [saved.iteration for saved in Run.at(location).saved()]
+
+
+def assert_same_training(one: Checkpoint, other: Checkpoint) -> None:
+    """Parameters, optimiser, simulation, random states, counters and history are the same, bit by bit."""
+    assert (one.iteration, one.frames, one.config) == (other.iteration, other.frames, other.config)
+    assert (one.selection_return, one.highest_return) == (other.selection_return, other.highest_return)
+    for mine, others in (
+        (one.tensors, other.tensors),
+        (one.optimiser, other.optimiser),
+        (one.state.tensors, other.state.tensors),
+    ):
+        assert mine.keys() == others.keys()
+        for name, value in mine.items():
+            assert torch.equal(value.view(torch.uint8), others[name].view(torch.uint8)), name
+    assert one.state.structure == other.state.structure
+    assert repeatable_history(one.history) == repeatable_history(other.history)
+
+
+def repeatable_history(text: str) -> list[dict[str, str]]:
+    return [
+        {name: value for name, value in row.items() if name not in MEASURED}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
