@@ -136,7 +136,7 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
         "networks": _tensor_bytes(checkpoint.tensors),
         "optimiser": _tensor_bytes(checkpoint.optimiser),
         "simulation": _tensor_bytes(checkpoint.state.tensors),
-        "structure": json.dumps(checkpoint.state.structure, sort_keys=True, allow_nan=False).encode(),
+        "structure": json.dumps(checkpoint.state.structure, allow_nan=False).encode(),
         "history": checkpoint.history.encode(),
     }
     manifest = Manifest(

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -118,7 +119,7 @@ class HistoryFile:
     @property
     def elapsed_seconds(self) -> float:
         """That of the last row; 0 before the first."""
-        return self.last_row()["elapsed_seconds"] if self._file else 0.0
+        return self.last_row().get("elapsed_seconds", 0.0)
 
     def restore(self, text: str) -> None:
         """Go on after the rows that a checkpoint holds; rows of this version's columns.
@@ -139,9 +140,9 @@ class HistoryFile:
         self._write(line if self._file else self._text)
 
     def last_row(self) -> dict[str, float]:
-        """The last iteration's numbers; NaN for empty cells."""
-        *_, row = csv.DictReader(io.StringIO(self._text))
-        return {name: float(value) if value else math.nan for name, value in row.items()}
+        """The last iteration's numbers, NaN for empty cells; empty before the first."""
+        rows = deque(csv.DictReader(io.StringIO(self._text)), maxlen=1)
+        return {name: float(value) if value else math.nan for row in rows for name, value in row.items()}
 
     def close(self) -> None:
         """Close the file, if there has been a row."""
@@ -158,5 +159,5 @@ class HistoryFile:
 
 def _csv_line(cells: Iterable[object]) -> str:
     line = io.StringIO()
-    csv.writer(line).writerow(cells)
+    csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()

@@ -247,8 +247,11 @@ class _Restore:
         raise SimulationStateError(f"{path}: {kind!r} is not a kind of value")
 
     def fill_objects(self) -> None:
-        """Give every living object the content that its captured counterpart had."""
-        for path, (_, content) in self._objects.items():
+        """Give every living object the content that its captured counterpart had, what is far first.
+
+        A generator's state is a dictionary, for example, which is filled by the time that it is set.
+        """
+        for path, (_, content) in reversed(list(self._objects.items())):
             self._fill(self._object(path), content, path)
 
     def _object(self, path: str) -> Any:

@@ -29,12 +29,15 @@ from mappo.environment import (
     has_joints,
     make_environment,
     private_random_streams,
+    random_states,
     resolve_device,
     scenario_module,
+    set_random_states,
     simulator_random_state,
     unchanged_simulator_random_state,
 )
 from mappo.resources import gibibytes
+from mappo.simulation import SimulationStateError, capture, restore
 
 _ENVS = 8  # environments of every check but speed
 _FRAMES = 30  # frames that a check plays; the time limit is played in full, up to _LONGEST
@@ -274,6 +277,25 @@ def _partial_resets_are_partial(task: _Task) -> str:
     return "one environment is reset, the others go on"
 
 
+def _resumption_is_exact(task: _Task) -> str:
+    """A simulation that is captured, and restored in another environment, goes on as the first one does."""
+    actions = _random_actions(task)
+    before, after = actions[: _FRAMES // 3], actions[_FRAMES // 3 :]
+    original, restored = task.make(), task.make(seed_offset=1)
+    state = _play(original, before)[-1]
+    captured = capture(original, random_states=random_states(task.device))
+    expected = _play(original, after, state)
+    advice = "keep in attributes of the scenario, its world or its entities whatever changes while it runs"
+    try:
+        others = restore(captured, restored)
+    except SimulationStateError as error:
+        raise _Concern(f"a run of this task cannot be resumed: {error}; {advice}") from error
+    set_random_states(others["random_states"], task.device)
+    if difference := _difference(expected, _play(restored, after, state), tolerance=0.0):
+        raise _Concern(f"a resumed run is another than one that never stopped ({difference} after it): {advice}")
+    return f"a restored simulation goes on the same, bit by bit, over {len(after)} frames"
+
+
 def _time_limit_truncates(task: _Task) -> str:
     limit = task.config.max_episode_frames
     frames = _play(task.make(), _random_actions(task, frames=min(limit, _LONGEST)))
@@ -355,6 +377,7 @@ _CHECKS: dict[str, Callable[[_Task], str]] = {
     "seeding": _seeding_is_reproducible,
     "independence": _environments_are_independent,
     "partial reset": _partial_resets_are_partial,
+    "resumption": _resumption_is_exact,
     "time limit": _time_limit_truncates,
     "reward scale": _reward_scale_is_learnable,
 }
@@ -408,10 +431,12 @@ def _comparable_frames(one: _Recording, other: _Recording) -> int:
     return same.index(False) if False in same else len(same)
 
 
-def _difference(first: Sequence[TensorDictBase], second: Sequence[TensorDictBase]) -> str:
+def _difference(
+    first: Sequence[TensorDictBase], second: Sequence[TensorDictBase], *, tolerance: float = _TOLERANCE
+) -> str:
     """The first observation or reward in which two runs differ by more than rounding; empty if none."""
     for number, (one, other) in enumerate(zip(first, second, strict=True), start=1):
         for key in (OBSERVATION, REWARD):
-            if not torch.allclose(one[key], other[key], atol=_TOLERANCE, rtol=_TOLERANCE, equal_nan=True):
+            if not torch.allclose(one[key], other[key], atol=tolerance, rtol=tolerance, equal_nan=True):
                 return f"{key[-1]} at frame {number}"
     return ""

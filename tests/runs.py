@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,13 +25,13 @@ MEASURED = {  # columns of the history that depend on the clock or the machine
 }
 
 
-def start_training(config: ExperimentConfig, store: str, run: str, folder: Path, **environment) -> subprocess.Popen:
+def start_training(
+    config: ExperimentConfig, store: str | Path, run: str, folder: Path, **environment
+) -> subprocess.Popen:
     """`mappo train`, as a user starts it."""
-    import os
-
     file = folder / "config.json"
     file.write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-m", "mappo", "train", "--config", str(file), "--run", run, "--store", store]
+    command = [sys.executable, "-m", "mappo", "train", "--config", str(file), "--run", run, "--store", str(store)]
     return subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
@@ -85,7 +86,9 @@ def assert_same_training(one: Checkpoint, other: Checkpoint) -> None:
     ):
         assert mine.keys() == others.keys()
         for name, value in mine.items():
-            assert torch.equal(value.view(torch.uint8), others[name].view(torch.uint8)), name
+            assert torch.equal(value.reshape(-1).view(torch.uint8), others[name].reshape(-1).view(torch.uint8)), (
+                name
+            )
     assert one.state.structure == other.state.structure
     assert repeatable_history(one.history) == repeatable_history(other.history)
 

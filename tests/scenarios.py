@@ -1,5 +1,11 @@
 """Small VMAS scenarios whose values are known by hand."""
 
+import math
+import random
+from collections import deque, namedtuple
+from enum import Enum
+
+import numpy as np
 import torch
 from vmas.simulator.core import Agent, World
 from vmas.simulator.scenario import BaseScenario
@@ -314,3 +320,112 @@ class ForgetsOneAgent(Endless):
         super().reset_world_at(env_index)
         if env_index is not None:
             self.world.agents[1].set_pos(torch.zeros(2), batch_index=env_index)
+
+
+class HiddenState(Endless):
+    """Counts frames in a variable that only a function can see."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        frames = 0
+
+        def count():
+            nonlocal frames
+            frames += 1
+            return frames
+
+        self.count = count
+        self.frames = 0
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.frames = self.count() if env_index is None else self.frames
+
+    def post_step(self):
+        super().post_step()
+        self.frames = self.count()
+
+    def observation(self, agent):
+        return agent.state.pos + self.frames
+
+
+class ManyKindsOfState(Endless):
+    """Keeps state in every kind of place that a walk through attributes must find, and shows all of it."""
+
+    class Phase(Enum):
+        SEARCH = 1
+        RETURN = 2
+
+    class Memory:
+        __slots__ = ("visits",)
+
+        def __init__(self):
+            self.visits = 0
+
+    class Filter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(2))
+            self.weight = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+
+    Pair = namedtuple("Pair", "first second")
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        self.batch_dim = batch_dim
+        self.frames = 0
+        self.phase = self.Phase.SEARCH
+        self.memory = self.Memory()
+        self.filter = self.Filter()
+        self.pair = self.Pair(0, torch.zeros(batch_dim))
+        self.trail = deque(maxlen=3)
+        self.distances = np.zeros(batch_dim)
+        self.of_agent = dict.fromkeys(world.agents, 0.0)
+        self.met = set()
+        self.shuffled = list(world.agents)
+        self.generator = torch.Generator().manual_seed(5)
+        self.numpy_generator = np.random.default_rng(6)
+        self.python_generator = random.Random(7)
+        self.best = -math.inf
+        self.whole = torch.zeros(batch_dim, 4)
+        self.part = self.whole[:, 1:3]  # the same memory
+        self.chosen = world.agents[0]
+        return world
+
+    def post_step(self):
+        super().post_step()
+        self.frames += 1
+        self.phase = self.Phase.RETURN if self.frames % 3 else self.Phase.SEARCH
+        self.memory.visits += 1
+        self.filter.mean += 0.5
+        self.filter.weight *= 0.9
+        self.pair = self.Pair(self.pair.first + 1, self.pair.second + 1)
+        self.trail.append(self.world.agents[0].state.pos.clone())
+        self.distances += self.numpy_generator.random(self.batch_dim)
+        self.of_agent[self.chosen] += 1.0
+        self.met.add(self.frames % 4)
+        self.python_generator.shuffle(self.shuffled)
+        self.chosen = self.shuffled[0]
+        self.best = max(self.best, float(self.distances.max()))
+        self.part += torch.rand(self.batch_dim, 2, generator=self.generator)
+        self.late = getattr(self, "late", 0) + 1
+
+    def observation(self, agent):
+        numbers = [
+            self.frames,
+            self.phase.value,
+            self.memory.visits,
+            self.pair.first,
+            len(self.trail),
+            self.of_agent[agent],
+            sum(self.met),
+            self.world.agents.index(self.chosen),
+            max(self.best, -1.0),
+            float(self.filter.weight[0]),
+            getattr(self, "late", 0),
+        ]
+        columns = [torch.full((self.batch_dim,), float(number)) for number in numbers]
+        columns += [self.pair.second, torch.as_tensor(self.distances, dtype=torch.float32)]
+        columns += [*self.whole.T, self.filter.mean.sum().expand(self.batch_dim)]
+        columns += [torch.stack([*self.trail]).sum((0, 2)) if self.trail else torch.zeros(self.batch_dim)]
+        return torch.stack(columns, dim=-1)

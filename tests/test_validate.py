@@ -23,7 +23,7 @@ def outcomes(scenario, **environment):
 @pytest.mark.parametrize("scenario", ["navigation", "balance", "wheel", "swarm", "tests.scenarios:SoundRace"])
 def test_sound_environment_fails_no_check(scenario):
     checks = outcomes(scenario)
-    assert len(checks) == 12
+    assert len(checks) == 13
     assert [check for check in checks.values() if check.outcome == "failed"] == []
 
 
@@ -31,6 +31,13 @@ def test_random_events_of_one_environment_are_no_leak_into_the_others():
     """Targets of discovery that are found are placed anew, by the random state that all environments share."""
     found = outcomes("discovery", actions="multi-discrete")["independence"]
     assert found.outcome == "passed", found
+
+
+def test_environment_that_keeps_state_out_of_sight_gets_a_warning_about_resumption():
+    found = outcomes("tests.scenarios:HiddenState")["resumption"]
+    assert found.outcome == "warning"
+    assert "observation at frame 1 after it" in found.detail
+    assert "keep in attributes" in found.detail
 
 
 def test_environment_with_joints_passes():
