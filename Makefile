@@ -25,7 +25,7 @@ run: $(INSTALLED) ## run the training pipeline here: validate, train, evaluate (
 test: check ## checks and tests, under 12 minutes on 2 cores (ARGS="-k learner" for some)
 	@$(BIN)/python -m pytest -m "not long" $(ARGS)
 
-test-long: $(INSTALLED) ## the tests that take minutes each: learning
+test-long: $(INSTALLED) ## the tests that take minutes each: learning, killing
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 check: $(INSTALLED) ## format, lint, types, import contracts

@@ -10,6 +10,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Annotated, Literal
 
@@ -66,12 +67,11 @@ class Platform:
     @classmethod
     def here(cls, device: torch.device) -> "Platform":
         """That of this process."""
-        versions = {name: version(name) for name in _PACKAGES}
         return cls(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
             cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-            versions={"mappo": mappo.__version__, "python": platform.python_version(), **versions},
+            versions={"mappo": mappo.__version__, "python": platform.python_version(), **_package_versions()},
         )
 
 
@@ -253,6 +253,11 @@ def _differences(tensors: dict[str, Tensor], target: dict[str, Tensor]) -> list[
 
 def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [f"{name} is not finite" for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
+
+
+@cache
+def _package_versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
 
 
 def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:

@@ -1,10 +1,13 @@
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from mappo.config import ExperimentConfig, from_dict
+from tests.services import ceph_rgw, moto_server, use_s3
 
 CPU = torch.device("cpu")
 
@@ -54,3 +57,23 @@ def endless(**environment: object) -> ExperimentConfig:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[str]:
+    """An S3 server that checks little, at once."""
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def rgw_endpoint() -> Iterator[str]:
+    """An S3 server that people run, after some 15 s."""
+    with tempfile.TemporaryDirectory(prefix="ceph-") as directory, ceph_rgw(Path(directory)) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a fresh bucket, with all that boto3 needs to find it in the environment."""
+    return use_s3(monkeypatch, moto_endpoint)

@@ -9,20 +9,35 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, to_dict
+from mappo.history import HistoryFile, IterationReport
 from mappo.runs import Run
 from mappo.runs import load as load_checkpoint
+from mappo.train import train
+from mappo.training_state import Start
 
 MEASURED = {  # columns of the history that depend on the clock or the machine
     *("elapsed_seconds", "collect_seconds", "learn_seconds", "evaluate_seconds", "save_seconds"),
     *("frames_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes"),
     *("num_saves", "num_failed_saves", "num_skipped_saves"),
 }
+
+
+def train_here(
+    config: ExperimentConfig,
+    directory: Path,
+    on_report: Callable[[IterationReport], object] = lambda _: None,
+    start: Start | None = None,
+) -> Checkpoint:
+    """Train a run in a directory, in this process."""
+    with closing(HistoryFile(directory / "history.csv")) as history:
+        return train(config, Run.at(directory), history, on_report, start)
 
 
 def start_training(

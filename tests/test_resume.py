@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from mappo.config import ExperimentConfig, from_dict, override
-from mappo.history import HistoryFile
 from mappo.recipes import RECIPES, recipe
 from mappo.runs import Run
-from mappo.train import train
 from mappo.training_state import Start
 from tests.conftest import TINY
 from tests.runs import (
@@ -22,6 +20,7 @@ from tests.runs import (
     kill,
     last,
     start_training,
+    train_here,
     wait_for,
 )
 
@@ -52,11 +51,7 @@ def run_training(config, directory, stop_at=None, start=None):
         if report.progress.iteration == stop_at:
             raise Stopped
 
-    history = HistoryFile(directory / "history.csv")
-    try:
-        return train(config, Run.at(directory), history, on_report, start)
-    finally:
-        history.close()
+    return train_here(config, directory, on_report, start)
 
 
 def assert_resumes_exactly(config, tmp_path, stops=(3, 6), start=None):

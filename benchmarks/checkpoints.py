@@ -1,0 +1,161 @@
+"""What checkpoints cost: training's own time, bytes, and the time to go on from one.
+
+    python -m benchmarks.checkpoints                              a directory, and S3 served by moto beside it
+    python -m benchmarks.checkpoints --store s3://bucket/prefix   that store, with the environment's endpoint
+
+Three ways to train run in turns, so that they share whatever else the machine does: `none` makes no checkpoints,
+`directory` and `s3` make one after every iteration. Their whole times are compared as ratios to `none` of the same
+turn. `save` is the time that training itself spends on a checkpoint, to copy its state and hand it over.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import torch
+
+from mappo import train as training
+from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.config import ExperimentConfig
+from mappo.history import HistoryFile, Saves
+from mappo.runs import Run
+from mappo.training_state import first_progress, resume
+
+
+def main() -> None:
+    """Print a line for each way to train, and what it takes to go on."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoints",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.usage = "%(prog)s [RECIPE] [--turns N] [--store s3://...] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument(
+        "--turns", type=int, default=3, metavar="N", help="times that each way trains (default: 3)"
+    )
+    parser.add_argument("--store", metavar="STORE", help="an S3 store in place of one made for this")
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
+    config = config_from_arguments(arguments)
+    torch.set_num_threads(config.threads or 1)
+    with TemporaryDirectory() as directory, _s3(arguments.store) as s3:
+        ways = {"none": None, "directory": directory, "s3": s3}
+        measured: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        for turn in range(arguments.turns):
+            for name, store in ways.items():
+                measured[name].append(_train(config, store, Path(directory), f"{name}-{turn}"))
+        _print(config, measured, {name: f"{store}/{name}-0" for name, store in ways.items() if store})
+
+
+def _train(config: ExperimentConfig, store: str | None, directory: Path, name: str) -> tuple[float, float]:
+    """Seconds of all iterations together, and of those what saving took of training's time."""
+    history = HistoryFile(directory / f"{name}.csv")
+    saves: list[float] = []
+    if store is None:
+        with mock.patch.object(training, "Saver", _NoSaver), mock.patch.object(training, "snapshot"):
+            training.train(config, Run.at(directory / name), history, lambda _: saves.append(0.0))
+    else:
+        training.train(
+            config, Run.at(f"{store}/{name}"), history, lambda report: saves.append(report.save_seconds)
+        )
+    return history.last_row()["elapsed_seconds"], sum(saves) * len(saves) / max(len(saves) - 1, 1)
+
+
+class _NoSaver:
+    """Takes checkpoints and keeps none."""
+
+    counts = Saves()
+
+    def __init__(self, *_: object):
+        pass
+
+    def save(self, *_: object) -> None:
+        pass
+
+    def close(self, *_: object) -> None:
+        pass
+
+
+def _print(
+    config: ExperimentConfig, measured: dict[str, list[tuple[float, float]]], places: dict[str, str]
+) -> None:
+    iterations = config.collection.num_iterations
+    print(
+        f"\n{config.environment.scenario}, {iterations} iterations of {config.collection.frames_per_batch} frames"
+    )
+    columns = f"{'ratio to none':>22} {'save ms':>8} {'share':>7} {'MB':>6} {'resume s':>9}"
+    print(f"{'store':<10} {'s/iteration':>11} {columns}")
+    base = [seconds for seconds, _ in measured["none"]]
+    for name, turns in measured.items():
+        seconds = statistics.median(seconds for seconds, _ in turns)
+        ratios = sorted(each / one for (each, _), one in zip(turns, base, strict=True))
+        ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
+        line = f"{name:<10} {seconds / iterations:>11.3f} {ratio:>22}"
+        if name in places:
+            saving = statistics.median(saving for _, saving in turns)
+            line += f" {1000 * saving / iterations:>8.1f} {100 * saving / seconds:>6.2f}%"
+            line += f" {_megabytes(places[name]):>6.2f} {_resume_seconds(config, places[name]):>9.2f}"
+        print(line)
+
+
+def _megabytes(place: str) -> float:
+    run = Run.at(place)
+    return sum(part.size_bytes for part in run.manifest(run.choose("last")).parts.values()) / 1e6
+
+
+def _resume_seconds(config: ExperimentConfig, place: str) -> float:
+    """From the store to training that could go on; the imports of a new process come on top."""
+    started = time.perf_counter()
+    assert resume(config, Run.at(place), first_progress(config, None), None)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _s3(given: str | None) -> Iterator[str]:
+    """The given store; or moto in a process of its own, and a bucket in it."""
+    if given:
+        yield given
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "benchmark",
+        "AWS_SECRET_ACCESS_KEY": "benchmark",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _make_bucket("benchmark")
+        yield "s3://benchmark/runs"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _make_bucket(name: str) -> None:
+    import boto3
+    from botocore.exceptions import EndpointConnectionError
+
+    for _ in range(100):
+        try:
+            boto3.client("s3").create_bucket(Bucket=name)
+            return
+        except EndpointConnectionError:
+            time.sleep(0.2)
+    raise SystemExit("moto's server did not start; pip install 'moto[s3,server]'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""An HTTP/1.1 proxy in front of a real S3 server, with the faults of networks and stores.
+
+A rule says for each request what goes wrong with it; "" forwards it unharmed:
+
+    503 SlowDown        answer with this status and S3 error code; without a code, with a page of HTML
+    delay 0.5           forward after so many seconds
+    hold                forward once `released` is set
+    reset early         reset the connection before the body is read
+    reset middle        reset it in the middle of the body
+    lose reply          forward, then reset: the store has done it, nobody hears of it
+    truncate            half of the answer's body
+    corrupt             a flipped bit in the answer's body
+    corrupt upload      a flipped bit in the request's body
+    drop condition      forward without If-None-Match; a store that checks signatures notices
+"""
+
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+Rule = Callable[[int, str, str], str]  # number of the request from 1 on, method, path -> what goes wrong
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+def always(action: str, method: str = "") -> Rule:
+    """All requests, or those of one method."""
+    return lambda number, its_method, path: action if method in ("", its_method) else ""
+
+
+def first(count: int, action: str, method: str = "") -> Rule:
+    """The first requests, or the first of one method."""
+    seen: list[int] = []
+
+    def rule(number: int, its_method: str, path: str) -> str:
+        if method in ("", its_method):
+            seen.append(number)
+            return action if len(seen) <= count else ""
+        return ""
+
+    return rule
+
+
+class FaultProxy(ThreadingHTTPServer):
+    """See the module; `rule` may be replaced at any time."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str, rule: Rule):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(upstream).netloc
+        self.rule = rule
+        self.requests: list[tuple[str, str]] = []  # method, path
+        self.held, self.released = threading.Event(), threading.Event()
+        self.connections: set[socket.socket] = set()
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def count(self, method: str) -> int:
+        """How many requests of this method there were."""
+        return sum(its_method == method for its_method, _ in self.requests)
+
+    def handle_error(self, request, client_address):
+        """A client that went away is what this is about."""
+
+
+@contextmanager
+def fault_proxy(upstream: str, rule: Rule = always("")) -> Iterator[FaultProxy]:
+    """A proxy on a free port in front of the server at an endpoint; at the end all its connections are cut."""
+    proxy = FaultProxy(upstream, rule)
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.released.set()
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+        with proxy.lock:
+            for connection in proxy.connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: FaultProxy
+
+    def setup(self):
+        super().setup()
+        with self.server.lock:
+            self.server.connections.add(self.connection)
+
+    def finish(self):
+        with self.server.lock:
+            self.server.connections.discard(self.connection)
+        super().finish()
+
+    def answer(self):
+        with self.server.lock:
+            self.server.requests.append((self.command, self.path))
+            action = self.server.rule(len(self.server.requests), self.command, self.path)
+        length = int(self.headers.get("Content-Length", 0))
+        if action == "reset early":
+            return self._reset()
+        body = self.rfile.read(length // 2 if action == "reset middle" else length)
+        if action == "reset middle":
+            return self._reset()
+        if action[:3].isdecimal():
+            return self._refuse(int(action[:3]), action[4:])
+        if action.startswith("delay "):
+            time.sleep(float(action.removeprefix("delay ")))
+        if action == "hold":
+            self.server.held.set()
+            self.server.released.wait()
+        if action == "corrupt upload":
+            body = _flipped(body)
+        try:
+            status, headers, content = self._forward(body, "if-none-match" if action == "drop condition" else "")
+        except (OSError, http.client.HTTPException):
+            return self._reset()
+        if action == "lose reply":
+            return self._reset()
+        return self._send(status, headers, _flipped(content) if action == "corrupt" else content, action)
+
+    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def _forward(self, body: bytes, without: str) -> tuple[int, list[tuple[str, str]], bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", without)}
+        upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        try:
+            upstream.request(self.command, self.path, body, headers)  # with the Host header that was signed
+            answer = upstream.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            upstream.close()
+
+    def _send(self, status: int, headers: list[tuple[str, str]], content: bytes, action: str = "") -> None:
+        self.send_response_only(status)
+        lengths = [value for name, value in headers if name.lower() == "content-length"]
+        for name, value in headers:
+            if name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", lengths[0] if lengths else str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if action == "truncate":
+            content = content[: len(content) // 2]
+            self.close_connection = True
+        self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str) -> None:
+        if code:
+            content = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
+        else:
+            content = "<html><body><h1>A load balancer<br></h1></body></html>"
+        self._send(status, [("Content-Type", "application/xml" if code else "text/html")], content.encode())
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, format, *args):
+        pass
+
+
+def _flipped(content: bytes) -> bytes:
+    return bytes([content[0] ^ 1]) + content[1:] if content else content

@@ -1,0 +1,208 @@
+"""Real services for tests: moto (S3 over HTTP, checks little) and Ceph RGW (an S3 store that people run)."""
+
+import http.client
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import boto3
+import pytest
+from botocore.config import Config
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ACCESS_KEY, SECRET_KEY, REGION = "test-access-key", "test-secret-key", "us-east-1"
+_CEPH = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin", "setpriv")
+_CEPH_CONF = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{mon_v2},v1:127.0.0.1:{mon_v1}]
+auth cluster required = none
+auth service required = none
+auth client required = none
+ms bind ipv4 = true
+ms mon client mode = crc
+keyring = {directory}/keyring
+run dir = {directory}
+log file = {directory}/$name.log
+admin socket = {directory}/$name.asok
+pid file =
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pgp num = 1
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon max pg per osd = 1000
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+[mon]
+mon data = {directory}/mon
+mon initial members = a
+[osd]
+osd data = {directory}/osd
+osd objectstore = memstore
+memstore device bytes = 1073741824
+osd class load list = *
+osd class default list = *
+[client.rgw]
+rgw frontends = beast endpoint=127.0.0.1:{rgw}
+rgw data = {directory}/rgw
+"""
+
+
+def missing(what: str, install: str) -> NoReturn:
+    """Skip the test on a user's machine, fail it where everything is to be proved."""
+    message = f"{what} is not installed: {install}"
+    if os.environ.get("MAPPO_REQUIRE_SERVICES") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as sockets:
+        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for each in bound:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in bound]
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """The endpoint of an S3 server in this process."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+@contextmanager
+def ceph_rgw(directory: Path, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> Iterator[str]:
+    """The endpoint of a Ceph RGW with one user: one monitor, one OSD in memory, gone with the block."""
+    if not all(shutil.which(program) for program in _CEPH):
+        missing("Ceph RGW", "sudo apt install ceph-common ceph-mon ceph-osd radosgw")
+    v2, v1, rgw = free_ports(3)
+    fsid = str(uuid.uuid4())
+    for name in ("mon", "osd", "rgw"):
+        (directory / name).mkdir(parents=True)
+    conf = directory / "ceph.conf"
+    conf.write_text(_CEPH_CONF.format(fsid=fsid, directory=directory, mon_v2=v2, mon_v1=v1, rgw=rgw))
+
+    def call(program: str, *arguments: object) -> None:
+        command = [program, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=_ceph_environment())
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+
+    with ExitStack() as daemons:
+
+        def start(program: str, *arguments: str) -> None:
+            daemons.enter_context(_daemon(directory, program, "-f", "--conf", str(conf), *arguments))
+
+        keyring, monmap = directory / "keyring", directory / "monmap"
+        for name in ("client.rgw", "client.admin"):
+            create = [] if keyring.exists() else ["--create-keyring"]
+            call("ceph-authtool", *create, keyring, "--gen-key", "-n", name)
+        mon = f"[v2:127.0.0.1:{v2},v1:127.0.0.1:{v1}]"
+        call("monmaptool", "--create", "--fsid", fsid, "--addv", "a", mon, monmap)
+        call("ceph-mon", "--conf", conf, "-i", "a", "--mkfs", "--monmap", monmap)
+        start("ceph-mon", "-i", "a")
+        osd = str(uuid.uuid4())
+        call("ceph-osd", "--conf", conf, "-i", 0, "--mkfs", "--osd-uuid", osd)
+        call("ceph", "-c", conf, "--connect-timeout", 30, "osd", "new", osd, 0)
+        call("ceph", "-c", conf, "osd", "crush", "add", "osd.0", 1.0, "host=localhost", "root=default")
+        start("ceph-osd", "-i", "0")
+        start("radosgw", "-n", "client.rgw")
+        endpoint = f"http://127.0.0.1:{rgw}"
+        _wait(lambda: _answers(endpoint), 120, f"no answer from {endpoint}; logs in {directory}")
+        keys = f"--access-key={access_key}", f"--secret-key={secret_key}"
+        call("radosgw-admin", "-c", conf, "user", "create", "--uid=test", "--display-name=test", *keys)
+        yield endpoint
+
+
+def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:
+    """Make a fresh bucket at an endpoint, and the environment such that both are found; the bucket's name."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    with s3_client() as client:
+        client.create_bucket(Bucket=bucket)
+    return bucket
+
+
+@contextmanager
+def s3_client() -> "Iterator[S3Client]":
+    """A client of its own for what is in the environment."""
+    options = Config(
+        s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    client = boto3.session.Session().client("s3", config=options)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def _daemon(directory: Path, *command: str) -> Iterator[None]:
+    """A program that ends with the block, and with this process if that is killed."""
+    with (directory / f"{command[0]}.out").open("wb") as output:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_ceph_environment(),
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ceph_environment() -> dict[str, str]:
+    """Debian's `ceph` is Python of its own; a virtual environment's settings are none of its business."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CEPH_"))}
+
+
+def _answers(endpoint: str) -> bool:
+    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=5)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 200
+    except (http.client.HTTPException, OSError):
+        return False
+    finally:
+        connection.close()
+
+
+def _wait(condition: Callable[[], bool], seconds: float, message: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, message
+        time.sleep(0.1)

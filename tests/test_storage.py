@@ -1,0 +1,487 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mappo.storage import (
+    DirectoryStore,
+    KeyMissing,
+    KeyTaken,
+    StoreError,
+    StoreUnavailable,
+    honours_conditions,
+    open_store,
+)
+from tests.fault_proxy import always, fault_proxy, first
+from tests.services import SECRET_KEY, free_ports, s3_client, use_s3
+
+MEGABYTE = random.Random(1).randbytes(1 << 20)
+LONG, SHORT = 30.0, 0.4  # seconds of patience
+
+
+@pytest.fixture(params=["directory", "moto", "rgw"])
+def store(request, tmp_path, monkeypatch):
+    """The same small interface to three places."""
+    if request.param == "directory":
+        return open_store(str(tmp_path / "not" / "there" / "yet"))
+    bucket = use_s3(monkeypatch, request.getfixturevalue(f"{request.param}_endpoint"))
+    return open_store(f"s3://{bucket}/runs/a", LONG)
+
+
+@pytest.fixture(params=["moto", "rgw"])
+def faulty(request, monkeypatch):
+    """A proxy in front of a real server, and the location of a store behind it."""
+    endpoint = request.getfixturevalue(f"{request.param}_endpoint")
+    bucket = use_s3(monkeypatch, endpoint)
+    with fault_proxy(endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy, f"s3://{bucket}/runs/a"
+
+
+def on(*servers):
+    return pytest.mark.parametrize("faulty", servers, indirect=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs takes root with CAP_SYS_ADMIN")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def keys(store, prefix=""):
+    return [entry.key for entry in store.entries(prefix)]
+
+
+def outcome(call, *arguments):
+    """What a call returns, or the class of what it raises."""
+    try:
+        return call(*arguments)
+    except StoreError as error:
+        return type(error)
+
+
+class Model:
+    """A `Store` in a dict."""
+
+    def __init__(self):
+        self.content = {}
+
+    def read(self, key, max_bytes):
+        if key not in self.content:
+            raise KeyMissing(key)
+        if len(self.content[key]) > max_bytes:
+            raise StoreError(key)
+        return self.content[key]
+
+    def write(self, key, content):
+        self.content[key] = content
+
+    def create(self, key, content):
+        if self.content.setdefault(key, content) != content:
+            raise KeyTaken(key)
+
+    def delete(self, key):
+        self.content.pop(key, None)
+
+
+def test_stores_do_what_a_dict_does(store):
+    model, rng = Model(), random.Random(3)
+    for _ in range(150):
+        name = rng.choice(["read", "write", "create", "create", "delete"])
+        arguments = [rng.choice(["a", "blobs/b", "blobs/c.json", "blobs/0001/d", "latest/e"])]
+        if name == "read":
+            arguments.append(rng.choice([2, 100]))
+        elif name != "delete":
+            arguments.append(rng.choice([b"1", b"22", b"333"]))
+        expected = outcome(getattr(model, name), *arguments)
+        assert outcome(getattr(store, name), *arguments) == expected, (name, arguments)
+        prefix = rng.choice(["", "blobs/", "blobs/0001/", "none/"])
+        assert [(entry.key, entry.size_bytes) for entry in store.entries(prefix)] == sorted(
+            (key, len(content)) for key, content in model.content.items() if key.startswith(prefix)
+        )
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\r\n\xff", MEGABYTE], ids=len)
+def test_store_gives_back_every_byte(store, content):
+    store.write("blobs/a", content)
+    assert store.read("blobs/a", len(content)) == content
+    store.create("blobs/b", content)
+    assert store.read("blobs/b", len(content)) == content
+
+
+def test_entries_say_when_they_were_written(store):
+    store.write("a", b"1")
+    assert store.entries()[0].modified == pytest.approx(time.time(), abs=60)
+
+
+def test_errors_name_the_place_and_the_cause(store):
+    with pytest.raises(KeyMissing, match=rf"^{store.location}/no/where: "):
+        store.read("no/where", 10)
+    store.write("a", b"1234")
+    with pytest.raises(StoreError, match=rf"^{store.location}/a: 4 bytes, at most 3 are read"):
+        store.read("a", 3)
+    with pytest.raises(KeyTaken, match=rf"^{store.location}/a: there is something else"):
+        store.create("a", b"4321")
+
+
+def test_store_honours_conditions_and_is_left_as_it_was(store):
+    store.write("attempts/0001.json", b"{}")
+    assert honours_conditions(store, "attempts/")
+    assert keys(store) == ["attempts/0001.json"]
+
+
+@pytest.mark.parametrize("store", ["directory", "rgw"], indirect=True)
+def test_one_of_many_that_create_a_key_at_once_gets_it(store):
+    won, lost, start = [], [], threading.Barrier(8)
+
+    def create(content):
+        start.wait()
+        try:
+            store.create("attempts/0001.json", content)
+            won.append(content)
+        except KeyTaken:
+            lost.append(content)
+
+    threads = [threading.Thread(target=create, args=(b"%d" % number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7)
+    assert store.read("attempts/0001.json", 10) == won[0]
+
+
+@pytest.mark.parametrize(
+    "key", ["../a", "a/../../b", "/etc/passwd", "a//b", "", ".", ".hidden", "a b", "a\n", "ä"]
+)
+@pytest.mark.parametrize("location", ["directory", "s3"])
+def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location, key):
+    store = open_store(str(tmp_path / "store") if location == "directory" else f"s3://{s3}/a")
+    for call in (lambda: store.read(key, 1), lambda: store.write(key, b""), lambda: store.create(key, b"")):
+        with pytest.raises(StoreError, match="not a key"):
+            call()
+    with pytest.raises(StoreError, match="not a key"):
+        store.delete(key)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *(
+            "s3://",
+            "s3://b",
+            "s3:///runs",
+            "s3://Upper/a",
+            "s3://bucket/../other",
+            "s3://bucket//a",
+            "s3://bucket/a b",
+        ),
+        *("gs://bucket/a", "http://host/bucket", "file:///tmp/a", "s3://bucket/a?b", "S3://bucket/a"),
+    ],
+)
+def test_location_that_is_none_is_refused(location):
+    with pytest.raises(StoreError, match=r"not a location: give a directory, s3://bucket/prefix or minio://"):
+        open_store(location)
+
+
+@pytest.mark.parametrize("location", ["s3://{}", "s3://{}/", "s3://{}/a/b/", "minio://{}/a"])
+def test_location_may_have_a_prefix_or_none(s3, location):
+    store = open_store(location.format(s3))
+    store.write("k", b"1")
+    prefix = location.partition("{}")[2].strip("/")
+    with s3_client() as client:
+        (found,) = client.list_objects_v2(Bucket=s3)["Contents"]
+    assert found["Key"] == f"{prefix}/k".strip("/")
+    assert keys(store) == ["k"]
+
+
+def test_neighbours_of_a_prefix_are_not_its_entries(s3):
+    open_store(f"s3://{s3}/runs/ab").write("k", b"1")
+    assert keys(open_store(f"s3://{s3}/runs/a")) == []
+
+
+def test_minio_without_an_endpoint_is_that_of_kubeflow(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(StoreUnavailable, match=r"^minio://bucket/a/k: .* http://minio-service\.kubeflow:9000"):
+        open_store("minio://bucket/a", 0).read("k", 1)
+
+
+def test_entries_are_those_of_all_pages_when_one_fails(s3, monkeypatch):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
+    store = open_store(f"s3://{s3}/a")
+    for number in range(10):
+        store.write(f"k{number}", b"1")
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.rule = lambda number, method, path: "503 SlowDown" if number == 3 else ""
+        assert keys(open_store(f"s3://{s3}/a", LONG)) == [f"k{number}" for number in range(10)]
+        assert proxy.count("GET") == 3 + 4
+
+
+# What passes by itself
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("503 SlowDown", "500 InternalError", "502", "429 TooManyRequests", "400 RequestTimeout"),
+        *("reset early", "reset middle", "lose reply", "truncate", "delay 0.3"),
+    ],
+)
+def test_passing_fault_is_survived_by_every_call(faulty, fault):
+    proxy, location = faulty
+    store = open_store(location, LONG)
+    proxy.rule = first(1, fault, "PUT")
+    store.write("blobs/a", MEGABYTE)
+    proxy.rule = first(1, fault, "PUT")
+    store.create("blobs/b", MEGABYTE)
+    proxy.rule = first(1, fault, "GET")
+    assert store.read("blobs/a", 1 << 20) == MEGABYTE
+    proxy.rule = first(1, fault, "GET")
+    assert keys(store, "blobs/") == ["blobs/a", "blobs/b"]
+    proxy.rule = first(1, fault, "DELETE")
+    store.delete("blobs/a")
+    proxy.rule = always("")
+    assert keys(store) == ["blobs/b"]
+    assert store.read("blobs/b", 1 << 20) == MEGABYTE
+
+
+def test_storm_that_ends_within_patience_is_survived_and_logged(faulty, caplog):
+    proxy, location = faulty
+    proxy.rule = first(4, "503 SlowDown")
+    open_store(location, LONG).write("a", b"1")
+    assert proxy.count("PUT") == 5
+    (record,) = caplog.records
+    assert f"{location}/a: the store answered 503 SlowDown; trying again for" in record.message
+
+
+@pytest.mark.parametrize("fault", ["503 SlowDown", "502", "reset early", "reset middle", "lose reply", "truncate"])
+def test_fault_beyond_patience_is_an_error_that_names_the_place(faulty, fault):
+    proxy, location = faulty
+    open_store(location, LONG).write("a", MEGABYTE)
+    store = open_store(location, SHORT)
+    proxy.rule = always(fault)
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=rf"^{location}/a: ") as raised:
+        store.read("a", 1 << 20)
+    assert SHORT <= time.monotonic() - began < 5
+    assert proxy.count("GET") > 1
+    assert str(fault[:3] if fault[0] == "5" else proxy.endpoint) in str(raised.value)
+    proxy.rule = always("")
+    assert store.read("a", 1 << 20) == MEGABYTE
+
+
+def test_endpoint_where_nothing_listens_is_named(s3, monkeypatch):
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match=rf"no usable answer from http://127\.0\.0\.1:{port}: Endpoint"):
+        open_store(f"s3://{s3}/a", SHORT).write("k", b"1")
+    assert time.monotonic() - began < 5
+
+
+def test_write_returns_only_once_the_store_has_it(faulty):
+    proxy, location = faulty
+    store = open_store(location, LONG)
+    proxy.rule = first(1, "hold", "PUT")
+    writing = threading.Thread(target=store.write, args=("a", b"1"))
+    writing.start()
+    assert proxy.held.wait(10)
+    assert keys(open_store(location)) == []
+    assert writing.is_alive()
+    proxy.released.set()
+    writing.join(10)
+    assert open_store(location).read("a", 1) == b"1"
+
+
+# Creation, when an answer is lost
+
+
+def test_create_knows_its_own_write_when_the_reply_was_lost(faulty):
+    proxy, location = faulty
+    proxy.rule = first(1, "lose reply", "PUT")
+    open_store(location, LONG).create("a", b"mine")
+    assert proxy.count("PUT") == 2
+    assert open_store(location).read("a", 100) == b"mine"
+
+
+def test_create_is_refused_when_the_reply_was_lost_and_the_key_is_somebody_elses(faulty):
+    proxy, location = faulty
+    open_store(location, LONG).write("a", b"somebody else's")
+    proxy.rule = first(1, "lose reply", "PUT")
+    with pytest.raises(KeyTaken, match=rf"^{location}/a: there is something else"):
+        open_store(location, LONG).create("a", b"mine")
+    assert open_store(location).read("a", 100) == b"somebody else's"
+
+
+@on("moto")  # stripping a header breaks the signature, which moto does not check
+def test_store_that_ignores_conditions_is_found_out(faulty):
+    proxy, location = faulty
+    proxy.rule = always("drop condition")
+    store = open_store(location, LONG)
+    assert not honours_conditions(store, "attempts/")
+    assert keys(store) == []
+
+
+@on("rgw")
+def test_rgw_ignores_conditions_in_a_versioned_bucket_and_is_found_out(faulty):
+    _, location = faulty
+    with s3_client() as client:
+        versioned = {"Status": "Enabled"}
+        client.put_bucket_versioning(Bucket=location.split("/")[2], VersioningConfiguration=versioned)
+    assert not honours_conditions(open_store(location, LONG), "attempts/")
+
+
+def test_store_that_does_not_give_back_what_was_written_is_found_out(faulty):
+    proxy, location = faulty
+    proxy.rule = always("corrupt", "GET")
+    with pytest.raises(StoreError, match="what was written is not what is read"):
+        honours_conditions(open_store(location, LONG), "attempts/")
+
+
+# What does not pass by itself
+
+
+@pytest.mark.parametrize(
+    "answer", ["403 ExpiredToken", "400 ExpiredToken", "403 AccessDenied", "403 InvalidAccessKeyId", "403", "401"]
+)
+def test_refused_credentials_are_an_error_at_once_that_says_what_to_check(faulty, answer):
+    proxy, location = faulty
+    proxy.rule = always(answer)
+    with pytest.raises(StoreError, match=rf"^{location}/a: .* {answer}.*AWS_SECRET_ACCESS_KEY") as raised:
+        open_store(location, LONG).write("a", b"1")
+    assert not isinstance(raised.value, StoreUnavailable)
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("unset", [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], ["AWS_SECRET_ACCESS_KEY"]])
+def test_missing_credentials_are_an_error_at_once_that_says_what_to_set(faulty, unset, monkeypatch):
+    proxy, location = faulty
+    for name in unset:
+        monkeypatch.delenv(name)
+    with pytest.raises(StoreError, match=r"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACC") as raised:
+        open_store(location, LONG).read("a", 1)
+    assert not isinstance(raised.value, StoreUnavailable)
+    assert proxy.requests == []
+
+
+@on("rgw")  # moto checks no signature
+def test_renewed_credentials_file_is_read_by_the_next_call(faulty, tmp_path, monkeypatch):
+    proxy, location = faulty
+    file = tmp_path / "credentials"
+    content = f"[default]\naws_access_key_id = {os.environ['AWS_ACCESS_KEY_ID']}\naws_secret_access_key = "
+    file.write_text(f"{content}expired\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    store = open_store(location, LONG)
+    with pytest.raises(StoreError, match="403 SignatureDoesNotMatch: the credentials are wrong, expired"):
+        store.write("a", b"1")
+    assert len(proxy.requests) == 1
+    file.write_text(f"{content}{SECRET_KEY}\n")
+    store.write("a", b"1")
+    assert store.read("a", 1) == b"1"
+
+
+def test_missing_bucket_is_an_error_at_once_that_names_it(faulty):
+    proxy, _ = faulty
+    store = open_store("s3://no-such-bucket/a", LONG)
+    calls = [
+        *(lambda: store.read("k", 1), lambda: store.write("k", b""), lambda: store.create("k", b"")),
+        *(lambda: store.entries(), lambda: store.delete("k")),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError, match=f"no bucket 'no-such-bucket' at {proxy.endpoint}; create") as raised:
+            call()
+        assert not isinstance(raised.value, StoreUnavailable | KeyMissing)
+    assert len(proxy.requests) == len(calls)
+
+
+def test_missing_profile_is_an_error_that_names_it(s3, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"profile \(nobody\) could not be found"):
+        open_store(f"s3://{s3}/a", LONG).entries()
+
+
+def test_secrets_are_in_no_message(s3, monkeypatch, caplog):
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:canary@127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "canary")
+    with pytest.raises(StoreUnavailable, match=rf"http://127\.0\.0\.1:{port}") as raised:
+        open_store(f"s3://{s3}/a", 2).write("k", b"1")
+    assert caplog.records
+    assert "canary" not in str(raised.value) + caplog.text
+
+
+# Directories
+
+
+def test_full_disk_is_an_error_that_leaves_all_as_it_was_and_passes_once_there_is_room(small_disk):
+    store = DirectoryStore(small_disk / "runs")
+    store.write("old", b"old")
+    store.write("filler", bytes(100_000))
+    for call in (store.write, store.create):
+        with pytest.raises(StoreError, match=rf"^{small_disk}/runs/new: No space left on device; free some, and"):
+            call("new", bytes(200_000))
+    with pytest.raises(StoreError, match="free some"):
+        store.write("old", bytes(200_000))
+    assert keys(store) == ["filler", "old"]
+    assert store.read("old", 10) == b"old"
+    store.delete("filler")
+    store.write("new", bytes(200_000))
+    assert keys(store) == ["new", "old"]
+
+
+def test_read_only_disk_is_an_error_that_says_so(small_disk):
+    store = DirectoryStore(small_disk)
+    store.write("a", b"1")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for call in (lambda: store.write("a", b"2"), lambda: store.create("b", b"2"), lambda: store.delete("a")):
+        with pytest.raises(StoreError, match="Read-only file system"):
+            call()
+    assert store.read("a", 1) == b"1"
+
+
+@pytest.mark.parametrize(("call", "event"), [("write", "os.rename"), ("create", "os.link")])
+def test_crash_before_the_file_gets_its_name_leaves_what_was_there(tmp_path, call, event):
+    store = DirectoryStore(tmp_path)
+    store.write("a/old", b"old")
+    key = "a/old" if call == "write" else "a/new"
+    crash = (
+        "import os, sys, pathlib, mappo.storage as storage\n"
+        f"sys.addaudithook(lambda event, _: event == {event!r} and os.kill(os.getpid(), 9))\n"
+        f"storage.DirectoryStore(pathlib.Path({str(tmp_path)!r})).{call}({key!r}, b'new')\n"
+    )
+    project = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", crash], env={**os.environ, "PYTHONPATH": project})
+    assert done.returncode == -signal.SIGKILL
+    leftover, old = store.entries()
+    if ".partial-" not in leftover.key:
+        leftover, old = old, leftover
+    assert (old.key, ".partial-" in leftover.key) == ("a/old", True)
+    assert store.read("a/old", 10) == b"old"
+    getattr(store, call)(key, b"new")
+    assert store.read(key, 10) == b"new"
+
+
+def test_path_that_is_no_directory_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = open_store(str(tmp_path / "file"))
+    with pytest.raises(StoreError, match=rf"^{tmp_path}/file/a: Not a directory"):
+        store.write("a", b"1")
