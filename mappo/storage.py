@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -275,7 +275,9 @@ class S3Store:
         patient = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
             stop=stop_after_delay(self._patience_seconds),
-            wait=wait_random_exponential(multiplier=0.2, max=10),
+            wait=wait_exponential(
+                multiplier=0.2, max=10
+            ),  # no jitter: it would draw from training's random numbers
             before_sleep=partial(_log_retry, self._patience_seconds),
             reraise=True,
         )

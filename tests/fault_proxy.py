@@ -72,7 +72,7 @@ class FaultProxy(ThreadingHTTPServer):
 
 
 @contextmanager
-def fault_proxy(upstream: str, rule: Rule = always("")) -> Iterator[FaultProxy]:
+def fault_proxy(upstream: str, rule: Rule = lambda *_: "") -> Iterator[FaultProxy]:
     """A proxy on a free port in front of the server at an endpoint; at the end all its connections are cut."""
     proxy = FaultProxy(upstream, rule)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
@@ -132,7 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         return self._send(status, headers, _flipped(content) if action == "corrupt" else content, action)
 
-    do_DELETE = do_GET = do_HEAD = do_POST = do_PUT = answer
+    def __getattr__(self, name):
+        if name.startswith("do_"):
+            return self.answer
+        raise AttributeError(name)
 
     def _forward(self, body: bytes, without: str) -> tuple[int, list[tuple[str, str]], bytes]:
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", without)}

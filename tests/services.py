@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -92,7 +93,7 @@ def moto_server() -> Iterator[str]:
 
 
 @contextmanager
-def ceph_rgw(directory: Path, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> Iterator[str]:
+def ceph_rgw(directory: Path) -> Iterator[str]:
     """The endpoint of a Ceph RGW with one user: one monitor, one OSD in memory, gone with the block."""
     if not all(shutil.which(program) for program in _CEPH):
         missing("Ceph RGW", "sudo apt install ceph-common ceph-mon ceph-osd radosgw")
@@ -129,7 +130,7 @@ def ceph_rgw(directory: Path, access_key: str = ACCESS_KEY, secret_key: str = SE
         start("radosgw", "-n", "client.rgw")
         endpoint = f"http://127.0.0.1:{rgw}"
         _wait(lambda: _answers(endpoint), 120, f"no answer from {endpoint}; logs in {directory}")
-        keys = f"--access-key={access_key}", f"--secret-key={secret_key}"
+        keys = f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"
         call("radosgw-admin", "-c", conf, "user", "create", "--uid=test", "--display-name=test", *keys)
         yield endpoint
 
@@ -154,17 +155,20 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:
 
 @contextmanager
 def s3_client() -> "Iterator[S3Client]":
-    """A client of its own for what is in the environment."""
+    """A client of the tests' own, for the endpoint in the environment."""
+    yield _client(os.environ["AWS_ENDPOINT_URL"])
+
+
+@cache  # a new one takes a tenth of a second
+def _client(endpoint: str) -> "S3Client":
     options = Config(
         s3={"addressing_style": "path"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.session.Session().client("s3", config=options)
-    try:
-        yield client
-    finally:
-        client.close()
+    return boto3.session.Session(ACCESS_KEY, SECRET_KEY, region_name=REGION).client(
+        "s3", endpoint_url=endpoint, config=options
+    )
 
 
 @contextmanager

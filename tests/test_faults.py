@@ -1,0 +1,321 @@
+"""Training on a store that fails, through a fault proxy in front of real S3 servers."""
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from mappo import stages
+from mappo.config import from_dict, override, to_json
+from mappo.history import HistoryFile
+from mappo.runs import Run
+from mappo.storage import StoreUnavailable
+from mappo.train import train
+from tests.conftest import TINY
+from tests.fault_proxy import always, fault_proxy, first
+from tests.runs import (
+    assert_same_training,
+    finish,
+    iterations,
+    kill,
+    last,
+    start_training,
+    train_here,
+)
+from tests.services import s3_client, use_s3
+
+CONFIG = override(
+    from_dict(TINY),
+    {
+        "environment": {"max_episode_frames": 31},
+        "collection": {"total_frames": 120 * 12},
+        "selection": {"interval_iterations": 3, "episodes_per_seed": 2},
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The end of a run that nothing happened to."""
+    return train_here(CONFIG, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(params=["moto", "rgw"])
+def endpoint(request):
+    return request.getfixturevalue(f"{request.param}_endpoint")
+
+
+@pytest.fixture
+def proxy(endpoint, monkeypatch):
+    with fault_proxy(endpoint) as proxy:
+        proxy.location = f"s3://{use_s3(monkeypatch, proxy.endpoint)}/runs/killed"
+        yield proxy
+
+
+@pytest.fixture
+def moto_proxy(moto_endpoint, monkeypatch):
+    with fault_proxy(moto_endpoint) as proxy:
+        proxy.location = f"s3://{use_s3(monkeypatch, proxy.endpoint)}/runs/killed"
+        yield proxy
+
+
+def train_at(location, folder, on_report=lambda _: None, patience_seconds=60.0):
+    with closing(HistoryFile(folder / "history.csv")) as history:
+        return train(CONFIG, Run.at(location, patience_seconds), history, on_report)
+
+
+def is_whole(location):
+    """Every checkpoint there is can be loaded."""
+    run = Run.at(location)
+    saved = run.saved()
+    for place in saved:
+        run.load(place)
+    return bool(saved)
+
+
+def test_training_on_a_store_that_fails_now_and_then_loses_nothing(proxy, whole, tmp_path):
+    chance = random.Random(0)
+    faults = [
+        "503 SlowDown",
+        "reset early",
+        "reset middle",
+        "lose reply",
+        "truncate",
+        "corrupt",
+        "delay 0.1",
+        "503",
+    ]
+    proxy.rule = lambda *request: chance.choice(faults) if chance.random() < 0.2 else ""
+    assert_same_training(train_at(proxy.location, tmp_path), whole)
+    proxy.rule = always("")
+    assert_same_training(last(proxy.location), whole)
+    assert is_whole(proxy.location)
+
+
+def test_killed_inside_a_save_the_run_goes_on_and_ends_the_same(proxy, whole, tmp_path):
+    store, _, name = proxy.location.rpartition("/")
+    saves = 0
+
+    def hold_the_third_manifest(number, method, path):
+        nonlocal saves
+        saves += method == "PUT" and "/checkpoints/" in path
+        return "hold" if saves == 3 else ""
+
+    proxy.rule = hold_the_third_manifest
+    process = start_training(CONFIG, store, name, tmp_path)
+    assert proxy.held.wait(60)
+    kill(process)
+    proxy.rule = always("")
+    proxy.released.set()
+    time.sleep(0.2)
+    assert "goes on after" in finish(start_training(CONFIG, store, name, tmp_path))
+    assert_same_training(last(proxy.location), whole)
+    assert is_whole(proxy.location)
+    assert len(Run.at(proxy.location).garbage(grace_seconds=-5)) >= 5  # the parts that were saved before the kill
+
+
+def test_process_that_wakes_up_after_another_took_over_stops_and_spoils_nothing(proxy, whole, tmp_path):
+    store, _, name = proxy.location.rpartition("/")
+    proxy.rule = lambda number, method, path: (
+        "hold" if method == "PUT" and "/checkpoints/" in path and "0000000002-" in path else ""
+    )
+    asleep = start_training(CONFIG, store, name, tmp_path)
+    assert proxy.held.wait(60)
+    proxy.rule = always("")
+    finished = train_at(proxy.location, tmp_path / "other")
+    proxy.released.set()
+    output, _ = asleep.communicate(timeout=60)
+    assert asleep.returncode == 1
+    assert "failed: " in output
+    assert "attempt 2 of this run has begun on" in output
+    assert_same_training(finished, whole)
+    assert_same_training(last(proxy.location), whole)
+
+
+def test_store_that_is_dead_for_a_while_does_not_hold_training_up(proxy, whole, tmp_path):
+    reports = []
+
+    def on_report(report):
+        reports.append(report)
+        if report.progress.iteration == 3:
+            proxy.rule = always("503 SlowDown")
+        if report.progress.iteration == 9:
+            proxy.rule = always("")
+
+    assert_same_training(train_at(proxy.location, tmp_path, on_report), whole)
+    assert len(reports) == 12
+    assert reports[-1].saves.num_skipped_saves > 0
+    assert_same_training(last(proxy.location), whole)
+
+
+def test_slow_store_holds_training_up_less_than_it_is_slow(moto_proxy, tmp_path):
+    moto_proxy.rule = lambda number, method, path: "delay 0.3" if method == "PUT" else ""
+    reports = []
+    train_at(moto_proxy.location, tmp_path, reports.append)
+    assert sum(report.save_seconds for report in reports) < 0.3
+    assert reports[-1].saves.num_skipped_saves > 0
+    assert iterations(moto_proxy.location)[0] == 12
+
+
+def test_credentials_that_expire_are_said_and_saving_goes_on_with_new_ones(moto_proxy, whole, tmp_path, caplog):
+    def on_report(report):
+        if report.progress.iteration == 3:
+            moto_proxy.rule = always("400 ExpiredToken")
+        if report.progress.iteration == 9:
+            moto_proxy.rule = always("")
+
+    with caplog.at_level(logging.WARNING):
+        train_at(moto_proxy.location, tmp_path, on_report)
+    assert "ExpiredToken: the credentials are wrong, expired, or not allowed" in caplog.text
+    assert "saving works again" in caplog.text
+    assert_same_training(last(moto_proxy.location), whole)
+
+
+def test_store_that_is_dead_at_the_end_fails_the_stage_and_the_result_is_kept_here(
+    moto_proxy, whole, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("mappo.train._PATIENCE_SECONDS", 1.0)
+    moto_proxy.rule = lambda number, method, path: "503 SlowDown" if "/blobs/" in path else ""
+    with pytest.raises(stages.StageFailed):
+        stages.train(to_json(CONFIG), moto_proxy.location, tmp_path / "history.csv")
+    assert (
+        f"kept in {tmp_path / 'unsaved'}: copy what is in it to {moto_proxy.location}" in capsys.readouterr().out
+    )
+    moto_proxy.rule = always("")
+    bucket, _, prefix = moto_proxy.location.removeprefix("s3://").partition("/")
+    with s3_client() as client:
+        for path in (tmp_path / "unsaved").rglob("*.*"):
+            key = f"{prefix}/{path.relative_to(tmp_path / 'unsaved').as_posix()}"
+            client.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+    assert_same_training(train_at(moto_proxy.location, tmp_path / "again"), whole)
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "truncate"])
+def test_bad_downloads_are_repeated(proxy, fault, tmp_path):
+    finished = train_at(proxy.location, tmp_path)
+    proxy.rule = first(2, fault, "GET")
+    assert_same_training(last(proxy.location), finished)
+
+
+def test_checkpoint_that_is_always_read_badly_is_passed_over_for_the_one_before(
+    moto_proxy, whole, tmp_path, caplog
+):
+    class Enough(Exception):
+        pass
+
+    def stop(report):
+        if report.progress.iteration == 8:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train_at(moto_proxy.location, tmp_path, stop)
+    run = Run.at(moto_proxy.location)
+    newest, before, *_ = run.saved()
+    bad = run.manifest(newest).file_name("simulation")
+    moto_proxy.rule = lambda number, method, path: "corrupt" if method == "GET" and path.endswith(bad) else ""
+    reports = []
+    with caplog.at_level(logging.WARNING):
+        assert_same_training(train_at(moto_proxy.location, tmp_path / "again", reports.append), whole)
+    assert reports[0].progress.iteration == before.iteration + 1
+    assert f"{newest} cannot be used, looking for the one before: " in caplog.text
+    assert "damaged or replaced" in caplog.text
+
+
+def test_store_that_cannot_be_reached_stops_training_before_it_begins(moto_proxy, monkeypatch, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreUnavailable, match=endpoint):
+        train_at(moto_proxy.location, tmp_path, patience_seconds=0.5)
+    assert not (tmp_path / "history.csv").exists()
+
+
+def test_store_that_ignores_conditions_is_said_and_attempts_are_kept_apart(moto_proxy, whole, tmp_path, caplog):
+    moto_proxy.rule = always("drop condition")
+    with caplog.at_level(logging.WARNING):
+        first_attempt = Run.at(moto_proxy.location).claim()
+    assert "ignores conditional writes" in caplog.text
+    assert_same_training(train_at(moto_proxy.location, tmp_path), whole)
+    with pytest.raises(stages.StoreError, match="attempt 2 of this run has begun"):
+        first_attempt.save(whole)
+    assert_same_training(last(moto_proxy.location), whole)
+
+
+def test_attempts_that_race_for_a_number_get_different_ones(proxy):
+    attempts, threads = [], []
+    for _ in range(4):
+        thread = threading.Thread(target=lambda: attempts.append(Run.at(proxy.location).claim()))
+        threads.append(thread)
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(attempt.number for attempt in attempts) == [1, 2, 3, 4]
+
+
+def test_pipeline_that_was_killed_goes_on_and_no_secret_is_written_anywhere(moto_proxy, tmp_path, monkeypatch):
+    """The whole local pipeline, killed in training and started again; then everything is searched for credentials."""
+    canaries = ["canary-access-key-5f1d", "canary-secret-key-77ac", "canary-session-token-b2e9"]
+    for name, canary in zip(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"), canaries, strict=True):
+        monkeypatch.setenv(f"AWS_{name}", canary)
+    store, _, name = moto_proxy.location.rpartition("/")
+    config = override(CONFIG, {"collection": {"total_frames": 120 * 40}})
+    (tmp_path / "config.json").write_text(to_json(config))
+    pipelines = [sys.executable, "-m", "pipelines"]
+    arguments = ["--config", "config.json"]
+
+    def start():
+        return subprocess.Popen(
+            [*pipelines, "run", *arguments, "--run", name, "--store", store],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    killed = start()
+    while len(iterations(moto_proxy.location)) < 3:
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    output = killed.communicate()[0]
+    again = start()
+    output += again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    assert "goes on after" in output
+    assert moto_proxy.location in output
+    subprocess.run(
+        [*pipelines, "compile", *arguments, "--image", "a:1", "--output", "training.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+    )
+    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run = Run.at(moto_proxy.location)
+    written |= {entry.key: run.store.read(entry.key, 2**30) for entry in run.store.entries()}
+    assert any(key.startswith("checkpoints/") for key in written)
+    assert "evaluation" in output
+    for canary in canaries:
+        assert canary not in output
+        assert [place for place, content in written.items() if canary.encode() in content] == []
+
+
+def test_best_of_the_pipeline_is_one_checkpoint(tmp_path):
+    outcome = stages.train(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
+    assert len(iterations(tmp_path / "best")) == 1
+    assert json.loads(outcome.metadata["config"])["seed"] == 0
+    shutil.rmtree(tmp_path / "run")
+    assert stages.evaluate(to_json(CONFIG), tmp_path / "best").metrics["training_frames"] > 0
