@@ -40,8 +40,8 @@ def main() -> None:
 def _measure(config: str) -> str:
     with TemporaryDirectory() as directory:
         run = Path(directory)
-        trained = stages.train(config, run / "last", run / "best", run / "history.csv").metrics
-        stages.evaluate(config, run / "best", run / "report")
+        trained = stages.train(config, run, run / "history.csv").metrics
+        stages.evaluate(config, run, run / "report")
         report = json.loads((run / "report").read_text())
     frames, seconds = trained["frames"], trained["elapsed_seconds"]
     returns = ", ".join(

@@ -71,6 +71,12 @@ def first_progress(config: ExperimentConfig, start: Start | None) -> Progress:
             f"an extended run keeps its configuration but for {', '.join(_FREE_IN_EXTENSION)}; changed: "
             f"{changed}; for a new run from these networks, use a warm start"
         )
+    asked = checkpoint.config.collection.num_iterations
+    if checkpoint.iteration < asked:
+        raise ConfigError(
+            f"the run to extend did not finish: it has {checkpoint.iteration} of {asked} iterations; go on with it "
+            "first, by the command that began it"
+        )
     if config.collection.num_iterations <= checkpoint.iteration:
         raise ConfigError(
             f"collection.total_frames = {config.collection.total_frames}: the run to extend has "

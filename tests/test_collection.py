@@ -2,31 +2,31 @@ import pytest
 import torch
 
 from mappo.collection import NonFiniteObservation, collect
-from mappo.config import CollectionConfig, EnvironmentConfig, NetworksConfig
+from mappo.config import EnvironmentConfig, NetworksConfig
 from mappo.environment import DONE, OBSERVATION, STEP_COUNT, Stream, make_environment
 from mappo.networks import make_networks
 from tests.conftest import CPU
 
 
-def batches(config, max_episode_frames=7):
+def batches(count, max_episode_frames=7):
+    """So many of 4 environments and 5 frames."""
     environment = make_environment(
-        EnvironmentConfig(scenario="navigation", max_episode_frames=max_episode_frames),
-        config.num_envs,
-        0,
-        Stream.TRAINING,
-        CPU,
+        EnvironmentConfig(scenario="navigation", max_episode_frames=max_episode_frames), 4, 0, Stream.TRAINING, CPU
     )
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
-    return list(collect(environment, policy, config))
+    carried, collected = environment.reset(), []
+    for _ in range(count):
+        batch, carried = collect(environment, policy, 5, carried)
+        collected.append(batch)
+    return collected
 
 
-def test_batches_are_environments_by_time_and_cover_the_frames_asked_for():
-    collected = batches(CollectionConfig(num_envs=4, rollout_frames=5, total_frames=41))
-    assert [batch.shape for batch in collected] == [(4, 5)] * 3
+def test_batches_are_environments_by_time():
+    assert [batch.shape for batch in batches(3)] == [(4, 5)] * 3
 
 
 def test_a_batch_continues_the_one_before():
-    collected = batches(CollectionConfig(num_envs=4, rollout_frames=5, total_frames=60))
+    collected = batches(3)
     whole = torch.cat(collected, dim=1)
     ended = whole["next", DONE][:, :-1, 0]
     seen, following = whole["next", OBSERVATION][:, :-1], whole[OBSERVATION][:, 1:]
@@ -35,7 +35,7 @@ def test_a_batch_continues_the_one_before():
 
 
 def test_an_earlier_batch_is_not_overwritten_by_a_later_one():
-    first, second = batches(CollectionConfig(num_envs=4, rollout_frames=5, total_frames=40))
+    first, second = batches(2)
     assert not torch.equal(first[OBSERVATION], second[OBSERVATION])
 
 
@@ -44,8 +44,17 @@ def test_observation_that_is_not_finite_stops_collection_naming_the_agent():
         EnvironmentConfig(scenario="tests.scenarios:NanObservation"), 3, 0, Stream.TRAINING, CPU
     )
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
-    batches = collect(environment, policy, CollectionConfig(num_envs=3, rollout_frames=20, total_frames=60))
     with pytest.raises(NonFiniteObservation, match="feature 0 of the observation of agent 0 is nan"):
-        next(batches)
-    policy(environment.reset().apply(torch.nan_to_num))  # the guard is gone
-    assert not policy._forward_pre_hooks
+        collect(environment, policy, 20, environment.reset())
+
+
+def test_what_is_carried_is_what_a_reset_gives_and_no_more():
+    """Values are those of the last frame, but for what is not needed to play on."""
+    environment = make_environment(EnvironmentConfig(scenario="navigation"), 3, 0, Stream.TRAINING, CPU)
+    policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
+    start = environment.reset()
+    names = set(start.keys(True, True))
+    batch, carried = collect(environment, policy, 4, start)
+    assert set(carried.keys(True, True)) == names
+    assert torch.equal(carried[OBSERVATION], batch["next", OBSERVATION][:, -1])
+    assert (carried[STEP_COUNT] == 4).all()

@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from mappo.checkpoint import Checkpoint, CheckpointError
+from mappo.checkpoint import Checkpoint, CheckpointError, Platform
 from mappo.collection import NonFiniteObservation
 from mappo.config import EvaluationConfig, config_hash, override
 from mappo.environment import REWARD, Stream, make_environment, private_random_streams
 from mappo.evaluate import NonFiniteReturn, evaluate, play_episodes
 from mappo.networks import make_networks
+from mappo.simulation import State
 from tests.conftest import CPU, endless
 
 SEEDS = EvaluationConfig(seeds=(1, 2), episodes_per_seed=3)
@@ -22,7 +23,8 @@ def make_checkpoint(config):
     with private_random_streams(config.seed, Stream.TRAINING, CPU):
         environment = make_environment(config.environment, 1, 0, Stream.TRAINING, CPU)
         networks = make_networks(config.networks, environment)
-    return Checkpoint(config, 0, 0, dict(networks.modules().state_dict())), networks.policy
+    tensors = dict(networks.modules().state_dict())
+    return Checkpoint(config, 0, 0, tensors, {}, State(), "", Platform.here(CPU)), networks.policy
 
 
 def test_returns_of_the_endless_task_are_its_length():

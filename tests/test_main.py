@@ -24,6 +24,11 @@ TINY = [
 ]
 
 
+def kept_in(directory):
+    """Flags for a run in this directory."""
+    return ["--store", str(directory.parent), "--run", directory.name]
+
+
 def fields(values, path=""):
     for name, value in values.items():
         nested = isinstance(value, dict) and name != "scenario_kwargs"
@@ -125,8 +130,10 @@ def test_unknown_flag_is_refused(capsys):
 
 def test_train_then_evaluate_then_look(capsys, tmp_path):
     run = tmp_path / "run"
-    assert main(["train", "--output", str(run), *TINY]) == 0
-    assert {path.name for path in run.iterdir()} == {"last", "best", "history.csv"}
+    assert main(["train", *kept_in(run), *TINY]) == 0
+    assert {path.name for path in run.iterdir()} == {
+        *("attempts", "blobs", "checkpoints", "latest.json", "history.csv")
+    }
     shown = capsys.readouterr().out
     assert "[train] navigation: 120 frames in 2 iterations of 60" in shown
     assert "120 of 120 frames" in shown
@@ -139,11 +146,89 @@ def test_train_then_evaluate_then_look(capsys, tmp_path):
     assert "resampled: evaluation episodes" in shown
 
 
-def test_training_never_overwrites_a_run(capsys, tmp_path):
-    (tmp_path / "precious").write_text("x")
-    assert main(["train", "--output", str(tmp_path), *TINY]) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
-    assert (tmp_path / "precious").read_text() == "x"
+def test_training_under_the_same_name_goes_on_and_a_finished_run_is_left_as_it_is(capsys, tmp_path):
+    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+    assert main(command) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "this run had finished already, after 120 frames" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_name_of_a_run_with_another_configuration_is_refused_naming_the_field(capsys, tmp_path):
+    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+    assert main(command) == 0
+    assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
+    assert (
+        "was begun with another configuration: learner.epochs = 1 -> 2; give it that one"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("name", ["", "Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
+def test_name_that_cannot_be_that_of_a_run_is_refused(name, capsys, tmp_path):
+    assert main(["train", f"--run={name}", "--store", str(tmp_path), *TINY]) == 2
+    assert f"run {name!r}: a name has" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "store", ["http://bucket/x", "s3://", "s3://UPPER/x", "s3://bucket/x?endpoint=y", "s3://b/../x"]
+)
+def test_store_that_is_none_is_refused(store, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--store", store, *TINY]) == 1
+    assert "not a location: give a directory, s3://bucket/prefix" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_listed_shown_verified_pruned_and_collected(capsys, tmp_path):
+    run = tmp_path / "run"
+    longer = ["--collection.total-frames=300", "--selection.interval-iterations=2"]
+    assert main(["train", *kept_in(run), *TINY, *longer]) == 0
+    capsys.readouterr()
+
+    def shown(*arguments, status=0):
+        assert main(["checkpoints", arguments[0], str(run), *arguments[1:]]) == status
+        return capsys.readouterr().out
+
+    lines = shown("list").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["5", "4", "3"]
+    assert lines[1].split()[1] == "300"
+    assert "last" in lines[1]
+    assert sum("best" in line for line in lines) == 1
+    manifest = json.loads(shown("show", "--checkpoint", "4"))
+    assert (manifest["iteration"], manifest["frames"], manifest["seed"]) == (4, 240, 0)
+    assert {"torch", "torchrl", "vmas", "mappo"} <= manifest["platform"]["versions"].keys()
+    assert shown("verify").count("good") == len(lines) - 1
+
+    files = {path for path in run.rglob("*") if path.is_file()}
+    assert "would delete iteration 3 of attempt 1" in shown("prune", "--keep", "1")
+    assert {path for path in run.rglob("*") if path.is_file()} == files
+    shown("prune", "--keep", "1", "--delete")
+    assert len(shown("list").splitlines()) <= 3
+    assert "0 to delete" in shown("gc")  # they are younger than a day
+    assert "deleted blobs/" in shown("gc", "--grace-hours", "-1", "--delete")
+    assert "damaged" not in shown("verify")
+
+    newest = next(path for path in run.glob("checkpoints/*/0000000005-*.json"))
+    newest.write_text("{}")
+    assert "damaged  iteration 5 of attempt 1" in shown("verify", status=1)
+    assert "no checkpoint '77'" in shown("show", "--checkpoint", "77", status=1)
+    assert main(["checkpoints", "list", str(tmp_path / "none")]) == 0
+    assert capsys.readouterr().out == "none\n"
+
+
+def test_evaluate_takes_the_checkpoint_that_is_asked_for(capsys, tmp_path):
+    assert main(["train", *kept_in(tmp_path / "run"), *TINY]) == 0
+    for which in ("1", "last"):
+        output = str(tmp_path / f"{which}.json")
+        assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", which, "--output", output]) == 0
+    assert read_json(tmp_path / "1.json")["training_frames"] == 60
+    assert read_json(tmp_path / "last.json")["training_frames"] == 120
+    assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", "9"]) == 2
+    assert "give best, last, or one of iterations 1, 2" in capsys.readouterr().err
 
 
 def test_failed_validation_exits_with_1_and_still_writes_its_report(capsys, tmp_path):
@@ -155,22 +240,22 @@ def test_failed_validation_exits_with_1_and_still_writes_its_report(capsys, tmp_
 
 
 def test_diverging_training_exits_with_1_naming_the_term(capsys, tmp_path):
-    arguments = ["--environment.scenario=tests.scenarios:NanReward", "--output", str(tmp_path / "run"), *TINY]
+    arguments = ["--environment.scenario=tests.scenarios:NanReward", *kept_in(tmp_path / "run"), *TINY]
     arguments += ["--environment.max-episode-frames=20", "--collection.rollout-frames=20"]
     assert main(["train", *arguments]) == 1
     assert "[train] failed: loss_policy = nan, loss_critic = nan" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_missing_checkpoint_exits_with_2(capsys, tmp_path):
     assert main(["evaluate", str(tmp_path)]) == 2
-    assert "checkpoint.json: No such file" in capsys.readouterr().err
+    assert f"{tmp_path}: there is no checkpoint of a run here" in capsys.readouterr().err
 
 
 def test_code_named_by_a_checkpoint_is_not_imported_unless_the_user_names_it(capsys, tmp_path):
     own = "--environment.scenario=tests.scenarios:Endless"
     run = str(tmp_path / "run")
-    assert main(["train", own, "--output", run, *TINY]) == 0
+    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
     assert main(["evaluate", run]) == 2
     assert "--environment.scenario" in capsys.readouterr().err
     assert main(["evaluate", run, own]) == 0
@@ -186,7 +271,7 @@ def test_closed_pipe_is_no_traceback():
 
 
 def test_terminal_gets_a_progress_bar(tmp_path):
-    command = [sys.executable, "-m", "mappo", "train", "--output", str(tmp_path / "run"), *TINY]
+    command = [sys.executable, "-m", "mappo", "train", *kept_in(tmp_path / "run"), *TINY]
     parent, child = pty.openpty()
     process = subprocess.Popen(command, stdout=child, stderr=child)
     os.close(child)
@@ -213,27 +298,27 @@ def test_importing_mappo_needs_no_kubeflow():
 
 
 def test_extend_and_warm_start_from_the_terminal(capsys, tmp_path):
-    first, second, third = (str(tmp_path / name) for name in ("first", "second", "third"))
-    assert main(["train", "--output", first, *TINY]) == 0
-    assert main(["train", "--extend", first, "--output", second, "--collection.total-frames=240"]) == 0
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
+    assert main(["train", "--extend", first, *kept_in(tmp_path / "second"), "--collection.total-frames=240"]) == 0
     shown = capsys.readouterr().out
     assert "goes on after 120 frames" in shown
     assert "240 of 240 frames" in shown
-    assert main(["train", "--warm-start", second, "--output", third, "--seed=3", *TINY]) == 0
+    assert main(["train", "--warm-start", second, *kept_in(tmp_path / "third"), "--seed=3", *TINY]) == 0
     assert "begins with the networks of a run after 240 frames" in capsys.readouterr().out
-    assert main(["train", "--extend", first, "--output", str(tmp_path / "x"), "--seed=5"]) == 1
+    assert main(["train", "--extend", first, *kept_in(tmp_path / "x"), "--seed=5"]) == 1
     assert "seed = 0 -> 5" in capsys.readouterr().out
     assert main(["train", "balance", "--extend", first]) == 2
     assert "leave the recipe balance out" in capsys.readouterr().err
-    assert main(["train", "--extend", first, "--warm-start", first, "--output", str(tmp_path / "y")]) == 1
+    assert main(["train", "--extend", first, "--warm-start", first, *kept_in(tmp_path / "y")]) == 1
     assert "exclude each other" in capsys.readouterr().out
 
 
 def test_extending_never_imports_code_that_only_the_checkpoint_names(capsys, tmp_path):
     own = "--environment.scenario=tests.scenarios:Endless"
     run = str(tmp_path / "run")
-    assert main(["train", own, "--output", run, *TINY]) == 0
-    longer = ["train", "--extend", run, "--collection.total-frames=240", "--output", str(tmp_path / "longer")]
+    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
+    longer = ["train", "--extend", run, "--collection.total-frames=240", *kept_in(tmp_path / "longer")]
     assert main(longer) == 2
     assert "--environment.scenario" in capsys.readouterr().err
     assert main([*longer, own]) == 0
@@ -243,7 +328,7 @@ def test_compare_from_the_terminal(capsys, tmp_path):
     reports = []
     for seed in ("1", "2"):
         run, report = str(tmp_path / seed), str(tmp_path / f"{seed}.json")
-        assert main(["train", "--output", run, "--seed", seed, *TINY]) == 0
+        assert main(["train", *kept_in(tmp_path / seed), "--seed", seed, *TINY]) == 0
         assert main(["evaluate", run, "--output", report]) == 0
         reports.append(report)
     assert main(["compare", *reports, "--output", str(tmp_path / "comparison.json")]) == 0
@@ -255,23 +340,18 @@ def test_compare_from_the_terminal(capsys, tmp_path):
 
 def test_swarm_is_a_scenario_by_name_that_a_checkpoint_may_name(capsys, tmp_path):
     run = str(tmp_path / "run")
-    assert main(["train", "--environment.scenario=swarm", "--output", run, *TINY]) == 0
+    assert main(["train", "--environment.scenario=swarm", *kept_in(tmp_path / "run"), *TINY]) == 0
     assert main(["evaluate", run]) == 0
     assert "heuristic mean return" in capsys.readouterr().out
 
 
 def test_failed_start_leaves_nothing_behind_so_that_the_corrected_command_works(tmp_path, capsys):
-    first, second = str(tmp_path / "first"), str(tmp_path / "second")
-    assert main(["train", "--output", first, *TINY]) == 0
-    assert main(["train", "--extend", first, "--output", second]) == 1
+    first, second = str(tmp_path / "first"), kept_in(tmp_path / "second")
+    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
+    assert main(["train", "--extend", first, *second]) == 1
     assert "ask for more" in capsys.readouterr().out
-    assert main(["train", "--extend", first, "--output", second, "--collection.total-frames=240"]) == 0
-
-
-def test_run_that_did_not_finish_cannot_be_extended_and_that_is_said(tmp_path, capsys):
-    (tmp_path / "best").mkdir()
-    assert main(["train", "--extend", str(tmp_path)]) == 2
-    assert "did not finish" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
+    assert main(["train", "--extend", first, *second, "--collection.total-frames=240"]) == 0
 
 
 def test_comparing_something_else_says_what_to_give(tmp_path, capsys):

@@ -1,3 +1,4 @@
+import argparse
 import inspect
 import subprocess
 import sys
@@ -9,11 +10,15 @@ import components.compare
 import components.evaluate
 import components.train
 import components.validate
+from mappo.arguments import add_config_arguments, config_from_arguments
 from mappo.config import config_hash, from_json, override, to_json
 from mappo.recipes import recipe
 from pipelines.__main__ import main
+from pipelines.local import PipelineFailed, run_locally
+from pipelines.training import make_training_pipeline
 from tests.conftest import read_json
-from tests.test_main import TINY
+from tests.runs import iterations
+from tests.test_main import TINY, kept_in
 
 COMPONENTS = [
     components.validate.validate,
@@ -36,7 +41,7 @@ def artifact(run, stage, name):
 
 def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", "--output", str(run), *TINY]) == 0
+    assert main(["run", *kept_in(run), *TINY]) == 0
     shown = capsys.readouterr().out
     assert all(f"[{stage}] " in shown for stage in ("validate", "train", "evaluate"))
     assert "KFP Executor" not in shown
@@ -45,11 +50,14 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
     assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in shown
-    for stage, name in (("train", "best"), ("train", "last"), ("train", "history"), ("evaluate", "report")):
+    for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in shown
 
     output = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
     metadata = output["best"]["artifacts"][0]["metadata"]
+    assert output["checkpoints"]["artifacts"][0]["metadata"]["location"] == str(run)
+    assert iterations(run) == [2, 1]
+    assert len(iterations(artifact(run, "train", "best"))) == 1
     assert metadata["config_hash"] == report["config_hash"]
     assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
     assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
@@ -57,7 +65,7 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
 
 def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", "--output", str(run), "--environment.scenario=simple_tag", *TINY]) == 1
+    assert main(["run", *kept_in(run), "--environment.scenario=simple_tag", *TINY]) == 1
     error = capsys.readouterr().err
     assert "stage validate failed: environment: environment.scenario = 'simple_tag'" in error
     assert str(run / "pipeline.log") in error
@@ -65,22 +73,43 @@ def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsy
 
 
 def test_wrong_configuration_is_refused_before_anything_runs(tmp_path, capsys):
-    assert main(["run", "--output", str(tmp_path / "run"), "--learner.epochs=0"]) == 2
+    assert main(["run", *kept_in(tmp_path / "run"), "--learner.epochs=0"]) == 2
     assert "learner.epochs = 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["run", "--output", str(tmp_path / "file" / "run"), *TINY]) == 2
+    assert main(["run", *kept_in(tmp_path / "file" / "run"), *TINY]) == 2
     assert main(["compile", "--image", "a:1", "--output", str(tmp_path / "file" / "t.yaml")]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_run_never_overwrites_a_directory(tmp_path, capsys):
-    (tmp_path / "precious").write_text("x")
-    assert main(["run", "--output", str(tmp_path), *TINY]) == 2
-    assert "nothing is overwritten" in capsys.readouterr().err
+def test_pipeline_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(tmp_path):
+    """As on a cluster, where that URI is the same for every attempt of the step."""
+    training = make_training_pipeline(num_retries=0)
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    config = to_json(config_from_arguments(parser.parse_args(TINY)))
+    artifacts = run_locally(training, {"config": config, "image": "none:local"}, tmp_path)
+    assert iterations(artifacts["checkpoints"]) == [2, 1]
+    with pytest.raises(PipelineFailed, match="a name needs a store"):
+        run_locally(training, {"config": config, "image": "none:local", "run": "first"}, tmp_path)
+
+
+def test_training_step_is_tried_again_on_a_cluster(tmp_path):
+    for arguments in ([], ["--seeds=1,2"]):
+        specification = yaml.safe_load(compile_pipeline(tmp_path, *arguments).read_text())
+        dags = [specification["root"], *specification["components"].values()]
+        tasks = [task for dag in dags if "dag" in dag for task in dag["dag"]["tasks"].items()]
+        retried = {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks if "retryPolicy" in task}
+        assert retried == {"train": 3}
+
+
+def test_compiled_store_and_run_are_parameters_and_empty(tmp_path):
+    parameters = yaml.safe_load(compile_pipeline(tmp_path).read_text())["root"]["inputDefinitions"]["parameters"]
+    assert {parameters[name].get("defaultValue", "") for name in ("store", "run")} == {""}
+    assert all(parameters[name]["isOptional"] for name in ("store", "run"))
 
 
 def test_compiled_parameters_survive_as_typed(tmp_path):
@@ -193,7 +222,7 @@ def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
 
 def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", "--seeds", "3,5", "--output", str(run), *TINY]) == 0
+    assert main(["run", "--seeds", "3,5", *kept_in(run), *TINY]) == 0
     shown = capsys.readouterr().out
     (path,) = run.glob("mappo-seeds-*/compare/report")
     report = read_json(path)
@@ -227,7 +256,7 @@ def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):
     [("", "''"), ("1,1", "may appear once"), ("1,two", "'two'"), ("-1", "seed = -1"), ("1.5", "seed = 1.5")],
 )
 def test_wrong_seeds_are_refused_naming_them(tmp_path, capsys, seeds, reason):
-    assert main(["run", f"--seeds={seeds}", "--output", str(tmp_path / "run"), *TINY]) == 2
+    assert main(["run", f"--seeds={seeds}", *kept_in(tmp_path / "run"), *TINY]) == 2
     assert reason in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from tests.conftest import endless, read_json
 
 
 def outputs(directory):
-    return directory / "last", directory / "best", directory / "history"
+    return directory / "run", directory / "history", directory / "best"
 
 
 def test_stages_in_a_row_leave_labelled_artifacts(tiny, tmp_path):
@@ -52,7 +52,7 @@ def test_bad_configuration_fails_the_stage_with_every_problem_named(tmp_path, ca
 def test_unwritable_report_fails_the_stage_with_the_reason(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(StageFailed):
-        stages.train(to_json(tiny), *outputs(tmp_path)[:2], tmp_path / "file" / "history")
+        stages.train(to_json(tiny), tmp_path / "run", tmp_path / "file" / "history")
     assert "[train] failed:" in capsys.readouterr().out
 
 
@@ -72,9 +72,9 @@ def test_version_skew_between_pipeline_and_image_is_said(tiny, tmp_path, capsys)
     assert "warning: mappo" not in capsys.readouterr().out
 
 
-def test_version_skew_is_said_before_an_option_that_this_version_lacks(capsys):
+def test_version_skew_is_said_before_an_option_that_this_version_lacks(tmp_path, capsys):
     with pytest.raises(StageFailed, match="unknown key"):
-        stages.train('{"learner": {"from_the_future": 1}}', *[None] * 3, compiled_by="9.0")
+        stages.train('{"learner": {"from_the_future": 1}}', tmp_path, tmp_path / "history", compiled_by="9.0")
     assert "mappo 9.0 compiled this pipeline" in capsys.readouterr().out
 
 
@@ -88,7 +88,7 @@ def test_threads_never_exceed_the_cpu_limit_and_zero_follows_it(tiny, tmp_path, 
     monkeypatch.setattr(stages, "cpu_limit", lambda: 3)
     try:
         for asked, used in ((1, 1), (2, 2), (0, 3), (64, 3)):
-            stages.train(to_json(override(tiny, {"threads": asked})), *outputs(tmp_path))
+            stages.train(to_json(override(tiny, {"threads": asked})), *outputs(tmp_path / str(asked)))
             assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(1)

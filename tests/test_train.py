@@ -7,19 +7,20 @@ import re
 import pytest
 import torch
 
-from mappo import checkpoint as checkpoints
 from mappo.checkpoint import CheckpointError
 from mappo.config import ConfigError, override
 from mappo.evaluate import NonFiniteReturn, evaluate
-from mappo.history import COLUMNS, HistoryFile
+from mappo.history import COLUMNS
 from mappo.learner import NonFiniteLoss
 from mappo.recipes import recipe
-from mappo.train import Start, train
+from mappo.runs import load
+from mappo.training_state import Start
 from tests.conftest import endless
+from tests.runs import iterations, train_here
 
 
 def run(config, directory, on_report=lambda report: None, start=None):
-    return train(config, directory / "last", directory / "best", on_report, start).tensors
+    return train_here(config, directory, on_report, start).tensors
 
 
 def equal(one, other):
@@ -35,7 +36,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_path)
 
 def test_evaluating_in_the_middle_does_not_disturb_training(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path / "1")
-    saved = checkpoints.load(tmp_path / "1" / "last")
+    saved = load(tmp_path / "1", "last")
     assert equal(undisturbed, run(tiny, tmp_path / "2", on_report=lambda report: evaluate(tiny, saved)))
 
 
@@ -55,10 +56,8 @@ def test_reports_count_frames_iterations_and_episodes(tiny, tmp_path):
 
 def test_history_file_has_a_row_an_iteration_and_empty_cells_for_nan(tiny, tmp_path):
     config = override(tiny, {"environment": {"max_episode_frames": 30}, "collection": {"total_frames": 240}})
-    file = HistoryFile(tmp_path / "history.csv")
-    run(config, tmp_path / "run", file.append)
-    file.close()
-    with (tmp_path / "history.csv").open(newline="") as history:
+    run(config, tmp_path / "run")
+    with (tmp_path / "run" / "history.csv").open(newline="") as history:
         rows = list(csv.DictReader(history))
     assert tuple(rows[0]) == COLUMNS
     assert [row["frames"] for row in rows] == ["120", "240"]
@@ -121,7 +120,7 @@ def test_memory_does_not_grow_over_iterations(tiny, tmp_path):
 
 def test_checkpoint_holds_the_trained_networks(tiny, tmp_path):
     tensors = run(tiny, tmp_path / "run")
-    loaded = checkpoints.load(tmp_path / "run" / "last")
+    loaded = load(tmp_path / "run", "last")
     assert equal(tensors, loaded.tensors)
     assert (loaded.config, loaded.frames, loaded.iteration) == (tiny, 360, 3)
 
@@ -134,8 +133,8 @@ def test_checkpoint_holds_the_trained_networks(tiny, tmp_path):
 def test_recipe_learns_its_task(name, at_least, seed, tmp_path):
     """A trained policy reaches the return that the recipe promises, clearly above a random one."""
     config = override(recipe(name), {"seed": seed})
-    train(config, tmp_path / "last", tmp_path / "best", lambda report: None)
-    report = evaluate(config, checkpoints.load(tmp_path / "best"))
+    run(config, tmp_path)
+    report = evaluate(config, load(tmp_path, "best"))
     print(f"{name}, seed {seed}: trained {report.trained.mean}, random {report.random.mean}")
     assert report.trained.mean.value >= at_least
     assert report.trained.mean.low > report.random.mean.high
@@ -149,7 +148,9 @@ def learned(report):
     """All numbers of an iteration but wall-clock, memory and evaluation."""
     row = report.row()
     return {
-        name: value for name, value in row.items() if not re.search("seconds|bytes|per_second|evaluation", name)
+        name: value
+        for name, value in row.items()
+        if not re.search("seconds|bytes|per_second|evaluation|_saves", name)
     }
 
 
@@ -179,7 +180,7 @@ def test_best_checkpoint_is_that_of_the_highest_evaluation(tiny, tmp_path):
     reports = []
     run(config, tmp_path, reports.append)
     by_iteration = {report.progress.iteration: report.evaluation_return_mean for report in reports}
-    best, last = (checkpoints.load(tmp_path / name) for name in ("best", "last"))
+    best, last = (load(tmp_path, name) for name in ("best", "last"))
     assert best.iteration == max(by_iteration, key=by_iteration.get)
     assert best.selection_return == by_iteration[best.iteration]
     assert (last.iteration, last.selection_return) == (8, by_iteration[8])
@@ -188,7 +189,7 @@ def test_best_checkpoint_is_that_of_the_highest_evaluation(tiny, tmp_path):
 
 def test_best_is_the_last_without_evaluation_during_training(tiny, tmp_path):
     run(select(tiny, 0), tmp_path)
-    best, last = (checkpoints.load(tmp_path / name) for name in ("best", "last"))
+    best, last = (load(tmp_path, name) for name in ("best", "last"))
     assert equal(best.tensors, last.tensors)
     assert best.selection_return is None
 
@@ -210,20 +211,18 @@ def test_best_checkpoint_survives_when_training_diverges_later(tmp_path):
     survived = override(config, {"environment": {"scenario": "tests.scenarios:NanLater"}})
     with pytest.raises(NonFiniteLoss):
         run(survived, tmp_path / "trained")
-    assert checkpoints.load(tmp_path / "trained" / "best").iteration == 1
-    assert not (tmp_path / "trained" / "last").exists()
+    assert load(tmp_path / "trained", "best").iteration == 1
+    assert iterations(tmp_path / "trained") == [1]
 
 
 def test_extended_run_goes_on_where_it_stopped(tiny, tmp_path):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     longer = override(
         tiny, {"collection": {"total_frames": 600}, "threads": 2, "selection": {"interval_iterations": 0}}
     )
     reports = []
-    saved = checkpoints.load(tmp_path / "last")
-    extended = train(
-        longer, tmp_path / "2" / "last", tmp_path / "2" / "best", reports.append, Start("extend", saved)
-    )
+    saved = load(tmp_path / "first", "last")
+    extended = train_here(longer, tmp_path / "2", reports.append, Start("extend", saved))
     assert [report.progress.iteration for report in reports] == [4, 5]
     assert [report.progress.frames for report in reports] == [480, 600]
     rate = tiny.learner.learning_rate
@@ -236,19 +235,19 @@ def test_extended_run_goes_on_where_it_stopped(tiny, tmp_path):
 def test_extension_starts_from_the_very_networks_and_optimiser(tiny, tmp_path):
     """With a learning rate of almost nothing, the networks stay and Adam's step count goes on."""
     small = override(tiny, {"learner": {"learning_rate": 1e-12, "learning_rate_schedule": "constant"}})
-    first = train(small, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(small, tmp_path / "first")
     longer = override(small, {"collection": {"total_frames": 480}})
-    extended = train(longer, tmp_path / "a", tmp_path / "b", lambda report: None, Start("extend", first))
+    extended = train_here(longer, tmp_path / "a", start=Start("extend", first))
     for name, tensor in first.tensors.items():
         assert torch.allclose(tensor, extended.tensors[name], atol=1e-6), name
 
 
 def test_extension_collects_other_episodes_than_the_start(tiny, tmp_path):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     longer = override(tiny, {"collection": {"total_frames": 480}})
     reports, scratch = [], []
-    train(longer, tmp_path / "a", tmp_path / "b", reports.append, Start("extend", first))
-    train(longer, tmp_path / "c", tmp_path / "d", scratch.append, Start("warm-start", first))
+    train_here(longer, tmp_path / "a", reports.append, Start("extend", first))
+    train_here(longer, tmp_path / "c", scratch.append, Start("warm-start", first))
     assert reports[0].episodes != scratch[0].episodes
 
 
@@ -262,39 +261,49 @@ def test_extension_collects_other_episodes_than_the_start(tiny, tmp_path):
     ],
 )
 def test_extension_with_another_configuration_is_refused_naming_what_changed(tiny, tmp_path, changes, reason):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     with pytest.raises(ConfigError, match=reason):
-        train(override(tiny, changes), tmp_path / "a", tmp_path / "b", print, Start("extend", first))
+        train_here(override(tiny, changes), tmp_path / "a", print, Start("extend", first))
     assert not (tmp_path / "a").exists()
 
 
 def test_extension_of_a_checkpoint_with_no_or_a_broken_optimiser_is_refused(tiny, tmp_path):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     longer = override(tiny, {"collection": {"total_frames": 600}})
     broken = {name: value * float("nan") for name, value in first.optimiser.items()}
     for optimiser in ({}, broken):
         start = Start("extend", dataclasses.replace(first, optimiser=optimiser))
-        with pytest.raises(CheckpointError, match="cannot be extended: the optimiser's step, exp_avg"):
-            train(longer, tmp_path / "a", tmp_path / "b", print, start)
+        with pytest.raises(
+            CheckpointError, match="cannot go on from the checkpoint: the optimiser's step, exp_avg"
+        ):
+            train_here(longer, tmp_path / "a", print, start)
+
+
+def test_extension_of_a_run_that_did_not_finish_is_refused(tiny, tmp_path):
+    first = dataclasses.replace(train_here(tiny, tmp_path / "first"), iteration=2, frames=240)
+    with pytest.raises(ConfigError, match="the run to extend did not finish: it has 2 of 3 iterations"):
+        train_here(
+            override(tiny, {"collection": {"total_frames": 600}}), tmp_path / "a", start=Start("extend", first)
+        )
 
 
 def test_warm_start_begins_with_the_networks_and_everything_else_new(tiny, tmp_path):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     other = override(
         tiny,
         {"seed": 9, "learner": {"learning_rate": 1e-12, "epochs": 1}, "environment": {"max_episode_frames": 5}},
     )
     reports = []
-    warm = train(other, tmp_path / "a", tmp_path / "b", reports.append, Start("warm-start", first))
+    warm = train_here(other, tmp_path / "a", reports.append, Start("warm-start", first))
     assert [report.progress.frames for report in reports] == [120, 240, 360]
     assert all(torch.allclose(first.tensors[name], warm.tensors[name], atol=1e-6) for name in first.tensors)
 
 
 def test_warm_start_into_other_networks_is_refused_naming_the_tensors(tiny, tmp_path):
-    first = train(tiny, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(tiny, tmp_path / "first")
     other = override(tiny, {"networks": {"hidden_sizes": [17]}})
     with pytest.raises(CheckpointError, match="does not fit these networks"):
-        train(other, tmp_path / "a", tmp_path / "b", print, Start("warm-start", first))
+        train_here(other, tmp_path / "a", print, Start("warm-start", first))
 
 
 def test_batch_that_cannot_fit_is_refused_before_it_starts(tiny, tmp_path):
@@ -324,12 +333,12 @@ def test_trains_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
 
 def test_extended_run_is_never_best_below_its_start_and_says_how_it_started(tiny, tmp_path):
     config = select(tiny, 1)
-    first = train(config, tmp_path / "last", tmp_path / "best", lambda report: None)
+    first = train_here(config, tmp_path / "first")
     worse = override(config, {"collection": {"total_frames": 480}})
-    train(worse, tmp_path / "2" / "last", tmp_path / "2" / "best", lambda report: None, Start("extend", first))
-    best, last = (checkpoints.load(tmp_path / "2" / name) for name in ("best", "last"))
+    train_here(worse, tmp_path / "2", start=Start("extend", first))
+    best, last = (load(tmp_path / "2", name) for name in ("best", "last"))
     assert best.selection_return >= first.selection_return
     assert best.started_from == last.started_from == "extended after 360 frames"
-    warm = train(config, tmp_path / "3", tmp_path / "4", lambda report: None, Start("warm-start", last))
+    warm = train_here(config, tmp_path / "3", start=Start("warm-start", last))
     assert warm.started_from.startswith("warm start from configuration")
     assert warm.started_from.endswith("after 480 frames")
