@@ -35,7 +35,16 @@ from mappo.checkpoint import (
     unpack,
     verify,
 )
-from mappo.storage import DirectoryStore, KeyMissing, KeyTaken, Store, StoreError, honours_conditions, open_store
+from mappo.storage import (
+    DirectoryStore,
+    KeyMissing,
+    KeyTaken,
+    Store,
+    StoreError,
+    TooLarge,
+    honours_conditions,
+    open_store,
+)
 
 _log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 3
@@ -246,7 +255,7 @@ class Run:
         for download in range(1, _DOWNLOADS + 1):
             try:
                 return verify(self.store.read(key, max_bytes), sha256, f"{self.store.location}/{key}")
-            except KeyMissing as error:
+            except (KeyMissing, TooLarge) as error:
                 raise CheckpointError(str(error)) from error
             except CheckpointError:
                 if download == _DOWNLOADS:

@@ -31,7 +31,10 @@ _S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _KUBEFLOW_MINIO = "http://minio-service.kubeflow:9000"  # what Kubeflow's own launcher takes minio:// to mean
 _PARTIAL = ".partial-"  # in the names of files that are being written
-_PASSING = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded", "BadDigest"}
+_PASSING = {
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"),
+    *("BadDigest", "XAmzContentSHA256Mismatch"),  # changed on the way
+}
 _CREDENTIALS = {
     *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
     *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
@@ -50,6 +53,10 @@ class StoreUnavailable(StoreError):
 
 class KeyMissing(StoreError):
     """There is nothing under this key."""
+
+
+class TooLarge(StoreError):
+    """An entry has more bytes than are read."""
 
 
 class KeyTaken(StoreError):
@@ -78,7 +85,8 @@ class Store(Protocol):
 
         Raises:
             KeyMissing: there is none.
-            StoreError: it is larger than `max_bytes`, or cannot be read.
+            TooLarge: it is larger than `max_bytes`.
+            StoreError: it cannot be read.
         """
 
     def write(self, key: str, content: bytes) -> None:
@@ -104,14 +112,15 @@ def open_store(location: str, patience_seconds: float = 60.0) -> Store:
     The endpoint of an S3 store other than Amazon's is AWS_ENDPOINT_URL in the environment.
 
     Raises:
-        StoreError: not a location, or no region, profile or the like that boto3 needs.
+        StoreError: not a location.
     """
-    if "://" not in location:
+    if ":/" not in location:
         return DirectoryStore(Path(location))
     match = _S3.fullmatch(location)
     if not match or ".." in location:
+        shown = re.sub("//.*@", "//", location)  # without a password
         raise StoreError(
-            f"{location!r}: not a location: give a directory, s3://bucket/prefix or minio://bucket/prefix "
+            f"{shown!r}: not a location: give a directory, s3://bucket/prefix or minio://bucket/prefix "
             "(endpoint and credentials come from the environment)"
         )
     scheme, bucket, prefix = match.groups()
@@ -130,8 +139,8 @@ def honours_conditions(store: Store, prefix: str) -> bool:
         StoreError: it cannot be written to, or does not give back what was written.
     """
     key = f"{prefix}probe-{secrets.token_hex(8)}"
+    store.create(key, b"first")
     try:
-        store.create(key, b"first")
         if store.read(key, 100) != b"first":
             raise StoreError(f"{store.location}: what was written is not what is read")
         try:
@@ -154,7 +163,7 @@ class DirectoryStore:
         path = self._path(key)
         with self._errors(key):
             if (size := path.stat().st_size) > max_bytes:
-                raise StoreError(f"{path}: {size} bytes, at most {max_bytes} are read")
+                raise TooLarge(f"{path}: {size} bytes, at most {max_bytes} are read")
             return path.read_bytes()
 
     def write(self, key: str, content: bytes) -> None:
@@ -231,7 +240,7 @@ class S3Store:
             with answer["Body"] as body:
                 if answer["ContentLength"] > max_bytes:
                     size = answer["ContentLength"]
-                    raise StoreError(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
+                    raise TooLarge(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
                 return body.read()
 
         return self._patiently(key, get)
@@ -300,7 +309,7 @@ class S3Store:
         code = str(response.get("Error", {}).get("Code", ""))
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         said = f"{place}: the store answered {status} {code}"
-        if code in ("NoSuchKey", "404"):
+        if code == "NoSuchKey":
             return KeyMissing(f"{place}: there is nothing")
         if code == "NoSuchBucket":
             return StoreError(
@@ -322,6 +331,8 @@ class S3Store:
         from botocore import exceptions as boto
 
         name = type(error).__name__
+        if isinstance(error, boto.SSLError):
+            return StoreError(f"{place}: {self._endpoint()} has no certificate that is trusted; see AWS_CA_BUNDLE")
         if isinstance(
             error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
         ):
@@ -348,8 +359,15 @@ class S3Store:
         options: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
         endpoint = None if _endpoint_from_environment() else self._default_endpoint
         make: Callable[..., S3Client] = partial(boto3.session.Session().client, "s3", endpoint_url=endpoint)
-        client = make(config=Config(**options))
-        if (urlsplit(client.meta.endpoint_url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        try:
+            client = make(config=Config(**options))
+            url = urlsplit(client.meta.endpoint_url)
+            _ = url.port  # raises when it is none
+        except ValueError:  # whose text holds what may be in the URL
+            raise StoreError(
+                f"{self.location}: AWS_ENDPOINT_URL is not a URL such as http://host:9000 or https://host"
+            ) from None
+        if (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
             return client
         options |= {
             "s3": {"addressing_style": "path"},
@@ -362,7 +380,7 @@ class S3Store:
         if self._made is None:
             return "its endpoint"
         url = urlsplit(self._made.meta.endpoint_url)
-        return f"{url.scheme}://{url.hostname}{f':{url.port}' if url.port else ''}"
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
 def _endpoint_from_environment() -> str | None:
@@ -378,14 +396,13 @@ def _log_retry(patience_seconds: float, state: RetryCallState) -> None:
 
 def _require_same(store: Store, key: str, content: bytes) -> None:
     """Read back what holds a key that was to be created: it may be this very content."""
+    found: bytes | None = None
     try:
         found = store.read(key, len(content))
     except KeyMissing:
         raise StoreUnavailable(f"{store.location}/{key}: refused as taken, and then not there") from None
-    except StoreError as error:
-        if isinstance(error, StoreUnavailable):
-            raise
-        found = b""
+    except TooLarge:
+        pass
     if found != content:
         raise KeyTaken(f"{store.location}/{key}: there is something else already")
 

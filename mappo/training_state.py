@@ -74,8 +74,8 @@ def first_progress(config: ExperimentConfig, start: Start | None) -> Progress:
     asked = checkpoint.config.collection.num_iterations
     if checkpoint.iteration < asked:
         raise ConfigError(
-            f"the run to extend did not finish: it has {checkpoint.iteration} of {asked} iterations; go on with it "
-            "first, by the command that began it"
+            f"the run to extend did not finish: it has {checkpoint.iteration} of {asked} iterations; go on with "
+            "it first, by the command that began it"
         )
     if config.collection.num_iterations <= checkpoint.iteration:
         raise ConfigError(

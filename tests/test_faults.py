@@ -265,7 +265,7 @@ def test_attempts_that_race_for_a_number_get_different_ones(proxy):
 
 
 def test_pipeline_that_was_killed_goes_on_and_no_secret_is_written_anywhere(moto_proxy, tmp_path, monkeypatch):
-    """The whole local pipeline, killed in training and started again; then everything is searched for credentials."""
+    """The whole local pipeline, killed in training and started again; then all is searched for credentials."""
     canaries = ["canary-access-key-5f1d", "canary-secret-key-77ac", "canary-session-token-b2e9"]
     for name, canary in zip(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"), canaries, strict=True):
         monkeypatch.setenv(f"AWS_{name}", canary)

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_stores_do_what_a_dict_does(store):
         if name == "read":
             arguments.append(rng.choice([2, 100]))
         elif name != "delete":
-            arguments.append(rng.choice([b"1", b"22", b"333"]))
+            arguments.append(rng.choice([b"", b"1", b"333"]))
         expected = outcome(getattr(model, name), *arguments)
         assert outcome(getattr(store, name), *arguments) == expected, (name, arguments)
         prefix = rng.choice(["", "blobs/", "blobs/0001/", "none/"])
@@ -191,12 +192,26 @@ def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location, key):
             "s3://bucket//a",
             "s3://bucket/a b",
         ),
-        *("gs://bucket/a", "http://host/bucket", "file:///tmp/a", "s3://bucket/a?b", "S3://bucket/a"),
+        *(
+            "s3:/bucket/a",
+            "gs://bucket/a",
+            "http://host/bucket",
+            "file:///tmp/a",
+            "s3://bucket/a?b",
+            "S3://bucket/a",
+        ),
     ],
 )
 def test_location_that_is_none_is_refused(location):
     with pytest.raises(StoreError, match=r"not a location: give a directory, s3://bucket/prefix or minio://"):
         open_store(location)
+
+
+@pytest.mark.parametrize("location", ["s3://me:canary@bucket/a", "http://me:can/ary@host/bucket"])
+def test_location_with_a_password_is_refused_without_repeating_it(location):
+    with pytest.raises(StoreError, match="not a location") as raised:
+        open_store(location)
+    assert not re.search("me|can", str(raised.value).partition(": ")[0])
 
 
 @pytest.mark.parametrize("location", ["s3://{}", "s3://{}/", "s3://{}/a/b/", "minio://{}/a"])
@@ -324,6 +339,38 @@ def test_create_knows_its_own_write_when_the_reply_was_lost(faulty):
     assert open_store(location).read("a", 100) == b"mine"
 
 
+def test_create_does_not_call_a_key_taken_that_it_cannot_read(faulty):
+    proxy, location = faulty
+    proxy.rule = lambda number, method, path: "lose reply" if number == 1 else "403" * (method == "GET")
+    with pytest.raises(StoreError, match="credentials"):
+        open_store(location, LONG).create("a", b"mine")
+
+
+@on("rgw")  # moto checks no hash
+def test_upload_that_was_changed_on_the_way_is_repeated(faulty):
+    proxy, location = faulty
+    proxy.rule = first(1, "corrupt upload", "PUT")
+    open_store(location, LONG).write("a", b"1")
+    assert proxy.count("PUT") == 2
+    assert open_store(location).read("a", 1) == b"1"
+
+
+def test_listing_that_cannot_be_parsed_is_repeated(faulty):
+    proxy, location = faulty
+    open_store(location, LONG).write("a", b"1")
+    proxy.rule = first(1, "corrupt", "GET")
+    assert keys(open_store(location, LONG)) == ["a"]
+    assert proxy.count("GET") == 2
+
+
+def test_probe_of_a_store_that_is_down_ends_after_one_patience(faulty):
+    proxy, location = faulty
+    proxy.rule = always("503 SlowDown")
+    with pytest.raises(StoreUnavailable):
+        honours_conditions(open_store(location, SHORT), "attempts/")
+    assert {method for method, _ in proxy.requests} == {"PUT"}
+
+
 def test_create_is_refused_when_the_reply_was_lost_and_the_key_is_somebody_elses(faulty):
     proxy, location = faulty
     open_store(location, LONG).write("a", b"somebody else's")
@@ -416,6 +463,33 @@ def test_missing_bucket_is_an_error_at_once_that_names_it(faulty):
             call()
         assert not isinstance(raised.value, StoreUnavailable | KeyMissing)
     assert len(proxy.requests) == len(calls)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:9000", "minio", "http://canary@host:port", "http://canary@host:99999", "http://"]
+)
+def test_endpoint_that_is_no_url_is_an_error_at_once_that_does_not_repeat_it(s3, monkeypatch, endpoint):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StoreError, match=rf"^s3://{s3}/a: AWS_ENDPOINT_URL is not a URL such as") as raised:
+        open_store(f"s3://{s3}/a", LONG).entries()
+    assert not isinstance(raised.value, StoreUnavailable)
+    assert "canary" not in str(raised.value)
+
+
+def test_ipv6_endpoint_is_named_with_its_brackets(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[::1]:1")
+    with pytest.raises(StoreUnavailable, match=r"from http://\[::1\]:1: "):
+        open_store(f"s3://{s3}/a", 0).entries()
+
+
+def test_server_that_is_no_s3_store_has_not_merely_lost_the_key(faulty):
+    proxy, location = faulty
+    proxy.rule = always("404")
+    store = open_store(location, LONG)
+    for call in (store.entries, lambda: store.read("a", 1)):
+        with pytest.raises(StoreError, match="the store answered 404") as raised:
+            call()
+        assert not isinstance(raised.value, KeyMissing)
 
 
 def test_missing_profile_is_an_error_that_names_it(s3, monkeypatch):
