@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
 
 from mappo.checkpoint import Checkpoint
-from mappo.config import ExperimentConfig, to_dict
+from mappo.collection import collect
+from mappo.config import CollectionConfig, ExperimentConfig, to_dict
 from mappo.history import HistoryFile, IterationReport
 from mappo.runs import Run
 from mappo.runs import load as load_checkpoint
@@ -27,6 +31,16 @@ MEASURED = {  # columns of the history that depend on the clock or the machine
     *("frames_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes"),
     *("num_saves", "num_failed_saves", "num_skipped_saves"),
 }
+
+
+def batches(
+    environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig
+) -> Iterator[TensorDictBase]:
+    """Those of a whole run, each of the policy as it is at that moment."""
+    carried = environment.reset()
+    for _ in range(config.num_iterations):
+        batch, carried = collect(environment, policy, config.rollout_frames, carried)
+        yield batch
 
 
 def train_here(

@@ -1,132 +1,191 @@
 import json
+import logging
 import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from mappo.checkpoint import (
-    MANIFEST,
-    Checkpoint,
     CheckpointError,
-    load,
+    manifest_bytes,
+    pack,
+    parse_manifest,
     restore_networks,
-    save,
+    sha256_of,
 )
-from mappo.config import NetworksConfig, json_hash, override
+from mappo.config import from_dict, json_hash, override
 from mappo.environment import Stream, make_environment
 from mappo.networks import make_networks
-from tests.conftest import CPU, read_json
+from mappo.runs import Run
+from tests.conftest import CPU, TINY
+from tests.runs import assert_same_training, iterations, last, train_here
+
+PARTS = ["networks", "optimiser", "simulation", "structure", "history"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The checkpoint at the end of a real run."""
+    return train_here(from_dict(TINY), tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    run = Run.at(tmp_path / "run")
+    run.claim().save(trained)
+    return run
 
 
 @pytest.fixture
 def networks(tiny):
-    environment = make_environment(tiny.environment, 1, 0, Stream.TRAINING, CPU)
-    return make_networks(tiny.networks, environment)
+    return networks_for(tiny)
 
 
-@pytest.fixture
-def directory(tiny, networks, tmp_path):
-    tensors = dict(networks.modules().state_dict())
-    save(Checkpoint(tiny, 3, 360, tensors, {"a.exp_avg": torch.ones(2)}, selection_return=0.5), tmp_path)
-    return tmp_path
+def networks_for(config):
+    return make_networks(config.networks, make_environment(config.environment, 1, 0, Stream.TRAINING, CPU))
 
 
-def tensors_file(directory, kind="networks"):
-    (path,) = directory.glob(f"{kind}-*.safetensors")
-    return path
+def part_path(run, part):
+    (saved,) = run.saved()
+    return Path(run.store.location) / saved.blob(run.manifest(saved).file_name(part))
 
 
-def edit_manifest(directory, **changes):
-    manifest = read_json(directory / MANIFEST)
-    (directory / MANIFEST).write_text(json.dumps(manifest | changes))
+def load(run):
+    return run.load(run.saved()[0])
 
 
-def test_round_trip_restores_every_bit(tiny, networks, directory):
-    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
-    with torch.no_grad():
-        for parameter in networks.modules().parameters():
-            parameter.zero_()
-    loaded = load(directory)
+def put_manifest(run, content, instead_of=None):
+    """A manifest under the hash of its content, in the place of the newest or another."""
+    saved = instead_of or run.saved()[0]
+    run.store.delete(saved.key)
+    key = f"checkpoints/{saved.attempt_id}/{saved.iteration:010d}-{sha256_of(content)}.json"
+    run.store.write(key, content)
+
+
+def edited(run, saved=None, **changes):
+    manifest = json.loads(manifest_bytes(run.manifest(saved or run.saved()[0])))
+    return json.dumps(manifest | changes).encode()
+
+
+def put_part(run, part, content):
+    """A part that is what the manifest says, whatever it is."""
+    (saved,) = run.saved()
+    manifest = json.loads(manifest_bytes(run.manifest(saved)))
+    manifest["parts"][part] = {"sha256": sha256_of(content), "size_bytes": len(content)}
+    suffix = {"structure": "json", "history": "csv"}.get(part, "safetensors")
+    run.store.write(saved.blob(f"{sha256_of(content)}.{suffix}"), content)
+    put_manifest(run, json.dumps(manifest).encode())
+
+
+def test_round_trip_restores_every_bit(trained, run, networks):
+    loaded = load(run)
+    assert_same_training(trained, loaded)
     restore_networks(loaded, networks)
-    assert all(torch.equal(before[name], value) for name, value in networks.modules().state_dict().items())
-    assert (loaded.config, loaded.iteration, loaded.frames, loaded.selection_return) == (tiny, 3, 360, 0.5)
-    assert torch.equal(loaded.optimiser["a.exp_avg"], torch.ones(2))
+    for name, value in networks.modules().state_dict().items():
+        assert torch.equal(trained.tensors[name], value)
+    assert (loaded.platform, loaded.started_from) == (trained.platform, "")
 
 
-@pytest.mark.parametrize("kind", ["networks", "optimiser"])
+def test_same_checkpoint_gives_the_same_bytes(trained):
+    assert pack(trained) == pack(trained)
+
+
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "pickle", "empty"])
-def test_damaged_tensors_are_refused_before_they_are_parsed(directory, damage, kind):
-    path = tensors_file(directory, kind)
-    blob = bytearray(path.read_bytes())
-    if damage == "flip":
-        blob[-1] ^= 1
+def test_damaged_part_is_refused_before_it_is_parsed(run, damage, part):
+    path = part_path(run, part)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= damage == "flip"
     path.write_bytes(
-        {"flip": bytes(blob), "truncate": bytes(blob[:-10]), "pickle": pickle.dumps({"a": 1}), "empty": b""}[
-            damage
-        ]
+        {"flip": content, "truncate": content[:-10], "pickle": pickle.dumps({"a": 1}), "empty": b""}[damage]
     )
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        load(directory)
+    with pytest.raises(CheckpointError, match=f"{path.name}: damaged or replaced: its SHA-256 is"):
+        load(run)
 
 
-def test_file_that_is_no_safetensors_is_refused_even_with_the_right_hash(directory):
-    import hashlib
+def test_part_that_grew_is_not_read(run):
+    path = part_path(run, "networks")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(CheckpointError, match=f"{2 * size} bytes, at most {size} are read"):
+        load(run)
 
-    hostile = pickle.dumps({"a": 1})
-    digest = hashlib.sha256(hostile).hexdigest()
-    (directory / f"networks-{digest[:16]}.safetensors").write_bytes(hostile)
-    edit_manifest(directory, networks_sha256=digest)
-    with pytest.raises(CheckpointError, match="SafetensorError"):
-        load(directory)
+
+@pytest.mark.parametrize(
+    ("part", "content", "reason"),
+    [
+        ("networks", pickle.dumps({"a": 1}), "SafetensorError"),
+        ("optimiser", b"\xff" * 8 + b"{}", "SafetensorError"),
+        ("simulation", (10).to_bytes(8, "little") + b"[" * 10, "SafetensorError"),
+        ("structure", b"{", "JSONDecodeError"),
+        ("structure", b"[" * 200_000, "RecursionError"),
+        ("history", b"\xff\xfe", "UnicodeDecodeError"),
+    ],
+)
+def test_part_that_is_not_what_it_should_be_is_refused_even_with_the_right_hash(run, part, content, reason):
+    put_part(run, part, content)
+    with pytest.raises(CheckpointError, match=reason):
+        load(run)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format": 99}, "format 99"),
+        ({"format": 99}, "format 99, this version reads 3"),
+        ({"format": 2}, "format 2, this version reads 3"),
         ({"config": {"sed": 1}, "config_hash": json_hash({"sed": 1})}, "unknown key"),
         ({"config": None}, "config: "),
         ({"config": {"seed": 1}}, "not the one that its hash names"),
         ({"frames": "many"}, "frames: "),
         ({"frames": -5}, "frames: "),
         ({"frames": float("inf")}, "frames: "),
+        ({"selection_return": float("nan")}, "selection_return: "),
         ({"more": 1}, "more: "),
-        ({"networks_sha256": "../../etc/passwd"}, "networks_sha256: "),
+        ({"parts": {}}, "parts are missing: history, networks, optimiser, simulation, structure"),
+        ({"parts": {"networks": {"sha256": "../../etc/passwd", "size_bytes": 1}}}, "sha256: "),
+        ({"parts": {"../x": {"sha256": "a" * 64, "size_bytes": 1}}}, "parts.../x"),
+        (
+            {"parts": {part: {"sha256": "a" * 64, "size_bytes": 2**40} for part in PARTS}},
+            "at most 4294967296 are read",
+        ),
+        ({"platform": {}}, "platform.device: "),
     ],
 )
-def test_manifest_of_another_version_or_content_is_refused(directory, changes, reason):
-    edit_manifest(directory, **changes)
+def test_manifest_of_another_version_or_content_is_refused(run, changes, reason):
+    put_manifest(run, edited(run, **changes))
     with pytest.raises(CheckpointError, match=reason):
-        load(directory)
+        load(run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "[" * 100_000])
-def test_manifest_that_is_no_json_object_is_refused(directory, text):
-    (directory / MANIFEST).write_text(text)
-    with pytest.raises(CheckpointError, match="not the manifest"):
-        load(directory)
+def test_manifest_that_is_no_json_object_is_refused(text):
+    with pytest.raises(CheckpointError, match="place: not the manifest"):
+        parse_manifest(text.encode(), "place")
 
 
-def test_missing_checkpoint_is_refused_naming_the_file(tmp_path):
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: No such file"):
-        load(tmp_path)
+def test_manifest_that_was_edited_is_refused_before_it_is_parsed(run):
+    saved = run.saved()[0]
+    run.store.write(saved.key, edited(run, iteration=5))
+    with pytest.raises(CheckpointError, match="damaged or replaced"):
+        run.manifest(saved)
 
 
-def test_huge_manifest_is_not_read(directory):
-    (directory / MANIFEST).write_text(" " * (2 << 20))
+def test_huge_manifest_is_not_read(run):
+    put_manifest(run, b" " * (2 << 20))
     with pytest.raises(CheckpointError, match="at most"):
-        load(directory)
+        load(run)
 
 
-def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, directory):
-    other = override(tiny, {"environment": {"scenario": "balance"}})
-    environment = make_environment(other.environment, 1, 0, Stream.TRAINING, CPU)
-    networks = make_networks(NetworksConfig(hidden_sizes=(16,)), environment)
-    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, run):
+    other = networks_for(override(tiny, {"environment": {"scenario": "balance"}}))
+    before = {name: value.clone() for name, value in other.modules().state_dict().items()}
     with pytest.raises(CheckpointError, match=r"policy.*weight is \[16, 18\].*not \[16, 16\]"):
-        restore_networks(load(directory), networks)
-    assert all(torch.equal(before[name], value) for name, value in networks.modules().state_dict().items())
+        restore_networks(load(run), other)
+    assert all(torch.equal(before[name], value) for name, value in other.modules().state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -139,47 +198,133 @@ def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, director
         (lambda tensors: {name: value * float("nan") for name, value in tensors.items()}, "not finite"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(tiny, networks, change, reason):
+def test_tensors_that_do_not_fit_are_refused(trained, networks, change, reason):
     tensors = change({name: value.clone() for name, value in networks.modules().state_dict().items()})
     with pytest.raises(CheckpointError, match=reason):
-        restore_networks(Checkpoint(tiny, 0, 0, tensors), networks)
+        restore_networks(replace(trained, tensors=tensors), networks)
 
 
-def test_checkpoint_is_safetensors_and_json_only(directory):
-    files = {tensors_file(directory, kind).name for kind in ("networks", "optimiser")}
-    assert {path.name for path in directory.iterdir()} == {MANIFEST, *files}
-    manifest = read_json(directory / MANIFEST)
-    assert {"format", "config", "config_hash", "frames", "seed", "versions"} <= manifest.keys()
-    assert safetensors.torch.load_file(tensors_file(directory))
+def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
+    (saved,) = run.saved()
+    manifest = json.loads((Path(run.store.location) / saved.key).read_text())
+    assert {
+        "format",
+        "config",
+        "config_hash",
+        "frames",
+        "iteration",
+        "seed",
+        "platform",
+        "parts",
+    } <= manifest.keys()
+    for part in ("networks", "optimiser", "simulation"):
+        assert safetensors.torch.load_file(part_path(run, part))
+    assert json.loads(part_path(run, "structure").read_text())
+    assert part_path(run, "history").read_text().startswith("iteration,frames,")
 
 
-def test_saving_again_replaces_the_checkpoint_as_a_whole(tiny, networks, directory):
-    old = tensors_file(directory).name
-    tensors = {name: value + 1 for name, value in networks.modules().state_dict().items()}
-    save(Checkpoint(tiny, 4, 480, tensors), directory)
-    assert tensors_file(directory).name != old
-    assert load(directory).iteration == 4
-
-
-def test_crash_before_the_manifest_is_replaced_leaves_the_old_checkpoint(tiny, networks, directory, monkeypatch):
-    import mappo.checkpoint
-
-    replace = mappo.checkpoint._replace
-
-    def crash_at_manifest(path, content):
-        if path.name == MANIFEST:
-            raise OSError("no space left")
-        replace(path, content)
-
-    monkeypatch.setattr(mappo.checkpoint, "_replace", crash_at_manifest)
-    tensors = {name: value + 1 for name, value in networks.modules().state_dict().items()}
-    with pytest.raises(OSError, match="no space left"):
-        save(Checkpoint(tiny, 4, 480, tensors), directory)
-    assert load(directory).iteration == 3
-
-
-def test_checkpoint_from_before_a_field_was_added_is_read_with_its_default(tiny, directory):
-    older = read_json(directory / MANIFEST)["config"]
+def test_checkpoint_from_before_a_field_was_added_is_read_with_its_default(tiny, run):
+    older = json.loads(edited(run))["config"]
     del older["learner"]["learning_rate_schedule"]
-    edit_manifest(directory, config=older, config_hash=json_hash(older))
-    assert load(directory).config == tiny
+    put_manifest(run, edited(run, config=older, config_hash=json_hash(older)))
+    assert load(run).config == tiny
+
+
+def test_nothing_is_pickled():
+    root = Path(__file__).parents[1]
+    sources = [path for folder in ("mappo", "components", "pipelines") for path in (root / folder).rglob("*.py")]
+    assert len(sources) > 25
+    forbidden = re.compile(
+        r"(?<!no )pickle\b|\bdill\b|(?<!safetensors\.)torch\.(load|save)\b|\bjoblib\b|\bmarshal\b|\bshelve\b"
+    )
+    found = [path for path in sources if forbidden.search(path.read_text())]
+    assert found == []
+
+
+class Enough(Exception):
+    pass
+
+
+def stopped_run(config, directory):
+    def stop(report):
+        if report.progress.iteration == 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train_here(config, directory, stop)
+    return Run.at(directory)
+
+
+LONGER = override(from_dict(TINY), {"collection": {"total_frames": 120 * 6}})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train_here(LONGER, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("flip", "damaged or replaced"),
+        ("missing", "No such file"),
+        ("manifest", "damaged or replaced"),
+        ("future", "format 4, this version reads 3"),
+        ("not finite", "is not finite"),
+        ("structure", "not a captured simulation"),
+    ],
+)
+def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(damage, reason, whole, tmp_path, caplog):
+    run = stopped_run(LONGER, tmp_path)
+    newest = run.saved()[0]
+    blob = newest.blob(run.manifest(newest).file_name("simulation"))
+    if damage == "flip":
+        run.store.write(blob, run.store.read(blob, 2**30)[:-1] + b"\x99")
+    if damage == "missing":
+        run.store.delete(blob)
+    if damage == "manifest":
+        run.store.write(newest.key, b"{}")
+    if damage == "future":
+        put_manifest(run, edited(run, format=4))
+    if damage in ("not finite", "structure"):
+        checkpoint = run.load(newest)
+        if damage == "structure":
+            bad = replace(checkpoint, state=replace(checkpoint.state, structure={"objects": {}, "views": []}))
+        else:
+            bad = replace(checkpoint, tensors={name: value / 0 for name, value in checkpoint.tensors.items()})
+        run.store.delete(newest.key)
+        manifest, parts = pack(bad)
+        for name, content in parts.items():
+            run.store.write(newest.blob(name), content)
+        put_manifest(run, manifest_bytes(manifest), newest)
+    reports = []
+    with caplog.at_level(logging.WARNING):
+        assert_same_training(train_here(LONGER, tmp_path, reports.append), whole)
+    assert [report.progress.iteration for report in reports] == [4, 5, 6]  # 4 was the newest
+    assert_same_training(last(tmp_path), whole)
+    (warning,) = [line for line in caplog.messages if "looking for the one before" in line]
+    assert "iteration 4 of attempt 1 cannot be used" in warning
+    assert reason in warning
+
+
+def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(tmp_path):
+    run = stopped_run(LONGER, tmp_path)
+    for saved in run.saved():
+        run.store.write(saved.key, b"{}")
+    before = run.store.entries()
+    with pytest.raises(
+        CheckpointError, match="none of the 3 checkpoints of .* can be used; to train from scratch"
+    ):
+        train_here(LONGER, tmp_path)
+    assert run.store.entries() == before
+
+
+def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(tmp_path):
+    from mappo.config import ConfigError
+
+    stopped_run(LONGER, tmp_path)
+    before = iterations(tmp_path)
+    with pytest.raises(ConfigError, match=r"was begun with another configuration: seed = 0 -> 1"):
+        train_here(override(LONGER, {"seed": 1}), tmp_path)
+    assert iterations(tmp_path) == before
+    assert len(list((tmp_path / "attempts").iterdir())) == 1  # and nobody else is stopped

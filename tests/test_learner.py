@@ -5,7 +5,6 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 
-from mappo.collection import collect
 from mappo.config import LearnerConfig, override
 from mappo.environment import (
     ACTION,
@@ -28,6 +27,7 @@ from mappo.learner import (
 )
 from mappo.networks import VALUE, CentralisedCritic, Networks, make_networks
 from tests.conftest import CPU, endless
+from tests.runs import batches
 
 
 def make(config):
@@ -37,7 +37,7 @@ def make(config):
             config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, CPU
         )
         networks = make_networks(config.networks, environment)
-        batch = next(collect(environment, networks.policy, config.collection))
+        batch = next(batches(environment, networks.policy, config.collection))
     return environment, networks, Learner(config.learner, networks, config.collection.num_iterations), batch
 
 
@@ -145,7 +145,7 @@ def test_first_minibatch_has_ratio_one_even_where_actions_saturate(tiny):
     with torch.no_grad():
         for parameter in networks.policy.parameters():
             parameter.mul_(20)
-    batch = next(collect(environment, networks.policy, config.collection))
+    batch = next(batches(environment, networks.policy, config.collection))
     losses = learner.update(batch)
     assert losses.clip_fraction == 0
     assert losses.kl == pytest.approx(0, abs=1e-4)
@@ -154,7 +154,7 @@ def test_first_minibatch_has_ratio_one_even_where_actions_saturate(tiny):
 def values_after_training(config):
     environment, networks, learner, _ = make(config)
     with private_random_streams(0, Stream.TRAINING, CPU):
-        for batch in collect(environment, networks.policy, config.collection):
+        for batch in batches(environment, networks.policy, config.collection):
             learner.update(batch)
     return networks.critic(environment.reset())[VALUE]
 
@@ -228,7 +228,7 @@ def test_entropy_bonus_keeps_the_policy_more_random():
         config = override(endless(), {"learner": learner, "collection": {"total_frames": 2_400}})
         environment, networks, learner, _ = make(config)
         with private_random_streams(0, Stream.TRAINING, CPU):
-            for batch in collect(environment, networks.policy, config.collection):
+            for batch in batches(environment, networks.policy, config.collection):
                 losses = learner.update(batch)
         return losses
 
@@ -329,7 +329,7 @@ def test_observations_are_standardised_by_all_batches_before(tiny):
     environment, networks, learner, _ = make(config)
     seen = []
     with private_random_streams(0, Stream.TRAINING, CPU):
-        for batch in collect(environment, networks.policy, config.collection):
+        for batch in batches(environment, networks.policy, config.collection):
             seen.append(batch[OBSERVATION].flatten(0, 2))
             losses = learner.update(batch)
     everything = torch.cat(seen)
@@ -346,7 +346,7 @@ def test_first_minibatch_of_a_later_batch_has_ratio_one_with(tiny, networks):
     learner = {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}
     config = override(tiny, {"networks": networks, "learner": learner})
     environment, networks, learner, _ = make(config)
-    for batch in collect(environment, networks.policy, config.collection):
+    for batch in batches(environment, networks.policy, config.collection):
         losses = learner.update(batch)
         assert losses.clip_fraction == 0
         assert losses.kl == pytest.approx(0, abs=1e-6)
@@ -372,7 +372,7 @@ def test_values_are_clipped_around_what_the_critic_did_predict_in_its_own_units(
     """Also in later batches, when the moments of the value targets have moved on since the prediction."""
     config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_clip_epsilon": 0.2}})
     environment, networks, learner, _ = make(config)
-    for batch in collect(environment, networks.policy, config.collection):
+    for batch in batches(environment, networks.policy, config.collection):
         with torch.no_grad():
             predicted = networks.critic.module.predict(batch[OBSERVATION])
         frames = prepare(learner, batch.clone())
@@ -427,7 +427,7 @@ def test_learns_to_move_right_and_to_say_the_second_word(actions, share_policy):
     environment, networks, learner, batch = make(config)
     before = batch["next", *REWARD].mean().item()
     with private_random_streams(0, Stream.TRAINING, CPU):
-        for batch in collect(environment, networks.policy, config.collection):
+        for batch in batches(environment, networks.policy, config.collection):
             assert learner.update(batch).entropy < 10
     after = batch["next", *REWARD].mean().item()
     assert before < 0.6

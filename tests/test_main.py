@@ -160,10 +160,8 @@ def test_name_of_a_run_with_another_configuration_is_refused_naming_the_field(ca
     command = ["train", *kept_in(tmp_path / "run"), *TINY]
     assert main(command) == 0
     assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
-    assert (
-        "was begun with another configuration: learner.epochs = 1 -> 2; give it that one"
-        in capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert "was begun with another configuration: learner.epochs = 1 -> 2; give it that one" in shown
 
 
 @pytest.mark.parametrize("name", ["", "Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
