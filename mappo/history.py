@@ -1,19 +1,22 @@
 """What each iteration reports, and the tidy file that keeps it."""
 
 import csv
+import errno
 import io
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TextIO
 
 from tensordict import TensorDictBase
 
 from mappo.checkpoint import CheckpointError
 from mappo.environment import DONE, EPISODE_RETURN
 from mappo.learner import Losses
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,17 @@ COLUMNS = tuple(
 
 
 class HistoryFile:
-    """A CSV file with one row an iteration, flushed as it grows; NaN is an empty cell."""
+    """A CSV file with one row an iteration, written as it grows; NaN is an empty cell.
+
+    A full disk is said and does not end training: the history is in the checkpoints, too, and the file is written
+    as a whole when there is room.
+    """
 
     def __init__(self, path: Path):
         """The file is written with the first row, in the place of one that may be there."""
         self._path = path
         self._text = _csv_line(COLUMNS)
-        self._file: TextIO | None = None
+        self._is_complete = False  # as far as the text goes
 
     @property
     def text(self) -> str:
@@ -130,31 +137,32 @@ class HistoryFile:
         if not text.startswith(self._text):
             raise CheckpointError(f"the history has other columns: {text.partition(chr(10))[0].strip()[:200]}")
         self._text = text
-        self._write(text)
+        self._is_complete = False
+        self._write("")
 
     def append(self, report: IterationReport) -> None:
         """Add the report's row."""
         row = report.row()
         line = _csv_line("" if math.isnan(value) else value for value in row.values())
         self._text += line
-        self._write(line if self._file else self._text)
+        self._write(line)
 
     def last_row(self) -> dict[str, float]:
         """The last iteration's numbers, NaN for empty cells; empty before the first."""
         rows = deque(csv.DictReader(io.StringIO(self._text)), maxlen=1)
         return {name: float(value) if value else math.nan for row in rows for name, value in row.items()}
 
-    def close(self) -> None:
-        """Close the file, if there has been a row."""
-        if self._file:
-            self._file.close()
-
-    def _write(self, text: str) -> None:
-        if self._file is None:
+    def _write(self, line: str) -> None:
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", newline="")
-        self._file.write(text)
-        self._file.flush()
+            with self._path.open("a" if self._is_complete else "w", newline="") as file:
+                file.write(line if self._is_complete else self._text)
+            self._is_complete = True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._is_complete = False
+            _log.warning("%s: %s; training goes on, free some", self._path, error.strerror)
 
 
 def _csv_line(cells: Iterable[object]) -> str:

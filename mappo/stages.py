@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,8 @@ def train(
         place = Run.at(run)
         say_plan(experiment, torch.get_num_threads(), start, place.store.location)
         final: deque[IterationReport] = deque(maxlen=1)
-        with closing(HistoryFile(history)) as file, training_progress(experiment.collection) as progress:
+        file = HistoryFile(history)
+        with training_progress(experiment.collection) as progress:
             listeners = (progress.show, final.append)
             try:
                 trained = training.train(

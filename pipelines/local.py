@@ -80,5 +80,5 @@ class _StageLines(TextIOBase):
             self._last.append(line)
         if shown := _STAGE_LINE.match(line):
             print(shown[1], file=self._terminal, flush=True)
-            if shown["message"].startswith("failed: "):
+            if shown["message"].startswith(("failed: ", "preempted: ")):
                 self._failures.append((shown["stage"], shown["message"].removeprefix("failed: ")))

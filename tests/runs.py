@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -50,8 +49,7 @@ def train_here(
     start: Start | None = None,
 ) -> Checkpoint:
     """Train a run in a directory, in this process."""
-    with closing(HistoryFile(directory / "history.csv")) as history:
-        return train(config, Run.at(directory), history, on_report, start)
+    return train(config, Run.at(directory), HistoryFile(directory / "history.csv"), on_report, start)
 
 
 def start_training(

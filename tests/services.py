@@ -78,6 +78,21 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
+def file_system_of(kibibytes: int, directory: Path) -> Iterator[Path]:
+    """A file system in memory that is soon full."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(directory)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs takes root with CAP_SYS_ADMIN")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+@contextmanager
 def moto_server() -> Iterator[str]:
     """The endpoint of an S3 server in this process."""
     from moto.server import ThreadedMotoServer

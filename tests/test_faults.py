@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ from tests.runs import (
     start_training,
     train_here,
 )
-from tests.services import s3_client, use_s3
+from tests.services import file_system_of, s3_client, use_s3
 
 CONFIG = override(
     from_dict(TINY),
@@ -70,9 +69,14 @@ def moto_proxy(moto_endpoint, monkeypatch):
         yield proxy
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    with file_system_of(4096, tmp_path / "disk") as directory:
+        yield directory
+
+
 def train_at(location, folder, on_report=lambda _: None, patience_seconds=60.0):
-    with closing(HistoryFile(folder / "history.csv")) as history:
-        return train(CONFIG, Run.at(location, patience_seconds), history, on_report)
+    return train(CONFIG, Run.at(location, patience_seconds), HistoryFile(folder / "history.csv"), on_report)
 
 
 def is_whole(location):
@@ -311,6 +315,43 @@ def test_pipeline_that_was_killed_goes_on_and_no_secret_is_written_anywhere(moto
     for canary in canaries:
         assert canary not in output
         assert [place for place, content in written.items() if canary.encode() in content] == []
+
+
+def fill(disk):
+    with pytest.raises(OSError, match="No space left"), (disk / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_history_that_found_no_room_is_whole_again_as_soon_as_there_is_some(small_disk, tmp_path, caplog):
+    reports = []
+    train_at(tmp_path / "run", tmp_path, reports.append)
+    history = HistoryFile(small_disk / "history.csv")
+    history.append(reports[0])
+    fill(small_disk)
+    for report in reports * 3:
+        history.append(report)
+    assert "history.csv: No space left on device; training goes on" in caplog.text
+    (small_disk / "filling").unlink()
+    history.append(reports[0])
+    assert (small_disk / "history.csv").read_text() == history.text
+
+
+def test_disk_that_is_full_for_a_while_does_not_end_training_and_everything_is_there_in_the_end(
+    small_disk, whole, caplog
+):
+    def on_report(report):
+        if report.progress.iteration == 3:
+            fill(small_disk)
+        if report.progress.iteration == 9:
+            (small_disk / "filling").unlink()
+
+    with caplog.at_level(logging.WARNING):
+        assert_same_training(train_at(small_disk / "run", small_disk, on_report), whole)
+    assert "No space left on device; free some, and saving goes on" in caplog.text
+    assert "saving works again" in caplog.text
+    assert_same_training(last(small_disk / "run"), whole)
+    assert (small_disk / "history.csv").read_text() == last(small_disk / "run").history
 
 
 def test_best_of_the_pipeline_is_one_checkpoint(tmp_path):

@@ -20,7 +20,7 @@ from mappo.storage import (
     open_store,
 )
 from tests.fault_proxy import always, fault_proxy, first
-from tests.services import SECRET_KEY, free_ports, s3_client, use_s3
+from tests.services import SECRET_KEY, file_system_of, free_ports, s3_client, use_s3
 
 MEGABYTE = random.Random(1).randbytes(1 << 20)
 LONG, SHORT = 30.0, 0.4  # seconds of patience
@@ -51,16 +51,8 @@ def on(*servers):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a tmpfs takes root with CAP_SYS_ADMIN")
-    yield directory
-    subprocess.run(["umount", str(directory)], check=True)
+    with file_system_of(256, tmp_path / "disk") as directory:
+        yield directory
 
 
 def keys(store, prefix=""):
