@@ -222,14 +222,14 @@ def _add_checkpoints(command: argparse.ArgumentParser) -> None:
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
-    from mappo import stages
+    from mappo import upkeep
 
     options = {
         name: value
         for name, value in vars(arguments).items()
         if name in ("checkpoint", "keep", "grace_hours", "delete")
     }
-    return _status(lambda: stages.CHECKPOINT_ACTIONS[arguments.action](arguments.trained, **options))
+    return _status(lambda: upkeep.ACTIONS[arguments.action](arguments.trained, **options))
 
 
 def _positive(text: str) -> int:

@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from mappo import evaluate as evaluation
 from mappo import runs
 from mappo import train as training
 from mappo import validate as validation
-from mappo.checkpoint import CheckpointError, manifest_bytes
+from mappo.checkpoint import CheckpointError
 from mappo.collection import NonFiniteObservation
 from mappo.compare import ComparisonReport
 from mappo.config import (
@@ -41,7 +41,6 @@ from mappo.config import (
 )
 from mappo.console import (
     WarningLines,
-    checkpoint_lines,
     comparison_table,
     returns_line,
     say,
@@ -191,7 +190,7 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
     Raises:
         StageFailed: a report cannot be read, or reports cannot be compared.
     """
-    with _readable_errors("compare"):
+    with readable_errors("compare"):
         result = comparison.compare([_read_report(path) for path in reports])
         _write_json(output, result)
         for line in comparison_table(result):
@@ -208,7 +207,7 @@ def _stage(name: str, config: str, compiled_by: str, seed: str = "") -> Iterator
             f"warning: mappo {compiled_by} compiled this pipeline, its image has mappo {mappo.__version__}: "
             "build the image again or compile with its version, or options may be missing or mean something else",
         )
-    with _readable_errors(name):
+    with readable_errors(name):
         experiment = from_json(config)
         if seed:
             experiment = override(experiment, {"seed": parse_json(seed)})
@@ -224,8 +223,12 @@ def _set_threads(name: str, threads: int) -> None:
 
 
 @contextmanager
-def _readable_errors(name: str) -> Iterator[None]:
-    """Turn the errors that people can mend into one line each."""
+def readable_errors(name: str) -> Iterator[None]:
+    """Turn the errors that people can mend into one line each, and show what the package logs.
+
+    Raises:
+        StageFailed: there was one.
+    """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     logger, handler = logging.getLogger("mappo"), WarningLines(name)
     logger.addHandler(handler)
@@ -257,91 +260,6 @@ def _finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     if left_out := sorted(numbers.keys() - finite.keys()):
         say(stage, f"not finite, left out of the metrics: {', '.join(left_out)}")
     return finite
-
-
-def list_checkpoints(run: str) -> None:
-    """Print a line for each checkpoint, newest first.
-
-    Raises:
-        StageFailed: the store does not answer.
-    """
-    with _readable_errors("checkpoints"):
-        place = Run.at(run)
-        saved = place.saved()
-        readable = place.readable(saved)
-        best = runs.best_of(readable) if readable else None
-        for line in checkpoint_lines(saved, readable, best):
-            print(line)
-
-
-def show_checkpoint(run: str, checkpoint: str) -> None:
-    """Print a checkpoint's manifest as JSON.
-
-    Raises:
-        StageFailed: there is no such checkpoint, or it cannot be read.
-    """
-    with _readable_errors("checkpoints"):
-        place = Run.at(run)
-        print(manifest_bytes(place.manifest(place.choose(checkpoint))).decode(), end="")
-
-
-def verify_checkpoints(run: str) -> None:
-    """Read everything, and say of each checkpoint whether it is whole.
-
-    Raises:
-        StageFailed: one is not, or there is none.
-    """
-    with _readable_errors("checkpoints"):
-        place = Run.at(run)
-        damaged = []
-        for saved in [*place.saved()] or [place.choose("last")]:
-            try:
-                place.load(saved)
-                print(f"good     {saved}")
-            except CheckpointError as error:
-                damaged.append(saved)
-                print(f"damaged  {saved}: {error}")
-        if damaged:
-            raise CheckpointError(f"{len(damaged)} damaged")
-
-
-def prune_checkpoints(run: str, keep: int, delete: bool) -> None:
-    """Delete all checkpoints but the last and the best; their parts are then garbage.
-
-    Raises:
-        StageFailed: the store failed.
-    """
-    with _readable_errors("checkpoints"):
-        place = Run.at(run)
-        _delete(place, [(saved.key, str(saved)) for saved in place.prunable(keep)], delete)
-
-
-def collect_garbage(run: str, grace_hours: float, delete: bool) -> None:
-    """Delete what no checkpoint needs.
-
-    Raises:
-        StageFailed: the store failed.
-    """
-    with _readable_errors("checkpoints"):
-        place = Run.at(run)
-        _delete(place, [(key, key) for key in place.garbage(grace_hours * 3600)], delete)
-
-
-CHECKPOINT_ACTIONS: dict[str, Callable[..., None]] = {
-    "list": list_checkpoints,
-    "show": show_checkpoint,
-    "verify": verify_checkpoints,
-    "prune": prune_checkpoints,
-    "gc": collect_garbage,
-}
-
-
-def _delete(place: Run, doomed: Sequence[tuple[str, str]], delete: bool) -> None:
-    for key, name in doomed:
-        if delete:
-            place.store.delete(key)
-        print(f"{'deleted' if delete else 'would delete'} {name}")
-    print(f"{len(doomed)} {'deleted' if delete else 'to delete; nothing is deleted without --delete'}")
 
 
 def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:

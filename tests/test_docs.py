@@ -12,13 +12,13 @@ from mappo.history import COLUMNS
 ROOT = Path(__file__).parent.parent
 COMMANDS = re.findall(
     r"^    (?:\$ )?((?:mappo|python -m pipelines) (?!.*error:).*?)\s*(?:#.*)?$",
-    (ROOT / "README.md").read_text(),
+    "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]),
     re.MULTILINE,
 )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_in_readme_is_understood(command):
+def test_command_in_readme_and_docs_is_understood(command):
     """Every command parses, and its flags make a configuration unless README shows the error."""
     words = shlex.split(command.split(" > ")[0])
     module = mappo.__main__ if words[0] == "mappo" else pipelines.__main__
