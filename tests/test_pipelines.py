@@ -10,11 +10,12 @@ import components.compare
 import components.evaluate
 import components.train
 import components.validate
+from mappo import stages
 from mappo.arguments import add_config_arguments, config_from_arguments
-from mappo.config import config_hash, from_json, override, to_json
+from mappo.config import ConfigError, config_hash, from_json, override, to_json
 from mappo.recipes import recipe
 from pipelines.__main__ import main
-from pipelines.local import PipelineFailed, run_locally
+from pipelines.local import run_locally
 from pipelines.training import make_training_pipeline
 from tests.conftest import read_json
 from tests.runs import iterations
@@ -93,8 +94,14 @@ def test_pipeline_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(tmp_p
     config = to_json(config_from_arguments(parser.parse_args(TINY)))
     artifacts = run_locally(training, {"config": config, "image": "none:local"}, tmp_path)
     assert iterations(artifacts["checkpoints"]) == [2, 1]
-    with pytest.raises(PipelineFailed, match="a name needs a store"):
-        run_locally(training, {"config": config, "image": "none:local", "run": "first"}, tmp_path)
+
+
+def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
+    assert stages.run_location("", "", "s3://a/checkpoints") == "s3://a/checkpoints"
+    assert stages.run_location("s3://a/runs/", "first", "s3://a/checkpoints") == "s3://a/runs/first"
+    assert stages.run_location("runs", "first", "x", seed="7") == "runs/first-7"
+    with pytest.raises(ConfigError, match="a name needs a store"):
+        stages.run_location("", "first", "x")
 
 
 def test_training_step_is_tried_again_on_a_cluster(tmp_path):

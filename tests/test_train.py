@@ -54,6 +54,12 @@ def test_reports_count_frames_iterations_and_episodes(tiny, tmp_path):
         )
 
 
+def test_training_covers_the_frames_asked_for_in_whole_iterations(tiny, tmp_path):
+    reports = []
+    run(override(tiny, {"collection": {"total_frames": 121}}), tmp_path / "run", reports.append)
+    assert [report.progress.frames for report in reports] == [120, 240]
+
+
 def test_history_file_has_a_row_an_iteration_and_empty_cells_for_nan(tiny, tmp_path):
     config = override(tiny, {"environment": {"max_episode_frames": 30}, "collection": {"total_frames": 240}})
     run(config, tmp_path / "run")
