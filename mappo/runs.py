@@ -151,7 +151,8 @@ class Run:
         if which == "last":
             return saved[0]
         if which == "best":
-            return best_of({place: self.manifest(place) for place in saved})
+            readable = self.readable(saved)
+            return best_of(readable) if readable else saved[0]  # loading that one says what is wrong
         for place in saved:
             if str(place.iteration) == which:
                 return place

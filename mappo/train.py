@@ -15,7 +15,7 @@ from mappo.networks import Networks
 from mappo.resources import peak_gpu_memory_bytes, peak_memory_bytes
 from mappo.runs import KEEP_CHECKPOINTS, Run, Superseded
 from mappo.saving import Saver
-from mappo.training_state import Start, TrainingState, begin, first_progress, resume, snapshot
+from mappo.training_state import Start, TrainingState, begin, first_progress, match_platform, resume, snapshot
 
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 300.0  # for what is still to be saved at the end
@@ -68,6 +68,7 @@ def train(
             resumed = resume(config, run, first, start)  # another process saved in the meantime
         if resumed:
             training = resumed[0]
+            match_platform(resumed[1].platform, device)
             history.restore(resumed[1].history)
             if on_resume:
                 on_resume(training.progress, attempt.number)

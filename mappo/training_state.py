@@ -185,41 +185,58 @@ def _restored(
     config: ExperimentConfig, checkpoint: Checkpoint, first: Progress, start: Start | None
 ) -> TrainingState:
     """Training as a checkpoint found it, with the random states it had."""
+    _require_possible(config, checkpoint)
     device = resolve_device(config.device)
-    _match_platform(checkpoint.platform, device)
     training = begin(config, first, None, device)
     restore_networks(checkpoint, training.networks)
     if checkpoint.iteration > first.iteration or (start and start.kind == "extend"):
         _restore_optimiser(checkpoint, training.learner)
     training.learner.iteration = checkpoint.iteration
+    restore(checkpoint.state, training.environment)
+    try:
+        training.environment.rand_step(training.carried.clone())
+    except Exception as error:  # a scenario is foreign code, here with numbers that it may never have made
+        raise CheckpointError(f"the restored simulation cannot play: {type(error).__name__}: {error}") from error
     others = restore(checkpoint.state, training.environment)
-    _restore_carried(others["carried"], training.carried)
+    try:
+        _restore_carried(others["carried"], training.carried)
+        set_random_states(others["random_states"], device)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{type(error).__name__}: {error}") from error
     training.progress = Progress(checkpoint.iteration, checkpoint.frames)
     training.started_from = checkpoint.started_from
     if checkpoint.highest_return is not None:
         training.highest_return = checkpoint.highest_return
-    try:
-        set_random_states(others["random_states"], device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the random states cannot be restored: {type(error).__name__}: {error}") from error
     return training
+
+
+def _require_possible(config: ExperimentConfig, checkpoint: Checkpoint) -> None:
+    done, planned = checkpoint.iteration, config.collection.num_iterations
+    if done > planned or checkpoint.frames != done * config.collection.frames_per_batch:
+        raise CheckpointError(
+            f"{done} iterations of {planned} and {checkpoint.frames} frames are not possible with batches of "
+            f"{config.collection.frames_per_batch} frames"
+        )
 
 
 def _restore_carried(tensors: dict[str, Any], carried: TensorDictBase) -> None:
     """Copy what is carried from batch to batch over what a reset gives."""
     target = _carried_tensors(carried)
+    if tensors.keys() != target.keys():
+        raise CheckpointError(f"carried between batches are {sorted(tensors)}, not {sorted(target)}")
     for name, value in target.items():
-        found = tensors.get(name)
-        if not isinstance(found, torch.Tensor) or (found.shape, found.dtype) != (value.shape, value.dtype):
+        found = tensors[name]
+        if (found.shape, found.dtype) != (value.shape, value.dtype):
             raise CheckpointError(
-                f"what is carried between batches lacks {name} {list(value.shape)} {value.dtype}"
+                f"{name}, carried between batches, is {list(found.shape)} {found.dtype}, not "
+                f"{list(value.shape)} {value.dtype}"
             )
+        if not found.isfinite().all():
+            raise CheckpointError(f"{name}, carried between batches, is not finite")
         value.copy_(found)
-    if unknown := tensors.keys() - target.keys():
-        raise CheckpointError(f"what is carried between batches has {', '.join(sorted(unknown))} too much")
 
 
-def _match_platform(then: Platform, device: torch.device) -> None:
+def match_platform(then: Platform, device: torch.device) -> None:
     """Take over the number of threads, and say what else differs: then numbers are rounded differently."""
     if then.threads != torch.get_num_threads() and then.threads <= cpu_limit():
         torch.set_num_threads(then.threads)

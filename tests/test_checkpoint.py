@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mappo import stages
 from mappo.checkpoint import (
     CheckpointError,
     manifest_bytes,
@@ -17,7 +18,7 @@ from mappo.checkpoint import (
     restore_networks,
     sha256_of,
 )
-from mappo.config import ConfigError, from_dict, json_hash, override
+from mappo.config import ConfigError, from_dict, json_hash, override, to_json
 from mappo.environment import Stream, make_environment
 from mappo.networks import make_networks
 from mappo.runs import Run
@@ -238,7 +239,8 @@ def test_nothing_is_pickled():
     sources = [path for folder in ("mappo", "components", "pipelines") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 25
     forbidden = re.compile(
-        r"(?<!no )pickle\b|\bdill\b|(?<!safetensors\.)torch\.(load|save)\b|\bjoblib\b|\bmarshal\b|\bshelve\b"
+        r"(?<!no )pickle\b|\bdill\b|(?<!safetensors\.)torch\.(load|save)\b|from torch import .*\b(load|save)\b"
+        r"|\bjoblib\b|\bmarshal\b|\bshelve\b"
     )
     found = [path for path in sources if forbidden.search(path.read_text())]
     assert found == []
@@ -330,6 +332,19 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(damage, rea
     (warning,) = [line for line in caplog.messages if "looking for the one before" in line]
     assert "iteration 4 of attempt 1 cannot be used" in warning
     assert re.search(reason, warning)
+
+
+def test_best_is_chosen_among_those_that_can_be_read_and_training_past_a_damaged_one_succeeds(tmp_path, capsys):
+    run = stopped_run(LONGER, tmp_path / "run")
+    run.store.write(run.saved()[0].key, b"{}")
+    for _ in range(2):  # also when it had finished already
+        stages.train(to_json(LONGER), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
+    assert "damaged or replaced" in capsys.readouterr().out
+    assert Run.at(tmp_path / "best").load(run.choose("best")).selection_return is not None
+    for saved in run.saved():
+        run.store.write(saved.key, b"{}")
+    with pytest.raises(CheckpointError, match="damaged or replaced"):
+        run.load(run.choose("best"))
 
 
 def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(tmp_path):
