@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, from_dict
+from mappo.history import HistoryFile
+from mappo.runs import Run
+from mappo.train import train
 from tests.services import ceph_rgw, moto_server, use_s3
 
 CPU = torch.device("cpu")
@@ -34,6 +38,13 @@ TINY = {
     "collection": {"num_envs": 6, "rollout_frames": 20, "total_frames": 360},
     "evaluation": {"seeds": [1, 2], "episodes_per_seed": 4},
 }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The real one at the end of a run of TINY, after its third iteration."""
+    directory = tmp_path_factory.mktemp("trained")
+    return train(from_dict(TINY), Run.at(directory), HistoryFile(directory / "history.csv"), lambda _: None)
 
 
 def endless(**environment: object) -> ExperimentConfig:

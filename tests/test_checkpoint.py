@@ -22,22 +22,17 @@ from mappo.config import ConfigError, from_dict, json_hash, override, to_json
 from mappo.environment import Stream, make_environment
 from mappo.networks import make_networks
 from mappo.runs import Run
+from mappo.simulation import State
 from tests.conftest import CPU, TINY
 from tests.runs import assert_same_training, iterations, last, train_here
 
 PARTS = ["networks", "optimiser", "simulation", "structure", "history"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The checkpoint at the end of a real run."""
-    return train_here(from_dict(TINY), tmp_path_factory.mktemp("trained"))
-
-
 @pytest.fixture
-def run(trained, tmp_path):
+def run(checkpoint, tmp_path):
     run = Run.at(tmp_path / "run")
-    run.claim().save(trained)
+    run.claim().save(checkpoint)
     return run
 
 
@@ -82,17 +77,25 @@ def put_part(run, part, content):
     put_manifest(run, json.dumps(manifest).encode())
 
 
-def test_round_trip_restores_every_bit(trained, run, networks):
+def replace_checkpoint(run, saved, checkpoint):
+    """Another in the place of a saved one, with all hashes as they should be."""
+    manifest, parts = pack(checkpoint)
+    for name, content in parts.items():
+        run.store.write(saved.blob(name), content)
+    put_manifest(run, manifest_bytes(manifest), saved)
+
+
+def test_round_trip_restores_every_bit(checkpoint, run, networks):
     loaded = load(run)
-    assert_same_training(trained, loaded)
+    assert_same_training(checkpoint, loaded)
     restore_networks(loaded, networks)
     for name, value in networks.modules().state_dict().items():
-        assert torch.equal(trained.tensors[name], value)
-    assert (loaded.platform, loaded.started_from) == (trained.platform, "")
+        assert torch.equal(checkpoint.tensors[name], value)
+    assert (loaded.platform, loaded.started_from) == (checkpoint.platform, "")
 
 
-def test_same_checkpoint_gives_the_same_bytes(trained):
-    assert pack(trained) == pack(trained)
+def test_same_checkpoint_gives_the_same_bytes(checkpoint):
+    assert pack(checkpoint) == pack(checkpoint)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -199,10 +202,10 @@ def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, run):
         (lambda tensors: {name: value * float("nan") for name, value in tensors.items()}, "not finite"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(trained, networks, change, reason):
+def test_tensors_that_do_not_fit_are_refused(checkpoint, networks, change, reason):
     tensors = change({name: value.clone() for name, value in networks.modules().state_dict().items()})
     with pytest.raises(CheckpointError, match=reason):
-        restore_networks(replace(trained, tensors=tensors), networks)
+        restore_networks(replace(checkpoint, tensors=tensors), networks)
 
 
 def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
@@ -313,17 +316,12 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(damage, rea
         put_manifest(run, edited(run, parts={"networks": {"sha256": "../../x", "size_bytes": 1}}))
     if damage == "unknown key":
         put_manifest(run, edited(run, config={"sed": 1}, config_hash=json_hash({"sed": 1})))
-    if damage == "structure" or damage in OTHER_TENSORS:
-        checkpoint = run.load(newest)
-        if damage == "structure":
-            bad = replace(checkpoint, state=replace(checkpoint.state, structure={"objects": {}, "views": []}))
-        else:
-            bad = replace(checkpoint, tensors=OTHER_TENSORS[damage](checkpoint.tensors))
-        run.store.delete(newest.key)
-        manifest, parts = pack(bad)
-        for name, content in parts.items():
-            run.store.write(newest.blob(name), content)
-        put_manifest(run, manifest_bytes(manifest), newest)
+    if damage == "structure":
+        bad = State({"objects": {}, "views": []})
+        replace_checkpoint(run, newest, replace(run.load(newest), state=bad))
+    if damage in OTHER_TENSORS:
+        good = run.load(newest)
+        replace_checkpoint(run, newest, replace(good, tensors=OTHER_TENSORS[damage](good.tensors)))
     reports = []
     with caplog.at_level(logging.WARNING):
         assert_same_training(train_here(LONGER, tmp_path, reports.append), whole)

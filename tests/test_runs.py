@@ -7,16 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mappo.checkpoint import CheckpointError
-from mappo.config import from_dict
 from mappo.runs import Run, Superseded, load
-from tests.conftest import TINY
-from tests.runs import train_here
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A real one, after the third iteration."""
-    return train_here(from_dict(TINY), tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from tests.conftest import TINY
 from tests.runs import train_here
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return train_here(from_dict(TINY), tmp_path_factory.mktemp("trained"))
-
-
 @pytest.fixture
 def run(tmp_path):
     return Run.at(tmp_path / "run")

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mappo.checkpoint import manifest_bytes, pack
 from tests.runs import assert_same_training, last, train_here
-from tests.test_checkpoint import LONGER, put_manifest, stopped_run
+from tests.test_checkpoint import LONGER, replace_checkpoint, stopped_run
 
 
 def place_in(structure, owner, slot):
@@ -66,10 +65,7 @@ def test_hostile_checkpoint_is_refused_with_the_reason_and_the_one_before_is_tak
     change, reason = HOSTILE[kind]
     run = stopped_run(LONGER, tmp_path)
     newest = run.saved()[0]
-    manifest, parts = pack(change(run.load(newest)))
-    for name, content in parts.items():
-        run.store.write(newest.blob(name), content)
-    put_manifest(run, manifest_bytes(manifest), newest)
+    replace_checkpoint(run, newest, change(run.load(newest)))
     reports = []
     with caplog.at_level(logging.WARNING):
         assert_same_training(train_here(LONGER, tmp_path, reports.append), whole)
