@@ -311,7 +311,7 @@ class Attempt:
         assert saved
         store.create(saved.key, content)
         store.write(_HINT, json.dumps({"checkpoint": saved.key}).encode())
-        self._tidy()
+        self._tidy(saved, manifest)
         return saved
 
     def elsewhere(self, directory: Path) -> "Attempt":
@@ -336,25 +336,22 @@ class Attempt:
                 f"{claim['process']}); this one, attempt {self.number}, stops"
             )
 
-    def _tidy(self) -> None:
+    def _tidy(self, saved: Saved, manifest: Manifest) -> None:
         """Keep the last checkpoints and the best; what the others had goes with them."""
-        saved = _newest_first(self.run._listed())
-        self._known = {
-            place: self._known[place] if place in self._known else self.run._manifest_or_none(place)
-            for place in saved
-        }
-        readable = {place: manifest for place, manifest in self._known.items() if manifest}
+        if not self._known:  # from here on, this attempt is the only one to write
+            self._known = {place: self.run._manifest_or_none(place) for place in filter(None, self.run._listed())}
+        self._known[saved] = manifest
+        newest_first = {place: self._known[place] for place in _newest_first(self._known)}
+        readable = {place: known for place, known in newest_first.items() if known}
         superfluous = _superfluous(readable, self.keep)
         needed = {
-            key
-            for place, manifest in readable.items()
-            if place not in superfluous
-            for key in place.blobs(manifest)
+            key for place, known in readable.items() if place not in superfluous for key in place.blobs(known)
         }
         for place in superfluous:
             self.run.store.delete(place.key)
             for key in sorted(place.blobs(readable[place]) - needed):
                 self.run.store.delete(key)
+            del self._known[place]
 
 
 def best_of(manifests: dict[Saved, Manifest]) -> Saved:
