@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print('pipelines: Kubeflow\'s SDK is not installed: pip install ".[kubeflow]"', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        again = f"; to go on, give the same command with --run {arguments.run}" if "run" in arguments else ""
+        print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
 
 
