@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        again = f"; to go on, give the same command with --run {arguments.run}" if "run" in arguments else ""
+        print(f"\ninterrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `mappo show-config | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,21 +131,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from mappo import stages
 
     location = stages.run_location(arguments.store, arguments.run, "")
-    try:
-        return _status(
-            lambda: stages.train(
-                to_json(config),
-                location,
-                run_directory(arguments) / "history.csv",
-                extend=extend,
-                warm_start=arguments.warm_start,
-                keep=arguments.keep,
-            )
+    return _status(
+        lambda: stages.train(
+            to_json(config),
+            location,
+            run_directory(arguments) / "history.csv",
+            extend=extend,
+            warm_start=arguments.warm_start,
+            keep=arguments.keep,
         )
-    except KeyboardInterrupt:
-        store = "" if arguments.store == "runs" else f" --store {arguments.store}"
-        print(f"\ninterrupted; to go on, give the same command with --run {arguments.run}{store}", file=sys.stderr)
-        return 130
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

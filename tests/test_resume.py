@@ -182,6 +182,15 @@ def test_sigterm_saves_what_is_done_and_says_preempted(tmp_path):
     assert iterations(tmp_path / "killed")[0] in (rows, rows - 1)  # the report of the last may have come, alone
 
 
+def test_interrupted_training_says_how_to_go_on_and_does(tmp_path):
+    process = start_training(KILLED, tmp_path, "killed", tmp_path)
+    assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
+    output = kill(process, signal.SIGINT)
+    assert process.returncode == 130
+    assert "interrupted; to go on, give the same command with --run killed" in output
+    assert "goes on after" in finish(start_training(KILLED, tmp_path, "killed", tmp_path))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["navigation", "balance", "swarm", "seed-document", "benchmarl-base"])
 def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
