@@ -208,14 +208,10 @@ class Run:
 
         Parts of an attempt that has a manifest which cannot be read are not garbage.
         """
-        needed: set[str] = set()
-        unsure: set[str] = set()
-        for saved in self.saved():
-            manifest = self._manifest_or_none(saved)
-            if manifest is None:
-                unsure.add(saved.attempt_id)
-            else:
-                needed |= saved.blobs(manifest)
+        saved = self.saved()
+        readable = self.readable(saved)
+        needed = {key for place, manifest in readable.items() for key in place.blobs(manifest)}
+        unsure = {place.attempt_id for place in saved if place not in readable}
         oldest = time.time() - grace_seconds
         return [
             entry.key

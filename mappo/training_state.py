@@ -197,7 +197,7 @@ def _restored(
         training.environment.rand_step(training.carried.clone())
     except Exception as error:  # a scenario is foreign code, here with numbers that it may never have made
         raise CheckpointError(f"the restored simulation cannot play: {type(error).__name__}: {error}") from error
-    others = restore(checkpoint.state, training.environment)
+    others = restore(checkpoint.state, training.environment)  # again: that frame was only a trial
     try:
         _restore_carried(others["carried"], training.carried)
         set_random_states(others["random_states"], device)
