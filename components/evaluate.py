@@ -10,6 +10,7 @@ def evaluate(
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     seed: str = "",
+    run: str = "",
     compiled_by: str = "",
 ):
     """Judge a trained policy on held-out seeds, beside a random and, if there is one, a heuristic policy.
@@ -20,6 +21,7 @@ def evaluate(
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: Means and intervals of each policy.
         seed: The seed of training, in place of the configuration's; empty to keep that.
+        run: What metrics call the run; empty for the ID of the pipeline's run.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
@@ -27,7 +29,7 @@ def evaluate(
     from mappo import stages
 
     paths = (Path(checkpoint.path), Path(report.path))
-    outcome = stages.evaluate(config, *paths, seed=seed, compiled_by=compiled_by)
+    outcome = stages.evaluate(config, *paths, name=run, seed=seed, compiled_by=compiled_by)
     report.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

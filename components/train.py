@@ -34,7 +34,7 @@ def train(
 
     location = stages.run_location(store, run, checkpoints.uri, seed)
     paths = (Path(history.path), Path(best.path))
-    outcome = stages.train(config, location, *paths, seed=seed, compiled_by=compiled_by)
+    outcome = stages.train(config, location, *paths, name=run, seed=seed, compiled_by=compiled_by)
     for artifact in (best, checkpoints, history):
         artifact.metadata.update(outcome.metadata, location=location)
     for name, value in outcome.metrics.items():

@@ -11,7 +11,9 @@ from pathlib import Path
 import mappo
 from mappo.arguments import (
     add_config_arguments,
+    add_monitor_arguments,
     add_run_arguments,
+    apply_monitor_arguments,
     changes_from_arguments,
     config_from_arguments,
     dashed,
@@ -30,6 +32,7 @@ _EXAMPLES = """examples:
   mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
   mappo checkpoints list runs/20260101-120000
+  mappo train --metrics-port 9464                      watched by Prometheus at http://localhost:9464/metrics
 
 exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted,
 143 preempted (SIGTERM); the same command with the same --run goes on where an interrupted one stopped
@@ -42,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # scenarios of the user's own are found here, as by python -m
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    apply_monitor_arguments(arguments)
     try:
         return int(arguments.execute(arguments))
     except ConfigError as error:
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("validate", _validate, "check that a task is fit to train on")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_monitor_arguments(command)
     add_config_arguments(command)
 
     command = add("train", _train, "train a run, or go on with it; write checkpoints and history")
@@ -93,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="begin with the networks of this run's best checkpoint; everything else is new",
     )
+    add_monitor_arguments(command)
     add_config_arguments(command)
 
     command = add("evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside baselines")
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
     )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
 
     command = add("compare", _compare, "compare evaluations of several training seeds or configurations")

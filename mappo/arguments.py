@@ -1,6 +1,7 @@
 """Command-line flags made from the configuration: one flag a field, help and range from its declaration."""
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -63,6 +64,29 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="where runs are kept: a directory, s3://bucket/prefix or minio://bucket/prefix; endpoint and "
         f"credentials come from the environment (default: {_RUNS})",
     )
+
+
+def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says how a stage can be watched; `apply_monitor_arguments` hands it on."""
+    group = parser.add_argument_group("monitoring", "see docs/monitoring.md")
+    for variable, metavar, description in (
+        ("MAPPO_METRICS_PORT", "PORT", "training serves its metrics to Prometheus here; 0 takes any free port"),
+        ("MAPPO_PUSHGATEWAY", "URL", "a Pushgateway, to which stages too short for Prometheus push their outcome"),
+        ("MAPPO_STUDY", "NAME", "the study that the run belongs to, a label of its metrics"),
+    ):
+        flag = variable.removeprefix("MAPPO_").lower().replace("_", "-")
+        group.add_argument(
+            f"--{flag}",
+            dest=variable,
+            metavar=metavar,
+            help=f"{description} (default: {variable} in the environment)",
+        )
+
+
+def apply_monitor_arguments(arguments: argparse.Namespace) -> None:
+    """Put what was given into the environment, where stages look for it, also those in processes of their own."""
+    given = {name: value for name, value in vars(arguments).items() if name.startswith("MAPPO_") and value}
+    os.environ.update(given)
 
 
 def run_directory(arguments: argparse.Namespace) -> Path:

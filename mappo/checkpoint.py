@@ -96,6 +96,11 @@ class Manifest:
     platform: Platform
     parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
 
+    @property
+    def size_bytes(self) -> int:
+        """That of all parts."""
+        return sum(part.size_bytes for part in self.parts.values())
+
     def file_name(self, part: str) -> str:
         """The name of a part's file: its hash, and what kind of file it is."""
         return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"  # type: ignore[index]

@@ -16,7 +16,7 @@ from mappo.compare import ComparisonReport
 from mappo.config import CollectionConfig, ExperimentConfig, config_hash
 from mappo.environment import resolve_device
 from mappo.evaluate import EpisodeReturns
-from mappo.history import Episodes, IterationReport, Progress
+from mappo.history import Beginning, Episodes, IterationReport
 from mappo.resources import gibibytes
 from mappo.runs import Saved
 from mappo.statistics import Estimate
@@ -127,7 +127,7 @@ def checkpoint_lines(saved: Sequence[Saved], readable: Mapping[Saved, Manifest],
             lines.append(f"{place.iteration:>9}  {'damaged':>13}")
             continue
         returned = "" if manifest.selection_return is None else f"{manifest.selection_return:.4g}"
-        mebibytes = sum(part.size_bytes for part in manifest.parts.values()) / 2**20
+        mebibytes = manifest.size_bytes / 2**20
         marks = ["last"] * (place == saved[0]) + ["best"] * (place == best)
         lines.append(
             f"{place.iteration:>9}  {manifest.frames:>13,}  {returned:>9}  {place.attempt:>7}  {mebibytes:>7.2f}  "
@@ -156,9 +156,10 @@ class ProgressLines:
         self._episodes: Episodes | None = None  # the latest that ended
         self._frames_per_batch = config.frames_per_batch
 
-    def begin(self, progress: Progress, attempt: int) -> None:
-        """Training goes on from a checkpoint."""
-        say("train", _goes_on(progress, attempt))
+    def begin(self, beginning: Beginning) -> None:
+        """Training begins, or goes on from a checkpoint."""
+        if beginning.is_resumed:
+            say("train", _goes_on(beginning))
         self._began = time.monotonic()
 
     def show(self, report: IterationReport) -> None:
@@ -185,11 +186,12 @@ class ProgressBar:
     def __init__(self, bar: "tqdm[Any]"):
         self._bar = bar
 
-    def begin(self, progress: Progress, attempt: int) -> None:
-        """Training goes on from a checkpoint."""
-        tqdm.write(f"[train] {_goes_on(progress, attempt)}", file=sys.stdout)
+    def begin(self, beginning: Beginning) -> None:
+        """Training begins, or goes on from a checkpoint."""
+        if beginning.is_resumed:
+            tqdm.write(f"[train] {_goes_on(beginning)}", file=sys.stdout)
         self._bar.reset()
-        self._bar.initial = self._bar.n = self._bar.last_print_n = progress.frames
+        self._bar.initial = self._bar.n = self._bar.last_print_n = beginning.progress.frames
 
     def show(self, report: IterationReport) -> None:
         """One iteration is done."""
@@ -222,8 +224,11 @@ def _bar(total: int) -> "tqdm[Any]":
     )
 
 
-def _goes_on(progress: Progress, attempt: int) -> str:
-    return f"goes on after {progress.frames:,} frames ({progress.iteration} iterations), attempt {attempt}"
+def _goes_on(beginning: Beginning) -> str:
+    progress = beginning.progress
+    return (
+        f"goes on after {progress.frames:,} frames ({progress.iteration} iterations), attempt {beginning.attempt}"
+    )
 
 
 def _return(latest: Episodes | None) -> str:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from tensordict import TensorDictBase
 
@@ -39,6 +40,18 @@ class Saves:
 
 
 @dataclass(frozen=True)
+class Save:
+    """What became of one checkpoint: saved, a try that failed, or given up for a newer one.
+
+    seconds is what that took beside training; size_bytes that of all its parts.
+    """
+
+    outcome: Literal["saved", "failed", "skipped"]
+    seconds: float = 0.0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far training is: iterations and frames done since the start."""
 
@@ -48,6 +61,15 @@ class Progress:
     def after(self, batch: TensorDictBase) -> "Progress":
         """The progress once a batch [envs, time] is learned from."""
         return Progress(self.iteration + 1, self.frames + batch.numel())
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a process begins to train a run: how far it had come, and how many processes have begun so far."""
+
+    progress: Progress
+    attempt: int
+    is_resumed: bool
 
 
 @dataclass(frozen=True)

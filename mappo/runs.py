@@ -39,10 +39,12 @@ from mappo.storage import (
     DirectoryStore,
     KeyMissing,
     KeyTaken,
+    OnRequest,
     Store,
     StoreError,
     TooLarge,
     honours_conditions,
+    ignore_request,
     open_store,
 )
 
@@ -105,9 +107,11 @@ class Run:
         self.store = store
 
     @classmethod
-    def at(cls, location: str | Path, patience_seconds: float = 60.0) -> "Run":
+    def at(
+        cls, location: str | Path, patience_seconds: float = 60.0, on_request: OnRequest = ignore_request
+    ) -> "Run":
         """The run in a directory or below `s3://bucket/prefix`; it need not be there yet."""
-        return cls(open_store(str(location), patience_seconds))
+        return cls(open_store(str(location), patience_seconds, on_request))
 
     def saved(self) -> list[Saved]:
         """All checkpoints, the newest first.
@@ -309,6 +313,11 @@ class Attempt:
         store.write(_HINT, json.dumps({"checkpoint": saved.key}).encode())
         self._tidy(saved, manifest)
         return saved
+
+    def size_bytes(self, saved: Saved) -> int:
+        """That of a checkpoint which this attempt has saved and not deleted."""
+        manifest = self._known.get(saved)
+        return manifest.size_bytes if manifest else 0
 
     def elsewhere(self, directory: Path) -> "Attempt":
         """The same attempt in a directory, whose content can be copied into the run's store as it is."""

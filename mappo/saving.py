@@ -8,10 +8,11 @@ training is not held up. What could not be saved is tried again until there is s
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from mappo.checkpoint import Checkpoint
-from mappo.history import Saves
+from mappo.history import Save, Saves
 from mappo.runs import Attempt, Superseded
 from mappo.storage import StoreError
 
@@ -31,8 +32,9 @@ class NotSaved(StoreError):
 class Saver:
     """A thread that saves an attempt's checkpoints, the newest and the best first of all."""
 
-    def __init__(self, attempt: Attempt):
-        self._attempt = attempt
+    def __init__(self, attempt: Attempt, on_save: Callable[[Save], object] = lambda _: None):
+        """`on_save` hears what became of each checkpoint, in the thread that saves or the one that hands over."""
+        self._attempt, self._on_save = attempt, on_save
         self._changed = threading.Condition()
         self._waiting: list[Checkpoint] = []  # oldest first
         self._current: Checkpoint | None = None  # is being saved
@@ -89,23 +91,28 @@ class Saver:
         kept = candidates[-1:] if candidates[-1].is_best else [*best, candidates[-1]]
         skipped = len(candidates) - len(kept)
         self._counts = replace(self._counts, num_skipped_saves=self._counts.num_skipped_saves + skipped)
+        for _ in range(skipped):
+            self._on_save(Save("skipped"))
         self._waiting = kept
         self._changed.notify_all()
 
     def _work(self) -> None:
         pause = 1.0
         while checkpoint := self._next():
+            began = time.monotonic()
             try:
-                self._attempt.save(checkpoint)
+                saved = self._attempt.save(checkpoint)
             except Superseded as error:
                 return self._end(error)
             except StoreError as error:
+                self._on_save(Save("failed", time.monotonic() - began))
                 self._failed(checkpoint, error, pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except BaseException as error:  # a defect: training must not go on without saving
                 return self._end(error)
             else:
                 pause = 1.0
+                self._on_save(Save("saved", time.monotonic() - began, self._attempt.size_bytes(saved)))
                 self._saved()
         return None
 

@@ -7,14 +7,16 @@ JSON text, prints its progress, writes its files, and returns what the stage's a
 import json
 import logging
 import math
+import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -52,6 +54,7 @@ from mappo.console import (
 from mappo.evaluate import EvaluationReport, NonFiniteReturn
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
+from mappo.monitor import Monitor, Settings
 from mappo.resources import cpu_limit
 from mappo.runs import Run
 from mappo.saving import NotSaved
@@ -60,6 +63,7 @@ from mappo.storage import StoreError, joined
 from mappo.training_state import Start
 from mappo.validate import EnvironmentUnfit, ValidationReport
 
+T = TypeVar("T")
 _READABLE = (  # errors that people can mend, with messages that say how
     *(CheckpointError, ConfigError, EnvironmentUnfit),
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
@@ -67,6 +71,7 @@ _READABLE = (  # errors that people can mend, with messages that say how
 )
 
 
+_NON_FINITE = {NonFiniteLoss: "loss", NonFiniteObservation: "observation", NonFiniteReturn: "return"}
 _EVALUATION_REPORT = TypeAdapter(EvaluationReport)
 
 
@@ -89,17 +94,19 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def validate(config: str, report: Path | None = None, *, compiled_by: str = "") -> Outcome:
+def validate(config: str, report: Path | None = None, *, name: str = "", compiled_by: str = "") -> Outcome:
     """Check that the task is fit to train on; write the `ValidationReport` as JSON.
 
     In every stage, `compiled_by` is the version of this package that compiled the pipeline; another one than this
-    is said. `seed` replaces that of the configuration.
+    is said. `seed` replaces that of the configuration. `name` is what metrics call the run; without it they say
+    the pipeline run's ID, from MAPPO_PIPELINE_RUN in the environment, or the last part of the run's place.
 
     Raises:
         StageFailed: a check failed.
     """
-    with _stage("validate", config, compiled_by) as experiment:
+    with _stage("validate", config, compiled_by, label=_label(name)) as (experiment, monitor):
         result = validation.validate(experiment, on_check=say_check)
+        monitor.validated(result)
         _write_json(report, result)
         if result.failures:
             raise EnvironmentUnfit(_listed(result))
@@ -114,6 +121,7 @@ def train(
     history: Path,
     best: Path | None = None,
     *,
+    name: str = "",
     seed: str = "",
     compiled_by: str = "",
     extend: str = "",
@@ -129,20 +137,22 @@ def train(
         Preempted: the process was asked to end; what it could save in a hurry is saved.
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
-    with _stage("train", config, compiled_by, seed) as experiment, _preemptible():
+    label = _label(name, seed, str(run))
+    with _stage("train", config, compiled_by, seed, label) as (experiment, monitor), _preemptible():
         start = _start(extend, warm_start)
-        place = Run.at(run)
+        place = Run.at(run, on_request=monitor.requested)
+        monitor.planned(experiment)
         say_plan(experiment, torch.get_num_threads(), start, place.store.location)
         final: deque[IterationReport] = deque(maxlen=1)
         file = HistoryFile(history)
         with training_progress(experiment.collection) as progress:
-            listeners = (progress.show, final.append)
             try:
                 trained = training.train(
                     *(experiment, place, file),
-                    lambda report: [listener(report) for listener in listeners],
+                    _each(monitor.iterated, progress.show, final.append),
                     start,
-                    on_resume=progress.begin,
+                    on_begin=_each(monitor.began, progress.begin),
+                    on_save=monitor.saved,
                     keep=keep,
                 )
             except NotSaved as error:
@@ -160,6 +170,7 @@ def evaluate(
     report: Path | None = None,
     *,
     checkpoint: str = "best",
+    name: str = "",
     seed: str = "",
     compiled_by: str = "",
 ) -> Outcome:
@@ -170,11 +181,13 @@ def evaluate(
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
-    with _stage("evaluate", config, compiled_by, seed) as experiment:
+    label = _label(name, seed, str(run))
+    with _stage("evaluate", config, compiled_by, seed, label) as (experiment, monitor):
         trained = runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
         result = evaluation.evaluate(experiment, trained)
+        monitor.evaluated(result)
         _write_json(report, result)
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
@@ -199,8 +212,10 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
 
 
 @contextmanager
-def _stage(name: str, config: str, compiled_by: str, seed: str = "") -> Iterator[ExperimentConfig]:
-    """Read the configuration and set the process up."""
+def _stage(
+    name: str, config: str, compiled_by: str, seed: str = "", label: str = ""
+) -> Iterator[tuple[ExperimentConfig, Monitor]]:
+    """Read the configuration, set the process up, and watch over the stage."""
     if compiled_by not in ("", mappo.__version__):
         say(
             name,
@@ -208,11 +223,34 @@ def _stage(name: str, config: str, compiled_by: str, seed: str = "") -> Iterator
             "build the image again or compile with its version, or options may be missing or mean something else",
         )
     with readable_errors(name):
+        settings = Settings.from_environment()
+    with Monitor(name, label, settings, partial(say, name)) as monitor, readable_errors(name):
         experiment = from_json(config)
         if seed:
             experiment = override(experiment, {"seed": parse_json(seed)})
         _set_threads(name, experiment.threads)
-        yield experiment
+        try:
+            yield experiment, monitor
+        except tuple(_NON_FINITE) as error:
+            monitor.met_non_finite(_NON_FINITE[type(error)])
+            raise
+
+
+def _label(name: str, seed: str = "", location: str = "") -> str:
+    """What metrics call a run: the same in all of its stages."""
+    if given := name or os.environ.get("MAPPO_PIPELINE_RUN", ""):
+        return f"{given}-{seed}" if seed else given
+    return PurePosixPath(location).name or "none"
+
+
+def _each(*listeners: Callable[[T], object]) -> Callable[[T], None]:
+    """One that passes on what it hears to all."""
+
+    def hear(event: T) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return hear
 
 
 def _set_threads(name: str, threads: int) -> None:

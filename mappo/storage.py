@@ -46,13 +46,19 @@ T = TypeVar("T")
 class StoreError(Exception):
     """A store cannot do what it is asked; the message names place and cause."""
 
+    outcome = "refused"  # of the request, for those who count them
+
 
 class StoreUnavailable(StoreError):
     """It may be able to at another time: no connection, no answer in time, too many requests, a broken answer."""
 
+    outcome = "unavailable"
+
 
 class KeyMissing(StoreError):
     """There is nothing under this key."""
+
+    outcome = "missing"
 
 
 class TooLarge(StoreError):
@@ -61,6 +67,26 @@ class TooLarge(StoreError):
 
 class KeyTaken(StoreError):
     """There is something else under a key that was to be created."""
+
+    outcome = "taken"
+
+
+OnRequest = Callable[[str, str], object]
+"""Hears of every request: read, write, create, list or delete; and ok or the `outcome` of its error."""
+
+
+def ignore_request(operation: str, outcome: str) -> None:
+    """Hear of a request, and do nothing."""
+
+
+@contextmanager
+def _told(on_request: OnRequest, operation: str) -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        on_request(operation, error.outcome)
+        raise
+    on_request(operation, "ok")
 
 
 @dataclass(frozen=True)
@@ -106,16 +132,17 @@ class Store(Protocol):
         """Remove an entry; one that is not there is fine."""
 
 
-def open_store(location: str, patience_seconds: float = 60.0) -> Store:
+def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequest = ignore_request) -> Store:
     """The store at `s3://bucket/prefix`, `minio://bucket/prefix` or in a directory, which need not be there yet.
 
+    `on_request` hears of every request, each try counted; it may be called from several threads.
     The endpoint of an S3 store other than Amazon's is AWS_ENDPOINT_URL in the environment.
 
     Raises:
         StoreError: not a location.
     """
     if ":/" not in location:
-        return DirectoryStore(Path(location))
+        return DirectoryStore(Path(location), on_request)
     match = _S3.fullmatch(location)
     if not match or ".." in location:
         shown = re.sub("//.*@", "//", location)  # without a password
@@ -124,7 +151,7 @@ def open_store(location: str, patience_seconds: float = 60.0) -> Store:
             "(endpoint and credentials come from the environment)"
         )
     scheme, bucket, prefix = match.groups()
-    return S3Store(scheme, bucket, prefix.strip("/"), patience_seconds)
+    return S3Store(scheme, bucket, prefix.strip("/"), patience_seconds, on_request)
 
 
 def joined(location: str, name: str) -> str:
@@ -155,23 +182,23 @@ def honours_conditions(store: Store, prefix: str) -> bool:
 class DirectoryStore:
     """A `Store` in a directory of a file system with hard links."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, on_request: OnRequest = ignore_request):
         self.location = str(directory)
-        self._directory = directory
+        self._directory, self._on_request = directory, on_request
 
     def read(self, key: str, max_bytes: int) -> bytes:
         path = self._path(key)
-        with self._errors(key):
+        with self._request("read", key):
             if (size := path.stat().st_size) > max_bytes:
                 raise TooLarge(f"{path}: {size} bytes, at most {max_bytes} are read")
             return path.read_bytes()
 
     def write(self, key: str, content: bytes) -> None:
-        with self._errors(key), self._partial(key, content) as partial_file:
+        with self._request("write", key), self._partial(key, content) as partial_file:
             partial_file.replace(self._path(key))
 
     def create(self, key: str, content: bytes) -> None:
-        with self._errors(key), self._partial(key, content) as partial_file:
+        with self._request("create", key), self._partial(key, content) as partial_file:
             try:
                 os.link(partial_file, self._path(key))
             except FileExistsError:
@@ -179,7 +206,7 @@ class DirectoryStore:
 
     def entries(self, prefix: str = "") -> list[Entry]:
         found = []
-        with self._errors(prefix):
+        with self._request("list", prefix):
             for path in sorted((self._directory / prefix).rglob("*")):
                 try:
                     status = path.lstat()
@@ -191,7 +218,7 @@ class DirectoryStore:
         return found
 
     def delete(self, key: str) -> None:
-        with self._errors(key):
+        with self._request("delete", key):
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
@@ -214,24 +241,32 @@ class DirectoryStore:
             partial_file.unlink(missing_ok=True)
 
     @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise KeyMissing(f"{self._directory / key}: {error.strerror}") from error
-        except OSError as error:
-            hint = "; free some, and saving goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise StoreError(f"{self._directory / key}: {error.strerror}{hint}") from error
+    def _request(self, operation: str, key: str) -> Iterator[None]:
+        with _told(self._on_request, operation):
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise KeyMissing(f"{self._directory / key}: {error.strerror}") from error
+            except OSError as error:
+                hint = "; free some, and saving goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                raise StoreError(f"{self._directory / key}: {error.strerror}{hint}") from error
 
 
 class S3Store:
     """A `Store` below a prefix of a bucket, through boto3."""
 
-    def __init__(self, scheme: str, bucket: str, prefix: str, patience_seconds: float):
+    def __init__(
+        self,
+        scheme: str,
+        bucket: str,
+        prefix: str,
+        patience_seconds: float,
+        on_request: OnRequest = ignore_request,
+    ):
         self.location = "/".join(filter(None, [f"{scheme}:/", bucket, prefix]))
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
         self._default_endpoint = _KUBEFLOW_MINIO if scheme == "minio" else None
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._on_request = patience_seconds, on_request
         self._made: S3Client | None = None
 
     def read(self, key: str, max_bytes: int) -> bytes:
@@ -243,14 +278,14 @@ class S3Store:
                     raise TooLarge(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
                 return body.read()
 
-        return self._patiently(key, get)
+        return self._patiently("read", key, get)
 
     def write(self, key: str, content: bytes) -> None:
-        self._patiently(key, lambda client: self._put(client, key, content))
+        self._patiently("write", key, lambda client: self._put(client, key, content))
 
     def create(self, key: str, content: bytes) -> None:
         try:
-            self._patiently(key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
+            self._patiently("create", key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
         except KeyTaken:  # or an earlier try of this very write, whose answer was lost
             _require_same(self, key, content)
 
@@ -266,10 +301,12 @@ class S3Store:
                     found.append(Entry(entry["Key"][start:], entry["Size"], entry["LastModified"].timestamp()))
             return sorted(found, key=lambda entry: entry.key)
 
-        return self._patiently(prefix, pages)
+        return self._patiently("list", prefix, pages)
 
     def delete(self, key: str) -> None:
-        self._patiently(key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key)))
+        self._patiently(
+            "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        )
 
     def _key(self, key: str) -> str:
         return self._prefix + _checked(key)
@@ -278,7 +315,7 @@ class S3Store:
         digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
         client.put_object(Bucket=self._bucket, Key=self._key(key), Body=content, ContentMD5=digest, **condition)
 
-    def _patiently(self, key: str, request: Callable[["S3Client"], T]) -> T:
+    def _patiently(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
         """Send a request, again and again while what went wrong may pass by itself."""
         place = f"{self.location}/{key}"
         patient = Retrying(
@@ -290,19 +327,20 @@ class S3Store:
             before_sleep=partial(_log_retry, self._patience_seconds),
             reraise=True,
         )
-        answer: T = patient(self._once, place, request)
+        answer: T = patient(self._once, operation, place, request)
         return answer
 
-    def _once(self, place: str, request: Callable[["S3Client"], T]) -> T:
+    def _once(self, operation: str, place: str, request: Callable[["S3Client"], T]) -> T:
         from botocore.exceptions import BotoCoreError, ClientError
         from urllib3.exceptions import HTTPError
 
-        try:
-            return request(self._client())
-        except ClientError as error:
-            raise self._readable(place, error.response) from error
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise self._without_answer(place, error) from error
+        with _told(self._on_request, operation):
+            try:
+                return request(self._client())
+            except ClientError as error:
+                raise self._readable(place, error.response) from error
+            except (BotoCoreError, HTTPError, OSError) as error:
+                raise self._without_answer(place, error) from error
 
     def _readable(self, place: str, response: Any) -> StoreError:
         """What the store answered, as one of our errors."""

@@ -10,7 +10,7 @@ from mappo.collection import collect, require_memory_for_batch
 from mappo.config import ExperimentConfig
 from mappo.environment import Stream, private_random_streams, resolve_device
 from mappo.evaluate import play_episodes
-from mappo.history import HistoryFile, IterationReport, Progress, finished_episodes
+from mappo.history import Beginning, HistoryFile, IterationReport, Save, finished_episodes
 from mappo.networks import Networks
 from mappo.resources import peak_gpu_memory_bytes, peak_memory_bytes
 from mappo.runs import KEEP_CHECKPOINTS, Run, Superseded
@@ -29,15 +29,17 @@ def train(
     on_report: Callable[[IterationReport], object],
     start: Start | None = None,
     *,
-    on_resume: Callable[[Progress, int], object] | None = None,
+    on_begin: Callable[[Beginning], object] = lambda _: None,
+    on_save: Callable[[Save], object] = lambda _: None,
     keep: int = KEEP_CHECKPOINTS,
 ) -> Checkpoint:
     """Train, saving a checkpoint into the run after every iteration; return the last.
 
     A run that has checkpoints is gone on with, exactly where the newest good one stopped: on CPU the parameters,
     the optimiser, random states and the history (but for its times) end as if it had never stopped, bit by bit.
-    One that is finished is left as it is. `on_resume` hears how far it had come, and the number of this attempt;
-    `on_report` the iterations done here. All but the last `keep` checkpoints and the best are deleted as it goes.
+    One that is finished is left as it is. `on_begin` hears how far it had come; `on_report` the iterations done
+    here; `on_save`, in another thread, what became of each checkpoint. All but the last `keep` checkpoints and the
+    best are deleted as it goes.
 
     The best checkpoint has the highest mean return in the evaluations that `config.selection` asks for; where it
     asks for none, it is the last. A run that starts from another's networks is evaluated at its start, too.
@@ -70,11 +72,10 @@ def train(
             training = resumed[0]
             match_platform(resumed[1].platform, device)
             history.restore(resumed[1].history)
-            if on_resume:
-                on_resume(training.progress, attempt.number)
         else:
             training = begin(config, first, start, device)
-        saver = Saver(attempt)
+        on_begin(Beginning(training.progress, attempt.number, resumed is not None))
+        saver = Saver(attempt, on_save)
         try:
             if start and not resumed and config.selection.interval_iterations:
                 training.selection_return = training.highest_return = _selection_return(config, training.networks)

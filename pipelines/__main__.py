@@ -12,7 +12,9 @@ from typing import Any
 
 from mappo.arguments import (
     add_config_arguments,
+    add_monitor_arguments,
     add_run_arguments,
+    apply_monitor_arguments,
     config_from_arguments,
     dashed,
     run_directory,
@@ -36,6 +38,7 @@ _IMAGE = re.compile(r"[^\s@:]+(:\d+)?(/[^\s@:]+)*(:[\w][\w.-]{0,127}|@sha256:[0-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the examples for the exit status."""
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    apply_monitor_arguments(arguments)
     try:
         return int(arguments.execute(arguments))
     except (ConfigError, OSError) as error:
@@ -67,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run_arguments(command)
     _add_seeds_argument(command)
+    add_monitor_arguments(command)
     add_config_arguments(command)
     command.set_defaults(execute=_run)
 

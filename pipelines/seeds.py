@@ -34,7 +34,8 @@ def make_seeds_pipeline(parallelism: int, num_retries: int) -> Callable[..., Any
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
             trained = train(config=config, seed=seed, store=store, run=run, compiled_by=version)
-            evaluated = evaluate(config=config, checkpoint=trained.outputs["best"], seed=seed, compiled_by=version)
+            best = trained.outputs["best"]
+            evaluated = evaluate(config=config, checkpoint=best, seed=seed, run=run, compiled_by=version)
             place(image, trained, evaluated)
             retry(trained, num_retries)
         return dsl.Collected(evaluated.outputs["report"])
@@ -53,7 +54,7 @@ def make_seeds_pipeline(parallelism: int, num_retries: int) -> Callable[..., Any
             store: Where runs are kept, as s3://bucket/prefix; empty to keep them with the pipeline's artifacts.
             run: The name of the runs in the store; each seed's has the seed added, as in first-0.
         """
-        validated = validate(config=config, compiled_by=mappo.__version__)
+        validated = validate(config=config, run=run, compiled_by=mappo.__version__)
         evaluated = each_seed(config=config, seeds=seeds, image=image, store=store, run=run).after(validated)
         compared = compare(evaluations=evaluated.output)
         place(image, validated, compared)

@@ -41,9 +41,10 @@ def make_training_pipeline(num_retries: int) -> Callable[..., Any]:
             run: The run's name in the store; a pipeline under a name that was begun before goes on with it.
         """
         version = mappo.__version__
-        validated = validate(config=config, compiled_by=version)
+        validated = validate(config=config, run=run, compiled_by=version)
         trained = train(config=config, store=store, run=run, compiled_by=version).after(validated)
-        evaluated = evaluate(config=config, checkpoint=trained.outputs["best"], compiled_by=version)
+        best = trained.outputs["best"]
+        evaluated = evaluate(config=config, checkpoint=best, run=run, compiled_by=version)
         place(image, validated, trained, evaluated)
         retry(trained, num_retries)
         return Artifacts(

@@ -1,0 +1,139 @@
+"""A small HTTP server beside training, which cannot slow it down: few requests a second, few at once.
+
+What is beyond that waits in the operating system's short queue, or is turned away, and costs training nothing.
+"""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_REQUESTS_PER_SECOND = 20.0
+_BURST = 20
+_AT_ONCE = 8
+_CLIENT_SECONDS = 5.0  # for a client to send its request and take the answer
+
+
+@dataclass(frozen=True)
+class Page:
+    """An answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def text_page(status: int, text: str) -> Page:
+    """A line for people."""
+    return Page(status, "text/plain; charset=utf-8", f"{text}\n".encode())
+
+
+class MetricsServer:
+    """Serves pages by path, from threads of its own, until it is closed."""
+
+    def __init__(self, port: int, pages: Mapping[str, Callable[[], Page]]):
+        """Listen on all addresses of this machine; port 0 takes any that is free.
+
+        Raises:
+            OSError: the port is taken, or not allowed.
+        """
+        self._answered: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self._server = _Server(port, pages, self._note)
+        self.port: int = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def answered_since(self, path: str, moment: float) -> bool:
+        """Whether a request for a path that came after a moment of `time.monotonic` has been answered."""
+        return self._answered.get(path, float("-inf")) >= moment
+
+    def wait_for_answer(self, path: str, moment: float, seconds: float) -> bool:
+        """Wait until `answered_since`, at most for some seconds; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.answered_since(path, moment), seconds)
+
+    def close(self) -> None:
+        """Stop, and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _note(self, path: str, began: float) -> None:
+        with self._changed:
+            self._answered[path] = max(began, self._answered.get(path, began))
+            self._changed.notify_all()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 16
+
+    def __init__(
+        self, port: int, pages: Mapping[str, Callable[[], Page]], on_answer: Callable[[str, float], object]
+    ):
+        self.pages, self.on_answer = pages, on_answer
+        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._next = 0.0  # when the next request is due, at the rate that is allowed
+        self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        super().__init__(("", port), _Handler)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "metrics", self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Hand a request to a thread, in its time, if one is free."""
+        now = time.monotonic()
+        self._next = max(self._next, now - _BURST / _REQUESTS_PER_SECOND) + 1 / _REQUESTS_PER_SECOND
+        time.sleep(max(0.0, self._next - now))
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """A client that went away, or a defect: training goes on."""
+        _log.debug("a request for metrics from %s failed", client_address, exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _CLIENT_SECONDS
+    server_version, sys_version = "mappo", ""
+    server: _Server
+
+    def do_GET(self) -> None:
+        began = time.monotonic()
+        path = self.path.partition("?")[0]
+        page = self.server.pages.get(path, _not_found(self.server.pages))()
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+            self.wfile.flush()
+            self.server.on_answer(path, began)
+
+    do_HEAD = do_GET  # noqa: N815  (the name that http.server looks for)
+
+    def log_message(self, *_: object) -> None:
+        """Not a line for each request."""
+
+
+def _not_found(pages: Mapping[str, Callable[[], Page]]) -> Callable[[], Page]:
+    return lambda: text_page(404, f"there is only {', '.join(pages)}")
