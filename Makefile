@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long check format lock clean
+.PHONY: help run test test-long observe check format generate lock clean
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := mappo components pipelines tests benchmarks
+SOURCES := mappo components pipelines k8s tests benchmarks
 APT := sudo apt install python3 python3-venv build-essential
 
 help: ## list the targets
@@ -37,6 +37,12 @@ check: $(INSTALLED) ## format, lint, types, import contracts
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
+
+generate: $(INSTALLED) ## write dashboards, PrometheusRule and docs/metrics.md from their sources
+	@$(BIN)/python -m k8s.generate
+
+observe: $(INSTALLED) ## run the pipeline here, watched by a Prometheus and a Pushgateway (ARGS="balance")
+	@$(BIN)/python -m pipelines observe $(ARGS)
 
 lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock

@@ -3,7 +3,9 @@
 import argparse
 import csv
 import json
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +29,7 @@ _EXAMPLES = """examples:
   python -m pipelines run --run first --store s3://bucket/runs
                                                             under a name: the same command goes on after a kill
   python -m pipelines run balance --seeds 0,1,2             three seeds, and how they compare
+  python -m pipelines observe                               the same with a Prometheus to look at it
   python -m pipelines compile --image ghcr.io/you/mappo:1.0 --output training.yaml
 
 exit status: 0 done, 1 a stage failed, 2 the command or the configuration is wrong, 130 interrupted
@@ -65,14 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "run", help="run the training pipeline on this machine, without a cluster", allow_abbrev=False
-    )
-    add_run_arguments(command)
-    _add_seeds_argument(command)
-    add_monitor_arguments(command)
-    add_config_arguments(command)
-    command.set_defaults(execute=_run)
+    for name, execute, summary in (
+        ("run", _run, "run the training pipeline on this machine, without a cluster"),
+        ("observe", _observe, "the same, watched by a Prometheus and a Pushgateway, which go on until Ctrl-C"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_run_arguments(command)
+        _add_seeds_argument(command)
+        if name == "run":
+            add_monitor_arguments(command)
+        add_config_arguments(command)
+        command.set_defaults(execute=execute)
 
     command = commands.add_parser("compile", help="compile the training pipeline for Kubeflow", allow_abbrev=False)
     command.add_argument(
@@ -125,6 +131,22 @@ def _run(arguments: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     print(_seeds_summary(artifacts, seconds) if arguments.seeds else _summary(artifacts, seconds))
     return 0
+
+
+def _observe(arguments: argparse.Namespace) -> int:
+    from pipelines.observe import observers
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the servers
+    with observers(run_directory(arguments) / "observers") as watching:
+        os.environ.update(watching.environment)
+        print("\n".join([*watching.lines(), ""]), flush=True)
+        status = _run(arguments)
+        print("\n".join(["", *watching.lines(), "", "until Ctrl-C"]), flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print()
+        return status
 
 
 def _pipeline(

@@ -10,7 +10,7 @@ from components.compare import compare
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place, retry
+from pipelines.placement import place, place_training
 
 
 class Artifacts(NamedTuple):
@@ -37,7 +37,7 @@ def make_seeds_pipeline(parallelism: int, num_retries: int) -> Callable[..., Any
             best = trained.outputs["best"]
             evaluated = evaluate(config=config, checkpoint=best, seed=seed, run=run, compiled_by=version)
             place(image, trained, evaluated)
-            retry(trained, num_retries)
+            place_training(trained, num_retries)
         return dsl.Collected(evaluated.outputs["report"])
 
     @dsl.pipeline(

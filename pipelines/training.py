@@ -9,7 +9,7 @@ import mappo
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place, retry
+from pipelines.placement import place, place_training
 
 
 class Artifacts(NamedTuple):
@@ -46,7 +46,7 @@ def make_training_pipeline(num_retries: int) -> Callable[..., Any]:
         best = trained.outputs["best"]
         evaluated = evaluate(config=config, checkpoint=best, run=run, compiled_by=version)
         place(image, validated, trained, evaluated)
-        retry(trained, num_retries)
+        place_training(trained, num_retries)
         return Artifacts(
             validation_report=validated.outputs["report"],
             best_checkpoint=trained.outputs["best"],

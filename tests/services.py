@@ -144,7 +144,7 @@ def ceph_rgw(directory: Path) -> Iterator[str]:
         start("ceph-osd", "-i", "0")
         start("radosgw", "-n", "client.rgw")
         endpoint = f"http://127.0.0.1:{rgw}"
-        _wait(lambda: _answers(endpoint), 120, f"no answer from {endpoint}; logs in {directory}")
+        wait(lambda: _answers(endpoint), 120, f"no answer from {endpoint}; logs in {directory}")
         keys = f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"
         call("radosgw-admin", "-c", conf, "user", "create", "--uid=test", "--display-name=test", *keys)
         yield endpoint
@@ -220,7 +220,7 @@ def _answers(endpoint: str) -> bool:
         connection.close()
 
 
-def _wait(condition: Callable[[], bool], seconds: float, message: str) -> None:
+def wait(condition: Callable[[], bool], seconds: float, message: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, message
