@@ -504,20 +504,20 @@ def _failures() -> list[Any]:
 
 
 def _cost() -> list[Any]:
-    hours = "[$__range:15s]) * 15 / 3600"
+    hours = "[$__range:15s]) * 15 / 3600"  # a sample every 15 s, which a shorter process may slip through
     return [
         number(
             "GPU-hours",
             "Over the time range: GPUs that processes trained on, times how long they did.",
             "short",
-            Query(f"sum(sum_over_time(mappo_run_gpus{{{_S}}}{hours})"),
+            Query(f"sum(sum_over_time(mappo_run_gpus{{{_S}}}{hours}) or vector(0)"),
             width=6,
         ),
         number(
             "Training hours",
             "Over the time range: of all processes together, with or without a GPU.",
             "short",
-            Query(f"sum(count_over_time(mappo_run_gpus{{{_S}}}{hours})"),
+            Query(f"sum(count_over_time(mappo_run_gpus{{{_S}}}{hours}) or vector(0)"),
             width=6,
         ),
         bars(
@@ -525,7 +525,8 @@ def _cost() -> list[Any]:
             "Over the time range.",
             "short",
             Query(
-                f"sum by (namespace, study) (sum_over_time(mappo_run_gpus{{{_S}}}{hours})",
+                f"sum by (namespace, study) (sum_over_time(mappo_run_gpus{{{_S}}}{hours}) "
+                f"or 0 * sum by (namespace, study) (last_over_time(mappo_run_gpus{{{_S}}}[$__range]))",
                 "{{namespace}} {{study}}",
             ),
             width=6,

@@ -17,7 +17,7 @@ RUN_LABELS = ("study", "run")
 INFO_LABELS = ("scenario", "config_hash", "mappo_version", "device", "seed")
 POLICIES = ("random", "heuristic", "trained")
 STATES = ("starting", "running", "finished", "failed", "preempted")
-_STAGES = ("validate", "train", "evaluate")
+STAGES = ("train", "evaluate", "validate")
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,8 @@ PROBLEMS = (
 )
 
 OUTCOME = (
-    Metric("mappo_stage_success", "gauge", "Whether the stage ended well: 1 or 0", {"stage": _STAGES}),
-    Metric("mappo_stage_duration_seconds", "gauge", "How long the stage took", {"stage": _STAGES}),
+    Metric("mappo_stage_success", "gauge", "Whether the stage ended well: 1 or 0", {"stage": STAGES}),
+    Metric("mappo_stage_duration_seconds", "gauge", "How long the stage took", {"stage": STAGES}),
 )
 
 VALIDATION = (

@@ -46,7 +46,7 @@ class MetricsServer:
         self._changed = threading.Condition()
         self._server = _Server(port, pages, self._note)
         self.port: int = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
 
     def answered_since(self, path: str, moment: float) -> bool:
         """Whether a request for a path that came after a moment of `time.monotonic` has been answered."""

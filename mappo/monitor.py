@@ -75,8 +75,10 @@ class Settings:
         if port and (not port.isdecimal() or int(port) > 65535):
             raise ConfigError(f"MAPPO_METRICS_PORT = {port!r}: must be a port, 0 to 65535 (0: any free one)")
         pushgateway = environment.get("MAPPO_PUSHGATEWAY", "")
-        if pushgateway and not re.fullmatch(r"https?://[^\s/]+\S*", pushgateway):
-            raise ConfigError("MAPPO_PUSHGATEWAY: must be a URL such as http://pushgateway:9091")
+        if pushgateway and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", pushgateway):
+            raise ConfigError(
+                "MAPPO_PUSHGATEWAY: must be a URL such as http://pushgateway:9091, without a password"
+            )
         linger = environment.get("MAPPO_LINGER_SECONDS", "") or str(cls.linger_seconds)
         if not re.fullmatch(r"\d+(\.\d+)?", linger) or float(linger) > 3600:
             raise ConfigError(f"MAPPO_LINGER_SECONDS = {linger!r}: must be a number of seconds, 0 to 3600")
@@ -163,7 +165,13 @@ class Monitor:
     def planned(self, config: ExperimentConfig) -> None:
         """What is about to be trained."""
         device = resolve_device(config.device)
-        info = (config.environment.scenario, config_hash(config)[:12], mappo.__version__, device.type, str(config.seed))
+        info = (
+            config.environment.scenario,
+            config_hash(config)[:12],
+            mappo.__version__,
+            device.type,
+            str(config.seed),
+        )
         collection, now = config.collection, time.time()
         steps = math.ceil(collection.frames_per_batch / config.learner.minibatch_frames)
         with self._changing():
@@ -305,9 +313,8 @@ class Monitor:
             finally:
                 delete_from_gateway(gateway, metrics.PUSH_JOB, key, timeout=_PUSH_SECONDS)
         except (OSError, HTTPException, ValueError) as error:
-            shown = re.sub("//.*@", "//", gateway)
             self._announce(
-                f"warning: the Pushgateway {shown} did not take the metrics, or not delete them: {error}"
+                f"warning: the Pushgateway {gateway} did not take the metrics, or not delete them: {error}"
             )
 
     def _declare(self, metric: Metric) -> None:

@@ -105,7 +105,7 @@ def query(url: str, expression: str, at: float | None = None) -> list[dict[str, 
     return _result(url, "query", query=expression, time=at or time.time())
 
 
-def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float, what: object) -> Any:
     """Wait until a condition is true, and return what it gave."""
     wait(lambda: bool(condition()), seconds, what)
     return condition()

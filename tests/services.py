@@ -220,7 +220,7 @@ def _answers(endpoint: str) -> bool:
         connection.close()
 
 
-def wait(condition: Callable[[], bool], seconds: float, message: str) -> None:
+def wait(condition: Callable[[], bool], seconds: float, message: object) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, message

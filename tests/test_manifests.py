@@ -1,0 +1,133 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import compiler
+
+from mappo import metrics
+from mappo.config import to_json
+from pipelines.placement import MONITORING_CONFIG_MAP, POD_LABEL, PORT_ANNOTATION
+from pipelines.seeds import make_seeds_pipeline
+from pipelines.training import make_training_pipeline
+from tests.services import missing
+
+K8S = Path(__file__).parent.parent / "k8s"
+
+
+def _one(overlay: str, kind: str, name: str = "") -> dict:
+    found = [each for each in _rendered(overlay) if each["kind"] == kind and name in each["metadata"]["name"]]
+    assert len(found) == 1, (kind, name)
+    return found[0]
+
+
+def _rendered(overlay: str) -> list[dict]:
+    """What kustomize makes of an overlay."""
+    if not shutil.which("kubectl"):
+        missing("kubectl", "https://kubernetes.io/docs/tasks/tools (1.21 or newer, for kustomize components)")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(params=["training", "seeds"])
+def compiled(request, tiny, tmp_path) -> tuple[dict, dict]:
+    """A compiled pipeline: its stages by name, and what Kubernetes is told of each."""
+    make = {"training": lambda: make_training_pipeline(3), "seeds": lambda: make_seeds_pipeline(0, 3)}
+    parameters = {"config": to_json(tiny), "image": "image:1"}
+    if request.param == "seeds":
+        parameters["seeds"] = ["0", "1"]
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(make[request.param](), str(path), pipeline_parameters=parameters)
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return spec["deploymentSpec"]["executors"], platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_pods_carry_what_the_pod_monitor_selects_by(compiled):
+    stages, pods = compiled
+    endpoint = _one("example", "PodMonitor")["spec"]
+    selected = endpoint["selector"]["matchLabels"]
+    for pod in pods.values():
+        assert pod["podMetadata"]["labels"].items() >= selected.items()
+    assert selected == dict([POD_LABEL])
+    annotated = {name: pod["podMetadata"].get("annotations") for name, pod in pods.items()}
+    assert {name: each for name, each in annotated.items() if each} == {
+        "exec-train": {PORT_ANNOTATION: str(metrics.PORT)}
+    }
+    environment = {each["name"]: each["value"] for each in stages["exec-train"]["container"]["env"]}
+    assert environment == {"MAPPO_METRICS_PORT": str(metrics.PORT)}
+
+
+def test_pods_find_the_pushgateway_through_the_config_map(compiled):
+    config_map = _one("example", "ConfigMap")
+    service = _one("example", "Service")
+    url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert config_map["metadata"]["name"] == MONITORING_CONFIG_MAP
+    assert config_map["data"] == {"pushgateway": url}
+    for pod in compiled[1].values():
+        (found,) = pod["configMapAsEnv"]
+        assert found["optional"]
+        assert found["configMapName"] == MONITORING_CONFIG_MAP
+        assert found["keyToEnv"] == [{"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"}]
+
+
+def test_pods_know_the_pipeline_run_that_they_belong_to(compiled):
+    for pod in compiled[1].values():
+        assert pod["fieldPathAsEnv"] == [
+            {"name": "MAPPO_PIPELINE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+        ]
+
+
+def test_the_pod_monitor_scrapes_at_the_interval_that_stages_wait_for():
+    (endpoint,) = _one("example", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (pushed,) = _one("example", "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["interval"] == pushed["interval"] == f"{metrics.SCRAPE_SECONDS}s"
+    assert "port" not in endpoint, "Kubeflow's pods declare none: it would find nothing"
+    annotation = PORT_ANNOTATION.replace(".", "_").replace("/", "_")
+    assert f"__meta_kubernetes_pod_annotation_{annotation}" in str(endpoint["relabelings"])
+    assert pushed["honorLabels"]
+
+
+def test_the_service_monitor_finds_the_pushgateway():
+    service, deployment = _one("example", "Service"), _one("example", "Deployment")
+    pod = deployment["spec"]["template"]
+    assert _one("example", "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= (
+        service["metadata"]["labels"].items()
+    )
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": service["spec"]["ports"][0]["port"]}]
+    assert f"--web.listen-address=:{service['spec']['ports'][0]['port']}" in container["args"]
+
+
+def test_the_pushgateway_is_restricted():
+    pod = _one("example", "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert set(container["resources"]) == {"requests", "limits"}
+    assert not container["image"].endswith(":latest")
+
+
+def test_the_prometheus_rule_is_the_rules_that_are_tested():
+    rules = yaml.safe_load((K8S / "components" / "alerts" / "rules.yaml").read_text())
+    assert _one("example-monitoring", "PrometheusRule")["spec"] == rules
+
+
+@pytest.mark.parametrize("name", ["training-run", "fleet"])
+def test_grafanas_sidecar_finds_the_dashboard(name):
+    config_map = _one("example-monitoring", "ConfigMap", name)
+    assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config_map["metadata"]["name"] == f"mappo-dashboard-{name}"
+    expected = (K8S / "components" / "dashboards" / f"{name}.json").read_text()
+    assert config_map["data"] == {f"{name}.json": expected}
+    assert len(expected) < 250_000, "a ConfigMap holds a mebibyte, kubectl apply a quarter of it"

@@ -1,0 +1,106 @@
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from mappo.metrics_server import MetricsServer, Page, text_page
+from tests.services import wait
+
+
+@pytest.fixture
+def server() -> Iterator[MetricsServer]:
+    pages = {"/metrics": lambda: Page(200, "text/plain", b"one 1\n"), "/healthz": lambda: text_page(503, "ill")}
+    server = MetricsServer(0, pages)
+    yield server
+    server.close()
+
+
+def test_a_page_is_served_with_its_status_and_type(server):
+    with _get(server, "/metrics?any=thing") as answer:
+        assert (answer.status, answer.headers["Content-Type"], answer.read()) == (200, "text/plain", b"one 1\n")
+    with pytest.raises(urllib.error.HTTPError, match="503") as error:
+        _get(server, "/healthz")
+    assert error.value.read() == b"ill\n"
+
+
+def test_another_path_is_not_found_and_the_answer_names_those_there_are(server):
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        _get(server, "/metrics/../etc")
+    assert error.value.read() == b"there is only /metrics, /healthz\n"
+
+
+def test_waiting_ends_with_an_answer_to_a_later_request_only(server):
+    _get(server, "/metrics").close()
+    moment = time.monotonic()
+    assert not server.wait_for_answer("/metrics", moment, 0.1)
+    threading.Timer(0.2, lambda: _get(server, "/metrics").close()).start()
+    assert server.wait_for_answer("/metrics", moment, 30)
+
+
+def test_a_taken_port_is_an_error(server):
+    with pytest.raises(OSError, match="in use"):
+        MetricsServer(server.port, {})
+
+
+def test_a_closed_server_frees_its_port():
+    first = MetricsServer(0, {})
+    first.close()
+    MetricsServer(first.port, {}).close()
+
+
+def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
+    """Clients without a pause get some 20 answers a second and a burst, not thousands."""
+    answers, stop = [], time.monotonic() + 2
+
+    def ask() -> None:
+        while time.monotonic() < stop:
+            try:
+                _get(server, "/metrics").close()
+                answers.append(1)
+            except OSError:  # turned away
+                pass
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert 10 < len(answers) < 100
+
+
+def test_silent_clients_keep_no_one_else_away(server):
+    """More connections than there are threads, which never send a request."""
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    try:
+        wait(lambda: _is_answered(server), 30, "no answer")
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_a_broken_page_closes_the_connection_and_not_the_server():
+    def broken() -> Page:
+        raise RuntimeError("a defect")
+
+    server = MetricsServer(0, {"/broken": broken, "/": lambda: text_page(200, "fine")})
+    try:
+        with pytest.raises(OSError, match="closed|reset"):
+            _get(server, "/broken")
+        assert _get(server, "/").read() == b"fine\n"
+    finally:
+        server.close()
+
+
+def _get(server: MetricsServer, path: str):
+    return urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=20)
+
+
+def _is_answered(server: MetricsServer) -> bool:
+    try:
+        return _get(server, "/metrics").status == 200
+    except OSError:
+        return False

@@ -1,0 +1,290 @@
+import math
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from mappo import metrics
+from mappo.config import ConfigError
+from mappo.evaluate import evaluate
+from mappo.history import Beginning, IterationReport, Progress, Save
+from mappo.monitor import Monitor, Settings
+from mappo.validate import Check, ValidationReport
+from tests.runs import train_here
+from tests.services import free_ports, wait
+
+RUN = {"study": "s", "run": "r"}
+
+
+def monitor_of(stage: str = "train", *, said: list | None = None, **options) -> Monitor:
+    settings = Settings(**{"study": "s", "linger_seconds": 0.5, **options.pop("settings", {})})
+    announce: Callable[[str], object] = said.append if said is not None else lambda _: None
+    return Monitor(stage, "r", settings, announce, **options)
+
+
+def values(monitor: Monitor) -> dict[tuple, float]:
+    """Every sample that is scraped: {(name, other labels as sorted pairs): value}."""
+    found = {}
+    for family in text_string_to_metric_families(monitor.text().decode()):
+        for sample in family.samples:
+            own = {name: value for name, value in sample.labels.items() if name not in RUN}
+            assert family.name.startswith("process_") or sample.labels.items() >= RUN.items()
+            found[(sample.name, *sorted(own.items()))] = sample.value
+    return found
+
+
+@pytest.fixture
+def reports(tiny, tmp_path) -> list[IterationReport]:
+    """Those of a real run, three iterations."""
+    reports: list[IterationReport] = []
+    train_here(tiny, tmp_path, reports.append)
+    return reports
+
+
+def test_what_is_scraped_is_what_the_reports_say(tiny, reports):
+    """By hand: three iterations of 120 frames, two epochs of three minibatches each."""
+    monitor = monitor_of()
+    monitor.planned(tiny)
+    for report in reports:
+        monitor.iterated(report)
+    seen, last = values(monitor), reports[-1]
+    assert seen["mappo_iterations_total",] == 3
+    assert seen["mappo_frames_total",] == seen["mappo_run_frames",] == seen["mappo_run_planned_frames",] == 360
+    assert seen["mappo_epochs_total",] == 6
+    assert seen["mappo_optimiser_steps_total",] == 18
+    assert seen["mappo_episodes_total",] == sum(report.episodes.num_episodes for report in reports)
+    assert seen["mappo_episode_return_mean",] == last.episodes.episode_return_mean
+    assert seen["mappo_loss", ("term", "critic")] == last.losses.loss_critic
+    assert seen["mappo_gradient_norm", ("network", "policy")] == last.losses.gradient_norm_policy
+    assert seen["mappo_phase_seconds_total", ("phase", "learn")] == pytest.approx(
+        sum(report.learn_seconds for report in reports)
+    )
+    assert seen["mappo_run_state", ("state", "running")] == 1
+    assert sum(value for name, value in seen.items() if name[0] == "mappo_run_state") == 1
+
+
+def test_every_metric_of_training_has_a_value_when_it_is_done(tiny, tmp_path):
+    with monitor_of() as monitor:
+        monitor.planned(tiny)
+        monitor.began(Beginning(Progress(), 1, is_resumed=False))
+        train_here(tiny, tmp_path, monitor.iterated)
+        monitor.saved(Save("saved", 0.1, 1000))
+    families = {name.removesuffix("_count") for name, *_ in values(monitor)}
+    declared = {metric.name for metric in (*metrics.TRAINING, *metrics.PROBLEMS, *metrics.OUTCOME)}
+    assert declared <= families
+
+
+def test_a_number_that_is_not_defined_changes_nothing(tiny, reports):
+    monitor = monitor_of()
+    monitor.planned(tiny)
+    monitor.iterated(reports[0])
+    before = values(monitor)
+    nan = replace(
+        reports[1],
+        collect_seconds=math.nan,
+        episodes=replace(reports[1].episodes, episode_return_mean=math.nan),
+        losses=replace(reports[1].losses, explained_variance=math.inf),
+    )
+    monitor.iterated(nan)
+    after = values(monitor)
+    for unchanged in (
+        ("mappo_episode_return_mean",),
+        ("mappo_explained_variance",),
+        ("mappo_phase_seconds_total", ("phase", "collect")),
+    ):
+        assert after[unchanged] == before[unchanged]
+    assert after["mappo_iterations_total",] == 2
+    assert all(math.isfinite(value) for value in after.values())
+
+
+def test_counters_begin_at_zero_with_all_their_labels_and_gauges_are_absent_before_a_value():
+    seen = values(monitor_of())
+    assert seen["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 0
+    assert seen["mappo_non_finite_total", ("source", "loss")] == 0
+    assert seen["mappo_checkpoint_saves_total", ("outcome", "failed")] == 0
+    assert ("mappo_episode_return_mean",) not in seen
+
+
+def test_saves_and_requests_are_counted_by_outcome():
+    monitor = monitor_of()
+    for save in (Save("saved", 0.02, 100), Save("saved", 2.0, 200), Save("failed", 5.0), Save("skipped")):
+        monitor.saved(save)
+    monitor.requested("write", "unavailable")
+    seen = values(monitor)
+    counts = [seen["mappo_checkpoint_saves_total", ("outcome", each)] for each in ("saved", "failed", "skipped")]
+    assert counts == [2, 1, 1]
+    assert seen["mappo_checkpoint_bytes",] == 200
+    assert seen["mappo_checkpoint_save_seconds_count",] == 3
+    assert seen["mappo_checkpoint_save_seconds_sum",] == pytest.approx(7.02)
+    assert seen["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 1
+
+
+def test_an_evaluation_shows_every_policy_with_its_interval(tiny, checkpoint):
+    report = evaluate(tiny, checkpoint)
+    monitor = monitor_of("evaluate")
+    monitor.evaluated(report)
+    seen = values(monitor)
+    assert seen["mappo_evaluation_return_mean", ("policy", "trained")] == report.trained.mean.value
+    assert seen["mappo_evaluation_return_mean_low", ("policy", "random")] == report.random.mean.low
+    assert seen["mappo_evaluation_episodes", ("policy", "random")] == 8
+    assert ("mappo_evaluation_return_mean", ("policy", "heuristic")) not in seen
+
+
+def test_a_validation_counts_its_checks():
+    monitor = monitor_of("validate")
+    outcomes = ("passed", "passed", "failed")
+    monitor.validated(ValidationReport("hash", [Check("name", outcome, "detail") for outcome in outcomes]))
+    seen = values(monitor)
+    counts = [seen["mappo_validation_checks", ("outcome", each)] for each in ("passed", "warning", "failed")]
+    assert counts == [2, 0, 1]
+
+
+def test_the_registry_is_injected_and_never_the_global_one():
+    from prometheus_client import REGISTRY
+
+    registry = CollectorRegistry()
+    monitor_of(registry=registry)
+    assert registry.get_sample_value("mappo_frames_total", RUN) == 0
+    assert REGISTRY.get_sample_value("mappo_frames_total", RUN) is None
+
+
+def test_training_is_ready_after_an_iteration_and_unhealthy_when_it_stalls(tiny, reports):
+    with monitor_of(settings={"port": 0}, min_stall_seconds=0.5) as monitor:
+        monitor.planned(tiny)
+        assert _page(monitor, "/readyz") == (503, "before the first iteration\n")
+        assert _page(monitor, "/healthz") == (200, "starting\n")
+        monitor.iterated(reports[0])
+        assert _page(monitor, "/readyz")[0] == 200
+        assert _page(monitor, "/healthz") == (200, "running\n")
+        wait(lambda: _page(monitor, "/healthz")[0] == 503, 30, "it does not count as stalled")
+        assert "stalled: no iteration for" in _page(monitor, "/healthz")[1]
+        assert values(monitor)["mappo_stall_limit_seconds",] == 0.5
+        monitor.iterated(reports[1])
+        assert _page(monitor, "/healthz")[0] == 200
+
+
+def test_slow_iterations_are_allowed_ten_times_the_longest(tiny, reports):
+    monitor = monitor_of(min_stall_seconds=0.01)
+    monitor.planned(tiny)
+    monitor.iterated(reports[0])
+    time.sleep(0.3)
+    monitor.iterated(reports[1])
+    time.sleep(0.1)
+    assert monitor.stalled() == ""
+    assert values(monitor)["mappo_stall_limit_seconds",] > 3
+
+
+def test_a_taken_port_is_said_and_training_goes_on(tiny, tmp_path):
+    said: list[str] = []
+    with monitor_of(settings={"port": 0}) as first:
+        with monitor_of(settings={"port": first._server.port}, said=said) as second:
+            second.planned(tiny)
+            train_here(tiny, tmp_path, second.iterated)
+        assert values(second)["mappo_iterations_total",] == 3
+    assert f"port {first._server.port} cannot be listened on" in said[0]
+
+
+def test_the_last_values_wait_for_a_scrape_when_the_run_was_short():
+    said: list[str] = []
+    scraped: list[str] = []
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said)
+    with monitor:
+        threading.Timer(1.0, lambda: scraped.append(_page(monitor, "/metrics")[1])).start()
+    assert 'mappo_run_state{run="r",state="finished",study="s"} 1.0' in scraped[0]
+    assert 'mappo_stage_success{run="r",stage="train",study="s"} 1.0' in scraped[0]
+    assert "waiting up to 60 s" in said[-1]
+
+
+def test_nobody_is_waited_for_when_nobody_has_looked():
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 1})
+    began = time.monotonic()
+    with monitor:
+        time.sleep(1.2)
+        left = time.monotonic()
+    assert time.monotonic() - left < 1
+    assert time.monotonic() - began > 1.2
+
+
+def test_a_failure_is_scraped_too_and_goes_on_as_it_was():
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
+    scraped: list[str] = []
+    with pytest.raises(ArithmeticError, match="loss_critic"), monitor:
+        monitor.met_non_finite("loss")
+        threading.Timer(0.5, lambda: scraped.append(_page(monitor, "/metrics")[1])).start()
+        raise ArithmeticError("loss_critic = nan")
+    assert 'mappo_non_finite_total{run="r",source="loss",study="s"} 1.0' in scraped[0]
+    assert 'mappo_run_state{run="r",state="failed",study="s"} 1.0' in scraped[0]
+
+
+def test_an_interruption_waits_for_nothing():
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
+    began = time.monotonic()
+    with pytest.raises(SystemExit), monitor:
+        raise SystemExit(143)
+    assert time.monotonic() - began < 20
+    assert values(monitor)["mappo_run_state", ("state", "preempted")] == 1
+
+
+def test_control_c_ends_the_waiting_and_not_in_failure():
+    said: list[str] = []
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said)
+    began = time.monotonic()
+    with monitor:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    assert time.monotonic() - began < 30
+    assert "did not wait" in said[-1]
+
+
+def test_a_dead_pushgateway_is_said_and_fails_nothing():
+    said: list[str] = []
+    (port,) = free_ports(1)
+    with monitor_of("evaluate", settings={"pushgateway": f"http://127.0.0.1:{port}"}, said=said):
+        pass
+    assert f"the Pushgateway http://127.0.0.1:{port} did not take the metrics" in said[-1]
+
+
+def test_settings_come_from_the_environment():
+    given = {
+        "MAPPO_METRICS_PORT": "9464",
+        "MAPPO_PUSHGATEWAY": "http://gateway:9091",
+        "MAPPO_LINGER_SECONDS": "2.5",
+        "MAPPO_STUDY": "first-study",
+    }
+    assert Settings.from_environment(given) == Settings(9464, "http://gateway:9091", 2.5, "first-study")
+    assert Settings.from_environment({"MAPPO_METRICS_PORT": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAPPO_METRICS_PORT", "65536"),
+        ("MAPPO_METRICS_PORT", "http"),
+        ("MAPPO_METRICS_PORT", "-1"),
+        ("MAPPO_PUSHGATEWAY", "gateway:9091"),
+        ("MAPPO_PUSHGATEWAY", "http://name:secret-password@gateway:9091"),
+        ("MAPPO_LINGER_SECONDS", "nan"),
+        ("MAPPO_LINGER_SECONDS", "-1"),
+        ("MAPPO_STUDY", 'a"} 1'),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=name) as error:
+        Settings.from_environment({name: value})
+    assert "secret-password" not in str(error.value)
+
+
+def _page(monitor: Monitor, path: str) -> tuple[int, str]:
+    assert monitor._server
+    url = f"http://127.0.0.1:{monitor._server.port}{path}"
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

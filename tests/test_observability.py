@@ -1,0 +1,236 @@
+"""Trainings watched by a real Prometheus, as on a cluster: found by their pods, shown on every panel."""
+
+import csv
+import json
+import re
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from mappo import metrics, stages
+from mappo.checkpoint import Checkpoint
+from mappo.config import ExperimentConfig, override, to_json
+from mappo.evaluate import evaluate
+from mappo.history import Beginning, Progress, Save
+from mappo.metrics_server import MetricsServer, Page
+from mappo.monitor import Monitor, Settings
+from mappo.validate import Check, ValidationReport
+from tests.prometheus import (
+    DASHBOARDS,
+    GRAFANA,
+    ROOT,
+    eventually,
+    get,
+    prometheus,
+    pushgateway,
+    query,
+    require,
+    without_data,
+)
+from tests.runs import train_here
+from tests.services import free_ports
+
+HISTORY_SECONDS = 7200
+DCGM = {"DCGM_FI_DEV_GPU_UTIL": 40, "DCGM_FI_DEV_FB_USED": 2000, "DCGM_FI_DEV_POWER_USAGE": 120}
+RECORDED = ("run:mappo_run_active:max", "run:mappo_frames:rate5m", "run:mappo_gpu_utilisation:ratio")
+
+
+def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_path, monkeypatch):
+    """Validation, training and evaluation, scraped and pushed; the relabelling is that of our PodMonitor."""
+    (port,) = free_ports(1)
+    config = override(tiny, {"collection": {"total_frames": 4800}, "selection": {"interval_iterations": 5}})
+    pods = tmp_path / "pods.json"
+    pods.write_text(json.dumps(_pods(port)))
+    dcgm = MetricsServer(0, {"/metrics": lambda: Page(200, "text/plain; version=0.0.4", _dcgm_page())})
+    with closing(dcgm) as gpus, pushgateway(tmp_path / "pushgateway") as gateway:
+        jobs = [
+            {
+                "job_name": "podMonitor/n/mappo-training/0",
+                "file_sd_configs": [{"files": [str(pods)]}],
+                "relabel_configs": _relabelling(),
+            },
+            {
+                "job_name": "pushgateway",
+                "honor_labels": True,
+                "static_configs": [_static(gateway.removeprefix("http://"), "n")],
+            },
+            {"job_name": "dcgm-exporter", "static_configs": [_static(f"127.0.0.1:{gpus.port}", "gpu-operator")]},
+        ]
+        with prometheus(tmp_path / "prometheus", jobs) as url:
+            eventually(lambda: get(f"{url}/api/v1/targets")["data"]["activeTargets"], 30, "no targets")
+            for name, value in (
+                ("MAPPO_METRICS_PORT", str(port)),
+                ("MAPPO_PUSHGATEWAY", gateway),
+                ("MAPPO_LINGER_SECONDS", "4"),
+                ("MAPPO_PIPELINE_RUN", "pipeline-run"),
+            ):
+                monkeypatch.setenv(name, value)
+            began = time.time()
+            _run_all_stages(config, tmp_path / "run")
+            seconds = int(time.time() - began) + 1
+
+            found = {(each["labels"]["job"], each["labels"].get("pod")) for each in _targets(url)}
+            assert found == {
+                ("podMonitor/n/mappo-training/0", "train-abc"),
+                ("pushgateway", None),
+                ("dcgm-exporter", None),
+            }
+            (info,) = query(url, f"last_over_time(mappo_run_info[{seconds}s])")
+            assert (
+                info["metric"].items()
+                >= {
+                    "namespace": "n",
+                    "pod": "train-abc",
+                    "run": "pipeline-run",
+                    "study": "none",
+                    "device": "cpu",
+                }.items()
+            )
+            history = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+            for metric, column in (
+                ("mappo_run_frames", "frames"),
+                ("mappo_episode_return_mean", "episode_return_mean"),
+                ("mappo_entropy_nats", "entropy"),
+            ):
+                assert _last(url, metric, seconds) == float(history[-1][column]), metric
+            assert _last(url, 'mappo_run_state{state="finished"}', seconds) == 1
+            for stage in ("validate", "train", "evaluate"):
+                assert _last(url, f'mappo_stage_success{{stage="{stage}"}}', seconds) == 1
+            assert _metrics_of(gateway) == [], "what was pushed is deleted"
+            for dashboard in DASHBOARDS:
+                assert without_data(url, dashboard, seconds, time.time()) == [], dashboard.name
+
+
+def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monkeypatch):
+    """Backfilled for three runs, each with the series of a real monitor; shown in steps of 15 s."""
+    monkeypatch.setitem(GRAFANA, "__rate_interval", "1m")
+    end = int(time.time()) // 60 * 60
+    history = tmp_path / "history.txt"
+    history.write_text(_history(end, _exposed(tiny, checkpoint, tmp_path)))
+    blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(history), str(tmp_path / "data")]
+    require("promtool")
+    done = subprocess.run(blocks, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with prometheus(tmp_path, []) as url:
+        for dashboard in DASHBOARDS:
+            assert without_data(url, dashboard, HISTORY_SECONDS, end, step=15) == [], dashboard.name
+        (hours,) = query(url, f"sum(sum_over_time(mappo_run_gpus[{HISTORY_SECONDS}s:15s])) * 15 / 3600", end)
+        assert float(hours["value"][1]) == pytest.approx(6, rel=0.01), "three GPUs for two hours"
+
+
+def _run_all_stages(config: ExperimentConfig, directory: Path) -> None:
+    text = to_json(config)
+    stages.validate(text, directory / "validation.json")
+    stages.train(text, directory, directory / "history.csv")
+    stages.evaluate(text, directory, directory / "evaluation.json")
+
+
+def _static(address: str, namespace: str) -> dict:
+    return {"targets": [address], "labels": {"namespace": namespace}}
+
+
+def _pods(port: int) -> list[dict]:
+    """As Kubernetes lists them to Prometheus: a target for each container."""
+
+    def target(pod: str, container: str, phase: str = "Running", **more: str) -> dict:
+        labels = {
+            "namespace": "n",
+            "pod_name": pod,
+            "pod_ip": "127.0.0.1",
+            "pod_phase": phase,
+            "pod_container_name": container,
+            "pod_label_app_kubernetes_io_part_of": "mappo",
+            **more,
+        }
+        named = {f"__meta_kubernetes_{name}": each for name, each in labels.items()}
+        return {"targets": ["127.0.0.1"], "labels": named}
+
+    annotation = {"pod_annotation_prometheus_io_port": str(port)}
+    return [
+        target("train-abc", "main", **annotation),
+        target("train-abc", "wait", **annotation),
+        target("train-old", "main", "Succeeded", **annotation),
+        target("evaluate-abc", "main"),
+        target("mappo-pushgateway-x", "pushgateway", pod_container_port_number="9091"),
+    ]
+
+
+def _relabelling() -> list[dict]:
+    """That of our PodMonitor after what the operator puts before it, as Prometheus spells it."""
+    path = ROOT / "k8s" / "components" / "podmonitor" / "podmonitor.yaml"
+    (endpoint,) = yaml.safe_load(path.read_text())["spec"]["podMetricsEndpoints"]
+    ours = [
+        {re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", key): value for key, value in rule.items()}
+        for rule in endpoint["relabelings"]
+    ]
+    operators = [
+        {"source_labels": [f"__meta_kubernetes_{source}"], "target_label": label}
+        for source, label in (("namespace", "namespace"), ("pod_container_name", "container"), ("pod_name", "pod"))
+    ]
+    return [*operators, *ours]
+
+
+def _targets(url: str) -> list[dict]:
+    return get(f"{url}/api/v1/targets")["data"]["activeTargets"]
+
+
+def _last(url: str, series: str, seconds: int) -> float:
+    (found,) = query(url, f"last_over_time({series}[{seconds}s])")
+    return float(found["value"][1])
+
+
+def _metrics_of(gateway: str) -> list[str]:
+    return [group["labels"] for group in get(f"{gateway}/api/v1/metrics")["data"]]
+
+
+def _dcgm_page() -> bytes:
+    return "".join(
+        f'{name}{{gpu="0",pod="train-abc",namespace="n",container="main"}} {value}\n'
+        for name, value in DCGM.items()
+    ).encode()
+
+
+def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
+    """What the three stages of a real run show at their ends."""
+    train, evaluation, validation = (Monitor(stage, "r", Settings(), print) for stage in metrics.STAGES)
+    with train, evaluation, validation:
+        train.planned(config)
+        train.began(Beginning(Progress(), 1, is_resumed=False))
+        train_here(config, directory / "run", train.iterated)
+        train.saved(Save("saved", 0.1, 1000))
+        evaluation.evaluated(evaluate(config, checkpoint))
+        validation.validated(ValidationReport("hash", [Check("name", "passed", "detail")]))
+    return "".join(monitor.text().decode() for monitor in (train, evaluation, validation))
+
+
+def _history(end: int, page: str) -> str:
+    """OpenMetrics of two hours: what a run shows at its end, and counters that grow up to there."""
+    lines = []
+    for number in range(3):
+        own = {"namespace": "n", "study": "s", "run": f"run-{number}", "pod": f"p{number}"}
+        own |= {"instance": f"10.0.0.{number}:9464", "job": "training"}
+        samples = {
+            (sample.name, *sorted({**sample.labels, **own}.items())): (sample.value, family.type)
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+        samples |= {(name, *sorted(own.items())): (0.5, "gauge") for name in RECORDED}
+        samples |= {(name, *sorted(own.items())): (value, "gauge") for name, value in DCGM.items()}
+        for (name, *labels), (value, kind) in samples.items():
+            shown = ",".join(f'{key}="{each}"' for key, each in labels)
+            for at in range(end - HISTORY_SECONDS, end + 1, 15):
+                lines.append(f"{name}{{{shown}}} {_at(name, value, kind, at, end)} {at}")
+    return "\n".join([*lines, "# EOF", ""])
+
+
+def _at(name: str, value: float, kind: str, at: int, end: int) -> float:
+    if name.endswith("_timestamp_seconds"):
+        return at - 5
+    if name == "mappo_run_gpus":
+        return 1
+    return value * (1 - (end - at) / HISTORY_SECONDS) if kind in ("counter", "histogram") else value
