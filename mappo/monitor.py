@@ -162,6 +162,11 @@ class Monitor:
             if self._server:
                 self._server.close()
 
+    @property
+    def port(self) -> int | None:
+        """Where the metrics are served; None when they are not."""
+        return self._server.port if self._server else None
+
     def planned(self, config: ExperimentConfig) -> None:
         """What is about to be trained."""
         device = resolve_device(config.device)

@@ -101,7 +101,7 @@ def test_faults_of_real_trainings_reach_a_webhook(tiny, tmp_path):
         _alertmanager(tmp_path, hook) as alertmanager,
         Monitor("train", "stalling", settings, print, min_stall_seconds=1) as stalling,
     ):
-        ports = [nan, cut_off, stalling._server.port]
+        ports = [nan, cut_off, stalling.port]
         targets = {"targets": [f"127.0.0.1:{port}" for port in ports], "labels": {"namespace": "n"}}
         jobs = [{"job_name": "training", "static_configs": [targets]}]
         stalling.planned(tiny)

@@ -53,7 +53,7 @@ def test_a_closed_server_frees_its_port():
 
 
 def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
-    """Clients without a pause get some 20 answers a second and a burst, not thousands."""
+    """Clients without a pause get a few answers a second and a burst, not thousands."""
     answers, stop = [], time.monotonic() + 2
 
     def ask() -> None:
@@ -69,7 +69,7 @@ def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
         client.start()
     for client in clients:
         client.join()
-    assert 10 < len(answers) < 100
+    assert 5 < len(answers) < 50
 
 
 def test_silent_clients_keep_no_one_else_away(server):

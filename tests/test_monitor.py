@@ -184,11 +184,11 @@ def test_slow_iterations_are_allowed_ten_times_the_longest(tiny, reports):
 def test_a_taken_port_is_said_and_training_goes_on(tiny, tmp_path):
     said: list[str] = []
     with monitor_of(settings={"port": 0}) as first:
-        with monitor_of(settings={"port": first._server.port}, said=said) as second:
+        with monitor_of(settings={"port": first.port}, said=said) as second:
             second.planned(tiny)
             train_here(tiny, tmp_path, second.iterated)
         assert values(second)["mappo_iterations_total",] == 3
-    assert f"port {first._server.port} cannot be listened on" in said[0]
+    assert f"port {first.port} cannot be listened on" in said[0]
 
 
 def test_the_last_values_wait_for_a_scrape_when_the_run_was_short():
@@ -281,8 +281,7 @@ def test_a_wrong_setting_is_refused_by_name(name, value):
 
 
 def _page(monitor: Monitor, path: str) -> tuple[int, str]:
-    assert monitor._server
-    url = f"http://127.0.0.1:{monitor._server.port}{path}"
+    url = f"http://127.0.0.1:{monitor.port}{path}"
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.status, answer.read().decode()

@@ -1,0 +1,132 @@
+"""What being watched costs training.
+
+    python -m benchmarks.monitoring --turns 5
+
+Three ways to train run in turns, so that they share whatever else the machine does: `none` has no metrics,
+`scraped` is scraped every second (on a cluster it is every 15 s), `storm` is asked by eight clients without a pause.
+The clients are a process of their own. Wall-clock and CPU time of the whole training are compared as ratios to `none`
+of the same turn; CPU time is the steadier one. `update` is what training itself spends on telling its metrics.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+
+from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.config import ExperimentConfig
+from mappo.history import HistoryFile, IterationReport
+from mappo.monitor import Monitor, Settings
+from mappo.runs import Run
+from mappo.train import train
+
+_CLIENT = """
+import sys, threading, time, urllib.request
+url, clients, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+def ask():
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=10).read()
+        except OSError:
+            pass
+        time.sleep(pause)
+for _ in range(clients):
+    threading.Thread(target=ask, daemon=True).start()
+sys.stdin.read()
+"""
+_CLIENTS = {"none": (0, 1.0), "scraped": (1, 1.0), "storm": (8, 0.0)}  # how many, and the pause of each
+
+
+def main() -> None:
+    """Print a line for each way to train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.monitoring",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.usage = "%(prog)s [RECIPE] [--turns N] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument(
+        "--turns", type=int, default=3, metavar="N", help="times that each way trains (default: 3)"
+    )
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
+    config = config_from_arguments(arguments)
+    torch.set_num_threads(config.threads or 1)
+    measured: dict[str, list[_Times]] = {name: [] for name in _CLIENTS}
+    with TemporaryDirectory() as directory:
+        for turn in range(arguments.turns):
+            for name in _CLIENTS:
+                measured[name].append(_train(config, Path(directory) / f"{name}-{turn}", *_CLIENTS[name]))
+    _print(config, measured)
+
+
+class _Times(NamedTuple):
+    """Seconds of a whole training: wall-clock, CPU, and of the first what telling the metrics took."""
+
+    wall: float
+    cpu: float
+    update: float
+
+
+def _train(config: ExperimentConfig, directory: Path, clients: int, pause: float) -> _Times:
+    history = HistoryFile(directory / "history.csv")
+    updates: list[float] = []
+
+    def timed(monitor: Monitor, report: IterationReport) -> None:
+        began = time.perf_counter()
+        monitor.iterated(report)
+        updates.append(time.perf_counter() - began)
+
+    began = time.process_time()
+    if not clients:
+        train(config, Run.at(directory), history, lambda _: None)
+    else:
+        with Monitor("train", "benchmark", Settings(port=0, linger_seconds=0), lambda _: None) as monitor:
+            monitor.planned(config)
+            with _asking(monitor.port, clients, pause):
+                run = Run.at(directory, on_request=monitor.requested)
+                train(config, run, history, partial(timed, monitor), on_save=monitor.saved)
+    return _Times(history.last_row()["elapsed_seconds"], time.process_time() - began, sum(updates))
+
+
+@contextmanager
+def _asking(port: int | None, clients: int, pause: float) -> Iterator[None]:
+    command = [sys.executable, "-c", _CLIENT, f"http://127.0.0.1:{port}/metrics", str(clients), str(pause)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _print(config: ExperimentConfig, measured: dict[str, list[_Times]]) -> None:
+    iterations, frames = config.collection.num_iterations, config.collection.frames_per_batch
+    print(f"\n{config.environment.scenario}, {iterations} iterations of {frames} frames")
+    print(f"{'':<8} {'s/iteration':>11} {'wall-clock ratio':>22} {'CPU ratio':>22} {'update ms':>10} {'share':>8}")
+    for name, turns in measured.items():
+        seconds = statistics.median(turn.wall for turn in turns)
+        update = statistics.median(turn.update for turn in turns)
+        wall = _ratio([turn.wall for turn in turns], [turn.wall for turn in measured["none"]])
+        cpu = _ratio([turn.cpu for turn in turns], [turn.cpu for turn in measured["none"]])
+        print(
+            f"{name:<8} {seconds / iterations:>11.3f} {wall:>22} {cpu:>22} {1000 * update / iterations:>10.2f} "
+            f"{100 * update / seconds:>7.3f}%"
+        )
+
+
+def _ratio(values: list[float], base: list[float]) -> str:
+    ratios = sorted(value / one for value, one in zip(values, base, strict=True))
+    return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
+
+
+if __name__ == "__main__":
+    main()
