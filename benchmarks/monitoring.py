@@ -3,9 +3,9 @@
     python -m benchmarks.monitoring --turns 5
 
 Three ways to train run in turns, so that they share whatever else the machine does: `none` has no metrics,
-`scraped` is scraped every second (on a cluster it is every 15 s), `storm` is asked by eight clients without a pause.
-The clients are a process of their own. Wall-clock and CPU time of the whole training are compared as ratios to `none`
-of the same turn; CPU time is the steadier one. `update` is what training itself spends on telling its metrics.
+`scraped` is scraped every second (on a cluster it is every 15 s), `storm` is asked by eight clients without a
+pause. The clients are a process of their own. Wall-clock and CPU time of the whole training are compared as ratios
+to `none` of the same turn; CPU time is the steadier one. `update` is what training itself spends on its metrics.
 """
 
 import argparse
