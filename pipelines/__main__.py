@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, execute, summary in (
         ("run", _run, "run the training pipeline on this machine, without a cluster"),
-        ("observe", _observe, "the same, watched by a Prometheus and a Pushgateway, which go on until Ctrl-C"),
+        ("observe", _observe, "run it watched by a Prometheus and a Pushgateway, which go on until Ctrl-C"),
     ):
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_run_arguments(command)
