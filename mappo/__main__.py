@@ -127,7 +127,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     config = to_json(config_from_arguments(arguments))
     from mappo import stages  # imports torch: commands that need it pay for it
 
-    return _status(lambda: stages.validate(config, arguments.output))
+    return _watched_status(lambda: stages.validate(config, arguments.output))
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -138,7 +138,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from mappo import stages
 
     location = stages.run_location(arguments.store, arguments.run, "")
-    return _status(
+    return _watched_status(
         lambda: stages.train(
             to_json(config),
             location,
@@ -154,7 +154,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = _config_of(arguments.trained, arguments.checkpoint, arguments)
     from mappo import stages
 
-    return _status(
+    return _watched_status(
         lambda: stages.evaluate(
             to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint
         )
@@ -253,6 +253,14 @@ def _recipes(_: argparse.Namespace) -> int:
 def _show_config(arguments: argparse.Namespace) -> int:
     print(json.dumps(to_dict(config_from_arguments(arguments)), indent=2))
     return 0
+
+
+def _watched_status(stage: Callable[[], object]) -> int:
+    """Of a stage that can be watched, once it is certain that what says how is right."""
+    from mappo.monitor import Settings
+
+    Settings.from_environment()
+    return _status(stage)
 
 
 def _status(stage: Callable[[], object]) -> int:

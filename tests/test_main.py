@@ -1,6 +1,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -358,3 +359,21 @@ def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
     assert "give the file that evaluate --output wrote" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "binary")]) == 1
     assert "binary: not an evaluation report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--metrics-port", "http"), ("--pushgateway", "nowhere"), ("--study", "A b")]
+)
+def test_wrong_way_to_be_watched_exits_with_2_naming_it(flag, value, capsys, tmp_path, monkeypatch):
+    for name in ("MAPPO_METRICS_PORT", "MAPPO_PUSHGATEWAY", "MAPPO_STUDY"):
+        monkeypatch.setenv(name, "")
+    assert main(["train", flag, value, *kept_in(tmp_path / "run"), *TINY]) == 2
+    assert f"error: MAPPO_{flag[2:].upper().replace('-', '_')}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_serves_its_metrics_where_it_is_told(capsys, tmp_path, monkeypatch):
+    for name, value in (("MAPPO_METRICS_PORT", ""), ("MAPPO_LINGER_SECONDS", "0")):
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--metrics-port", "0", *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert re.search(r"\[train\] metrics: http://localhost:\d+/metrics", capsys.readouterr().out)

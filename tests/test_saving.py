@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mappo.config import from_dict, override
-from mappo.history import Saves
+from mappo.history import Save, Saves
 from mappo.runs import Run, Superseded
 from mappo.saving import NotSaved, Saver
 from tests.conftest import TINY
@@ -54,6 +54,24 @@ def test_everything_is_saved_by_the_time_it_is_closed(run, checkpoint):
     saver.close(10)
     assert iterations(run) == [1]
     assert saver.counts == Saves(num_saves=1)
+
+
+def test_every_checkpoint_is_told_of_once_with_what_became_of_it(run, checkpoint, tmp_path):
+    heard: list[Save] = []
+    attempt = run.claim()
+    broken = Broken(tmp_path)
+    saver = Saver(attempt, heard.append)
+    for iteration in range(1, 5):
+        saver.save(at(checkpoint, iteration))
+    wait_until(lambda: any(save.outcome == "failed" for save in heard))
+    broken.mend()
+    saver.close(20)
+    outcomes = [save.outcome for save in heard]
+    assert (outcomes.count("saved"), outcomes.count("skipped")) == (1, 3)
+    assert outcomes.count("failed") == saver.counts.num_failed_saves
+    (saved,) = [save for save in heard if save.outcome == "saved"]
+    assert saved.size_bytes == run.manifest(run.saved()[0]).size_bytes > 1000
+    assert saved.seconds > 0
 
 
 def test_broken_store_holds_nothing_up_and_the_newest_and_the_best_wait(run, checkpoint, tmp_path, caplog):

@@ -99,3 +99,22 @@ def test_comparison_of_something_else_fails_naming_file_and_field(tmp_path, caps
     (tmp_path / "report").write_text('{"config": 3}')
     with pytest.raises(StageFailed, match="report: not an evaluation report: config"):
         stages.compare([tmp_path / "report"])
+
+
+def test_metrics_call_a_run_by_its_name_its_pipeline_run_or_its_place(monkeypatch):
+    assert stages._label("first", "3", "s3://bucket/artifacts/checkpoints") == "first-3"
+    assert stages._label("", "", "runs/first") == "first"
+    assert stages._label("") == "none"
+    monkeypatch.setenv("MAPPO_PIPELINE_RUN", "1234-abcd")
+    assert stages._label("", "3", "s3://bucket/artifacts/checkpoints") == "1234-abcd-3"
+    assert stages._label("first", "", "anywhere") == "first"
+
+
+def test_a_number_that_is_not_finite_is_counted_where_it_was_met(tiny, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages.Monitor, "met_non_finite", lambda _, source: seen.append(source))
+    for scenario in ("NanReward", "NanObservation"):
+        environment = {"scenario": f"tests.scenarios:{scenario}", "scenario_kwargs": {}, "max_episode_frames": 20}
+        with pytest.raises(StageFailed):
+            stages.train(to_json(override(tiny, {"environment": environment})), *outputs(tmp_path / scenario))
+    assert seen == ["loss", "observation"]
