@@ -5,7 +5,8 @@
 Three ways to train run in turns, so that they share whatever else the machine does: `none` has no metrics,
 `scraped` is scraped every second (on a cluster it is every 15 s), `storm` is asked by eight clients without a
 pause. The clients are a process of their own. Wall-clock and CPU time of the whole training are compared as ratios
-to `none` of the same turn; CPU time is the steadier one. `update` is what training itself spends on its metrics.
+to `none` of the same turn. `update` is what training itself spends on its metrics. `serving` is the CPU time of
+a process that does nothing but serve them, without training's noise: per cent of one core.
 """
 
 import argparse
@@ -43,6 +44,7 @@ for _ in range(clients):
     threading.Thread(target=ask, daemon=True).start()
 sys.stdin.read()
 """
+_SERVING_SECONDS = 10.0
 _CLIENTS = {"none": (0, 1.0), "scraped": (1, 1.0), "storm": (8, 0.0)}  # how many, and the pause of each
 
 
@@ -66,7 +68,8 @@ def main() -> None:
         for turn in range(arguments.turns):
             for name in _CLIENTS:
                 measured[name].append(_train(config, Path(directory) / f"{name}-{turn}", *_CLIENTS[name]))
-    _print(config, measured)
+    serving = {name: _serving(config, *clients) for name, clients in _CLIENTS.items()}
+    _print(config, measured, serving)
 
 
 class _Times(NamedTuple):
@@ -98,6 +101,17 @@ def _train(config: ExperimentConfig, directory: Path, clients: int, pause: float
     return _Times(history.last_row()["elapsed_seconds"], time.process_time() - began, sum(updates))
 
 
+def _serving(config: ExperimentConfig, clients: int, pause: float) -> float:
+    """CPU seconds a second."""
+    with Monitor("train", "benchmark", Settings(port=0, linger_seconds=0), lambda _: None) as monitor:
+        monitor.planned(config)
+        with _asking(monitor.port, clients, pause):
+            time.sleep(2)  # until the clients are there, and the first burst is over
+            began, cpu = time.perf_counter(), time.process_time()
+            time.sleep(_SERVING_SECONDS)
+            return (time.process_time() - cpu) / (time.perf_counter() - began)
+
+
 @contextmanager
 def _asking(port: int | None, clients: int, pause: float) -> Iterator[None]:
     command = [sys.executable, "-c", _CLIENT, f"http://127.0.0.1:{port}/metrics", str(clients), str(pause)]
@@ -108,10 +122,11 @@ def _asking(port: int | None, clients: int, pause: float) -> Iterator[None]:
             process.kill()
 
 
-def _print(config: ExperimentConfig, measured: dict[str, list[_Times]]) -> None:
+def _print(config: ExperimentConfig, measured: dict[str, list[_Times]], serving: dict[str, float]) -> None:
     iterations, frames = config.collection.num_iterations, config.collection.frames_per_batch
     print(f"\n{config.environment.scenario}, {iterations} iterations of {frames} frames")
-    print(f"{'':<8} {'s/iteration':>11} {'wall-clock ratio':>22} {'CPU ratio':>22} {'update ms':>10} {'share':>8}")
+    columns = f"{'wall-clock ratio':>22} {'CPU ratio':>22} {'update ms':>10} {'share':>7} {'serving':>8}"
+    print(f"{'':<8} {'s/iteration':>11} {columns}")
     for name, turns in measured.items():
         seconds = statistics.median(turn.wall for turn in turns)
         update = statistics.median(turn.update for turn in turns)
@@ -119,7 +134,7 @@ def _print(config: ExperimentConfig, measured: dict[str, list[_Times]]) -> None:
         cpu = _ratio([turn.cpu for turn in turns], [turn.cpu for turn in measured["none"]])
         print(
             f"{name:<8} {seconds / iterations:>11.3f} {wall:>22} {cpu:>22} {1000 * update / iterations:>10.2f} "
-            f"{100 * update / seconds:>7.3f}%"
+            f"{100 * update / seconds:>6.3f}% {100 * serving[name]:>7.2f}%"
         )
 
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _log = logging.getLogger(__name__)
-_REQUESTS_PER_SECOND = 4.0
+_REQUESTS_PER_SECOND = 2.0
 _BURST = 8
 _AT_ONCE = 4
 _CLIENT_SECONDS = 5.0  # for a client to send its request and take the answer

@@ -5,6 +5,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from mappo.config import ConfigError
 from mappo.evaluate import evaluate
 from mappo.history import Beginning, IterationReport, Progress, Save
 from mappo.monitor import Monitor, Settings
+from mappo.storage import KeyMissing, KeyTaken, StoreError, StoreUnavailable, open_store
 from mappo.validate import Check, ValidationReport
 from tests.runs import train_here
 from tests.services import free_ports, wait
@@ -193,12 +195,11 @@ def test_a_taken_port_is_said_and_training_goes_on(tiny, tmp_path):
 
 def test_the_last_values_wait_for_a_scrape_when_the_run_was_short():
     said: list[str] = []
-    scraped: list[str] = []
-    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said)
-    with monitor:
-        threading.Timer(1.0, lambda: scraped.append(_page(monitor, "/metrics")[1])).start()
-    assert 'mappo_run_state{run="r",state="finished",study="s"} 1.0' in scraped[0]
-    assert 'mappo_stage_success{run="r",stage="train",study="s"} 1.0' in scraped[0]
+    with ThreadPoolExecutor() as prometheus:
+        with monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said) as monitor:
+            scraped = prometheus.submit(_page_later, monitor)
+        assert 'mappo_run_state{run="r",state="finished",study="s"} 1.0' in scraped.result()
+        assert 'mappo_stage_success{run="r",stage="train",study="s"} 1.0' in scraped.result()
     assert "waiting up to 60 s" in said[-1]
 
 
@@ -214,13 +215,13 @@ def test_nobody_is_waited_for_when_nobody_has_looked():
 
 def test_a_failure_is_scraped_too_and_goes_on_as_it_was():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
-    scraped: list[str] = []
-    with pytest.raises(ArithmeticError, match="loss_critic"), monitor:
-        monitor.met_non_finite("loss")
-        threading.Timer(0.5, lambda: scraped.append(_page(monitor, "/metrics")[1])).start()
-        raise ArithmeticError("loss_critic = nan")
-    assert 'mappo_non_finite_total{run="r",source="loss",study="s"} 1.0' in scraped[0]
-    assert 'mappo_run_state{run="r",state="failed",study="s"} 1.0' in scraped[0]
+    with ThreadPoolExecutor() as prometheus:
+        with pytest.raises(ArithmeticError, match="loss_critic"), monitor:
+            monitor.met_non_finite("loss")
+            scraped = prometheus.submit(_page_later, monitor)
+            raise ArithmeticError("loss_critic = nan")
+        assert 'mappo_non_finite_total{run="r",source="loss",study="s"} 1.0' in scraped.result()
+        assert 'mappo_run_state{run="r",state="failed",study="s"} 1.0' in scraped.result()
 
 
 def test_an_interruption_waits_for_nothing():
@@ -280,6 +281,11 @@ def test_a_wrong_setting_is_refused_by_name(name, value):
     assert "secret-password" not in str(error.value)
 
 
+def _page_later(monitor: Monitor) -> str:
+    time.sleep(0.5)
+    return _page(monitor, "/metrics")[1]
+
+
 def _page(monitor: Monitor, path: str) -> tuple[int, str]:
     url = f"http://127.0.0.1:{monitor.port}{path}"
     try:
@@ -287,3 +293,48 @@ def _page(monitor: Monitor, path: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_requests_of_a_real_store_are_told_with_their_outcome(kind, s3, tmp_path):
+    monitor = monitor_of()
+    location = str(tmp_path) if kind == "directory" else f"s3://{s3}/a"
+    store = open_store(location, 1.0, monitor.requested)
+    store.write("key", b"1")
+    store.create("other", b"2")
+    with pytest.raises(KeyTaken):
+        store.create("key", b"2")
+    with pytest.raises(KeyMissing):
+        store.read("nothing", 1)
+    assert len(store.entries()) == 2
+    store.delete("key")
+    requests = {
+        tuple(label for _, label in labels): count
+        for (name, *labels), count in values(monitor).items()
+        if name == "mappo_store_requests_total" and count
+    }
+    assert requests == {
+        ("write", "ok"): 1,
+        ("create", "ok"): 1,
+        ("create", "taken"): 1,
+        ("read", "ok"): 1,  # what the key holds, to be sure that it is not an earlier try's
+        ("read", "missing"): 1,
+        ("list", "ok"): 1,
+        ("delete", "ok"): 1,
+    }
+
+
+def test_a_store_that_is_not_there_fails_every_try(monkeypatch, s3):
+    monitor = monitor_of()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    with pytest.raises(StoreUnavailable):
+        open_store(f"s3://{s3}/a", 1.0, monitor.requested).write("key", b"1")
+    assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] > 1
+
+
+def test_a_directory_that_cannot_be_written_refuses(tmp_path):
+    monitor = monitor_of()
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError):
+        open_store(str(tmp_path / "file"), 1.0, monitor.requested).write("key", b"1")
+    assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "refused")] == 1
