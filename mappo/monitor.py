@@ -198,9 +198,10 @@ class Monitor:
     def iterated(self, report: IterationReport) -> None:
         """One iteration is done."""
         row, now = report.row(), time.monotonic()
+        seconds = report.collect_seconds + report.learn_seconds + report.evaluate_seconds
         with self._changing():
-            if self._num_iterations:
-                self._longest_seconds = max(self._longest_seconds, now - self._last_iteration)
+            since = now - self._last_iteration if self._num_iterations else 0.0
+            self._longest_seconds = max(self._longest_seconds, since, seconds)
             self._num_iterations += 1
             self._last_iteration = now
             self._take(row)

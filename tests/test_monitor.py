@@ -90,7 +90,7 @@ def test_a_number_that_is_not_defined_changes_nothing(tiny, reports):
     before = values(monitor)
     nan = replace(
         reports[1],
-        collect_seconds=math.nan,
+        save_seconds=math.nan,
         episodes=replace(reports[1].episodes, episode_return_mean=math.nan),
         losses=replace(reports[1].losses, explained_variance=math.inf),
     )
@@ -99,7 +99,7 @@ def test_a_number_that_is_not_defined_changes_nothing(tiny, reports):
     for unchanged in (
         ("mappo_episode_return_mean",),
         ("mappo_explained_variance",),
-        ("mappo_phase_seconds_total", ("phase", "collect")),
+        ("mappo_phase_seconds_total", ("phase", "save")),
     ):
         assert after[unchanged] == before[unchanged]
     assert after["mappo_iterations_total",] == 2
@@ -158,6 +158,7 @@ def test_the_registry_is_injected_and_never_the_global_one():
 
 
 def test_training_is_ready_after_an_iteration_and_unhealthy_when_it_stalls(tiny, reports):
+    reports = [replace(each, collect_seconds=0.0, learn_seconds=0.0, evaluate_seconds=0.0) for each in reports]
     with monitor_of(settings={"port": 0}, min_stall_seconds=0.5) as monitor:
         monitor.planned(tiny)
         assert _page(monitor, "/readyz") == (503, "before the first iteration\n")
@@ -170,6 +171,13 @@ def test_training_is_ready_after_an_iteration_and_unhealthy_when_it_stalls(tiny,
         assert values(monitor)["mappo_stall_limit_seconds",] == 0.5
         monitor.iterated(reports[1])
         assert _page(monitor, "/healthz")[0] == 200
+
+
+def test_the_first_iteration_counts_for_what_a_stall_is(tiny, reports):
+    monitor = monitor_of(min_stall_seconds=0.01)
+    monitor.planned(tiny)
+    monitor.iterated(replace(reports[0], collect_seconds=100.0, learn_seconds=20.0, evaluate_seconds=3.0))
+    assert values(monitor)["mappo_stall_limit_seconds",] == 1230
 
 
 def test_slow_iterations_are_allowed_ten_times_the_longest(tiny, reports):
