@@ -2,6 +2,7 @@ import json
 import logging
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mappo.runs import Run
 from mappo.simulation import State
 from tests.conftest import CPU, TINY
 from tests.runs import assert_same_training, iterations, last, train_here
+from tests.test_saving import wait_until
 
 PARTS = ["networks", "optimiser", "simulation", "structure", "history"]
 
@@ -254,13 +256,17 @@ class Enough(Exception):
 
 
 def stopped_run(config, directory):
+    """The directory of a run that saved each of four iterations and died in the fifth."""
+
     def stop(report):
-        if report.progress.iteration == 5:
+        before = report.progress.iteration - 1
+        wait_until(lambda: before in (0, *iterations(directory)))
+        if before == 4:
             raise Enough
 
     with pytest.raises(Enough):
         train_here(config, directory, stop)
-    return Run.at(directory)
+    return directory
 
 
 OTHER_TENSORS = {
@@ -269,12 +275,25 @@ OTHER_TENSORS = {
     "shape": lambda tensors: {name: value[None] for name, value in tensors.items()},
     "dtype": lambda tensors: {name: value.double() for name, value in tensors.items()},
 }
-LONGER = override(from_dict(TINY), {"collection": {"total_frames": 120 * 6}})
+LONGER = override(from_dict(TINY), {"collection": {"num_envs": 24, "rollout_frames": 5, "total_frames": 120 * 6}})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return train_here(LONGER, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Not to be changed: see `stopped_here`."""
+    return stopped_run(LONGER, tmp_path_factory.mktemp("stopped"))
+
+
+@pytest.fixture
+def stopped_here(stopped, tmp_path):
+    """A stopped run in the test's own directory."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    return Run.at(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +314,10 @@ def whole(tmp_path_factory):
         ("structure", "not a captured simulation"),
     ],
 )
-def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(damage, reason, whole, tmp_path, caplog):
-    run = stopped_run(LONGER, tmp_path)
+def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(
+    damage, reason, whole, stopped_here, tmp_path, caplog
+):
+    run = stopped_here
     newest = run.saved()[0]
     blob = newest.blob(run.manifest(newest).file_name("simulation"))
     content = run.store.read(blob, 2**30)
@@ -332,11 +353,13 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(damage, rea
     assert re.search(reason, warning)
 
 
-def test_best_is_chosen_among_those_that_can_be_read_and_training_past_a_damaged_one_succeeds(tmp_path, capsys):
-    run = stopped_run(LONGER, tmp_path / "run")
+def test_best_is_chosen_among_those_that_can_be_read_and_training_past_a_damaged_one_succeeds(
+    stopped_here, tmp_path, capsys
+):
+    run = stopped_here
     run.store.write(run.saved()[0].key, b"{}")
     for _ in range(2):  # also when it had finished already
-        stages.train(to_json(LONGER), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
+        stages.train(to_json(LONGER), tmp_path, tmp_path / "history.csv", tmp_path / "best")
     assert "damaged or replaced" in capsys.readouterr().out
     assert Run.at(tmp_path / "best").load(run.choose("best")).selection_return is not None
     for saved in run.saved():
@@ -345,8 +368,8 @@ def test_best_is_chosen_among_those_that_can_be_read_and_training_past_a_damaged
         run.load(run.choose("best"))
 
 
-def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(tmp_path):
-    run = stopped_run(LONGER, tmp_path)
+def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(stopped_here, tmp_path):
+    run = stopped_here
     for saved in run.saved():
         run.store.write(saved.key, b"{}")
     before = run.store.entries()
@@ -357,8 +380,7 @@ def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(t
     assert run.store.entries() == before
 
 
-def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(tmp_path):
-    stopped_run(LONGER, tmp_path)
+def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(stopped_here, tmp_path):
     before = iterations(tmp_path)
     with pytest.raises(ConfigError, match=r"was begun with another configuration: seed = 0 -> 1"):
         train_here(override(LONGER, {"seed": 1}), tmp_path)

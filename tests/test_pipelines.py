@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import yaml
+from kfp import dsl
 
 import components.compare
 import components.evaluate
@@ -16,7 +17,6 @@ from mappo.config import ConfigError, config_hash, from_json, override, to_json
 from mappo.recipes import recipe
 from pipelines.__main__ import main
 from pipelines.local import run_locally
-from pipelines.training import make_training_pipeline
 from tests.conftest import read_json
 from tests.runs import iterations
 from tests.test_main import TINY, kept_in
@@ -33,6 +33,11 @@ def compile_pipeline(tmp_path, *arguments):
     path = tmp_path / "training.yaml"
     assert main(["compile", "--image", "example.org/mappo:1.2", "--output", str(path), *arguments]) == 0
     return path
+
+
+def read_pipeline(path):
+    """The first document; the second is about Kubernetes."""
+    return next(yaml.safe_load_all(path.read_text()))
 
 
 def artifact(run, stage, name):
@@ -86,14 +91,18 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().err.count("error: ") == 2
 
 
-def test_pipeline_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(tmp_path):
+def test_training_step_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(tmp_path):
     """As on a cluster, where that URI is the same for every attempt of the step."""
-    training = make_training_pipeline(num_retries=0)
+
+    @dsl.pipeline(name="training-alone")
+    def training_alone(config: str, store: str = "", run: str = "") -> dsl.Artifact:
+        return components.train.train(config=config, store=store, run=run).outputs["checkpoints"]
+
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
     config = to_json(config_from_arguments(parser.parse_args(TINY)))
-    artifacts = run_locally(training, {"config": config, "image": "none:local"}, tmp_path)
-    assert iterations(artifacts["checkpoints"]) == [2, 1]
+    (checkpoints,) = run_locally(training_alone, {"config": config}, tmp_path).values()
+    assert iterations(checkpoints) == [2, 1]
 
 
 def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
@@ -106,22 +115,25 @@ def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
 
 def test_training_step_is_tried_again_on_a_cluster(tmp_path):
     for arguments in ([], ["--seeds=1,2"]):
-        specification = yaml.safe_load(compile_pipeline(tmp_path, *arguments).read_text())
+        specification = read_pipeline(compile_pipeline(tmp_path, *arguments))
         dags = [specification["root"], *specification["components"].values()]
         tasks = [task for dag in dags if "dag" in dag for task in dag["dag"]["tasks"].items()]
         retried = {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks if "retryPolicy" in task}
         assert retried == {"train": 3}
 
 
-def test_compiled_store_and_run_are_parameters_and_empty(tmp_path):
-    parameters = yaml.safe_load(compile_pipeline(tmp_path).read_text())["root"]["inputDefinitions"]["parameters"]
-    assert {parameters[name].get("defaultValue", "") for name in ("store", "run")} == {""}
-    assert all(parameters[name]["isOptional"] for name in ("store", "run"))
+def test_compiled_store_and_run_are_parameters_of_training_and_empty(tmp_path):
+    root = read_pipeline(compile_pipeline(tmp_path))["root"]
+    parameters, training = root["inputDefinitions"]["parameters"], root["dag"]["tasks"]["train"]["inputs"]
+    for name in ("store", "run"):
+        assert parameters[name].get("defaultValue", "") == ""
+        assert parameters[name]["isOptional"]
+        assert training["parameters"][name] == {"componentInputParameter": name}
 
 
 def test_compiled_parameters_survive_as_typed(tmp_path):
-    text = compile_pipeline(tmp_path, "balance", "--learner.clip-epsilon=0.1").read_text()
-    parameters = yaml.safe_load(text)["root"]["inputDefinitions"]["parameters"]
+    path = compile_pipeline(tmp_path, "balance", "--learner.clip-epsilon=0.1")
+    parameters = read_pipeline(path)["root"]["inputDefinitions"]["parameters"]
     assert parameters["image"]["parameterType"] == "STRING"
     assert parameters["image"]["defaultValue"] == "example.org/mappo:1.2"
     expected = override(recipe("balance"), {"learner": {"clip_epsilon": 0.1}})
@@ -130,7 +142,7 @@ def test_compiled_parameters_survive_as_typed(tmp_path):
 
 
 def test_compiled_stages_take_the_image_parameter_and_are_never_cached(tmp_path):
-    specification = yaml.safe_load(compile_pipeline(tmp_path).read_text())
+    specification = read_pipeline(compile_pipeline(tmp_path))
     executors = specification["deploymentSpec"]["executors"]
     assert {executor["container"]["image"] for executor in executors.values()} == {
         "{{$.inputs.parameters['pipelinechannel--image']}}"
@@ -191,7 +203,7 @@ def test_missing_kubeflow_sdk_is_explained(tmp_path):
 
 
 def test_parameter_descriptions_reach_the_run_form(tmp_path):
-    parameters = yaml.safe_load(compile_pipeline(tmp_path).read_text())["root"]["inputDefinitions"]["parameters"]
+    parameters = read_pipeline(compile_pipeline(tmp_path))["root"]["inputDefinitions"]["parameters"]
     assert all(parameter["description"] for parameter in parameters.values())
 
 
@@ -229,7 +241,7 @@ def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
 
 def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", "--seeds", "3,5", *kept_in(run), *TINY]) == 0
+    assert main(["run", "--environment.scenario=simple", "--seeds=3,5", *kept_in(run), *TINY]) == 0
     shown = capsys.readouterr().out
     (path,) = run.glob("mappo-seeds-*/compare/report")
     report = read_json(path)
@@ -247,7 +259,7 @@ def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):
     path = tmp_path / "seeds.yaml"
     arguments = ["--seeds", "0,1,2", "--parallel-seeds", "2", "--output", str(path)]
     assert main(["compile", "--image", "a:1", *arguments]) == 0
-    specification = yaml.safe_load(path.read_text())
+    specification = read_pipeline(path)
     root = specification["root"]
     assert root["inputDefinitions"]["parameters"]["seeds"]["defaultValue"] == ["0", "1", "2"]
     assert set(root["dag"]["tasks"]) == {"validate", "mappo-each-seed", "compare"}
@@ -275,7 +287,7 @@ def test_one_seed_and_several_exclude_each_other(capsys):
 def test_stages_know_the_version_that_compiled_them(tmp_path):
     import mappo
 
-    specification = yaml.safe_load(compile_pipeline(tmp_path).read_text())
+    specification = read_pipeline(compile_pipeline(tmp_path))
     for task in specification["root"]["dag"]["tasks"].values():
         compiled_by = task["inputs"]["parameters"]["compiled_by"]
         assert compiled_by == {"runtimeValue": {"constant": mappo.__version__}}

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from mappo.__main__ import main
 from mappo.config import ExperimentConfig, from_dict, override
 from mappo.recipes import RECIPES, recipe
 from mappo.runs import Run
@@ -30,14 +31,14 @@ class Stopped(Exception):
 
 
 def small(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    """Five iterations of a second in all, with episodes that are longer than a batch."""
+    """Five iterations of half a second in all, with episodes that are longer than a batch."""
     return override(
         config,
         {
-            "environment": {"max_episode_frames": 23},
+            "environment": {"max_episode_frames": 8},
             "networks": {"hidden_sizes": [16]},
-            "learner": {"epochs": 3, "minibatch_frames": 25},
-            "collection": {"num_envs": 4, "rollout_frames": 15, "total_frames": 300},
+            "learner": {"epochs": 2, "minibatch_frames": 25},
+            "collection": {"num_envs": 10, "rollout_frames": 6, "total_frames": 300},
             "selection": {"interval_iterations": 2, "episodes_per_seed": 2},
         },
         changes,
@@ -106,11 +107,11 @@ def test_finished_run_is_left_as_it_is(tmp_path):
 
 
 def test_resumed_run_takes_the_number_of_threads_of_before(tmp_path):
-    config = small(from_dict(TINY), threads=0, learner={"epochs": 1})
+    config = small(from_dict(TINY), threads=0, collection={"total_frames": 120})
     torch.set_num_threads(2)
     try:
         with pytest.raises(Stopped):
-            run_training(config, tmp_path, 3)
+            run_training(config, tmp_path, 2)
         torch.set_num_threads(1)
         assert run_training(config, tmp_path).platform.threads == 2
     finally:
@@ -130,7 +131,7 @@ def test_going_on_elsewhere_is_said_to_be_inexact(tmp_path, monkeypatch, caplog)
 
 KILLED = small(
     from_dict(TINY),
-    collection={"total_frames": 15 * 60},
+    collection={"total_frames": 60 * 35},
     learner={"target_kl": 0.05},
     networks={"normalise_observations": True, "normalise_values": True},
 )
@@ -157,8 +158,14 @@ def is_saving(run) -> bool:
     return any(entry.key not in named for entry in run.store.entries("blobs/") if entry.key.startswith(newest))
 
 
-def test_run_killed_at_random_moments_and_inside_a_save_equals_uninterrupted_run(tmp_path):
-    finish(start_training(KILLED, tmp_path, "whole", tmp_path))
+def go_on(folder):
+    """What `start_training` started and what was killed, in this process."""
+    arguments = ["--config", str(folder / "config.json"), "--store", str(folder), "--run", "killed"]
+    assert main(["train", *arguments]) == 0
+
+
+def test_run_killed_at_random_moments_and_inside_a_save_equals_uninterrupted_run(tmp_path, capsys):
+    whole = train_here(KILLED, tmp_path / "whole")
     moments = random.Random(4)
     assert kill_in_the_middle(KILLED, tmp_path, [moments.uniform(0.2, 1.0) for _ in range(3)]) == 3
     run = Run.at(tmp_path / "killed")
@@ -167,8 +174,9 @@ def test_run_killed_at_random_moments_and_inside_a_save_equals_uninterrupted_run
     assert wait_for(lambda: len(list((tmp_path / "killed" / "attempts").glob("????.json"))) > before, process)
     assert wait_for(lambda: is_saving(run), process)
     kill(process)
-    assert "goes on after" in finish(start_training(KILLED, tmp_path, "killed", tmp_path))
-    assert_same_training(last(tmp_path / "whole"), last(tmp_path / "killed"))
+    go_on(tmp_path)
+    assert "goes on after" in capsys.readouterr().out
+    assert_same_training(whole, last(tmp_path / "killed"))
 
 
 def test_sigterm_saves_what_is_done_and_says_preempted(tmp_path):
@@ -182,20 +190,21 @@ def test_sigterm_saves_what_is_done_and_says_preempted(tmp_path):
     assert iterations(tmp_path / "killed")[0] in (rows, rows - 1)  # the report of the last may have come, alone
 
 
-def test_interrupted_training_says_how_to_go_on_and_does(tmp_path):
+def test_interrupted_training_says_how_to_go_on_and_does(tmp_path, capsys):
     process = start_training(KILLED, tmp_path, "killed", tmp_path)
     assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
     output = kill(process, signal.SIGINT)
     assert process.returncode == 130
     assert "interrupted; to go on, give the same command with --run killed" in output
-    assert "goes on after" in finish(start_training(KILLED, tmp_path, "killed", tmp_path))
+    go_on(tmp_path)
+    assert "goes on after" in capsys.readouterr().out
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["navigation", "balance", "swarm", "seed-document", "benchmarl-base"])
 def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
     """Twelve kills each, at random moments: 60 in all."""
-    config = small(recipe(name), collection={"total_frames": 60 * 60})
+    config = small(recipe(name), collection={"total_frames": 60 * 120})
     finish(start_training(config, tmp_path, "whole", tmp_path))
     moments = random.Random(name)
     hits = kill_in_the_middle(config, tmp_path, [moments.uniform(0.05, 1.2) for _ in range(12)])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -158,17 +159,13 @@ def test_one_of_many_that_create_a_key_at_once_gets_it(store):
     assert store.read("attempts/0001.json", 10) == won[0]
 
 
-@pytest.mark.parametrize(
-    "key", ["../a", "a/../../b", "/etc/passwd", "a//b", "", ".", ".hidden", "a b", "a\n", "ä"]
-)
 @pytest.mark.parametrize("location", ["directory", "s3"])
-def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location, key):
+def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location):
     store = open_store(str(tmp_path / "store") if location == "directory" else f"s3://{s3}/a")
-    for call in (lambda: store.read(key, 1), lambda: store.write(key, b""), lambda: store.create(key, b"")):
-        with pytest.raises(StoreError, match="not a key"):
-            call()
-    with pytest.raises(StoreError, match="not a key"):
-        store.delete(key)
+    for key in ("../a", "a/../../b", "/etc/passwd", "a//b", "", ".", ".hidden", "a b", "a\n", "ä"):
+        for call, *rest in ((store.read, 1), (store.write, b""), (store.create, b""), (store.delete,)):
+            with pytest.raises(StoreError, match="not a key"):
+                call(key, *rest)
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -255,47 +252,61 @@ FAULTS = ["reset early", "reset middle", "lose reply", "truncate", "delay 0.1"]
 def test_passing_fault_is_survived_by_every_call(faulty, fault):
     proxy, location = faulty
     store = open_store(location, LONG)
-    proxy.rule = first(1, fault, "PUT")
-    store.write("blobs/a", MEGABYTE)
-    proxy.rule = first(1, fault, "PUT")
-    store.create("blobs/b", MEGABYTE)
-    proxy.rule = first(1, fault, "GET")
-    assert store.read("blobs/a", 1 << 20) == MEGABYTE
-    proxy.rule = first(1, fault, "GET")
-    assert keys(store, "blobs/") == ["blobs/a", "blobs/b"]
-    proxy.rule = first(1, fault, "DELETE")
-    store.delete("blobs/a")
+    for key in ("read", "deleted", "listed/a"):
+        store.write(key, MEGABYTE)
+    proxy.rule = lambda number, *request: fault if proxy.requests.count(request) == 1 else ""
+    proxy.requests.clear()
+    with ThreadPoolExecutor() as threads:  # at once, as every call waits before it tries again
+        calls = [
+            threads.submit(store.write, "written", MEGABYTE),
+            threads.submit(store.create, "created", MEGABYTE),
+            threads.submit(store.delete, "deleted"),
+            threads.submit(store.read, "read", 1 << 20),
+            threads.submit(keys, store, "listed/"),
+        ]
+    assert [call.result() for call in calls] == [None, None, None, MEGABYTE, ["listed/a"]]
     proxy.rule = always("")
-    assert keys(store) == ["blobs/b"]
-    assert store.read("blobs/b", 1 << 20) == MEGABYTE
+    assert keys(store) == ["created", "listed/a", "read", "written"]
+    assert store.read("written", 1 << 20) == store.read("created", 1 << 20) == MEGABYTE
 
 
 @on("moto")
 def test_storm_that_ends_within_patience_is_survived_and_logged(faulty, caplog):
     proxy, location = faulty
-    proxy.rule = first(4, "503 SlowDown")
+    proxy.rule = first(3, "503 SlowDown")
     open_store(location, LONG).write("a", b"1")
-    assert proxy.count("PUT") == 5
+    assert proxy.count("PUT") == 4
     (record,) = caplog.records
     assert f"{location}/a: the store answered 503 SlowDown; trying again for" in record.message
 
 
 @on("moto")
-@pytest.mark.parametrize("fault", ["503 SlowDown", "502", "reset early", "reset middle", "lose reply", "truncate"])
-def test_fault_beyond_patience_is_an_error_that_names_the_place(faulty, fault):
+def test_faults_beyond_patience_are_errors_that_name_the_place(faulty):
     proxy, location = faulty
-    open_store(location, LONG).write("a", MEGABYTE)
-    store = open_store(location, SHORT)
+    faults = ["503 SlowDown", "502", "reset early", "reset middle", "lose reply", "truncate"]
+    content = MEGABYTE[: 1 << 16]
+    key_of = {fault: fault.replace(" ", "-") for fault in faults}
+    patient, store = open_store(location, LONG), open_store(location, SHORT)
+    for key in key_of.values():
+        patient.write(key, content)
     store.entries()  # making a client takes time, too
-    proxy.rule = always(fault)
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=rf"^{location}/a: ") as raised:
-        store.read("a", 1 << 20)
-    assert SHORT <= time.monotonic() - began < LONG
-    assert proxy.count("GET") > 1
-    assert str(fault[:3] if fault[0] == "5" else proxy.endpoint) in str(raised.value)
+    proxy.rule = lambda number, method, path: path.rpartition("/")[2].replace("-", " ")
+    proxy.requests.clear()
+
+    def seconds_until_error(fault):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=rf"^{location}/{key_of[fault]}: ") as raised:
+            store.read(key_of[fault], len(content))
+        assert str(fault[:3] if fault[0] == "5" else proxy.endpoint) in str(raised.value)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor() as threads:
+        seconds = threads.map(seconds_until_error, faults)
+    assert all(SHORT <= each < LONG for each in seconds)
+    for key in key_of.values():
+        assert len([path for _, path in proxy.requests if path.endswith(key)]) > 1
     proxy.rule = always("")
-    assert store.read("a", 1 << 20) == MEGABYTE
+    assert all(patient.read(key, len(content)) == content for key in key_of.values())
 
 
 def test_endpoint_where_nothing_listens_is_named(s3, monkeypatch):
@@ -303,7 +314,7 @@ def test_endpoint_where_nothing_listens_is_named(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=rf"no usable answer from http://127\.0\.0\.1:{port}: Endpoint"):
-        open_store(f"s3://{s3}/a", SHORT).write("k", b"1")
+        open_store(f"s3://{s3}/a", 0.2).write("k", b"1")
     assert time.monotonic() - began < 5
 
 
@@ -356,11 +367,12 @@ def test_listing_that_cannot_be_parsed_is_repeated(faulty):
     assert proxy.count("GET") == 2
 
 
+@on("moto")  # the store is never asked
 def test_probe_of_a_store_that_is_down_ends_after_one_patience(faulty):
     proxy, location = faulty
     proxy.rule = always("503 SlowDown")
     with pytest.raises(StoreUnavailable):
-        honours_conditions(open_store(location, SHORT), "attempts/")
+        honours_conditions(open_store(location, 0.2), "attempts/")
     assert {method for method, _ in proxy.requests} == {"PUT"}
 
 
@@ -475,6 +487,7 @@ def test_ipv6_endpoint_is_named_with_its_brackets(s3, monkeypatch):
         open_store(f"s3://{s3}/a", 0).entries()
 
 
+@on("moto")  # the store is never asked
 def test_server_that_is_no_s3_store_has_not_merely_lost_the_key(faulty):
     proxy, location = faulty
     proxy.rule = always("404")
@@ -497,7 +510,7 @@ def test_secrets_are_in_no_message(s3, monkeypatch, caplog):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "canary")
     with pytest.raises(StoreUnavailable, match=rf"http://127\.0\.0\.1:{port}") as raised:
-        open_store(f"s3://{s3}/a", 4).write("k", b"1")
+        open_store(f"s3://{s3}/a", 3).write("k", b"1")
     assert caplog.records
     assert "canary" not in str(raised.value) + caplog.text
 

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
+from mappo.runs import Run
 from tests.runs import assert_same_training, last, train_here
 from tests.test_checkpoint import LONGER, replace_checkpoint, stopped_run
 
@@ -60,10 +62,19 @@ def whole(tmp_path_factory):
     return train_here(LONGER, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Not to be changed: tests change copies."""
+    return stopped_run(LONGER, tmp_path_factory.mktemp("stopped"))
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_checkpoint_is_refused_with_the_reason_and_the_one_before_is_taken(kind, whole, tmp_path, caplog):
+def test_hostile_checkpoint_is_refused_with_the_reason_and_the_one_before_is_taken(
+    kind, whole, stopped, tmp_path, caplog
+):
     change, reason = HOSTILE[kind]
-    run = stopped_run(LONGER, tmp_path)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    run = Run.at(tmp_path)
     newest = run.saved()[0]
     replace_checkpoint(run, newest, change(run.load(newest)))
     reports = []
