@@ -79,7 +79,7 @@ def _glance() -> list[Any]:
             "Alerts of the selected runs that fire now; the annotation runbook of each says what to do.",
             "short",
             Query(f'count(ALERTS{{alertname=~"Mappo.*", alertstate="firing", {_S}}}) or vector(0)'),
-            alarm_above=1,
+            alarm_from=1,
         ),
         number(
             "Attempt",
@@ -314,7 +314,7 @@ def _checkpoints() -> list[Any]:
                 "{{run}}",
             ),
             width=6,
-            alarm_above=1,
+            alarm_from=1,
         ),
         number(
             "Stages",
@@ -404,7 +404,7 @@ def _now() -> list[Any]:
             "short",
             Query(f'count(ALERTS{{alertname=~"Mappo.*", alertstate="firing", {_S}}}) or vector(0)'),
             width=6,
-            alarm_above=1,
+            alarm_from=1,
         ),
         number(
             "Runs",
@@ -479,7 +479,7 @@ def _failures() -> list[Any]:
                 f"(min_over_time(mappo_stage_success{{{_S}}}[$__range])) == 0) or vector(0)"
             ),
             width=6,
-            alarm_above=1,
+            alarm_from=1,
         ),
         bars(
             "Restarts",

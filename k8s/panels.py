@@ -34,13 +34,7 @@ def graph(
 ) -> Panel:
     """Values over time."""
     panel = (
-        timeseries.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(_SOURCE)
-        .span(width)
-        .height(8)
+        _described(timeseries.Panel(), title, description, unit, width, 8)
         .line_width(1)
         .fill_opacity(60 if stacked else 5)
         .show_points(common_models.VisibilityMode.AUTO)
@@ -51,7 +45,7 @@ def graph(
             .placement(common_models.LegendPlacement.BOTTOM)
         )
         .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
-        .targets([_target(query, number) for number, query in enumerate(queries)])
+        .targets([_target(query, order) for order, query in enumerate(queries)])
     )
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
@@ -59,20 +53,14 @@ def graph(
 
 
 def number(
-    title: str, description: str, unit: str, *queries: Query, width: int = 4, alarm_above: float | None = None
+    title: str, description: str, unit: str, *queries: Query, width: int = 4, alarm_from: float | None = None
 ) -> Panel:
-    """The latest value of each series, in large; red above a bound, if there is one."""
-    steps = [models.Threshold(color="green" if alarm_above is not None else "blue")]
-    if alarm_above is not None:
-        steps.append(models.Threshold(color="red", value=alarm_above))
+    """The latest value of each series, in large; red from a bound on, if there is one."""
+    steps = [models.Threshold(color="green" if alarm_from is not None else "blue")]
+    if alarm_from is not None:
+        steps.append(models.Threshold(color="red", value=alarm_from))
     return (
-        stat.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(_SOURCE)
-        .span(width)
-        .height(5)
+        _described(stat.Panel(), title, description, unit, width, 5)
         .graph_mode(common_models.BigValueGraphMode.NONE)
         .color_mode(common_models.BigValueColorMode.VALUE)
         .text_mode(common_models.BigValueTextMode.AUTO)
@@ -85,13 +73,7 @@ def number(
 def bars(title: str, description: str, unit: str, *queries: Query, width: int = 8) -> Panel:
     """The latest value of each series as a bar."""
     return (
-        bargauge.Panel()
-        .title(title)
-        .description(description)
-        .unit(unit)
-        .datasource(_SOURCE)
-        .span(width)
-        .height(8)
+        _described(bargauge.Panel(), title, description, unit, width, 8)
         .orientation(common_models.VizOrientation.HORIZONTAL)
         .display_mode(common_models.BarGaugeDisplayMode.BASIC)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
@@ -112,13 +94,7 @@ def rows(title: str, description: str, columns: Sequence[tuple[str, str, str]], 
     ]
     values = [f"Value #{_ref_id(order)}" for order in range(len(columns))]
     panel = (
-        table.Panel()
-        .title(title)
-        .description(description)
-        .unit("short")
-        .datasource(_SOURCE)
-        .span(width)
-        .height(10)
+        _described(table.Panel(), title, description, "short", width, 10)
         .targets(targets)
         .with_transformation(models.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(
@@ -188,6 +164,11 @@ def build(title: str, uid: str, description: str, names: Sequence[str], sections
             identifier += 1
             board = board.with_panel(panel.id(identifier))
     return board.build()
+
+
+def _described(panel: Panel, title: str, description: str, unit: str, width: int, height: int) -> Panel:
+    """What every panel has. The grid is 24 wide."""
+    return panel.title(title).description(description).unit(unit).datasource(_SOURCE).span(width).height(height)
 
 
 def _target(query: Query, order: int, instant: bool = False) -> Any:
