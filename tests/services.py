@@ -49,6 +49,8 @@ mon warn on pool no redundancy = false
 [mon]
 mon data = {directory}/mon
 mon initial members = a
+paxos propose interval = 0.05
+paxos min wait = 0.01
 [osd]
 osd data = {directory}/osd
 osd objectstore = memstore
@@ -56,7 +58,7 @@ memstore device bytes = 1073741824
 osd class load list = *
 osd class default list = *
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{rgw}
+rgw frontends = beast endpoint=127.0.0.1:{rgw} tcp_nodelay=1
 rgw data = {directory}/rgw
 """
 
