@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,6 +18,7 @@ _REQUESTS_PER_SECOND = 2.0
 _BURST = 8
 _AT_ONCE = 4
 _CLIENT_SECONDS = 5.0  # for a client to send its request and take the answer
+_MOST_CLIENTS = 16  # that are remembered
 
 
 @dataclass(frozen=True)
@@ -41,30 +43,43 @@ class MetricsServer:
 
         Raises:
             OSError: the port is taken, or not allowed.
+            RuntimeError: the system gives no thread for it.
         """
-        self._answered: dict[str, float] = {}
+        self._answered: dict[str, dict[str, float]] = {}  # path, client: when its last request came
         self._changed = threading.Condition()
         self._server = _Server(port, pages, self._note)
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
 
-    def answered_since(self, path: str, moment: float) -> bool:
-        """Whether a request for a path that came after a moment of `time.monotonic` has been answered."""
-        return self._answered.get(path, float("-inf")) >= moment
-
-    def wait_for_answer(self, path: str, moment: float, seconds: float) -> bool:
-        """Wait until `answered_since`, at most for some seconds; whether it is."""
+    def clients(self, path: str, moment: float) -> set[str]:
+        """Addresses whose requests for a path since a moment of `time.monotonic` were answered."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.answered_since(path, moment), seconds)
+            return {client for client, asked in self._answered.get(path, {}).items() if asked >= moment}
+
+    def wait_for_clients(self, path: str, moment: float, clients: set[str], seconds: float) -> bool:
+        """Wait until all of these have asked for a path since a moment, and anyone at all; whether they have.
+
+        A Prometheus may be two: each needs the last values.
+        """
+
+        def done() -> bool:
+            asked = self.clients(path, moment)
+            return bool(asked) and clients <= asked
+
+        with self._changed:
+            return self._changed.wait_for(done, seconds)
 
     def close(self) -> None:
         """Stop, and free the port."""
         self._server.shutdown()
         self._server.server_close()
 
-    def _note(self, path: str, began: float) -> None:
+    def _note(self, path: str, client: str, began: float) -> None:
         with self._changed:
-            self._answered[path] = max(began, self._answered.get(path, began))
+            answered = self._answered.setdefault(path, {})
+            answered[client] = max(began, answered.get(client, began))
+            if len(answered) > _MOST_CLIENTS:
+                del answered[min(answered, key=lambda known: answered[known])]
             self._changed.notify_all()
 
 
@@ -74,7 +89,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 16
 
     def __init__(
-        self, port: int, pages: Mapping[str, Callable[[], Page]], on_answer: Callable[[str, float], object]
+        self, port: int, pages: Mapping[str, Callable[[], Page]], on_answer: Callable[[str, str, float], object]
     ):
         self.pages, self.on_answer = pages, on_answer
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
@@ -95,15 +110,23 @@ class _Server(ThreadingHTTPServer):
         now = time.monotonic()
         self._next = max(self._next, now - _BURST / _REQUESTS_PER_SECOND) + 1 / _REQUESTS_PER_SECOND
         time.sleep(max(0.0, self._next - now))
-        if self._slots.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
+            return self.shutdown_request(request)
+        try:
             super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        except BaseException:  # no thread could be started
+            self._slots.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, unless the client takes too long, however slowly it goes on."""
+        deadline = threading.Timer(_CLIENT_SECONDS, _cut_off, (request,))
+        deadline.daemon = True
         try:
+            deadline.start()
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
@@ -127,12 +150,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(page.body)
             self.wfile.flush()
-            self.server.on_answer(path, began)
+            self.server.on_answer(path, self.client_address[0], began)
 
     do_HEAD = do_GET  # noqa: N815  (the name that http.server looks for)
 
     def log_message(self, *_: object) -> None:
         """Not a line for each request."""
+
+
+def _cut_off(request: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        request.shutdown(socket.SHUT_RDWR)
 
 
 def _not_found(pages: Mapping[str, Callable[[], Page]]) -> Callable[[], Page]:

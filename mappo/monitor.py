@@ -1,6 +1,7 @@
 """What a stage does, told to Prometheus: reports in, metrics out. The only importer of prometheus_client.
 
-A training pod is scraped; it waits for one more scrape when it ends, so that its last values are not lost. Short
+A training pod is scraped; when it ends, it waits for one more scrape by each that scrapes it, so that its last
+values are not lost. Short
 stages push to a Pushgateway, if there is one, and delete there what they pushed. All of that is done beside
 training or after it, and none of it can make a stage fail.
 """
@@ -93,7 +94,7 @@ class Monitor:
     """Everything that one stage of one run tells Prometheus. Its methods may be called from any thread.
 
     As a context manager it serves the metrics of training while the block lasts; at the end, it sees to it that
-    the last values arrive. A block that is interrupted ends at once.
+    the last values arrive. Ctrl-C ends the block at once.
     """
 
     def __init__(
@@ -134,9 +135,10 @@ class Monitor:
             pages = {_METRICS_PATH: self._metrics, "/healthz": self._health, "/readyz": self._readiness}
             try:
                 self._server = MetricsServer(self._settings.port, pages)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:
+                reason = getattr(error, "strerror", error)
                 self._announce(
-                    f"warning: no metrics: port {self._settings.port} cannot be listened on: {error.strerror}; "
+                    f"warning: no metrics: port {self._settings.port} cannot be listened on: {reason}; "
                     "training goes on; MAPPO_METRICS_PORT or --metrics-port takes another, 0 any free one"
                 )
             else:
@@ -154,7 +156,7 @@ class Monitor:
             self._set("mappo_stage_success", error is None, stage=self._stage)
             self._set("mappo_stage_duration_seconds", time.monotonic() - self._began, stage=self._stage)
         try:
-            if not interrupted and not self._wait_for_scrape():
+            if not isinstance(error, KeyboardInterrupt) and not self._wait_for_scrape() and not interrupted:
                 self._push()
         except KeyboardInterrupt:
             self._announce("did not wait for the last metrics to be scraped")
@@ -299,11 +301,11 @@ class Monitor:
         if not self._server:
             return False
         ended, linger = time.monotonic(), self._settings.linger_seconds
-        is_scraped = self._server.answered_since(_METRICS_PATH, self._began)
-        if not is_scraped and ended - self._began > linger:
+        if ended - self._began > linger and not self._server.clients(_METRICS_PATH, self._began):
             return False  # nobody looks
         self._announce(f"waiting up to {linger:.0f} s until the last metrics are scraped")
-        return self._server.wait_for_answer(_METRICS_PATH, ended, linger)
+        regular = self._server.clients(_METRICS_PATH, ended - 2 * linger)
+        return self._server.wait_for_clients(_METRICS_PATH, ended, regular, linger)
 
     def _push(self) -> None:
         """Leave the last values at the Pushgateway until they are scraped there, and delete them."""
@@ -312,11 +314,11 @@ class Monitor:
             return
         key = {"stage": self._stage, **self._run_labels}
         try:
-            push_to_gateway(gateway, metrics.PUSH_JOB, self._registry, key, timeout=_PUSH_SECONDS)
             try:
+                push_to_gateway(gateway, metrics.PUSH_JOB, self._registry, key, timeout=_PUSH_SECONDS)
                 self._announce(f"metrics pushed; deleted there in {self._settings.linger_seconds:.0f} s")
                 time.sleep(self._settings.linger_seconds)
-            finally:
+            finally:  # also when it took the metrics without an answer in time
                 delete_from_gateway(gateway, metrics.PUSH_JOB, key, timeout=_PUSH_SECONDS)
         except (OSError, HTTPException, ValueError) as error:
             self._announce(

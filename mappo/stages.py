@@ -71,6 +71,7 @@ _READABLE = (  # errors that people can mend, with messages that say how
 )
 
 
+_GOES_ON = {"train": "; training goes on from the last checkpoint"}
 _NON_FINITE = {NonFiniteLoss: "loss", NonFiniteObservation: "observation", NonFiniteReturn: "return"}
 _EVALUATION_REPORT = TypeAdapter(EvaluationReport)
 
@@ -102,6 +103,7 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
     the pipeline run's ID, from MAPPO_PIPELINE_RUN in the environment, or the last part of the run's place.
 
     Raises:
+        Preempted: in every stage, the process was asked to end; training has saved what it could in a hurry.
         StageFailed: a check failed.
     """
     with _stage("validate", config, compiled_by, label=_label(name)) as (experiment, monitor):
@@ -134,11 +136,10 @@ def train(
     run `extend`, or from the networks of the run `warm_start`, if one is given.
 
     Raises:
-        Preempted: the process was asked to end; what it could save in a hurry is saved.
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
     label = _label(name, seed, str(run))
-    with _stage("train", config, compiled_by, seed, label) as (experiment, monitor), _preemptible():
+    with _stage("train", config, compiled_by, seed, label) as (experiment, monitor):
         start = _start(extend, warm_start)
         place = Run.at(run, on_request=monitor.requested)
         monitor.planned(experiment)
@@ -224,13 +225,20 @@ def _stage(
         )
     with readable_errors(name):
         settings = Settings.from_environment()
-    with Monitor(name, label, settings, partial(say, name)) as monitor, readable_errors(name):
+    with (
+        _preemptible(),
+        Monitor(name, label, settings, partial(say, name)) as monitor,
+        readable_errors(name),
+    ):
         experiment = from_json(config)
         if seed:
             experiment = override(experiment, {"seed": parse_json(seed)})
         _set_threads(name, experiment.threads)
         try:
             yield experiment, monitor
+        except Preempted:
+            say(name, f"preempted: this process was asked to end{_GOES_ON.get(name, '')}")
+            raise
         except tuple(_NON_FINITE) as error:
             monitor.met_non_finite(_NON_FINITE[type(error)])
             raise
@@ -335,9 +343,6 @@ def _preemptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except Preempted:
-        say("train", "preempted: this process was asked to end; training goes on from the last checkpoint")
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

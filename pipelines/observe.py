@@ -1,5 +1,6 @@
 """A real Prometheus and a Pushgateway on this machine, which watch what runs here."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -87,6 +88,7 @@ def observers(directory: Path) -> Iterator[Observers]:
         "MAPPO_METRICS_PORT": str(training),
         "MAPPO_PUSHGATEWAY": f"http://127.0.0.1:{pushgateway}",
         "MAPPO_LINGER_SECONDS": str(2 * _SCRAPE_SECONDS),
+        "no_proxy": f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},127.0.0.1".strip(","),
     }
     with _server(prometheus, _PROMETHEUS, directory, files), _server(pushgateway, _PUSHGATEWAY, directory):
         yield Observers(f"http://127.0.0.1:{prometheus}", environment)

@@ -1,9 +1,11 @@
 import socket
+import socketserver
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -36,9 +38,23 @@ def test_another_path_is_not_found_and_the_answer_names_those_there_are(server):
 def test_waiting_ends_with_an_answer_to_a_later_request_only(server):
     _get(server, "/metrics").close()
     moment = time.monotonic()
-    assert not server.wait_for_answer("/metrics", moment, 0.1)
+    assert not server.wait_for_clients("/metrics", moment, set(), 0.1)
     threading.Timer(0.2, lambda: _get(server, "/metrics").close()).start()
-    assert server.wait_for_answer("/metrics", moment, 30)
+    assert server.wait_for_clients("/metrics", moment, set(), 30)
+
+
+def test_waiting_ends_when_each_of_two_clients_has_asked_again(server):
+    """A Prometheus in two copies: the second comes some seconds after the first."""
+    first, second = "127.0.0.1", "127.0.0.2"
+    for client in (first, second):
+        _get_from(server, client)
+    known = server.clients("/metrics", 0)
+    assert len(known) == 2
+    moment = time.monotonic()
+    _get_from(server, first)
+    assert not server.wait_for_clients("/metrics", moment, known, 0.2)
+    _get_from(server, second)
+    assert server.wait_for_clients("/metrics", moment, known, 30)
 
 
 def test_a_taken_port_is_an_error(server):
@@ -82,6 +98,33 @@ def test_silent_clients_keep_no_one_else_away(server):
             connection.close()
 
 
+def test_clients_that_send_a_byte_now_and_then_keep_no_one_else_away(server):
+    stop = threading.Event()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+
+    def drip() -> None:
+        while not stop.wait(1):
+            for connection in slow:
+                with suppress(OSError):
+                    connection.send(b"G")
+
+    threading.Thread(target=drip, daemon=True).start()
+    try:
+        wait(lambda: _is_answered(server), 30, "no answer")
+    finally:
+        stop.set()
+        for connection in slow:
+            connection.close()
+
+
+def test_threads_that_cannot_be_started_cost_no_later_answers(server, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(socketserver.ThreadingMixIn, "process_request", _no_thread)
+        for _ in range(6):
+            assert not _is_answered(server)
+    assert _is_answered(server)
+
+
 def test_a_broken_page_closes_the_connection_and_not_the_server():
     def broken() -> Page:
         raise RuntimeError("a defect")
@@ -97,6 +140,17 @@ def test_a_broken_page_closes_the_connection_and_not_the_server():
 
 def _get(server: MetricsServer, path: str):
     return urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=20)
+
+
+def _get_from(server: MetricsServer, client: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), source_address=(client, 0)) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        while connection.recv(4096):
+            pass
+
+
+def _no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def _is_answered(server: MetricsServer) -> bool:

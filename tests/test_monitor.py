@@ -6,14 +6,16 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappo import metrics
-from mappo.config import ConfigError
+from mappo import metrics, stages
+from mappo.config import ConfigError, to_json
 from mappo.evaluate import evaluate
 from mappo.history import Beginning, IterationReport, Progress, Save
 from mappo.monitor import Monitor, Settings
@@ -232,13 +234,70 @@ def test_a_failure_is_scraped_too_and_goes_on_as_it_was():
         assert 'mappo_run_state{run="r",state="failed",study="s"} 1.0' in scraped.result()
 
 
-def test_an_interruption_waits_for_nothing():
+def test_a_preemption_is_scraped_while_there_is_time():
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
+    with ThreadPoolExecutor() as prometheus:
+        with pytest.raises(SystemExit), monitor:
+            scraped = prometheus.submit(_page_later, monitor)
+            raise SystemExit(143)
+        assert 'mappo_run_state{run="r",state="preempted",study="s"} 1.0' in scraped.result()
+
+
+def test_control_c_waits_for_nothing():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
     began = time.monotonic()
-    with pytest.raises(SystemExit), monitor:
-        raise SystemExit(143)
+    with pytest.raises(KeyboardInterrupt), monitor:
+        raise KeyboardInterrupt
     assert time.monotonic() - began < 20
     assert values(monitor)["mappo_run_state", ("state", "preempted")] == 1
+
+
+def test_what_a_pushgateway_took_without_an_answer_is_deleted_there(monkeypatch):
+    """One that is slow, not dead."""
+    monkeypatch.setattr("mappo.monitor._PUSH_SECONDS", 0.5)
+    said: list[str] = []
+    with slow_pushgateway(seconds=1.5) as (url, asked):
+        with monitor_of("evaluate", settings={"pushgateway": url}, said=said):
+            pass
+        assert asked == ["PUT", "DELETE"]
+    assert "timed out" in said[-1]
+
+
+def test_a_stage_that_is_asked_to_end_while_it_waits_deletes_what_it_pushed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAPPO_LINGER_SECONDS", "60")
+    with slow_pushgateway(on_push=lambda: os.kill(os.getpid(), signal.SIGTERM)) as (url, asked):
+        monkeypatch.setenv("MAPPO_PUSHGATEWAY", url)
+        with pytest.raises(stages.Preempted):
+            stages.validate(to_json(tiny), tmp_path / "report")
+        assert asked == ["PUT", "DELETE"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@contextmanager
+def slow_pushgateway(seconds: float = 0.0, on_push: Callable[[], object] = lambda: None):
+    """Its URL, and what it was asked to do."""
+    asked: list[str] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            asked.append(self.command)
+            time.sleep(seconds)
+            with suppress(OSError):
+                self.send_response(202)
+                self.end_headers()
+            if self.command == "PUT":
+                threading.Timer(0.5, on_push).start()
+
+        def do_DELETE(self):
+            self.do_PUT()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as gateway:
+        threading.Thread(target=gateway.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{gateway.server_port}", asked
+        gateway.shutdown()
 
 
 def test_control_c_ends_the_waiting_and_not_in_failure():
