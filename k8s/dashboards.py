@@ -6,7 +6,8 @@ from k8s.panels import Query, bars, build, graph, number, rows, selector
 
 _VARIABLES = ("namespace", "study", "run")
 _S = selector(_VARIABLES)
-_TRAINED_ON = f"group_left (run, study) mappo_run_info{{{_S}}}"  # gives a process's metrics the labels of its run
+# Gives a process's metrics the labels of its run. What was pushed has a stage, and is of no process.
+_TRAINED_ON = f'group_left (run, study) mappo_run_info{{stage="", {_S}}}'
 _RUN = "by (namespace, study, run)"
 
 
@@ -39,6 +40,18 @@ def fleet() -> Any:
     )
 
 
+def _last(metric: str) -> str:
+    """The last value of each series in the time range."""
+    return f"last_over_time({metric}{{{_S}}}[$__range])"
+
+
+def _newest(expression: str) -> str:
+    """Its value for each run in its newest process: that which was the last to do an iteration or to begin."""
+    iterated = _last("mappo_last_iteration_timestamp_seconds")
+    newest = f"{iterated} == on (namespace, study, run) group_left () max {_RUN} ({iterated})"
+    return f"max {_RUN} ({expression} and on (namespace, study, run, instance, pod) ({newest}))"
+
+
 def _glance() -> list[Any]:
     return [
         number(
@@ -46,8 +59,7 @@ def _glance() -> list[Any]:
             "Share of the planned frames that are learned from, in all attempts of the run.",
             "percentunit",
             Query(
-                f"max {_RUN} (last_over_time(mappo_run_frames{{{_S}}}[$__range]) "
-                f"/ last_over_time(mappo_run_planned_frames{{{_S}}}[$__range]))",
+                f"max {_RUN} ({_last('mappo_run_frames')} / {_last('mappo_run_planned_frames')})",
                 "{{run}}",
             ),
         ),
@@ -56,9 +68,10 @@ def _glance() -> list[Any]:
             "At the rate of the last iteration.",
             "s",
             Query(
-                f"max {_RUN} ((last_over_time(mappo_run_planned_frames{{{_S}}}[$__range]) "
-                f"- last_over_time(mappo_run_frames{{{_S}}}[$__range])) "
-                f"/ last_over_time(mappo_frames_per_second{{{_S}}}[$__range]))",
+                _newest(
+                    f"({_last('mappo_run_planned_frames')} - {_last('mappo_run_frames')}) "
+                    f"/ {_last('mappo_frames_per_second')}"
+                ),
                 "{{run}}",
             ),
         ),
@@ -66,7 +79,7 @@ def _glance() -> list[Any]:
             "Return now",
             "Mean return of the episodes that ended last, mean over agents. Its scale is the task's.",
             "short",
-            Query(f"max {_RUN} (last_over_time(mappo_episode_return_mean{{{_S}}}[$__range]))", "{{run}}"),
+            Query(_newest(_last("mappo_episode_return_mean")), "{{run}}"),
         ),
         number(
             "Best evaluation",
@@ -85,7 +98,7 @@ def _glance() -> list[Any]:
             "Attempt",
             "How often training was started under the run's name: more than 1 after evictions and failures.",
             "short",
-            Query(f"max {_RUN} (last_over_time(mappo_run_attempt{{{_S}}}[$__range]))", "{{run}}"),
+            Query(f"max {_RUN} ({_last('mappo_run_attempt')})", "{{run}}"),
         ),
     ]
 
@@ -114,8 +127,7 @@ def _learning() -> list[Any]:
             "Mean return over held-out episodes of the evaluation stage: the trained policy beside the baselines.",
             "short",
             Query(
-                f"max by (namespace, study, run, policy) "
-                f"(last_over_time(mappo_evaluation_return_mean{{{_S}}}[$__range]))",
+                f"max by (namespace, study, run, policy) ({_last('mappo_evaluation_return_mean')})",
                 "{{run}} {{policy}}",
             ),
             width=6,
@@ -189,14 +201,16 @@ def _update() -> list[Any]:
 
 
 def _time() -> list[Any]:
+    phases = f"rate(mappo_phase_seconds_total{{{_S}}}[$__rate_interval])"  # they grow once an iteration
     return [
         graph(
             "Phases",
-            "Share of time that training spends on collecting, learning, evaluating, handing checkpoints over.",
+            "How collecting, learning, evaluating and handing checkpoints over share the time of training; at the "
+            "ends of iterations.",
             "percentunit",
             Query(
-                f"sum by (namespace, study, run, phase) "
-                f"(rate(mappo_phase_seconds_total{{{_S}}}[$__rate_interval]))",
+                f"sum by (namespace, study, run, phase) ({phases}) "
+                f"/ on (namespace, study, run) group_left () sum {_RUN} ({phases})",
                 "{{run}} {{phase}}",
             ),
             stacked=True,
@@ -302,7 +316,7 @@ def _checkpoints() -> list[Any]:
             "Checkpoint size",
             "Of the last checkpoint, all parts together.",
             "bytes",
-            Query(f"max {_RUN} (last_over_time(mappo_checkpoint_bytes{{{_S}}}[$__range]))", "{{run}}"),
+            Query(f"max {_RUN} ({_last('mappo_checkpoint_bytes')})", "{{run}}"),
             width=6,
         ),
         number(
@@ -321,8 +335,7 @@ def _checkpoints() -> list[Any]:
             "How long each stage took, as pushed by short stages and left by training at its end.",
             "s",
             Query(
-                f"max by (namespace, study, run, stage) "
-                f"(last_over_time(mappo_stage_duration_seconds{{{_S}}}[$__range]))",
+                f"max by (namespace, study, run, stage) ({_last('mappo_stage_duration_seconds')})",
                 "{{run}} {{stage}}",
             ),
             width=6,
@@ -332,8 +345,7 @@ def _checkpoints() -> list[Any]:
             "Checks of the environment by how they went.",
             "short",
             Query(
-                f"max by (namespace, study, run, outcome) "
-                f"(last_over_time(mappo_validation_checks{{{_S}}}[$__range]))",
+                f"max by (namespace, study, run, outcome) ({_last('mappo_validation_checks')})",
                 "{{run}} {{outcome}}",
             ),
             width=6,
@@ -410,22 +422,19 @@ def _now() -> list[Any]:
             "Runs",
             "That trained within the time range of the dashboard.",
             "short",
-            Query(f"count(count {_RUN} (last_over_time(mappo_run_info{{{_S}}}[$__range])))"),
+            Query(f"count(count {_RUN} ({_last('mappo_run_info')}))"),
             width=6,
         ),
         rows(
             "Runs",
-            "Every run of the time range, with its latest numbers.",
+            "Every run of the time range, with the latest numbers of its newest process.",
             [
-                (name, unit, f"max {_RUN} (last_over_time({metric}{{{_S}}}[$__range]))")
-                for name, unit, metric in (
-                    ("Frames", "short", "mappo_run_frames"),
-                    ("Planned frames", "short", "mappo_run_planned_frames"),
-                    ("Return", "short", "mappo_episode_return_mean"),
-                    ("Return in evaluation", "short", "mappo_selection_return_mean"),
-                    ("Frames per second", "short", "mappo_frames_per_second"),
-                    ("Attempt", "short", "mappo_run_attempt"),
-                )
+                ("Frames", "short", f"max {_RUN} ({_last('mappo_run_frames')})"),
+                ("Planned frames", "short", _newest(_last("mappo_run_planned_frames"))),
+                ("Return", "short", _newest(_last("mappo_episode_return_mean"))),
+                ("Return in evaluation", "short", _newest(_last("mappo_selection_return_mean"))),
+                ("Frames per second", "short", _newest(_last("mappo_frames_per_second"))),
+                ("Attempt", "short", f"max {_RUN} ({_last('mappo_run_attempt')})"),
             ],
         ),
     ]
@@ -485,7 +494,7 @@ def _failures() -> list[Any]:
             "Restarts",
             "Attempts beyond the first of each run.",
             "short",
-            Query(f"max {_RUN} (last_over_time(mappo_run_attempt{{{_S}}}[$__range])) - 1", "{{run}}"),
+            Query(f"max {_RUN} ({_last('mappo_run_attempt')}) - 1", "{{run}}"),
             width=6,
         ),
         graph(
@@ -526,7 +535,7 @@ def _cost() -> list[Any]:
             "short",
             Query(
                 f"sum by (namespace, study) (sum_over_time(mappo_run_gpus{{{_S}}}{hours}) "
-                f"or 0 * sum by (namespace, study) (last_over_time(mappo_run_gpus{{{_S}}}[$__range]))",
+                f"or 0 * sum by (namespace, study) ({_last('mappo_run_gpus')})",
                 "{{namespace}} {{study}}",
             ),
             width=6,

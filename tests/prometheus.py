@@ -62,7 +62,7 @@ def pushgateway(directory: Path) -> Iterator[str]:
     directory.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    command = [require("prometheus-pushgateway"), f"--web.listen-address=127.0.0.1:{port}"]
+    command = [require("prometheus-pushgateway"), f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="]
     with server(command, directory, f"{url}/-/ready"):
         yield url
 

@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from k8s import generate
 from tests.prometheus import DASHBOARDS, expressions, filled_in, panels
-from tests.test_alerts import GROUPS, require_known_metrics
+from tests.test_alerts import GROUPS, promtool, require_known_metrics
 
 by_name = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
 
@@ -92,3 +94,102 @@ def test_a_rate_of_a_gauge_is_noticed():
         require_known_metrics("rate(mappo_learning_rate[1m])", set())
     with pytest.raises(AssertionError):
         require_known_metrics("sum(1 + max_over_time(mappo_learning_rat[1m]))", set())
+
+
+def test_what_a_run_does_now_is_what_its_newest_process_does(tmp_path):
+    """Not the maximum over all that ever trained it; what another stage tells is shown, too."""
+    attempts = {
+        ("r", 'instance="a", pod="A"', "{}x4 stale"): (1, 100, 900, 1, 50, 40, 60),
+        ("r", 'instance="b", pod="B"', "_x8 {}x40"): (2, 600, 1000, 4, 10, 20, 300),
+        ("pushed", 'instance="c", pod="C"', "{}x4 stale"): (1, 100, 900, 8, 50, 40, 60),
+        ("pushed", 'job="mappo", stage="train", pod="gateway"', "_x6 {}x1 stale"): (1, 400, 900, 5, 30, 20, 90),
+    }
+    names = ("run_attempt", "run_frames", "run_planned_frames", "frames_per_second", "episode_return_mean")
+    names = (*names, "selection_return_mean", "last_iteration_timestamp_seconds")
+    series = {
+        f'mappo_{name}{{namespace="n", study="s", run="{run}", {labels}}}': values.format(value)
+        for (run, labels, values), numbers in attempts.items()
+        for name, value in zip(names, numbers, strict=True)
+    }
+    pushed = 'job="mappo", stage="evaluate", pod="gateway", policy="trained"'
+    series[f'mappo_evaluation_return_mean{{namespace="n", study="s", run="r", {pushed}}}'] = "7x2 stale"
+    expected = {
+        "Progress": [(0.6, 0.444)],
+        "Time left": [(100, 100)],
+        "Return now": [(10, 30)],
+        "Best evaluation": [(40, 40)],
+        "Attempt": [(2, 1)],
+        "Runs": [(600, 400), (1000, 900), (10, 30), (20, 20), (4, 5), (2, 1)],
+    }
+    asked = [
+        (
+            expression,
+            {f'{{namespace="n", study="s", run="{run}"}}': value[run == "pushed"] for run in ("r", "pushed")},
+        )
+        for title, values in expected.items()
+        for expression, value in zip(_queries(title), values, strict=True)
+    ]
+    (held_out,) = _queries("Held-out evaluation")
+    asked.append((held_out, {'{namespace="n", study="s", run="r", policy="trained"}': 7}))
+    _require_values(tmp_path, series, asked)
+
+
+def test_trainings_whose_ends_were_pushed_at_once_do_not_hide_the_hardware_of_others(tmp_path):
+    pushed = 'job="mappo", namespace="n", study="s", stage="train", pod="gateway"'
+    series = {f'mappo_run_info{{{pushed}, run="r-{seed}"}}': "1x40" for seed in range(2)}
+    own = 'job="training", instance="c", namespace="n", pod="C"'
+    series |= {
+        f'mappo_run_info{{{own}, study="s", run="r-2"}}': "1x40",
+        f"process_cpu_seconds_total{{{own}}}": "0+15x40",
+        'DCGM_FI_DEV_POWER_USAGE{namespace="n", pod="C", gpu="0"}': "5x40",
+    }
+    (cpus,), (power,) = _queries("CPUs"), _queries("GPU power")
+    asked = [
+        (cpus, {f'{{{own}, study="s", run="r-2"}}': 1}),
+        (power, {'{namespace="n", pod="C", study="s", run="r-2"}': 5}),
+    ]
+    _require_values(tmp_path, series, asked)
+
+
+def test_phases_are_shares_of_time_however_long_iterations_take(tmp_path):
+    """Their counters grow at the ends of iterations only."""
+    series = {
+        f'mappo_phase_seconds_total{{namespace="n", study="s", run="r", phase="{phase}"}}': f"0x39 {seconds}x19"
+        for phase, seconds in (("collect", 450), ("learn", 150))
+    }
+    (phases,) = _queries("Phases")
+    shares = {
+        f'{{namespace="n", study="s", run="r", phase="{phase}"}}': share
+        for phase, share in (("collect", 0.75), ("learn", 0.25))
+    }
+    _require_values(tmp_path, series, [(phases, shares)])
+
+
+def _queries(title: str) -> list[str]:
+    """Those of the panel with this title, for all runs; of the one with the most, if there are several."""
+    found = [
+        [filled_in(target["expr"], dashboard, 3600, {"__rate_interval": "1m"}) for target in panel["targets"]]
+        for dashboard in DASHBOARDS
+        for panel in panels(dashboard)
+        if panel["title"] == title
+    ]
+    return max(found, key=len)
+
+
+def _require_values(directory: Path, series: dict[str, str], asked: list[tuple[str, dict[str, float]]]) -> None:
+    """What each expression gives, to three digits, after ten minutes of these series, scraped every 15 s."""
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"round(({expression}), 0.001)",
+                "eval_time": "10m15s",
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+            }
+            for expression, samples in asked
+        ],
+    }
+    path = directory / "queries.yaml"
+    path.write_text(yaml.safe_dump({"tests": [test]}))
+    promtool("test", "rules", str(path))

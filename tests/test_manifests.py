@@ -10,6 +10,7 @@ from mappo import metrics
 from mappo.config import to_json
 from pipelines.placement import MONITORING_CONFIG_MAP, POD_LABEL, PORT_ANNOTATION
 from pipelines.seeds import make_seeds_pipeline
+from pipelines.site import Site
 from pipelines.training import make_training_pipeline
 from tests.services import missing
 
@@ -36,7 +37,7 @@ def _rendered(overlay: str) -> list[dict]:
 @pytest.fixture(params=["training", "seeds"])
 def compiled(request, tiny, tmp_path) -> tuple[dict, dict]:
     """A compiled pipeline: its stages by name, and what Kubernetes is told of each."""
-    make = {"training": lambda: make_training_pipeline(3), "seeds": lambda: make_seeds_pipeline(0, 3)}
+    make = {"training": lambda: make_training_pipeline(Site()), "seeds": lambda: make_seeds_pipeline(Site(), 0)}
     parameters = {"config": to_json(tiny), "image": "image:1"}
     if request.param == "seeds":
         parameters["seeds"] = ["0", "1"]
@@ -71,7 +72,7 @@ def test_pods_find_the_pushgateway_through_the_config_map(compiled):
         (found,) = pod["configMapAsEnv"]
         assert found["optional"]
         assert found["configMapName"] == MONITORING_CONFIG_MAP
-        assert found["keyToEnv"] == [{"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"}]
+        assert {"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"} in found["keyToEnv"]
 
 
 def test_pods_know_the_pipeline_run_that_they_belong_to(compiled):
@@ -116,6 +117,14 @@ def test_the_pushgateway_is_restricted():
     }
     assert set(container["resources"]) == {"requests", "limits"}
     assert not container["image"].endswith(":latest")
+
+
+def test_the_pushgateway_takes_pushes_of_pods_without_istio():
+    """Kubeflow's pods have no sidecar; one beside the Pushgateway would refuse them."""
+    label, deployment = "sidecar.istio.io/inject", _one("example", "Deployment")
+    assert deployment["spec"]["template"]["metadata"]["labels"][label] == "false"
+    assert label not in deployment["metadata"]["labels"]
+    assert label not in deployment["spec"]["selector"]["matchLabels"]
 
 
 def test_the_prometheus_rule_is_the_rules_that_are_tested():

@@ -101,6 +101,11 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             assert _last(url, 'mappo_run_state{state="finished"}', seconds) == 1
             for stage in ("validate", "train", "evaluate"):
                 assert _last(url, f'mappo_stage_success{{stage="{stage}"}}', seconds) == 1
+            outcome, when = (
+                query(url, f'last_over_time({name}{{stage="validate"}}[{seconds}s])')[0]["metric"]
+                for name in ("mappo_stage_success", "push_time_seconds")
+            )
+            assert {**outcome, "__name__": ""} == {**when, "__name__": ""}, "alerts join them"
             assert _metrics_of(gateway) == [], "what was pushed is deleted"
             for dashboard in DASHBOARDS:
                 assert without_data(url, dashboard, seconds, time.time()) == [], dashboard.name
