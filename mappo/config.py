@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -239,12 +239,12 @@ class ExperimentConfig:
             )
 
 
-_EXPERIMENT = TypeAdapter(ExperimentConfig)
+_Checked = TypeVar("_Checked")
 
 
 def to_json(config: ExperimentConfig) -> str:
     """The configuration as canonical JSON: one line, sorted keys, every field present."""
-    return _canonical(_EXPERIMENT.dump_python(config, mode="json"))
+    return _canonical(to_dict(config))
 
 
 def from_json(text: str) -> ExperimentConfig:
@@ -259,17 +259,26 @@ def from_json(text: str) -> ExperimentConfig:
 
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """As `from_json`, from the JSON object itself."""
+    return checked(ExperimentConfig, values)
+
+
+def checked(kind: type[_Checked], values: Mapping[str, Any]) -> _Checked:
+    """A dataclass of pydantic's, from a JSON object: fields that it leaves out keep their defaults.
+
+    Raises:
+        ConfigError: as `from_json`.
+    """
     try:
-        return _EXPERIMENT.validate_json(_canonical(values))
+        return TypeAdapter(kind).validate_json(_canonical(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(kind, problem) for problem in error.errors())) from None
     except RecursionError:
         raise ConfigError("the configuration is nested too deeply") from None
 
 
-def to_dict(config: ExperimentConfig) -> dict[str, Any]:
-    """The configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
-    values = json.loads(to_json(config))
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
+    values = TypeAdapter(type(config)).dump_python(config, mode="json")
     assert isinstance(values, dict)
     return values
 
@@ -286,13 +295,24 @@ def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> Experimen
     values = to_dict(config)
     for change in changes:
         old = values["environment"]
-        values = _merge(values, change)
+        values = merged(values, change)
         new = values["environment"]
         if not isinstance(new, dict):
             break  # not even an object: the check below says so
         if new["scenario"] != old["scenario"] and "scenario_kwargs" not in change["environment"]:
             new["scenario_kwargs"] = {}
     return from_dict(values)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with some fields changed, those of inner objects one by one; `scenario_kwargs` as a whole."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
+            value = merged(old, value)
+        result[key] = value
+    return result
 
 
 def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, str]:
@@ -388,23 +408,13 @@ def _refuse_number(text: str) -> float:
     raise ConfigError(f"{text}: numbers must be finite")
 
 
-def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
-            value = _merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def _explain(problem: Any) -> str:
+def _explain(kind: Any, problem: Any) -> str:
     path, value = [str(part) for part in problem["loc"]], problem["input"]
     if problem["type"] == "json_invalid":
         return f"the configuration is not JSON: {problem['msg']}"
     field = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
-        known = _known_keys(path[:-1])
+        known = _known_keys(kind, path[:-1])
         close = get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"{field} = {json.dumps(value)}: unknown key; {hint}"
@@ -415,8 +425,7 @@ def _explain(problem: Any) -> str:
     return f"{field} = {shown}: {reason}"
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    owner: Any = ExperimentConfig
+def _known_keys(owner: Any, path: list[str]) -> list[str]:
     for part in path:
         owner = next(field.type for field in dataclasses.fields(owner) if field.name == part)
     return [field.name for field in dataclasses.fields(owner)]

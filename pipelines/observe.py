@@ -90,7 +90,10 @@ def observers(directory: Path) -> Iterator[Observers]:
         "MAPPO_LINGER_SECONDS": str(2 * _SCRAPE_SECONDS),
         "no_proxy": f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},127.0.0.1".strip(","),
     }
-    with _server(prometheus, _PROMETHEUS, directory, files), _server(pushgateway, _PUSHGATEWAY, directory):
+    with (
+        _server(prometheus, _PROMETHEUS, directory, files),
+        _server(pushgateway, _PUSHGATEWAY, directory, ["--persistence.file="]),
+    ):
         yield Observers(f"http://127.0.0.1:{prometheus}", environment)
 
 

@@ -10,7 +10,8 @@ from components.compare import compare
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place, place_training
+from pipelines.placement import Placement, with_placement
+from pipelines.site import Site
 
 
 class Artifacts(NamedTuple):
@@ -21,43 +22,54 @@ class Artifacts(NamedTuple):
     comparison_metrics: dsl.Metrics
 
 
-def make_seeds_pipeline(parallelism: int, num_retries: int) -> Callable[..., Any]:
-    """The pipeline, training at most `parallelism` seeds at once (0: all), trying each again `num_retries` times.
+def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., Any]:
+    """The pipeline as a site or this machine (None) runs it; it trains `parallelism` seeds at once (0: all).
 
     Kubeflow fixes this number when it compiles. The loop is a pipeline of its own, because Kubeflow's local runner
     confuses loop items with outputs of tasks around the loop.
     """
 
     @dsl.pipeline(name="mappo-each-seed")
-    def each_seed(config: str, seeds: List[str], image: str, store: str, run: str) -> List[dsl.Artifact]:  # noqa: UP006
+    @with_placement(site, "train", "evaluate")
+    def each_seed(placement: Placement, config: str, seeds: List[str], store: str, run: str) -> List[dsl.Artifact]:  # noqa: UP006
         """Train and evaluate every seed."""
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
             trained = train(config=config, seed=seed, store=store, run=run, compiled_by=version)
             best = trained.outputs["best"]
             evaluated = evaluate(config=config, checkpoint=best, seed=seed, run=run, compiled_by=version)
-            place(image, trained, evaluated)
-            place_training(trained, num_retries)
+            placement.place(trained, "train")
+            placement.place(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])
 
     @dsl.pipeline(
         name="mappo-seeds",
         description="Validate the environment, train and evaluate several seeds, compare them.",
     )
-    def seeds_pipeline(config: str, seeds: List[str], image: str, store: str = "", run: str = "") -> Artifacts:  # noqa: UP006
+    @with_placement(site, "validate", "train", "evaluate", "compare")
+    def seeds_pipeline(
+        placement: Placement,
+        config: str,
+        seeds: List[str],  # noqa: UP006
+        store: str = "",
+        run: str = "",
+    ) -> Artifacts:
         """Train and judge one configuration from several seeds.
 
         Args:
+            placement: Where its stages run.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
             seeds: The seeds of training, each as a string, such as ["0", "1", "2"].
-            image: The container image of every stage, with a tag.
             store: Where runs are kept, as s3://bucket/prefix; empty to keep them with the pipeline's artifacts.
             run: The name of the runs in the store; each seed's has the seed added, as in first-0.
         """
         validated = validate(config=config, run=run, compiled_by=mappo.__version__)
-        evaluated = each_seed(config=config, seeds=seeds, image=image, store=store, run=run).after(validated)
+        of_each = placement.parameters("train", "evaluate")
+        evaluated = each_seed(config=config, seeds=seeds, store=store, run=run, **of_each).after(validated)
+        evaluated.set_caching_options(False)
         compared = compare(evaluations=evaluated.output)
-        place(image, validated, compared)
+        placement.place(validated, "validate")
+        placement.place(compared, "compare")
         return Artifacts(
             validation_report=validated.outputs["report"],
             comparison_report=compared.outputs["report"],

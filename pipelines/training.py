@@ -9,7 +9,8 @@ import mappo
 from components.evaluate import evaluate
 from components.train import train
 from components.validate import validate
-from pipelines.placement import place, place_training
+from pipelines.placement import Placement, with_placement
+from pipelines.site import Site
 
 
 class Artifacts(NamedTuple):
@@ -24,19 +25,20 @@ class Artifacts(NamedTuple):
     evaluation_metrics: dsl.Metrics
 
 
-def make_training_pipeline(num_retries: int) -> Callable[..., Any]:
-    """The pipeline, trying the training stage again `num_retries` times; it then goes on where it stopped."""
+def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
+    """The pipeline as a site runs it, or as this machine does (None)."""
 
     @dsl.pipeline(
         name="mappo-training",
         description="Validate the environment, train policies by MAPPO, evaluate the best on held-out seeds.",
     )
-    def training(config: str, image: str, store: str = "", run: str = "") -> Artifacts:
+    @with_placement(site, "validate", "train", "evaluate")
+    def training(placement: Placement, config: str, store: str = "", run: str = "") -> Artifacts:
         """Train and judge one set of policies.
 
         Args:
+            placement: Where its stages run.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-            image: The container image of every stage, with a tag.
             store: Where runs are kept, as s3://bucket/prefix; empty to keep it with the pipeline's artifacts.
             run: The run's name in the store; a pipeline under a name that was begun before goes on with it.
         """
@@ -45,8 +47,8 @@ def make_training_pipeline(num_retries: int) -> Callable[..., Any]:
         trained = train(config=config, store=store, run=run, compiled_by=version).after(validated)
         best = trained.outputs["best"]
         evaluated = evaluate(config=config, checkpoint=best, run=run, compiled_by=version)
-        place(image, validated, trained, evaluated)
-        place_training(trained, num_retries)
+        for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
+            placement.place(task, stage)
         return Artifacts(
             validation_report=validated.outputs["report"],
             best_checkpoint=trained.outputs["best"],

@@ -1,4 +1,5 @@
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from mappo.config import ExperimentConfig, from_dict
 from mappo.history import HistoryFile
 from mappo.runs import Run
 from mappo.train import train
+from tests.kubeflow_server import KubeflowServer
 from tests.services import ceph_rgw, moto_server, use_s3
 
 CPU = torch.device("cpu")
@@ -45,6 +47,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """The real one at the end of a run of TINY, after its third iteration."""
     directory = tmp_path_factory.mktemp("trained")
     return train(from_dict(TINY), Run.at(directory), HistoryFile(directory / "history.csv"), lambda _: None)
+
+
+@pytest.fixture
+def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowServer]:
+    """An API server of Kubeflow Pipelines, which the environment points to; nothing else of the user's does."""
+    for name in [name for name in os.environ if name.startswith(("KF_PIPELINES_", "KUBE", "MAPPO_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with KubeflowServer() as server:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+        yield server
 
 
 def endless(**environment: object) -> ExperimentConfig:

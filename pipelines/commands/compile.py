@@ -1,0 +1,76 @@
+"""`compile`: the YAML of one pipeline or of all, or whether files are up to date."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mappo.arguments import add_config_arguments
+from mappo.config import ConfigError
+from pipelines.commands.arguments import add_seeds_argument, add_site_arguments, compiled_of
+from pipelines.compiling import NAMES, difference
+
+_EPILOG = """examples:
+  python -m pipelines compile --image ghcr.io/you/mappo:1.0                all pipelines, into compiled/
+  python -m pipelines compile --site site.yaml --pipeline training --output training.yaml
+  python -m pipelines compile --site site.yaml --check                     1 if the files in compiled/ are not that
+"""
+_SHOWN_LINES = 20
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    summary = "compile pipelines for Kubeflow"
+    command = commands.add_parser(
+        "compile",
+        help=summary,
+        description="Compile pipelines for Kubeflow. Equal inputs give equal files. The configuration becomes the "
+        "default of a parameter.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--pipeline",
+        choices=("all", *NAMES),
+        default="all",
+        help="training: one run; seeds: several and their comparison (default: all)",
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("compiled"),
+        metavar="PATH",
+        help="a directory, or for one pipeline a .yaml file (default: compiled)",
+    )
+    command.add_argument("--check", action="store_true", help="write nothing; exit with 1 if files would change")
+    add_seeds_argument(command)
+    add_site_arguments(command)
+    add_config_arguments(command)
+    command.set_defaults(execute=_compile)
+
+
+def _compile(arguments: argparse.Namespace) -> int:
+    names = NAMES if arguments.pipeline == "all" else (arguments.pipeline,)
+    is_file = arguments.output.suffix in (".yaml", ".yml")
+    if is_file and len(names) > 1:
+        raise ConfigError(f"--output {arguments.output}: one file for one pipeline: give --pipeline {NAMES[0]}")
+    outdated = 0
+    for name in names:
+        path = arguments.output if is_file else arguments.output / f"{name}.yaml"
+        compiled = compiled_of(arguments, name)
+        if arguments.check:
+            outdated += _is_outdated(difference(path, compiled))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(compiled.text)
+            print(f"wrote {path}")
+    return 1 if outdated else 0
+
+
+def _is_outdated(lines: list[str]) -> bool:
+    if lines:
+        print("\n".join(lines[:_SHOWN_LINES]), file=sys.stderr)
+        if len(lines) > _SHOWN_LINES:
+            print(f"... and {len(lines) - _SHOWN_LINES} lines more", file=sys.stderr)
+    return bool(lines)

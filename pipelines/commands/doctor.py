@@ -1,0 +1,67 @@
+"""`doctor`: what is missing on a cluster."""
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from pipelines.commands.arguments import (
+    add_connection_arguments,
+    add_site_arguments,
+    connect,
+    connection_of,
+    site_of,
+)
+from pipelines.commands.output import add_output_argument, console, show_rows
+from pipelines.doctor import Finding, findings
+
+_EPILOG = """examples:
+  python -m pipelines doctor --site site.yaml --store s3://bucket/runs
+  python -m pipelines doctor --endpoint http://localhost:8888 --output json
+
+exit status: 0 nothing is missing that a run needs, 1 something is
+"""
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
+_PATIENCE_SECONDS = 10.0
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    summary = "check API, versions, credentials, secrets, nodes and stores; each with its fix"
+    command = commands.add_parser(
+        "doctor",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--store", default="", metavar="URI", help="where runs are to be kept; tried from here")
+    command.add_argument("--pipeline-root", default="", metavar="URI", help="where artifacts go; tried from here")
+    add_site_arguments(command)
+    add_connection_arguments(command)
+    add_output_argument(command)
+    command.set_defaults(execute=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    found = []
+    for finding in findings(
+        connection_of(arguments),
+        lambda: connect(arguments, _PATIENCE_SECONDS),
+        site_of(arguments),
+        arguments.store,
+        arguments.pipeline_root,
+    ):
+        found.append(finding)
+        if arguments.output == "table":
+            _print(finding)
+    if arguments.output == "json":
+        show_rows(arguments, [asdict(each) for each in found], "")
+    return int(any(each.state == "failed" for each in found))
+
+
+def _print(finding: Finding) -> None:
+    terminal = console()
+    terminal.print(f"{finding.state:<8} {finding.check}: {finding.detail}", style=_STYLES[finding.state])
+    if finding.fix and finding.state != "ok":
+        terminal.print(f"{'':<8} {finding.fix}")

@@ -1,0 +1,129 @@
+"""`run` and `observe`: the pipeline on this machine, without a cluster."""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mappo.arguments import (
+    add_config_arguments,
+    add_monitor_arguments,
+    add_run_arguments,
+    apply_monitor_arguments,
+    config_from_arguments,
+    run_directory,
+)
+from mappo.config import ConfigError, to_json
+from pipelines.commands.arguments import add_seeds_argument
+
+
+def add(commands: Any) -> None:
+    """Add both commands."""
+    for name, execute, summary in (
+        ("run", _run, "run the training pipeline on this machine, without a cluster"),
+        ("observe", _observe, "run it watched by a Prometheus and a Pushgateway, which go on until Ctrl-C"),
+    ):
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        add_run_arguments(command)
+        add_seeds_argument(command)
+        if name == "run":
+            add_monitor_arguments(command)
+        add_config_arguments(command)
+        command.set_defaults(execute=execute)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    apply_monitor_arguments(arguments)
+    pipeline, parameters = _pipeline(arguments)
+    directory = run_directory(arguments)
+    store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
+    parameters |= {"store": store, "run": arguments.run}
+    from pipelines.local import PipelineFailed, run_locally
+
+    began = time.monotonic()
+    try:
+        artifacts = run_locally(pipeline, parameters, directory)
+    except PipelineFailed as error:
+        print(f"pipelines run: {error}", file=sys.stderr)
+        return 1
+    seconds = time.monotonic() - began
+    print(_seeds_summary(artifacts, seconds) if arguments.seeds else _summary(artifacts, seconds))
+    return 0
+
+
+def _observe(arguments: argparse.Namespace) -> int:
+    from pipelines.observe import observers
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the servers
+    with observers(run_directory(arguments) / "observers") as watching:
+        os.environ.update(watching.environment)
+        print("\n".join([*watching.lines(), ""]), flush=True)
+        status = _run(arguments)
+        print("\n".join(["", *watching.lines(), "", "until Ctrl-C"]), flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            print()
+        return status
+
+
+def _pipeline(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that the arguments ask for, and its parameters."""
+    config = config_from_arguments(arguments)
+    if arguments.seeds is None:
+        from pipelines.training import make_training_pipeline
+
+        return make_training_pipeline(None), {"config": to_json(config)}
+    if arguments.seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other")
+    from pipelines.compiling import read_seeds
+    from pipelines.seeds import make_seeds_pipeline
+
+    parameters = {"config": to_json(config), "seeds": read_seeds(arguments.seeds, config)}
+    return make_seeds_pipeline(None, parallelism=1), parameters
+
+
+def _summary(artifacts: dict[str, Path], seconds: float) -> str:
+    report = json.loads(artifacts["evaluation_report"].read_text())
+    with artifacts["training_history"].open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    episodes = len(report["trained"]["episode_returns"])
+    frames, training_seconds = int(last["frames"]), float(last["elapsed_seconds"])
+    lines = [
+        "",
+        f"{'policy':<9} {'mean return':<24} {'interquartile mean':<24}".rstrip(),
+        *(
+            f"{policy:<9} {_interval(report[policy]['mean']):<24} "
+            f"{_interval(report[policy]['interquartile_mean'])}"
+            for policy in ("random", "heuristic", "trained")
+            if report[policy]
+        ),
+        f"95 % intervals over {episodes} held-out episodes of this one trained policy, after "
+        f"{report['training_frames']:,} frames",
+        "",
+        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
+        f"the whole pipeline took {seconds:.1f} s",
+        "",
+        *_paths(artifacts),
+    ]
+    return "\n".join(lines)
+
+
+def _seeds_summary(artifacts: dict[str, Path], seconds: float) -> str:
+    """The comparison stage has printed its table; here is where everything lies."""
+    return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+
+
+def _paths(artifacts: dict[str, Path]) -> list[str]:
+    return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

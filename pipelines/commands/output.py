@@ -1,0 +1,78 @@
+"""What commands print: tables for people, JSON for scripts, notes on the error stream."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_STYLES = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELED": "yellow", "CANCELING": "yellow"}
+_WIDTH = 200  # of what goes into a file
+
+
+def add_output_argument(command: argparse.ArgumentParser) -> None:
+    """`--output`."""
+    command.add_argument(
+        "--output", choices=("table", "json"), default="table", help="for people or for scripts (default: table)"
+    )
+
+
+def console() -> Console:
+    """The terminal, or a file that is wide enough for a row on a line."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of equal keys, which head the columns."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else ():
+        made.add_column(name.replace("_", " "), overflow="fold", no_wrap=name != "message")
+    for row in rows:
+        made.add_row(
+            *("" if value is None else str(value) for value in row.values()),
+            style=_STYLES.get(row.get("state", "")),
+        )
+    return made
+
+
+def show_rows(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]], empty: str) -> None:
+    """Rows of equal keys, as a table or as a JSON list."""
+    if arguments.output == "json":
+        print(json.dumps([dict(row) for row in rows], indent=1))
+    elif rows:
+        console().print(table(rows))
+    else:
+        print(empty)
+
+
+def show_one(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """One thing, as lines or as a JSON object."""
+    if arguments.output == "json":
+        print(json.dumps(dict(values), indent=1))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        if value not in ("", None):
+            print(f"{name.replace('_', ' '):<{width}}  {value}")
+
+
+def warn(message: str) -> None:
+    """A line that is not part of the output."""
+    print(f"note: {message}", file=sys.stderr, flush=True)
+
+
+def moment(when: datetime | None) -> str:
+    """A time in UTC, to the second; empty for none, or for 1970, which is the server's word for none."""
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if when and when.year > 1970 else ""
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds, as 1:02:03."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

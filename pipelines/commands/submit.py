@@ -1,0 +1,57 @@
+"""`submit`: start a run on Kubeflow."""
+
+import argparse
+from typing import Any
+
+from mappo.arguments import add_config_arguments
+from pipelines import client
+from pipelines.commands.arguments import (
+    add_connection_arguments,
+    add_seeds_argument,
+    add_site_arguments,
+    add_submission_arguments,
+    connect,
+    submission_of,
+)
+from pipelines.commands.output import add_output_argument, show_one
+from pipelines.commands.runs import add_watch_arguments, described, watch
+
+_EPILOG = """examples:
+  python -m pipelines submit balance --image ghcr.io/you/mappo:1.0 --watch
+  python -m pipelines submit --site site.yaml --seeds 0,1,2 -p store=s3://bucket/runs -p run=first
+  python -m pipelines submit --file compiled/training.yaml --upload nightly-7 -p train_gpu_count=1
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    summary = "start a run on Kubeflow"
+    command = commands.add_parser(
+        "submit",
+        help=summary,
+        description=f"{summary}, of a pipeline that is compiled now or before. Parameters are checked here first.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--name", default="", metavar="NAME", help="of the run; the time is added (default: the pipeline's)"
+    )
+    command.add_argument("--watch", action="store_true", help="and watch it until it ends")
+    add_watch_arguments(command)
+    add_submission_arguments(command)
+    add_seeds_argument(command)
+    add_site_arguments(command)
+    add_connection_arguments(command)
+    add_output_argument(command)
+    add_config_arguments(command)
+    command.set_defaults(execute=_submit)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    submission = submission_of(arguments)
+    kubeflow = connect(arguments)
+    run = client.submit(kubeflow, submission, arguments.name)
+    if not (arguments.watch and arguments.output == "json"):  # which prints one object, at the end
+        show_one(arguments, described(kubeflow, run))
+    return watch(arguments, kubeflow, run) if arguments.watch else 0

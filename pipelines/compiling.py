@@ -1,0 +1,134 @@
+"""From a configuration and a site to the YAML that Kubeflow runs; refused where it would give wrong values."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from mappo.config import ConfigError, ExperimentConfig, override, parse_json, to_json
+from pipelines.guards import check_specification
+from pipelines.site import Site
+
+NAMES = ("training", "seeds")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A pipeline as Kubeflow reads it."""
+
+    text: str
+
+    @cached_property
+    def documents(self) -> list[dict[str, Any]]:
+        """The pipeline's specification, and what concerns Kubernetes."""
+        return [document for document in yaml.safe_load_all(self.text) if document]
+
+    @property
+    def specification(self) -> dict[str, Any]:
+        """The first document."""
+        return self.documents[0]
+
+    @property
+    def name(self) -> str:
+        """By which Kubeflow lists the pipeline."""
+        return str(self.specification["pipelineInfo"]["name"])
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As the API takes it with a run."""
+        return dict(zip(("pipeline_spec", "platform_spec"), self.documents, strict=False))
+
+
+def compile_pipeline(
+    name: str, site: Site, config: ExperimentConfig, seeds: Sequence[str], parallel_seeds: int = 0
+) -> Compiled:
+    """One of `NAMES`, with a configuration as the default of its parameter.
+
+    Raises:
+        ConfigError: there is no image, or what was compiled has a known defect.
+    """
+    if site.image is None:
+        raise ConfigError("no image: give --image NAME:TAG, or `image` in the site's file")
+    from kfp import compiler  # takes a second
+
+    from pipelines.seeds import make_seeds_pipeline
+    from pipelines.training import make_training_pipeline
+
+    defaults: dict[str, Any] = {"config": to_json(config)}
+    if name == "training":
+        pipeline = make_training_pipeline(site)
+    else:
+        pipeline = make_seeds_pipeline(site, parallel_seeds)
+        defaults["seeds"] = list(seeds)
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "pipeline.yaml")
+        compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=defaults)
+        compiled = Compiled(_without_comments(path.read_text()))
+    check_specification(compiled.text, compiled.documents)
+    return compiled
+
+
+def _without_comments(text: str) -> str:
+    """Kubeflow heads its YAML with a list of inputs, in which keys of objects come in any order."""
+    lines = text.splitlines(keepends=True)
+    while lines and lines[0].startswith("#"):
+        del lines[0]
+    return "".join(lines)
+
+
+def read_compiled(path: Path) -> Compiled:
+    """A pipeline that was compiled before.
+
+    Raises:
+        ConfigError: it is none, or has a known defect.
+        OSError: it cannot be read.
+    """
+    try:
+        compiled = Compiled(path.read_text())
+        is_pipeline = {"root", "components", "deploymentSpec", "pipelineInfo"} <= set(compiled.specification)
+    except (yaml.YAMLError, UnicodeDecodeError, IndexError, TypeError):
+        is_pipeline = False
+    if not is_pipeline:
+        raise ConfigError(f"{path}: not a compiled pipeline; `python -m pipelines compile` writes one")
+    try:
+        check_specification(compiled.text, compiled.documents)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return compiled
+
+
+def difference(path: Path, compiled: Compiled) -> list[str]:
+    """What would change in a file if it were written anew, as the first lines of a diff."""
+    there = path.read_text() if path.exists() else ""
+    lines = difflib.unified_diff(
+        there.splitlines(), compiled.text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""
+    )
+    return list(lines)
+
+
+def read_seeds(text: str, config: ExperimentConfig) -> list[str]:
+    """Seeds as typed at a terminal: 0,1,2.
+
+    Raises:
+        ConfigError: one of them is none, or is there twice.
+    """
+    seeds = [seed.strip() for seed in text.split(",")]
+    for seed in seeds:
+        try:
+            override(config, {"seed": parse_json(seed)})
+        except ValueError as error:
+            raise ConfigError(f"--seeds {text}: {seed!r}: {error}") from None
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds {text}: every seed may appear once")
+    return seeds
+
+
+def image_of(parameters: Mapping[str, Any], compiled: Compiled) -> str:
+    """The image that a run takes."""
+    declared = compiled.specification["root"]["inputDefinitions"]["parameters"]["image"]
+    return str(parameters.get("image", declared.get("defaultValue", "")))

@@ -1,0 +1,367 @@
+"""The API of Kubeflow Pipelines: where it is, who asks, what is tried again, and what its errors mean.
+
+The generated client `kfp_server_api` does the talking. `kfp.Client` is not used: it prints, keeps a file in the
+home directory that redirects later calls, does not notice a login page, and tries nothing again.
+"""
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import kfp_server_api
+import tenacity
+import urllib3
+
+from mappo.config import ConfigError
+
+T = TypeVar("T")
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_PIPELINES_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # a pod's own, for Kubeflow's API
+_TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, to answer
+_NOT_DONE = (429, 503)  # refused before anything was done
+_PERHAPS_DONE = (500, 502, 504)
+_LONGEST_PAUSE_SECONDS = 10.0
+_TRIES_AT_500 = 3
+_MEANINGS = {
+    401: "the credentials are missing, wrong or expired",
+    403: "these credentials may not do that here",
+    404: "there is no such thing",
+    409: "it is there already",
+    429: "too many requests",
+}
+_LOGIN = (
+    "a login page answered instead of the API: give a token (KF_PIPELINES_TOKEN, --token-file) or the cookie of a "
+    "session in the browser (KF_PIPELINES_COOKIE), or go past it with kubectl port-forward"
+)
+
+
+class ApiError(Exception):
+    """The API did not do what was asked; the message says what it answered and what can be done."""
+
+    def __init__(self, message: str, status: int = 0):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How to reach the API, and as whom. What is empty is found out: in a pod from its files, else by kubeconfig.
+
+    endpoint: URL of ml-pipeline or of the gateway before it (`https://kubeflow.example.org/pipeline`). namespace:
+    the user's own, in a Kubeflow of several users. token_file is read before every request, so that what renews
+    the token is seen. context: of the kubeconfig. api_namespace: where Kubeflow Pipelines itself is installed.
+    """
+
+    endpoint: str = ""
+    namespace: str = ""
+    token: str = ""
+    token_file: str = ""
+    cookie: str = ""
+    ca_file: str = ""
+    context: str = ""
+    api_namespace: str = "kubeflow"
+
+    def found(self) -> str:
+        """In words, where the endpoint comes from."""
+        if self.endpoint:
+            return self.endpoint
+        where = "the pod's service account" if in_pod() else f"kubeconfig, context {self.context or 'current'}"
+        return f"ml-pipeline in namespace {self.api_namespace}, by {where}"
+
+
+def in_pod() -> bool:
+    """Whether this process runs in a pod of a cluster."""
+    return (_SERVICE_ACCOUNT / "token").exists()
+
+
+class Api:
+    """Calls to the API as one user. Transient errors are tried again until `patience_seconds` have passed."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        patience_seconds: float = 60.0,
+        announce: Callable[[str], object] = lambda _: None,
+    ):
+        """`announce` hears why something is tried again.
+
+        Raises:
+            ConfigError: the endpoint is no URL, or there is none, or a file cannot be read.
+        """
+        self.connection, self._patience, self._announce = connection, patience_seconds, announce
+        self._connect()
+
+    def _connect(self) -> None:
+        configuration, self._own_namespace = _configuration(self.connection)
+        configuration.retries = False  # urllib3's: no redirects, and trying again is done here
+        self.url: str = configuration.host
+        self._client = kfp_server_api.ApiClient(configuration, cookie=self.connection.cookie or None)
+        self.runs = kfp_server_api.RunServiceApi(self._client)
+        self.experiments = kfp_server_api.ExperimentServiceApi(self._client)
+        self.pipelines = kfp_server_api.PipelineServiceApi(self._client)
+        self.uploads = kfp_server_api.PipelineUploadServiceApi(self._client)
+        self.recurring = kfp_server_api.RecurringRunServiceApi(self._client)
+        self._health = kfp_server_api.HealthzServiceApi(self._client)
+
+    @cached_property
+    def is_multi_user(self) -> bool:
+        """Whether namespaces of users are kept apart."""
+        return bool(self.call(self._health.healthz_service_get_healthz).multi_user)
+
+    @cached_property
+    def namespace(self) -> str | None:
+        """The user's namespace; None in a Kubeflow of one user, which refuses to be told one.
+
+        Raises:
+            ConfigError: there are several users, and nothing says which namespace is meant.
+        """
+        if not self.is_multi_user:
+            return None
+        namespace = self.connection.namespace or self._own_namespace
+        if not namespace:
+            raise ConfigError("this Kubeflow has several users: give --namespace or KF_PIPELINES_NAMESPACE")
+        return namespace
+
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """Ask for something that may be asked twice.
+
+        Raises:
+            ApiError: it was refused, or not answered in time.
+        """
+        return self._retrying(lambda: self._once(function, arguments, options))
+
+    def create(self, function: Callable[..., T], body: Any, find: Callable[[], T | None]) -> T:
+        """Make something that must not be made twice.
+
+        Where nobody knows whether it was made, as the answer was lost, `find` looks for it before the next try.
+
+        Raises:
+            ApiError: it was refused, or not answered in time.
+        """
+        tried = False
+
+        def attempt() -> T:
+            nonlocal tried
+            if tried and (found := find()) is not None:
+                return found
+            try:
+                return self._once(function, (body,), {})
+            except _Transient as error:
+                tried = tried or not error.surely_not_done
+                raise
+
+        return self._retrying(attempt)
+
+    def server_version(self) -> str:
+        """What the server calls itself; empty if it does not tell."""
+        try:
+            answer = json.loads(self.text("/apis/v2beta1/healthz"))
+        except (ApiError, ValueError):
+            return ""
+        told = str(answer.get("tag_name", "")) if isinstance(answer, dict) else ""
+        return "" if told == "unknown" else told
+
+    def text(self, path: str) -> str:
+        """What a path of the server says that the generated client does not know.
+
+        Raises:
+            ApiError: as `call`.
+        """
+
+        def get(_request_timeout: tuple[float, float]) -> str:
+            answer = self._client.call_api(
+                path,
+                "GET",
+                auth_settings=["Bearer"],
+                response_type="str",
+                _return_http_data_only=True,
+                _preload_content=False,
+                _request_timeout=_request_timeout,
+            )
+            self._client.last_response = answer
+            return str(answer.data.decode(errors="replace"))
+
+        return self._retrying(lambda: self._once(get, (), {}), tries_at_500=1)
+
+    def _once(self, function: Callable[..., T], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> T:
+        try:
+            answer = function(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
+        except kfp_server_api.ApiException as error:
+            raise _meaning(error, self.url) from None
+        except urllib3.exceptions.HTTPError as error:
+            unsent = isinstance(
+                error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.NameResolutionError
+            )
+            raise _Transient(f"{self.url}: no answer: {_reason(error)}", surely_not_done=unsent) from None
+        kind = self._client.last_response.getheader("content-type") or ""
+        if not kind.startswith(("application/json", "text/plain")):
+            raise ApiError(f"{self.url}: {_LOGIN}")
+        return answer
+
+    def _retrying(self, attempt: Callable[[], T], tries_at_500: int = _TRIES_AT_500) -> T:
+        """Try until the patience is at an end; after 401, once more with the credentials read anew."""
+        renewed = False
+
+        def renewing() -> T:
+            nonlocal renewed
+            try:
+                return attempt()
+            except ApiError as error:
+                if error.status != 401 or renewed:
+                    raise
+                renewed = True
+                self._renew()
+                return attempt()
+
+        retry = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Transient),
+            wait=_pause,
+            stop=partial(self._is_enough, tries_at_500),
+            before_sleep=self._say_again,
+            reraise=True,
+        )
+        return retry(renewing)
+
+    def _is_enough(self, tries_at_500: int, state: tenacity.RetryCallState) -> bool:
+        """The patience is at an end; sooner with error 500, which some mistakes of users give too."""
+        assert state.outcome is not None
+        assert state.seconds_since_start is not None
+        error = state.outcome.exception()
+        is_internal = isinstance(error, ApiError) and error.status == 500
+        return state.seconds_since_start > self._patience or (is_internal and state.attempt_number >= tries_at_500)
+
+    def _renew(self) -> None:
+        """Read tokens again; a kubeconfig's command makes a new one."""
+        fresh, _ = _configuration(self.connection)
+        self._client.configuration.api_key = fresh.api_key
+        self._client.configuration.api_key_prefix = fresh.api_key_prefix
+        self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
+
+    def _say_again(self, state: tenacity.RetryCallState) -> None:
+        assert state.outcome
+        self._announce(f"{state.outcome.exception()}; trying again")
+
+
+class _Transient(ApiError):
+    """Worth trying again."""
+
+    def __init__(self, message: str, status: int = 0, *, surely_not_done: bool, pause_seconds: float = 0.0):
+        super().__init__(message, status)
+        self.surely_not_done, self.pause_seconds = surely_not_done, pause_seconds
+
+
+def unique_name(base: str) -> str:
+    """A name that nothing else has, by which what was made can be found again."""
+    return f"{base} {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {uuid.uuid4().hex[:6]}"
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Longer each time, and as long as the server asks for."""
+    assert state.outcome
+    error = state.outcome.exception()
+    asked = error.pause_seconds if isinstance(error, _Transient) else 0.0
+    return float(min(max(asked, 0.25 * 2**state.attempt_number), _LONGEST_PAUSE_SECONDS))
+
+
+def _meaning(error: kfp_server_api.ApiException, url: str) -> ApiError:
+    status, said = int(error.status or 0), _said(error)
+    if 300 <= status < 400:
+        return ApiError(f"{url}: {_LOGIN}", 401)
+    message = f"{url}: {_MEANINGS.get(status, f'error {status}')}: {said}" if said else f"{url}: error {status}"
+    if status in _NOT_DONE + _PERHAPS_DONE or status == 0:
+        wait = str((error.headers or {}).get("Retry-After", ""))
+        seconds = float(wait) if wait.isdecimal() else 0.0
+        return _Transient(message, status, surely_not_done=status in _NOT_DONE, pause_seconds=seconds)
+    return ApiError(message, status)
+
+
+def _said(error: kfp_server_api.ApiException) -> str:
+    """The server's own words, without what is around them."""
+    body = error.body or ""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return str(error.reason or "") if body.lstrip().startswith("<") else body.strip()[:500]
+    if isinstance(answer, dict):
+        for key in ("error_message", "message", "error", "error_details"):
+            if isinstance(answer.get(key), str) and answer[key]:
+                return str(answer[key])
+    return body[:500]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rpartition(": ")[2] or type(error).__name__
+
+
+def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration, str]:
+    """How the generated client is to connect, and the namespace that belongs to the credentials."""
+    configuration, namespace = kfp_server_api.Configuration(), ""
+    if connection.endpoint:
+        configuration.host = _checked_endpoint(connection.endpoint)
+    elif in_pod():
+        configuration.host = f"http://ml-pipeline.{connection.api_namespace}.svc.cluster.local:8888"
+        namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
+    else:
+        namespace = _from_kubeconfig(configuration, connection)
+    if connection.ca_file:
+        if not Path(connection.ca_file).is_file():
+            raise ConfigError(f"--ca-file {connection.ca_file}: there is no such file")
+        configuration.ssl_ca_cert = connection.ca_file
+    _authorise(configuration, connection)
+    return configuration, namespace
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"endpoint {endpoint!r}: must be a URL, such as https://kubeflow.example.org/pipeline")
+    if parts.username or parts.password:
+        raise ConfigError("the endpoint must hold no password; give a token by KF_PIPELINES_TOKEN or --token-file")
+    return endpoint.rstrip("/").removesuffix("/apis/v2beta1").removesuffix("/#")
+
+
+def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Connection) -> str:
+    """Reach the API through the cluster's own; returns the context's namespace."""
+    import kubernetes  # takes its time, and is seldom needed
+
+    try:
+        contexts, current = kubernetes.config.list_kube_config_contexts()
+        kubernetes.config.load_kube_config(
+            context=connection.context or None, client_configuration=configuration, persist_config=False
+        )
+    except (kubernetes.config.ConfigException, OSError) as error:
+        raise ConfigError(
+            f"where is Kubeflow? give --endpoint or KF_PIPELINES_ENDPOINT, or a kubeconfig that works ({error})"
+        ) from None
+    proxy = f"api/v1/namespaces/{connection.api_namespace}/services/ml-pipeline:http/proxy"
+    configuration.host = f"{configuration.host.rstrip('/')}/{proxy}"
+    chosen = [context for context in contexts if context["name"] == connection.context] or [current]
+    return str(chosen[0]["context"].get("namespace", ""))
+
+
+def _authorise(configuration: kfp_server_api.Configuration, connection: Connection) -> None:
+    """Give the token of this connection with every request, if it has one; a file is read each time."""
+    in_file = connection.token_file or os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", "")
+    if not in_file and _PIPELINES_TOKEN.exists() and in_pod():
+        in_file = str(_PIPELINES_TOKEN)
+    if not connection.token and not in_file:
+        return
+
+    def refresh(configuration: kfp_server_api.Configuration) -> None:
+        try:
+            token = connection.token or Path(in_file).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"token file {in_file}: {error.strerror}") from None
+        configuration.api_key["authorization"] = token
+
+    configuration.api_key_prefix["authorization"] = "Bearer"
+    configuration.refresh_api_key_hook = refresh
+    refresh(configuration)

@@ -1,0 +1,171 @@
+"""How far a run is: its stages, read from what the API tells of Argo's nodes.
+
+The API lists nodes without their names in the workflow, without pods, in no order, and without the reason of a
+failure. But children are listed by ID, and an ID is the hash of the full name, so that names can be tried:
+`WORKFLOW.root.train.executor(0)` is the first attempt of training. Source: Argo's `NodeID` and `GeneratePodName`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines.connection import Api, ApiError
+
+_NOT_STAGES = re.compile(r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*")
+_ITERATION = re.compile(r"\.iteration-iterations\((\d+):")
+_SAID = re.compile(r"\[[a-z-]+\] (failed: .*|preempted: .*)")
+_MOST_ATTEMPTS = 101
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run. attempts: pods so far; pods: names that the newest may have, once there is one."""
+
+    name: str
+    state: str
+    began: datetime | None
+    ended: datetime | None
+    attempts: int
+    pods: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        """Its name without the number of the loop's item."""
+        return self.name.partition("[")[0]
+
+    def seconds(self, now: datetime) -> float | None:
+        """How long it has run."""
+        return ((self.ended or now) - self.began).total_seconds() if self.began else None
+
+
+def stages_of(run: Any) -> list[Stage]:
+    """The stages of a run, also those to come, in the order in which they run."""
+    details = (run.run_details.task_details if run.run_details else None) or []
+    nodes = _Nodes(details)
+    to_come = "PENDING" if run.state in (None, "PENDING", "RUNNING") else "NOT REACHED"
+    found = [nodes.stage(path, to_come) for path in nodes.stages()]
+    planned = _planned(run.pipeline_spec)
+    names = {stage.task for stage in found}
+    found += [Stage(name, to_come, None, None, 0, ()) for name in planned if name not in names]
+    never = datetime.max.replace(tzinfo=UTC)
+    order = {name: place for place, name in enumerate(planned)}
+    return sorted(found, key=lambda stage: (order.get(stage.task, len(order)), stage.began or never, stage.name))
+
+
+def log_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
+    """What a stage's newest pod has printed.
+
+    Raises:
+        ApiError: there is no pod, or its log is gone.
+    """
+    error = ApiError(f"stage {stage.name}: no pod has been started for it")
+    for pod in stage.pods:
+        try:
+            return kubeflow.text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+        except ApiError as refused:
+            error = refused
+    raise error
+
+
+def failure_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
+    """Why a stage failed, in its own words, as far as they are known."""
+    try:
+        lines = [line for line in log_of(kubeflow, run_id, stage).splitlines() if line.strip()]
+    except ApiError:
+        return "its log cannot be read"
+    said = [match[1].removeprefix("failed: ") for line in lines if (match := _SAID.search(line))]
+    return "; ".join(said) or (lines[-1].strip() if lines else "it ended without a word")
+
+
+class _Nodes:
+    """The nodes of a workflow, by their full names."""
+
+    def __init__(self, details: list[Any]):
+        self._details = details
+        self._ids = {child.pod_name for detail in details for child in detail.child_tasks or []}
+        self._failed_pods = [
+            pod
+            for detail in details
+            if detail.executor_detail
+            for pod in detail.executor_detail.failed_main_jobs or []
+        ]
+        self._workflow = min((each.rpartition("-")[0] for each in self._ids), key=len, default="")
+        self._displays = sorted({detail.display_name for detail in details if detail.display_name})
+
+    def stages(self, path: str = "") -> Iterator[str]:
+        """Full names of the nodes that are stages."""
+        path = path or self._workflow
+        for display in self._displays:
+            inner = f"{path}.{display}"
+            if self._id(inner) not in self._ids or display.endswith("-driver") or display.startswith("executor"):
+                continue
+            below = list(self.stages(inner))
+            yield from below
+            if not below and not _NOT_STAGES.fullmatch(display):
+                yield inner
+
+    def stage(self, path: str, to_come: str) -> Stage:
+        """What is known of a stage; one that Argo leaves out has no state, and is `to_come`."""
+        detail = self._detail(path)
+        retried = [f"{path}.executor({index})" for index in range(_MOST_ATTEMPTS)]
+        attempts = [each for each in retried if self._id(each) in self._ids]
+        pods: tuple[str, ...] = ()
+        if attempts:
+            pods = self._pods(attempts[-1], "retry-system-container-impl")
+        elif self._id(f"{path}.executor") in self._ids:
+            pods = self._pods(f"{path}.executor", "system-container-impl")
+        iteration = _ITERATION.search(path)
+        name = path.rpartition(".")[2] + (f"[{iteration[1]}]" if iteration else "")
+        if not detail.state:
+            return Stage(name, to_come, None, None, 0, ())
+        state = str(detail.state)
+        return Stage(
+            name, state, _known(detail.start_time), _known(detail.end_time), len(attempts) or int(bool(pods)), pods
+        )
+
+    def _detail(self, path: str) -> Any:
+        """The entry of a node: that of its display name, and of several, the one with its pods below it."""
+        named = [detail for detail in self._details if detail.display_name == path.rpartition(".")[2]]
+        below = self._id(f"{path}.executor")
+        own = [d for d in named if below in {child.pod_name for child in d.child_tasks or []}]
+        return (own or named)[0]
+
+    def _pods(self, path: str, template: str) -> tuple[str, ...]:
+        """Names that a node's pod may have; that of a failed one is told."""
+        digest = _fnv32a(path)
+        told = [pod for pod in self._failed_pods if pod.endswith(f"-{digest}")]
+        return (*told, f"{self._workflow}-{template}-{digest}", f"{self._workflow}-{digest}")
+
+    def _id(self, path: str) -> str:
+        return f"{self._workflow}-{_fnv32a(path)}"
+
+
+def _planned(specification: Any) -> list[str]:
+    """The stages of a pipeline, in an order in which they can run; empty when the server does not show it."""
+    if not isinstance(specification, Mapping):
+        return []
+    root = specification.get("pipeline_spec", specification)
+    return list(_tasks(root.get("root", {}), root.get("components", {})))
+
+
+def _tasks(component: Mapping[str, Any], components: Mapping[str, Any]) -> Iterator[str]:
+    tasks = dict(component.get("dag", {}).get("tasks", {}))
+    while tasks:
+        ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", [])) & set(tasks)]
+        for name in ready or list(tasks):
+            inner = components.get(tasks.pop(name)["componentRef"]["name"], {})
+            yield from _tasks(inner, components) if "dag" in inner else [name]
+
+
+def _known(moment: datetime | None) -> datetime | None:
+    """The server says 1970 or the year 1 for never."""
+    return moment if moment and moment.year > 1970 else None
+
+
+def _fnv32a(text: str) -> int:
+    digest = 0x811C9DC5
+    for byte in text.encode():
+        digest = (digest ^ byte) * 0x01000193 % 2**32
+    return digest

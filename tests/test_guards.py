@@ -1,0 +1,214 @@
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp import compiler, dsl
+
+from mappo.config import ConfigError, to_json
+from mappo.recipes import recipe
+from pipelines.guards import check_parameters, check_specification, parameters_of, parse_parameter
+from tests.kubeflow_rules import Refused
+from tests.kubeflow_rules import check_parameters as server_checks_parameters
+
+GOLDEN = {name: Path(f"tests/golden/{name}.yaml").read_text() for name in ("training", "seeds")}
+
+
+def specification(name: str = "training") -> dict:
+    return next(yaml.safe_load_all(GOLDEN[name]))
+
+
+def refused(specification: dict, text: str = "") -> str:
+    with pytest.raises(ConfigError) as error:
+        check_specification(text or yaml.dump(specification), [specification])
+    return str(error.value)
+
+
+def compiled(pipeline, tmp_path) -> dict:
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(pipeline, str(path))
+    return next(yaml.safe_load_all(path.read_text()))
+
+
+@dsl.component(base_image="python:3.12", install_kfp_package=False)
+def give() -> int:
+    return 7
+
+
+@dsl.component(base_image="python:3.12", install_kfp_package=False)
+def take(number: int, item: str):
+    print(number, item)
+
+
+@pytest.mark.parametrize("name", ["training", "seeds"])
+def test_our_own_pipelines_have_no_known_defect(name):
+    check_specification(GOLDEN[name], list(yaml.safe_load_all(GOLDEN[name])))
+
+
+def test_an_outer_output_inside_a_loop_is_refused(tmp_path):
+    """Run locally, `take` gets the loop's item as number; see test_pipelines."""
+
+    @dsl.pipeline(name="trap")
+    def trap():
+        given = give().set_caching_options(False)
+        with dsl.ParallelFor(["a", "b"]) as item:
+            take(number=given.output, item=item).set_caching_options(False)
+
+    assert "local runs replace by the loop's item" in refused(compiled(trap, tmp_path))
+
+
+def test_resources_that_do_not_reach_into_a_loop_are_refused(tmp_path):
+    """Kubeflow's compiler forgets them; the driver then fails: parent DAG does not have input parameter."""
+
+    @dsl.pipeline(name="trap")
+    def trap(cpu: str = "1"):
+        with dsl.ParallelFor(["a", "b"]) as item:
+            take(number=1, item=item).set_caching_options(False).set_cpu_limit(cpu)
+
+    assert "takes pipelinechannel--cpu from pipelinechannel--cpu, which comp-for-loop-" in refused(
+        compiled(trap, tmp_path)
+    )
+
+
+def test_a_placeholder_in_the_environment_is_refused(tmp_path):
+    @dsl.pipeline(name="trap")
+    def trap(name: str = "a"):
+        take(number=1, item="b").set_caching_options(False).set_env_variable("WHO", f"hello {name}")
+
+    assert "environment WHO" in refused(compiled(trap, tmp_path))
+
+
+def test_a_task_that_is_cached_is_refused(tmp_path):
+    @dsl.pipeline(name="trap")
+    def trap():
+        give()
+
+    assert "task give: is cached" in refused(compiled(trap, tmp_path))
+
+
+def test_resources_from_what_is_no_text_are_refused(tmp_path):
+    @dsl.pipeline(name="trap")
+    def trap(count: int = 1):
+        give().set_caching_options(False).set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
+
+    assert "resource from count, which is a whole number" in refused(compiled(trap, tmp_path))
+
+
+def _image(specification: dict) -> None:
+    specification["deploymentSpec"]["executors"]["exec-train"]["container"]["image"] = "registry/mappo"
+
+
+def _default_image(specification: dict) -> None:
+    specification["root"]["inputDefinitions"]["parameters"]["image"]["defaultValue"] = "mappo"
+
+
+def _secret_in_environment(specification: dict) -> None:
+    container = specification["deploymentSpec"]["executors"]["exec-train"]["container"]
+    container["env"] = [{"name": "AWS_SECRET_ACCESS_KEY", "value": "abc"}]
+
+
+def _secret_in_default(specification: dict) -> None:
+    specification["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"] = "http://me:pw@host/runs"
+
+
+def _key_in_constant(specification: dict) -> None:
+    task = specification["root"]["dag"]["tasks"]["train"]
+    task["inputs"]["parameters"]["store"] = {"runtimeValue": {"constant": "AKIAABCDEFGHIJKLMNOP"}}
+
+
+def _large_default(specification: dict) -> None:
+    specification["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = "x" * 10_001
+
+
+@pytest.mark.parametrize(
+    ("defect", "reason"),
+    [
+        (_image, "exec-train: image 'registry/mappo'"),
+        (_default_image, "parameter image: image 'mappo'"),
+        (_secret_in_environment, "environment AWS_SECRET_ACCESS_KEY is given in the specification"),
+        (_secret_in_default, "parameters.store.defaultValue: looks like a credential"),
+        (_key_in_constant, "looks like a credential"),
+        (_large_default, "defaults of parameters: 1"),
+    ],
+)
+def test_a_defect_is_refused_naming_where_it_is(defect, reason):
+    broken = copy.deepcopy(specification())
+    defect(broken)
+    assert reason in refused(broken)
+
+
+def test_a_specification_too_large_for_kubernetes_is_refused():
+    assert "bytes" in refused(specification(), GOLDEN["training"] + "#" * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"train_gpus": "1"}, "parameter train_gpus: unknown; did you mean train_"),
+        ({"zzz": "1"}, "parameter zzz: unknown; there is: config,"),
+        ({"train_gpu_count": 1}, "parameter train_gpu_count = 1: must be text"),
+        ({"train_gpu_count": "one"}, "gpu_count"),
+        ({"train_tolerations": {}}, "must be a JSON list"),
+        ({"train_tolerations": [{"keys": "x"}]}, "stages.train.tolerations.0.keys"),
+        ({"train_node_selector": []}, "must be a JSON object"),
+        ({"train_cpu": "many"}, "must be a number of cores"),
+        ({"validate_memory": "8GB"}, "must be an amount of memory"),
+        ({"image": "mappo"}, "must be NAME:TAG"),
+        ({"s3_secret": ""}, "must be a Kubernetes name"),
+        ({"config": '{"learner": {"epochs": 0}}'}, "learner.epochs = 0"),
+        ({"config": "{"}, "not JSON"),
+        ({"config": None}, "parameter config = null: must be text"),
+        ({"store": "x" * 10_000}, "the server takes 10000"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_naming_it(given, reason):
+    with pytest.raises(ConfigError) as error:
+        check_parameters(specification(), given)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("seeds", [[], ["0", "0"], ["x"], [1], ["-1"], "0,1", [str(2**32)]])
+def test_wrong_seeds_are_refused(seeds):
+    with pytest.raises(ConfigError, match="seeds"):
+        check_parameters(specification("seeds"), {"seeds": seeds})
+
+
+def test_a_parameter_without_default_must_be_given():
+    needed = copy.deepcopy(specification())
+    del needed["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
+    needed["root"]["inputDefinitions"]["parameters"]["config"].pop("isOptional", None)
+    with pytest.raises(ConfigError, match="parameter config: missing"):
+        check_parameters(needed, {})
+    check_parameters(needed, {"config": to_json(recipe("balance"))})
+
+
+def test_parameters_are_read_as_the_pipeline_declares_them():
+    declared = specification()
+    assert parse_parameter(declared, "train_gpu_count=1") == ("train_gpu_count", "1")
+    assert parse_parameter(declared, "store=s3://a/b?c=d") == ("store", "s3://a/b?c=d")
+    assert parse_parameter(declared, 'train_tolerations=[{"key": "a"}]') == ("train_tolerations", [{"key": "a"}])
+    for wrong in ("store", "stores=1", "train_tolerations=[", 'train_node_selector={"a": 1, "a": 2}'):
+        with pytest.raises(ConfigError):
+            parse_parameter(declared, wrong)
+
+
+def test_what_is_taken_here_is_taken_by_the_server_too():
+    """Any values for any parameters: the server must refuse nothing that passed here, and its kinds pass here."""
+    chance, pipeline, agreed = random.Random(6), specification("seeds"), 0
+    declared = parameters_of(pipeline)
+    values = ["", "1", "a", 1, 1.5, True, None, [], ["1"], [{}], {}, {"a": "b"}, {"key": 1}, "4Gi", "2", "a:1"]
+    for _ in range(3000):
+        names = chance.sample([*declared, "unknown"], chance.randint(0, 3))
+        given = {name: chance.choice(values) for name in names}
+        try:
+            check_parameters(pipeline, given)
+        except ConfigError:
+            continue
+        agreed += bool(given)
+        try:
+            server_checks_parameters(pipeline, given)
+        except Refused as error:
+            pytest.fail(f"{json.dumps(given)}: {error}")
+    assert agreed > 100

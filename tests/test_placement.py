@@ -1,0 +1,127 @@
+"""What becomes of a site's choices, read in the compiled pipelines of tests/golden."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mappo.metrics import PORT
+from pipelines.__main__ import main
+from pipelines.site import read_site
+
+GOLDEN = Path("tests/golden")
+COMPILE = [
+    "compile",
+    "--site",
+    str(GOLDEN / "site.yaml"),
+    "--seeds=0,1",
+    "--parallel-seeds=1",
+    "--output",
+    str(GOLDEN),
+]
+
+
+def documents(name: str) -> tuple[dict, dict]:
+    specification, platform = yaml.safe_load_all((GOLDEN / f"{name}.yaml").read_text())
+    return specification, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_compiled_pipelines_are_what_they_were(capsys):
+    """After a change that is meant: python -m pipelines compile --site tests/golden/site.yaml --seeds=0,1
+    --parallel-seeds=1 --output tests/golden; and read the difference.
+    """
+    assert main([*COMPILE, "--check"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["training", "seeds"])
+def test_every_choice_of_the_site_is_a_default_or_fixed(name):
+    specification, executors = documents(name)
+    defaults = {
+        key: each.get("defaultValue")
+        for key, each in specification["root"]["inputDefinitions"]["parameters"].items()
+    }
+    site = read_site(GOLDEN / "site.yaml")
+    assert defaults["image"] == site.image
+    assert defaults["image_pull_secret"] == "team-registry"
+    assert defaults["s3_secret"] == "team-s3"
+    assert defaults["train_cpu"] == "7.5"
+    assert defaults["train_gpu_count"] == "2"
+    assert defaults["train_tolerations"] == site.stages.train.tolerations
+    assert defaults["train_node_affinity"] == site.stages.train.node_affinity
+    assert defaults["validate_node_selector"] == {"pool": "cheap"}
+    train = executors["exec-train"]
+    assert train["activeDeadlineSeconds"] == "86400"
+    assert train["emptyDirMounts"] == [
+        {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "2Gi"}
+    ]
+    assert train["podMetadata"]["labels"] == {
+        "app.kubernetes.io/part-of": "mappo",
+        "kueue.x-k8s.io/queue-name": "team",
+    }
+    assert train["podMetadata"]["annotations"] == {
+        "prometheus.io/port": str(PORT),
+        "sidecar.istio.io/inject": "false",
+    }
+    assert train["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1001", "runAsNonRoot": True}
+    assert "activeDeadlineSeconds" not in executors.get("exec-compare", {})
+
+
+@pytest.mark.parametrize("name", ["training", "seeds"])
+def test_every_stage_gets_its_own_parameters_and_only_those(name):
+    """Each component's resources and each executor's nodes come from the parameters of its own stage."""
+    specification, executors = documents(name)
+    for label, executor in specification["deploymentSpec"]["executors"].items():
+        stage = label.removeprefix("exec-")
+        resources = json.dumps(executor["container"]["resources"])
+        for field in ("cpu", "memory", *(["gpu_type", "gpu_count"] if stage in ("train", "evaluate") else [])):
+            assert f"pipelinechannel--{stage}_{field}'" in resources
+        assert all(f"--{stage}_" in part for part in resources.split("pipelinechannel")[1:])
+        placed = executors[label]
+        assert placed["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith(
+            f"{stage}_node_selector"
+        )
+        (toleration,) = placed["tolerations"]
+        assert toleration["tolerationJson"]["componentInputParameter"].endswith(f"{stage}_tolerations")
+        (affinity,) = placed["nodeAffinity"]
+        assert affinity["nodeAffinityJson"]["componentInputParameter"].endswith(f"{stage}_node_affinity")
+
+
+def test_placement_reaches_into_the_loop_over_seeds():
+    """Follow a parameter from the pipeline through the inner pipeline and the loop to the task that trains."""
+    specification, _ = documents("seeds")
+    components = specification["components"]
+    (loop,) = components["comp-mappo-each-seed"]["dag"]["tasks"].values()
+    inside = components[loop["componentRef"]["name"]]["dag"]["tasks"]["train"]["inputs"]["parameters"]
+    outer = specification["root"]["dag"]["tasks"]["mappo-each-seed"]["inputs"]["parameters"]
+    name = inside["pipelinechannel--train_cpu"]["componentInputParameter"]
+    assert name in components[loop["componentRef"]["name"]]["inputDefinitions"]["parameters"]
+    name = loop["inputs"]["parameters"][name]["componentInputParameter"]
+    assert outer[name] == {"componentInputParameter": "train_cpu"}
+
+
+@pytest.mark.parametrize("name", ["training", "seeds"])
+def test_nothing_is_cached_at_any_level(name):
+    specification, _ = documents(name)
+    dags = [specification["root"], *specification["components"].values()]
+    tasks = [task for each in dags for task in each.get("dag", {}).get("tasks", {}).values()]
+    assert len(tasks) >= 3
+    assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
+
+
+@pytest.mark.parametrize("name", ["training", "seeds"])
+def test_parameters_are_described_and_named_after_their_stage(name):
+    specification, _ = documents(name)
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
+    assert all(each["description"].endswith(".") for each in parameters.values())
+    own = {"config", "store", "run", "seeds", "image", "image_pull_secret", "s3_secret"}
+    stages = ("validate_", "train_", "evaluate_", *(["compare_"] if name == "seeds" else []))
+    assert all(key in own or key.startswith(stages) for key in parameters)
+
+
+def test_secrets_are_referred_to_and_never_held():
+    _, executors = documents("training")
+    (secret,) = executors["exec-train"]["secretAsEnv"]
+    assert secret["secretNameParameter"] == {"componentInputParameter": "s3_secret"}
+    assert secret["optional"]
+    assert {"secretKey": "AWS_SECRET_ACCESS_KEY", "envVar": "AWS_SECRET_ACCESS_KEY"} in secret["keyToEnv"]
