@@ -38,17 +38,21 @@ def findings(
         yield from _api(kubeflow)
     except (ApiError, ConfigError) as error:
         yield Finding(
-            "API", "failed", str(error), "see the page troubleshooting; kubectl port-forward is the quickest"
+            "API",
+            "failed",
+            str(error),
+            "docs/kubeflow.md says how to reach it; kubectl port-forward is the quickest",
         )
         kubeflow = None
-    namespace = ""
+    namespace, account = "", ""
     if kubeflow:
         try:
             namespace = kubeflow.namespace or connection.api_namespace
+            account = "default-editor" if kubeflow.is_multi_user else "pipeline-runner"
             yield from _access(kubeflow, namespace)
         except (ApiError, ConfigError) as error:
             yield Finding("namespace", "failed", str(error), "give yours by --namespace")
-    yield from _cluster(connection, site, namespace or connection.namespace)
+    yield from _cluster(connection, site, namespace or connection.namespace, account)
     for name, location in (("store", store), ("pipeline root", root)):
         yield _storage(name, location)
 
@@ -108,7 +112,7 @@ def _access(kubeflow: Api, namespace: str) -> Iterator[Finding]:
     yield Finding("credentials", "ok", f"may list runs and schedules in namespace {namespace}")
 
 
-def _cluster(connection: Connection, site: Site, namespace: str) -> Iterator[Finding]:
+def _cluster(connection: Connection, site: Site, namespace: str, account: str) -> Iterator[Finding]:
     """What Kubernetes itself knows, if it may be asked."""
     import kubernetes
 
@@ -125,7 +129,7 @@ def _cluster(connection: Connection, site: Site, namespace: str) -> Iterator[Fin
     if not namespace:
         yield Finding("Kubernetes", "warning", "not looked at: no namespace", "give --namespace")
         return
-    for kind, name, needed, fix in _objects(site, namespace):
+    for kind, name, needed, fix in _objects(site, namespace, account):
         yield _object(core, kind, name, namespace, needed, fix)
     for stage in ("train", "evaluate"):
         placed: Stage = getattr(site.stages, stage)
@@ -147,7 +151,7 @@ def _core(connection: Connection) -> Any:
     return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(configuration))
 
 
-def _objects(site: Site, namespace: str) -> Iterator[tuple[str, str, bool, str]]:
+def _objects(site: Site, namespace: str, account: str) -> Iterator[tuple[str, str, bool, str]]:
     """Kind, name, whether a run fails without it, and how to make it."""
     yield (
         "namespace",
@@ -155,6 +159,13 @@ def _objects(site: Site, namespace: str) -> Iterator[tuple[str, str, bool, str]]
         True,
         f"ask for a profile, or give another by --namespace; {namespace} is not there",
     )
+    if account:
+        yield (
+            "service_account",
+            account,
+            True,
+            "Kubeflow makes it with the profile; --service-account names another",
+        )
     keys = " ".join(f"--from-literal={key}=..." for key in S3_KEYS[:2])
     yield (
         "secret",
@@ -276,6 +287,6 @@ def _storage(name: str, location: str) -> Finding:
             name,
             "warning",
             f"{location}: can be written, but does not refuse to overwrite",
-            "two attempts of one run may write at once; see docs/storage.md",
+            "two attempts of one run may write at once; see docs/runs.md",
         )
     return Finding(name, "ok", f"{location}: can be written, read and deleted")

@@ -1,8 +1,9 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from mappo.config import ExperimentConfig, from_dict
 from mappo.history import HistoryFile
 from mappo.runs import Run
 from mappo.train import train
+from pipelines.__main__ import main
 from tests.kubeflow_server import KubeflowServer
 from tests.services import ceph_rgw, moto_server, use_s3
 
+Cli = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 
 
@@ -59,6 +62,30 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubefl
     with KubeflowServer() as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
         yield server
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Give a command; its exit status, what it printed, and its errors."""
+
+    def give(*arguments: str) -> tuple[int, str, str]:
+        status = main(list(arguments))
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return give
+
+
+@pytest.fixture
+def read(cli: Cli) -> Callable[..., Any]:
+    """Give a command that succeeds; what it printed, as JSON."""
+
+    def give(*arguments: str) -> Any:
+        status, out, err = cli(*arguments, "--output", "json")
+        assert status == 0, err
+        return json.loads(out)
+
+    return give
 
 
 def endless(**environment: object) -> ExperimentConfig:

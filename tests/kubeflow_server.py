@@ -771,7 +771,6 @@ class KubernetesServer(FaultyServer):
         super().__init__()
         self.tokens = tokens
         self.objects: dict[str, dict[str, Any]] = {}
-        self.logs: dict[tuple[str, bool], str] = {}  # by pod, and whether of the container before
         self.forbidden: list[str] = []  # parts of paths that this user may not read
         for namespace in namespaces or {"team"}:
             self.add(f"/api/v1/namespaces/{namespace}")
@@ -795,8 +794,6 @@ class KubernetesServer(FaultyServer):
             )
         if path == "/version":
             return _json(200, {"major": "1", "minor": "33", "gitVersion": "v1.33.1", "platform": "linux/amd64"})
-        if match := re.fullmatch(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/log", path):
-            return self._read_log(match[1], query)
         if path in self.objects:
             return _json(200, {"apiVersion": "v1", "kind": kind, **self.objects[path]})
         if path.rpartition("/")[2] in ("pods", "nodes", "secrets", "configmaps", "serviceaccounts", "namespaces"):
@@ -817,14 +814,6 @@ class KubernetesServer(FaultyServer):
                 for key, equals, value in wanted
             )
         ]
-
-    def _read_log(self, pod: str, query: dict[str, str]) -> Answer:
-        text = self.logs.get((pod, query.get("previous") == "true"))
-        if text is None:
-            return self._status(404, "NotFound", f'pods "{pod}" not found')
-        if query.get("container", "main") not in ("main", "wait"):
-            return self._status(400, "BadRequest", f"container {query['container']} is not valid for pod {pod}")
-        return 200, "text/plain", text.encode(), {}
 
     @staticmethod
     def _status(code: int, reason: str, message: str) -> Answer:

@@ -24,30 +24,6 @@ SUBMIT = ["submit", "--file", str(GOLDEN)]
 QUICK = ["--interval", "0.1"]
 
 
-@pytest.fixture
-def cli(capsys):
-    """Give a command; its exit status, what it printed, and its errors."""
-
-    def give(*arguments: str) -> tuple[int, str, str]:
-        status = main(list(arguments))
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return give
-
-
-@pytest.fixture
-def read(cli):
-    """Give a command that succeeds; what it printed, as JSON."""
-
-    def give(*arguments: str):
-        status, out, err = cli(*arguments, "--output", "json")
-        assert status == 0, err
-        return json.loads(out)
-
-    return give
-
-
 # --- submit ---
 
 

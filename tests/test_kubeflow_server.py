@@ -402,14 +402,12 @@ def test_kubernetes_answers_as_statuses():
     with KubernetesServer(tokens={"good"}) as server:
         server.add("/api/v1/namespaces/team/secrets/s3")
         server.add("/api/v1/namespaces/team/pods/a", labels={"pipeline/runid": "1"})
-        server.logs["a", False] = "hello"
         server.forbidden.append("/nodes")
         assert kubernetes(server, "/api/v1/namespaces/team/secrets/s3")[0] == 200
         assert kubernetes(server, "/api/v1/namespaces/team/secrets/none")[0] == 404
         assert kubernetes(server, "/api/v1/nodes")[0] == 403
         found = json.loads(kubernetes(server, "/api/v1/namespaces/team/pods?labelSelector=pipeline/runid%3D1")[1])
         assert [item["metadata"]["name"] for item in found["items"]] == ["a"]
-        assert kubernetes(server, "/api/v1/namespaces/team/pods/a/log?container=main") == (200, "hello")
 
 
 def kubernetes(server: KubernetesServer, path: str) -> tuple[int, str]:

@@ -191,6 +191,50 @@ def test_component_is_thin_and_described(component):
         assert f"    {name}: " in documentation
 
 
+@dsl.component(base_image="python", install_kfp_package=False)
+def give() -> int:
+    return 7
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def note(directory: str, item: str, number: int, nested: dict):
+    import json
+    from pathlib import Path
+
+    Path(directory, item).write_text(json.dumps([number, nested]))
+
+
+@dsl.pipeline(name="inner")
+def noted_in_a_pipeline_of_its_own(directory: str, number: int, nested: dict):
+    with dsl.ParallelFor(["3", "4"], parallelism=1) as item:
+        note(directory=directory, item=item, number=number, nested=nested)
+
+
+@dsl.pipeline(name="outer")
+def noted(directory: str, nested: dict):
+    given = give()
+    noted_in_a_pipeline_of_its_own(directory=directory, number=given.output, nested=nested)
+
+
+@dsl.pipeline(name="trap")
+def noted_in_a_trap(directory: str, nested: dict):
+    given = give()
+    with dsl.ParallelFor(["3", "4"], parallelism=1) as item:
+        note(directory=directory, item=item, number=given.output, nested=nested)
+
+
+def test_values_in_a_loop_are_those_that_the_specification_says(tmp_path):
+    """Here as on a cluster, since every loop of ours is in a pipeline of its own."""
+    run_locally(noted, {"directory": str(tmp_path), "nested": {"a": ["b"]}}, tmp_path / "run")
+    assert [read_json(tmp_path / item) for item in ("3", "4")] == [[7, {"a": ["b"]}]] * 2
+
+
+def test_the_trap_that_is_refused_when_compiling_is_one(tmp_path):
+    """Should this fail, Kubeflow has mended it, and pipelines may loop where they like."""
+    run_locally(noted_in_a_trap, {"directory": str(tmp_path), "nested": {}}, tmp_path / "run")
+    assert [read_json(tmp_path / item)[0] for item in ("3", "4")] != [7, 7]
+
+
 def test_missing_kubeflow_sdk_is_explained(tmp_path):
     script = (
         "import sys; sys.modules['kfp'] = None; from pipelines.__main__ import main; "
