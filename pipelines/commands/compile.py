@@ -12,7 +12,7 @@ from pipelines.compiling import NAMES, difference
 
 _EPILOG = """examples:
   python -m pipelines compile --image ghcr.io/you/mappo:1.0                all pipelines, into compiled/
-  python -m pipelines compile --site site.yaml --pipeline training --output training.yaml
+  python -m pipelines compile --site site.yaml --output training.yaml      one pipeline; with --seeds, the other
   python -m pipelines compile --site site.yaml --check                     1 if the files in compiled/ are not that
 """
 _SHOWN_LINES = 20
@@ -33,8 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--pipeline",
         choices=("all", *NAMES),
-        default="all",
-        help="training: one run; seeds: several and their comparison (default: all)",
+        help="training: one run; seeds: several and their comparison (default: all, or for a file, what --seeds says)",
     )
     command.add_argument(
         "--output",
@@ -51,10 +50,11 @@ def add(commands: Any) -> None:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    names = NAMES if arguments.pipeline == "all" else (arguments.pipeline,)
     is_file = arguments.output.suffix in (".yaml", ".yml")
-    if is_file and len(names) > 1:
+    chosen = arguments.pipeline or (NAMES[arguments.seeds is not None] if is_file else "all")
+    if is_file and chosen == "all":
         raise ConfigError(f"--output {arguments.output}: one file for one pipeline: give --pipeline {NAMES[0]}")
+    names = NAMES if chosen == "all" else (chosen,)
     outdated = 0
     for name in names:
         path = arguments.output if is_file else arguments.output / f"{name}.yaml"
