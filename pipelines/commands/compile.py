@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--pipeline",
         choices=("all", *NAMES),
-        help="training: one run; seeds: several and their comparison (default: all; for a file, what --seeds says)",
+        help="training: one run; seeds: several and their comparison (default: all; for a file, as --seeds says)",
     )
     command.add_argument(
         "--output",
