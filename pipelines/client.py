@@ -112,7 +112,17 @@ def get_run(kubeflow: Api, run_id: str) -> Any:
 
 
 def pipeline_name(kubeflow: Api, run: Any) -> str:
-    """The name of a run's pipeline, as in its specification, by which artifacts are kept."""
+    """The name of a run's pipeline, by which artifacts are kept."""
+    specification = specification_of(kubeflow, run)
+    return str(specification.get("pipeline_spec", specification)["pipelineInfo"]["name"])
+
+
+def specification_of(kubeflow: Api, run: Any) -> Mapping[str, Any]:
+    """What a run is made from: the pipeline's specification, beside that of Kubernetes if there is one.
+
+    Raises:
+        ConfigError: the server does not tell.
+    """
     specification = run.pipeline_spec
     reference = run.pipeline_version_reference
     if not isinstance(specification, Mapping) and reference:
@@ -124,7 +134,7 @@ def pipeline_name(kubeflow: Api, run: Any) -> str:
         specification = found.pipeline_spec
     if not isinstance(specification, Mapping):
         raise ConfigError(f"run {run.run_id}: the server does not say which pipeline it is of")
-    return str(specification.get("pipeline_spec", specification)["pipelineInfo"]["name"])
+    return specification
 
 
 def find_named(kubeflow: Api, name: str, experiment_id: str = "") -> list[Any]:
@@ -268,6 +278,8 @@ def _marker(schedule: Schedule, submission: Submission) -> str:
 
 def _expanded(config: Any, now: datetime) -> Any:
     """A run's configuration with the placeholders that the server replaces when a schedule fires."""
+    if config is None:  # as the server tells one without parameters and root
+        return None
     values = {"[[ScheduledTime]]": now.strftime("%Y%m%d%H%M%S"), "[[CurrentTime]]": now.strftime("%Y%m%d%H%M%S")}
 
     def replaced(value: Any) -> Any:
@@ -335,9 +347,9 @@ def upload(kubeflow: Api, compiled: Compiled, version: str) -> tuple[str, str]:
 
 
 def _is_same(specification: Any, compiled: Compiled) -> bool:
-    """Whether a version holds this pipeline; the server may or may not wrap it."""
-    there = specification.get("pipeline_spec", specification) if isinstance(specification, dict) else {}
-    return json.dumps(there, sort_keys=True) == json.dumps(compiled.specification, sort_keys=True)
+    """Whether a version holds this pipeline, with all that concerns Kubernetes; 2 and 2.0 are the same."""
+    there = specification if isinstance(specification, dict) else {}
+    return bool((there if "pipeline_spec" in there else {"pipeline_spec": there}) == compiled.body)
 
 
 def _pipeline(kubeflow: Api, compiled: Compiled) -> Any:

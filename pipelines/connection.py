@@ -7,6 +7,7 @@ home directory that redirects later calls, does not notice a login page, and tri
 import json
 import os
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _MEANINGS = {
     409: "it is there already",
     429: "too many requests",
 }
+_CERTIFICATE = "its certificate is not trusted: give the authority's by --ca-file or KF_PIPELINES_CA_FILE"
 _LOGIN = (
     "a login page answered instead of the API: give a token (KF_PIPELINES_TOKEN, --token-file) or the cookie of a "
     "session in the browser (KF_PIPELINES_COOKIE), or go past it with kubectl port-forward"
@@ -103,6 +105,7 @@ class Api:
         configuration, self._own_namespace = _configuration(self.connection)
         configuration.retries = False  # urllib3's: no redirects, and trying again is done here
         self.url: str = configuration.host
+        self.is_by_kubeconfig = not self.connection.endpoint and not in_pod()
         self._client = kfp_server_api.ApiClient(configuration, cookie=self.connection.cookie or None)
         self.runs = kfp_server_api.RunServiceApi(self._client)
         self.experiments = kfp_server_api.ExperimentServiceApi(self._client)
@@ -110,6 +113,12 @@ class Api:
         self.uploads = kfp_server_api.PipelineUploadServiceApi(self._client)
         self.recurring = kfp_server_api.RecurringRunServiceApi(self._client)
         self._health = kfp_server_api.HealthzServiceApi(self._client)
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether the endpoint is likely a gateway that people open, and not the API alone."""
+        parts = urlsplit(self.connection.endpoint)
+        return parts.path.endswith("/pipeline") or (bool(parts.hostname) and parts.port is None)
 
     @cached_property
     def is_multi_user(self) -> bool:
@@ -121,10 +130,15 @@ class Api:
         """The user's namespace; None in a Kubeflow of one user, which refuses to be told one.
 
         Raises:
-            ConfigError: there are several users, and nothing says which namespace is meant.
+            ConfigError: there are several users, and nothing says which namespace is meant, or who asks.
         """
         if not self.is_multi_user:
             return None
+        if self.is_by_kubeconfig:
+            raise ConfigError(
+                "this Kubeflow has several users, and the cluster's own API does not pass on who asks: give the "
+                "gateway's address by --endpoint, with a token or cookie"
+            )
         namespace = self.connection.namespace or self._own_namespace
         if not namespace:
             raise ConfigError("this Kubeflow has several users: give --namespace or KF_PIPELINES_NAMESPACE")
@@ -196,6 +210,10 @@ class Api:
             answer = function(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
         except kfp_server_api.ApiException as error:
             raise _meaning(error, self.url) from None
+        except AttributeError as error:  # the generated client's own, at a certificate that is not trusted
+            if not isinstance(error.__context__, kfp_server_api.ApiException):
+                raise
+            raise ApiError(f"{self.url}: {_CERTIFICATE} ({_reason(error.__context__)})") from None
         except urllib3.exceptions.HTTPError as error:
             unsent = isinstance(
                 error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.NameResolutionError
@@ -297,8 +315,8 @@ def _said(error: kfp_server_api.ApiException) -> str:
     return body[:500]
 
 
-def _reason(error: Exception) -> str:
-    return str(error).rpartition(": ")[2] or type(error).__name__
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()).rpartition(": ")[2] or type(error).__name__
 
 
 def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration, str]:
@@ -311,12 +329,21 @@ def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration
         namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
     else:
         namespace = _from_kubeconfig(configuration, connection)
+    configuration.proxy = _proxy(configuration.host)
     if connection.ca_file:
         if not Path(connection.ca_file).is_file():
             raise ConfigError(f"--ca-file {connection.ca_file}: there is no such file")
         configuration.ssl_ca_cert = connection.ca_file
     _authorise(configuration, connection)
     return configuration, namespace
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for an address, if it does."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _checked_endpoint(endpoint: str) -> str:
@@ -341,8 +368,17 @@ def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Co
         raise ConfigError(
             f"where is Kubeflow? give --endpoint or KF_PIPELINES_ENDPOINT, or a kubeconfig that works ({error})"
         ) from None
-    proxy = f"api/v1/namespaces/{connection.api_namespace}/services/ml-pipeline:http/proxy"
-    configuration.host = f"{configuration.host.rstrip('/')}/{proxy}"
+    path = f"api/v1/namespaces/{connection.api_namespace}/services/ml-pipeline:http/proxy"
+    host = f"{configuration.host.rstrip('/')}/{path}"
+    refresh = configuration.refresh_api_key_hook
+
+    def keep(configuration: kfp_server_api.Configuration) -> None:
+        """The kubeconfig's own hook sets the host, and itself, again each time."""
+        if refresh:
+            refresh(configuration)
+        configuration.host, configuration.refresh_api_key_hook = host, keep
+
+    keep(configuration)
     chosen = [context for context in contexts if context["name"] == connection.context] or [current]
     return str(chosen[0]["context"].get("namespace", ""))
 

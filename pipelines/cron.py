@@ -77,6 +77,17 @@ class Cron:
             raise ConfigError(f"cron {text!r}: no such day ever comes") from None
         return cron
 
+    @classmethod
+    def stored(cls, text: str) -> "Cron | None":
+        """What a schedule on the server says, as the server reads it; None for what is not known here (`@every`).
+
+        Five fields are seconds to month there, since somebody else may have stored them.
+        """
+        try:
+            return cls.parse(f"{text} *" if len(text.split()) == 5 else text)
+        except ConfigError:
+            return None
+
     def next(self, after: datetime, count: int) -> list[datetime]:
         """The next times at which it fires, in the time zone of `after`."""
         return list(islice(self.times(after), count))

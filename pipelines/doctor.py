@@ -163,8 +163,8 @@ def _objects(site: Site, namespace: str, account: str) -> Iterator[tuple[str, st
         yield (
             "service_account",
             account,
-            True,
-            "Kubeflow makes it with the profile; --service-account names another",
+            False,
+            "Kubeflow makes it; `submit --service-account` names another",
         )
     keys = " ".join(f"--from-literal={key}=..." for key in S3_KEYS[:2])
     yield (
@@ -197,13 +197,17 @@ def _object(core: Any, kind: str, name: str, namespace: str, needed: bool, fix: 
     read = core.read_namespace if kind == "namespace" else getattr(core, f"read_namespaced_{kind}")
     where = (name,) if kind == "namespace" else (name, namespace)
     try:
-        read(*where, _request_timeout=_KUBERNETES_SECONDS)
+        found = read(*where, _request_timeout=_KUBERNETES_SECONDS)
     except kubernetes.client.ApiException as error:
         if error.status == 404:
             return Finding(check, "failed" if needed else "warning", "not there", fix)
         return Finding(check, "warning", f"may not be looked at: {error.status} {error.reason}", fix)
     except urllib3.exceptions.HTTPError as error:
         return Finding(check, "warning", f"Kubernetes does not answer: {error}", "check the kubeconfig")
+    if "create secret generic" in fix and (
+        absent := [key for key in S3_KEYS[:2] if key not in (found.data or {})]
+    ):
+        return Finding(check, "warning", f"is there, without {' and '.join(absent)}", fix)
     return Finding(check, "ok", f"in namespace {namespace}" if kind != "namespace" else "is there")
 
 
@@ -271,9 +275,10 @@ def _storage(name: str, location: str) -> Finding:
     try:
         place = open_store(location, patience_seconds=10)
         place.write(key, b"mappo")
-        if place.read(key, 100) != b"mappo":
-            return Finding(name, "failed", f"{location}: other bytes came back than were written")
-        place.delete(key)
+        try:
+            came_back = place.read(key, 100)
+        finally:
+            place.delete(key)
         honours = honours_conditions(place, key)
     except StoreError as error:
         return Finding(
@@ -282,6 +287,8 @@ def _storage(name: str, location: str) -> Finding:
             str(error),
             "check AWS_ENDPOINT_URL, credentials and the bucket, here and in the secret",
         )
+    if came_back != b"mappo":
+        return Finding(name, "failed", f"{location}: other bytes came back than were written")
     if not honours:
         return Finding(
             name,

@@ -27,6 +27,8 @@ S3_KEYS = (  # of the secret, each as the environment variable of that name, if 
 STAGES = ("validate", "train", "evaluate", "compare")
 GPU_STAGES = ("train", "evaluate")
 
+_FOR_EVER = "31536000s"  # Argo tries nothing again, and ends what it tries, so long after the first attempt began
+
 GENERAL_PARAMETERS: dict[str, tuple[type, str]] = {
     "image": (str, "The container image of every stage, with a tag or digest."),
     "image_pull_secret": (str, "The secret for the image's registry; it need not exist."),
@@ -151,8 +153,8 @@ def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
         task.set_retry(
             stage.retries,
             backoff_duration=f"{stage.backoff_seconds}s",
-            backoff_factor=2.0,
-            backoff_max_duration=f"{stage.backoff_max_seconds}s",
+            backoff_factor=float(stage.backoff_factor),
+            backoff_max_duration=_FOR_EVER,
         )
     if stage.timeout_seconds:
         kubernetes.set_timeout(task, stage.timeout_seconds)

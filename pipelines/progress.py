@@ -40,13 +40,13 @@ class Stage:
         return ((self.ended or now) - self.began).total_seconds() if self.began else None
 
 
-def stages_of(run: Any) -> list[Stage]:
-    """The stages of a run, also those to come, in the order in which they run."""
+def stages_of(run: Any, specification: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a run of this pipeline, also those to come, in the order in which they run."""
     details = (run.run_details.task_details if run.run_details else None) or []
-    nodes = _Nodes(details)
+    nodes = _Nodes(details, specification)
     to_come = "PENDING" if run.state in (None, "PENDING", "RUNNING") else "NOT REACHED"
     found = [nodes.stage(path, to_come) for path in nodes.stages()]
-    planned = _planned(run.pipeline_spec)
+    planned = _planned(specification)
     names = {stage.task for stage in found}
     found += [Stage(name, to_come, None, None, 0, ()) for name in planned if name not in names]
     never = datetime.max.replace(tzinfo=UTC)
@@ -82,8 +82,8 @@ def failure_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
 class _Nodes:
     """The nodes of a workflow, by their full names."""
 
-    def __init__(self, details: list[Any]):
-        self._details = details
+    def __init__(self, details: list[Any], specification: Mapping[str, Any]):
+        self._details, self._specification = details, specification
         self._ids = {child.pod_name for detail in details for child in detail.child_tasks or []}
         self._failed_pods = [
             pod
@@ -113,9 +113,9 @@ class _Nodes:
         attempts = [each for each in retried if self._id(each) in self._ids]
         pods: tuple[str, ...] = ()
         if attempts:
-            pods = self._pods(attempts[-1], "retry-system-container-impl")
+            pods = self._pods(path, attempts[-1], "retry-system-container-impl")
         elif self._id(f"{path}.executor") in self._ids:
-            pods = self._pods(f"{path}.executor", "system-container-impl")
+            pods = self._pods(path, f"{path}.executor", "system-container-impl")
         iteration = _ITERATION.search(path)
         name = path.rpartition(".")[2] + (f"[{iteration[1]}]" if iteration else "")
         if not detail.state:
@@ -132,20 +132,39 @@ class _Nodes:
         own = [d for d in named if below in {child.pod_name for child in d.child_tasks or []}]
         return (own or named)[0]
 
-    def _pods(self, path: str, template: str) -> tuple[str, ...]:
-        """Names that a node's pod may have; that of a failed one is told."""
+    def _pods(self, stage: str, path: str, template: str) -> tuple[str, ...]:
+        """Names that a node's pod may have; that of a failed one may be told.
+
+        Pods with labels or annotations are made from a template that counts them.
+        """
         digest = _fnv32a(path)
         told = [pod for pod in self._failed_pods if pod.endswith(f"-{digest}")]
-        return (*told, f"{self._workflow}-{template}-{digest}", f"{self._workflow}-{digest}")
+        metadata = self._pod_metadata(stage.rpartition(".")[2])
+        counts = f"metadata-{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}-"
+        names = [f"{counts}{template}" if metadata else template, template]
+        guessed = [f"{self._workflow}-{name}-{digest}" for name in names]
+        return tuple(dict.fromkeys([*told, *guessed, f"{self._workflow}-{digest}"]))
+
+    def _pod_metadata(self, task: str) -> Mapping[str, Any]:
+        """The labels and annotations that a task's pod was given."""
+        platforms = self._specification.get("platform_spec", {}).get("platforms", {})
+        executors = platforms.get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
+        pipeline = self._specification.get("pipeline_spec", self._specification)
+        components = pipeline.get("components", {})
+        for component in (pipeline.get("root", {}), *components.values()):
+            found = component.get("dag", {}).get("tasks", {}).get(task)
+            if found:
+                label = components.get(found["componentRef"]["name"], {}).get("executorLabel")
+                metadata = executors.get(label, {}).get("podMetadata", {})
+                return metadata if isinstance(metadata, Mapping) else {}
+        return {}
 
     def _id(self, path: str) -> str:
         return f"{self._workflow}-{_fnv32a(path)}"
 
 
-def _planned(specification: Any) -> list[str]:
-    """The stages of a pipeline, in an order in which they can run; empty when the server does not show it."""
-    if not isinstance(specification, Mapping):
-        return []
+def _planned(specification: Mapping[str, Any]) -> list[str]:
+    """The stages of a pipeline, in an order in which they can run."""
     root = specification.get("pipeline_spec", specification)
     return list(_tasks(root.get("root", {}), root.get("components", {})))
 

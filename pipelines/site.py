@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from mappo.config import ConfigError, checked, merged, to_dict
 
+_LONGEST_WAIT_SECONDS = 86_400
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _IMAGE = re.compile(r"[^\s@:]+(:\d+)?(/[^\s@:]+)*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
 _CPU = re.compile(r"[1-9][0-9]*m?|[0-9]+\.[0-9]+")
@@ -92,8 +93,17 @@ class Stage:
     shm: Annotated[Memory | None, Field(description="size of /dev/shm; null for the node's default")] = None
     timeout_seconds: Annotated[int, Field(ge=0, description="a pod is ended after this time; 0 for never")] = 0
     retries: Annotated[int, Field(ge=0, le=100, description="how often a failed pod is tried again")] = 0
-    backoff_seconds: Annotated[int, Field(ge=0, description="before the first retry; then twice as long")] = 30
-    backoff_max_seconds: Annotated[int, Field(ge=0, description="the longest wait before a retry")] = 600
+    backoff_seconds: Annotated[int, Field(ge=1, description="before the first retry")] = 30
+    backoff_factor: Annotated[int, Field(ge=1, le=10, description="each wait is so many times the last")] = 2
+
+    def __post_init__(self) -> None:
+        """The last wait must not be absurd."""
+        longest = self.backoff_seconds * self.backoff_factor ** max(0, self.retries - 1)
+        if longest > _LONGEST_WAIT_SECONDS:
+            raise ConfigError(
+                f"retries = {self.retries}, backoff_seconds = {self.backoff_seconds}, backoff_factor = "
+                f"{self.backoff_factor}: the last wait would be {longest:.0e} s; at most {_LONGEST_WAIT_SECONDS} s"
+            )
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -114,6 +114,31 @@ def _read_fields(value: dict, model: Any) -> dict:
 # --- pipelines ---
 
 
+def as_struct(value: Any) -> Any:
+    """As a value comes back from the server, which knows one kind of number: 2.0 as 2."""
+    if isinstance(value, dict):
+        return {key: as_struct(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [as_struct(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def platform_of(source: dict[str, Any]) -> dict[str, Any]:
+    """What concerns Kubernetes in a source of pipelines that was read."""
+    platform = source.get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
+    return platform.get("deploymentSpec", {})
+
+
+def read_source(text: str) -> dict[str, Any]:
+    """A pipeline as the server keeps it: alone, or wrapped together with what concerns the platform."""
+    pipeline = read_pipeline(text)
+    documents = [document for document in yaml.safe_load_all(text) if document]
+    if len(documents) == 1 and "pipeline_spec" in documents[0]:
+        return documents[0]
+    platforms = [document for document in documents if "platforms" in document]
+    return {"pipeline_spec": pipeline, "platform_spec": platforms[0]} if platforms else pipeline
+
+
 def read_pipeline(text: str) -> dict[str, Any]:
     """The pipeline's document of a file or a request; a platform's document may stand beside it."""
     broken = "Failed to create a pipeline and a pipeline version due to template creation error"
@@ -379,8 +404,9 @@ def _read_token(text: str) -> Any:
 class Workflow:
     """The nodes that Argo makes of a pipeline, step by step, and the task details made of them."""
 
-    def __init__(self, name: str, run_id: str, pipeline: dict[str, Any], parameters: dict[str, Any]):
-        self.name, self.run_id, self.pipeline = name, run_id, pipeline
+    def __init__(self, name: str, run_id: str, source: dict[str, Any], parameters: dict[str, Any]):
+        pipeline = source.get("pipeline_spec", source)
+        self.name, self.run_id, self.pipeline, self.platform = name, run_id, pipeline, platform_of(source)
         self.created = int(time.time())
         self.nodes: dict[str, dict[str, Any]] = {}  # by path
         defined = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
@@ -398,7 +424,6 @@ class Workflow:
             "finished": UNFINISHED,
             "children": [],
             "history": self.nodes.get(path, {}).get("history", []),
-            "attempts": [],
         }
         self.phase(path, phase)
         for parent in parents:
@@ -472,7 +497,6 @@ class Workflow:
                     {key: value for key, value in status.items() if value} for status in node["history"]
                 ],
                 "child_tasks": [{"pod_name": child} for child in node["children"]],
-                "executor_detail": {"failed_main_jobs": node["attempts"]} if node["attempts"] else None,
             }
             tasks.append({key: value for key, value in task.items() if value})
         return tasks
@@ -623,8 +647,14 @@ class _Task:
             self._pod([node])
 
     def _pod(self, parents: list[str]) -> None:
+        """Its template counts annotations and labels, where there are any."""
         name = self._executor()
         template = "retry-system-container-impl" if self.retries else "system-container-impl"
+        executors = self.flow.platform.get("executors", {})
+        metadata = executors.get(self.component.get("executorLabel"), {}).get("podMetadata")
+        if metadata:
+            counts = f"{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}"
+            template = f"metadata-{counts}-{template}"
         self.flow.node(name, name.rpartition(".")[2], template, "RUNNING", parents)
 
     def _close(self, phase: str) -> None:
@@ -643,8 +673,6 @@ class _Task:
 
     def _fail_attempt(self) -> None:
         self.flow.phase(self._executor(), "FAILED")
-        if self.retries:
-            self.flow.nodes[f"{self.path}.executor"]["attempts"].append(self.pod)
 
     def _component(self, task: dict) -> dict:
         return self.flow.pipeline["components"][task["componentRef"]["name"]]

@@ -25,6 +25,7 @@ from tests.kubeflow_rules import (
     Listing,
     Refused,
     Workflow,
+    as_struct,
     check_cron,
     check_length,
     check_parameters,
@@ -34,6 +35,7 @@ from tests.kubeflow_rules import (
     not_found,
     read_model,
     read_pipeline,
+    read_source,
     rfc3339,
 )
 
@@ -190,6 +192,7 @@ class KubeflowServer(FaultyServer):
         terminated_state: str = "CANCELED",
     ):
         super().__init__()
+        self.prefix = ""  # as where the cluster's own API forwards requests
         self.multi_user, self.namespaces = multi_user, namespaces or {"team"}
         self.tokens, self.cookies, self.login_page = tokens, set[str](), login_page
         self.terminated_state = terminated_state
@@ -297,8 +300,10 @@ class KubeflowServer(FaultyServer):
     # --- requests ---
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Answer:
-        """The gateway, then the routes; also when the cluster's own API forwards a request."""
-        path = path.removeprefix("/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy")
+        """The gateway, then the routes, all below `prefix`."""
+        if not path.startswith(self.prefix):
+            return _json(404, {"kind": "Status", "status": "Failure", "code": 404})
+        path = path.removeprefix(self.prefix)
         if refusal := self._gateway(path, headers):
             return refusal
         found = ((re.fullmatch(pattern, path), name) for verb, pattern, name in _ROUTES if verb == method)
@@ -433,7 +438,7 @@ class KubeflowServer(FaultyServer):
         context = context or "Failed to create a pipeline version"
         try:
             name, content = _form_file(headers, body)
-            spec = read_pipeline(content)
+            spec = as_struct(read_source(content))
             return _json(200, handler(spec, query.get("name") or query.get("display_name") or name, query))
         except Refused as refused:
             message = refused.external if refused.code == 3 else context
@@ -566,7 +571,9 @@ class KubeflowServer(FaultyServer):
                 return self.versions[key]["pipeline_spec"]
             if not item.get("pipeline_spec"):
                 raise invalid("Failed to fetch a template with an empty pipeline spec manifest")
-            return read_pipeline(json.dumps(item["pipeline_spec"]))
+            read_pipeline(json.dumps(item["pipeline_spec"]))
+            item["pipeline_spec"] = as_struct(item["pipeline_spec"])
+            return item["pipeline_spec"]
         except Refused as refused:
             raise internal(action, refused) from None
 
@@ -607,13 +614,14 @@ class KubeflowServer(FaultyServer):
         spec = self._source(run, "Failed to create a run due to error fetching manifest")
         given = run.get("runtime_config", {}).get("parameters", {})
         try:
-            check_parameters(spec, given)
+            pipeline = spec.get("pipeline_spec", spec)
+            check_parameters(pipeline, given)
         except Refused as refused:
             raise refused.within("Failed to generate the ExecutionSpec", "invalid pipeline job inputs") from None
         run_id, now = run.get("run_id") or str(uuid.uuid4()), rfc3339(time.time())
         run = {"run_id": run_id, "created_at": now, "scheduled_at": now, "finished_at": NEVER, **run}
         self.runs[run_id] = {**run, "storage_state": "AVAILABLE", "state_history": []}
-        name = f"{spec['pipelineInfo']['name']}-{secrets.token_hex(3)[:5]}"
+        name = f"{pipeline['pipelineInfo']['name']}-{secrets.token_hex(3)[:5]}"
         self.workflows[run_id] = Workflow(name, run_id, spec, given)
         self.experiments[run["experiment_id"]]["last_run_created_at"] = now
         self._report(run_id, "PENDING")
@@ -717,7 +725,8 @@ class KubeflowServer(FaultyServer):
             self._check_schedule(job)
             spec = self._source(job, "Failed to create a recurring run with an invalid pipeline spec manifest")
             try:
-                check_parameters(spec, job.get("runtime_config", {}).get("parameters", {}))
+                given = job.get("runtime_config", {}).get("parameters", {})
+                check_parameters(spec.get("pipeline_spec", spec), given)
             except Refused as refused:
                 context = "Failed to create a recurring run during scheduled workflow creation"
                 raise refused.within(context, "invalid pipeline job inputs") from None
@@ -730,6 +739,8 @@ class KubeflowServer(FaultyServer):
         job |= {"status": "ENABLED", "mode": "ENABLE"} if enabled else {"status": "DISABLED", "mode": "DISABLE"}
         if periodic := job["trigger"].get("periodic_schedule"):
             periodic["interval_second"] = str(periodic["interval_second"])
+        if not any(job.get("runtime_config", {}).values()):
+            job.pop("runtime_config", None)
         self.recurring_runs[job["recurring_run_id"]] = {key: value for key, value in job.items() if value}
         return self.recurring_runs[job["recurring_run_id"]]
 

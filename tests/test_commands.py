@@ -60,7 +60,7 @@ def test_several_seeds_submit_the_pipeline_of_seeds(kubeflow, read):
     assert specification["root"]["inputDefinitions"]["parameters"]["seeds"]["defaultValue"] == ["4", "5"]
 
 
-def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli):
+def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli, tmp_path):
     for _ in range(2):
         read(*SUBMIT, "--upload")
     (pipeline,), (version,) = kubeflow.pipelines.values(), kubeflow.versions.values()
@@ -75,6 +75,11 @@ def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli):
     status, _, err = cli("submit", "--image", "other:1", "--upload", "mine")
     assert status == 2
     assert "version 'mine' of mappo-training is there with another content" in err
+    placed = tmp_path / "placed.yaml"
+    placed.write_text(GOLDEN.read_text().replace("sizeLimit: 2Gi", "sizeLimit: 64Gi"))
+    status, _, err = cli("submit", "--file", str(placed), "--upload", "mine")
+    assert status == 2
+    assert "another content" in err
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def run_id(kubeflow, read) -> str:
     return read(*SUBMIT)["id"]
 
 
-def test_listed_runs_are_the_newest_first_over_all_pages(kubeflow, read):
+def test_listed_runs_are_the_newest_first_over_all_pages(kubeflow, read, cli):
     made = [read(*SUBMIT, "--name", str(index))["id"] for index in range(3)]
     for index, run in enumerate(kubeflow.runs.values()):
         run["created_at"] = f"2026-01-0{index + 1}T00:00:00Z"
@@ -150,6 +155,7 @@ def test_listed_runs_are_the_newest_first_over_all_pages(kubeflow, read):
     assert [row["id"] for row in read("runs", "list", "--limit", "2")] == made[:0:-1]
     assert [row["id"] for row in read("runs", "list", "--experiment", "Default")] == made[::-1]
     assert read("runs", "show", "latest")["id"] == made[-1]
+    assert cli("runs", "list", "--limit", "-1")[0] == 2
 
 
 def test_a_run_is_shown_with_all_its_stages_in_order(kubeflow, read, run_id):
@@ -183,11 +189,9 @@ def test_a_run_that_succeeds_is_watched_to_its_end(kubeflow, cli, run_id):
 
 
 def test_a_run_that_fails_says_which_stage_why_and_ends_with_1(kubeflow, cli, run_id):
-    log = "[train] iteration 3\n[train] failed: s3://a/b: access denied\n"
-    kubeflow.write_log(run_id, "train", log)
-    kubeflow.fail_stage(run_id, "train", "oops")
-    for pod in kubeflow.logs:
-        kubeflow.logs[pod] = log
+    kubeflow.fail_stage(
+        run_id, "train", "[train] iteration 3\n[train] failed: s3://a/b: access denied", attempts=2
+    )
     status, out, err = cli("runs", "watch", run_id, *QUICK)
     assert status == 1
     assert "train  FAILED" in out
@@ -295,10 +299,12 @@ def test_in_a_terminal_there_is_one_table_that_changes(kubeflow, run_id):
     assert text.rstrip().rpartition("stage")[2].count("SUCCEEDED") == 3
 
 
-def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, run_id):
+def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, read, run_id):
     kubeflow.retry_stage(run_id, "train")
     kubeflow.write_log(run_id, "train", "second attempt\n")
     assert cli("runs", "logs", "train", run_id)[:2] == (0, "second attempt\n")
+    (row,) = read("runs", "logs", "train", run_id)
+    assert row == {"stage": "train", "log": "second attempt\n"}
     status, _, err = cli("runs", "logs", "evaluate", run_id)
     assert status == 3
     assert "no pod has been started" in err
@@ -423,9 +429,24 @@ def test_a_triggered_schedule_runs_what_it_would_run_with_the_time_filled_in(kub
     assert fired["experiment_id"] == run["experiment_id"]
 
 
+def test_a_schedule_without_parameters_is_triggered(kubeflow, read):
+    read(*CREATE)
+    assert kubeflow.runs[read("schedule", "trigger", "nightly")["id"]]["state"] == "PENDING"
+
+
+@pytest.mark.parametrize(("cron", "fires"), [("30 2 * * *", ":02:30 UTC"), ("@every 2h", None)])
+def test_a_schedule_that_somebody_else_made_is_shown_as_the_server_reads_it(kubeflow, read, cron, fires):
+    read(*CREATE)
+    (job,) = kubeflow.recurring_runs.values()
+    job["trigger"]["cron_schedule"]["cron"] = cron
+    (shown,) = read("schedule", "show", "nightly")
+    assert shown["cron"] == cron
+    assert shown.get("fires next", "").count(fires or "-") == (5 if fires else 0)
+
+
 def test_a_schedule_is_shown_and_deleted(kubeflow, read, cli):
     made = read(*CREATE)
-    shown = read("schedule", "show", made["id"])
+    (shown,) = read("schedule", "show", made["id"])
     assert shown["name"] == "nightly"
     assert shown["catch up"] == "no"
     assert "nightly" in cli("schedule", "list")[1]

@@ -1,4 +1,6 @@
 import json
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -145,6 +147,9 @@ def test_a_login_page_that_is_served_with_200_is_recognised_too(server):
         client.runs(api(server), 1)
 
 
+PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
+
+
 def kubeconfig(server: KubeflowServer, path: Path, user: dict) -> str:
     path.write_text(
         json.dumps(
@@ -165,16 +170,51 @@ def kubeconfig(server: KubeflowServer, path: Path, user: dict) -> str:
 
 
 def test_without_an_endpoint_the_kubeconfig_leads_to_the_api(monkeypatch, tmp_path):
-    with KubeflowServer(multi_user=True, tokens={"mine"}) as server:
+    with KubeflowServer(tokens={"mine"}) as server:
+        server.prefix = PROXY
         path = kubeconfig(server, tmp_path / "config", {"token": "mine"})
-        monkeypatch.setenv("KUBECONFIG", path)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", path)
-        kubeflow = Api(Connection())
-        assert kubeflow.namespace == "team"
-        assert client.runs(kubeflow, 1) == []
-        assert Api(Connection(context="there")).namespace == "other"
+        assert client.runs(Api(Connection()), 1) == []
+        assert client.runs(Api(Connection(context="there")), 1) == []
         with pytest.raises(ConfigError, match="kubeconfig"):
             Api(Connection(context="nowhere"))
+
+
+def test_several_users_are_not_told_apart_by_the_clusters_own_api(monkeypatch, tmp_path):
+    """It removes the credentials once it has checked them."""
+    with KubeflowServer(multi_user=True, tokens={"mine"}) as server:
+        server.prefix = PROXY
+        path = kubeconfig(server, tmp_path / "config", {"token": "mine"})
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", path)
+        with pytest.raises(ConfigError, match="gateway's address by --endpoint"):
+            assert Api(Connection()).namespace
+
+
+def test_a_proxy_of_the_environment_is_heeded(monkeypatch, server):
+    """The server stands for the proxy; the address itself does not exist."""
+    monkeypatch.setenv("http_proxy", server.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    endpoint = "http://kubeflow.invalid"
+    assert client.runs(Api(Connection(endpoint=endpoint), patience_seconds=0), 1) == []
+    monkeypatch.setenv("no_proxy", "kubeflow.invalid")
+    with pytest.raises(ApiError, match="no answer"):
+        client.runs(Api(Connection(endpoint=endpoint), patience_seconds=0), 1)
+
+
+def test_a_certificate_that_is_not_trusted_is_explained(server, tmp_path):
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "certificate")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    endpoint = server.url.replace("http:", "https:")
+    with pytest.raises(ApiError, match="certificate is not trusted: give the authority's by --ca-file"):
+        client.runs(Api(Connection(endpoint=endpoint), patience_seconds=1), 1)
+    trusting = Connection(endpoint=endpoint, ca_file=str(tmp_path / "certificate"))
+    assert client.runs(Api(trusting), 1) == []
 
 
 def test_a_kubeconfig_that_fetches_tokens_by_a_command_fetches_another(monkeypatch, tmp_path):
@@ -194,7 +234,8 @@ def test_a_kubeconfig_that_fetches_tokens_by_a_command_fetches_another(monkeypat
             "interactiveMode": "Never",
         }
     }
-    with KubeflowServer(multi_user=True, tokens={"first"}) as server:
+    with KubeflowServer(tokens={"first"}) as server:
+        server.prefix = PROXY
         path = kubeconfig(server, tmp_path / "config", user)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", path)
         kubeflow = Api(Connection())

@@ -19,8 +19,10 @@ def kubernetes(monkeypatch, tmp_path):
     """The API server of a cluster that has everything, by the kubeconfig."""
     with KubernetesServer(tokens={"mine"}) as server:
         namespace = "/api/v1/namespaces/team"
-        for path in ("secrets/mappo-s3", "secrets/mappo-registry", "configmaps/mappo-monitoring"):
+        for path in ("secrets/mappo-registry", "configmaps/mappo-monitoring"):
             server.add(f"{namespace}/{path}")
+        keys = {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "Yg=="}
+        server.add(f"{namespace}/secrets/mappo-s3", data=keys)
         server.add(f"{namespace}/serviceaccounts/default-editor")
         server.add("/api/v1/nodes/big", labels={"pool": "gpu"}, **NODE)
         config = {
@@ -74,7 +76,7 @@ def test_nothing_is_left_in_the_store(doctor, s3):
         ("secrets/mappo-s3", "secret mappo-s3", "warning", "create secret generic mappo-s3"),
         ("secrets/mappo-registry", "secret mappo-registry", "warning", "docker-registry mappo-registry"),
         ("configmaps/mappo-monitoring", "config map mappo-monitoring", "warning", "kubectl apply -k"),
-        ("serviceaccounts/default-editor", "service account default-editor", "failed", "--service-account"),
+        ("serviceaccounts/default-editor", "service account default-editor", "warning", "--service-account"),
         ("", "namespace team", "failed", "--namespace"),
     ],
 )
@@ -84,6 +86,13 @@ def test_what_is_missing_is_named_with_its_fix(doctor, kubernetes, path, check, 
     assert status == (1 if state == "failed" else 0)
     assert found[check]["state"] == state
     assert fix in found[check]["fix"]
+
+
+def test_a_secret_without_the_keys_that_are_read_is_a_warning(doctor, kubernetes):
+    kubernetes.objects["/api/v1/namespaces/team/secrets/mappo-s3"]["data"] = {"accesskey": "YQ=="}
+    found = doctor()[1]["secret mappo-s3"]
+    assert found["state"] == "warning"
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in found["detail"]
 
 
 def test_what_may_not_be_looked_at_is_a_warning(doctor, kubernetes):

@@ -64,6 +64,19 @@ def test_every_choice_of_the_site_is_a_default_or_fixed(name):
         "sidecar.istio.io/inject": "false",
     }
     assert train["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1001", "runAsNonRoot": True}
+    dags = [specification["root"], *specification["components"].values()]
+    (policy,) = [
+        each["dag"]["tasks"]["train"]["retryPolicy"]
+        for each in dags
+        if "train" in each.get("dag", {}).get("tasks", {})
+    ]
+    year = "31536000s"  # Argo ends every attempt so long after the first began
+    assert policy == {
+        "maxRetryCount": 9,
+        "backoffDuration": "5s",
+        "backoffFactor": 3.0,
+        "backoffMaxDuration": year,
+    }
     assert "activeDeadlineSeconds" not in executors.get("exec-compare", {})
 
 

@@ -46,6 +46,7 @@ def test_the_example_is_a_site_whose_other_values_are_the_defaults():
         ("stages: {train: {gpu_count: 1.5}}", "stages.train.gpu_count = 1.5"),
         ("stages: {train: {gpu_count: true}}", "stages.train.gpu_count = true"),
         ("stages: {train: {retries: 101}}", "stages.train.retries = 101"),
+        ("stages: {train: {retries: 20}}", "the last wait would be"),
         ("stages: {train: {timeout_seconds: -1}}", "stages.train.timeout_seconds = -1"),
         ("stages: {train: {tolerations: [{keys: x}]}}", "stages.train.tolerations.0.keys"),
         ("stages: {train: {tolerations: [{operator: Is}]}}", "stages.train.tolerations.0.operator"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.live import Live
 
+from mappo.config import ConfigError
 from pipelines import client
 from pipelines.commands.arguments import add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
@@ -71,18 +72,18 @@ def described(kubeflow: Api, run: Any) -> dict[str, Any]:
         "created": moment(run.created_at),
         "ended": moment(run.finished_at),
         "error": run.error.message if run.error else "",
-        "link": f"{kubeflow.url}/#/runs/details/{run.run_id}",
-    }
+    } | ({"link": f"{kubeflow.url}/#/runs/details/{run.run_id}"} if kubeflow.has_pages else {})
 
 
 def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
     """Show a run until it ends; the exit status."""
     kubeflow = connect(arguments, _WATCH_PATIENCE_SECONDS)
     reasons: dict[str, str] = {}
+    specification = client.specification_of(kubeflow, run)
     try:
         with _shown(arguments) as show:
             while True:
-                stages = stages_of(run)
+                stages = stages_of(run, specification)
                 _find_reasons(kubeflow, run, stages, reasons)
                 show(run, stages, reasons)
                 if run.state in client.ENDED:
@@ -119,6 +120,8 @@ def _verb(verbs: Any, name: str, summary: str, execute: Callable[[argparse.Names
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.limit < 1:
+        raise ConfigError(f"--limit {arguments.limit}: must be 1 or more")
     kubeflow = connect(arguments)
     now = datetime.now(UTC)
     rows = [
@@ -138,7 +141,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run)
+    stages = stages_of(run, client.specification_of(kubeflow, run))
     reasons: dict[str, str] = {}
     _find_reasons(kubeflow, run, stages, reasons)
     rows = _rows(stages, reasons)
@@ -162,16 +165,20 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run)
+    stages = stages_of(run, client.specification_of(kubeflow, run))
     chosen = [each for each in stages if arguments.stage in (each.name, each.task)]
     if not chosen:
         there = ", ".join(each.name for each in stages) or "none yet"
         print(f"pipelines runs logs: error: stage {arguments.stage!r}: there is {there}", file=sys.stderr)
         return 2
-    for stage in chosen:
-        if len(chosen) > 1:
-            print(f"==> {stage.name} <==")
-        sys.stdout.write(log_of(kubeflow, run.run_id, stage))
+    found = {stage.name: log_of(kubeflow, run.run_id, stage) for stage in chosen}
+    if arguments.output == "json":
+        show_rows(arguments, [{"stage": name, "log": log} for name, log in found.items()], "")
+        return 0
+    for name, log in found.items():
+        if len(found) > 1:
+            print(f"==> {name} <==")
+        sys.stdout.write(log)
     return 0
 
 

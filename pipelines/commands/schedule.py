@@ -122,6 +122,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    found = []
     for each in client.schedules_named(connect(arguments), arguments.name):
         config = each.runtime_config
         values = {
@@ -131,8 +132,14 @@ def _show(arguments: argparse.Namespace) -> int:
             "updated": moment(each.updated_at),
             "parameters": json.dumps(config.parameters if config else {}),
         }
-        cron = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else None
-        show_one(arguments, {**values, **(_times(Cron.parse(cron), arguments.time_zone) if cron else {})})
+        text = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else ""
+        cron = Cron.stored(text)
+        found.append({**values, **(_times(cron, arguments.time_zone) if cron else {})})
+    if arguments.output == "json":
+        print(json.dumps(found, indent=1))
+        return 0
+    for each in found:
+        show_one(arguments, each)
     return 0
 
 
