@@ -7,8 +7,10 @@ from kfp import dsl
 def evaluate(
     config: str,
     checkpoint: dsl.Input[dsl.Model],
+    history: dsl.Input[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
     seed: str = "",
     run: str = "",
     compiled_by: str = "",
@@ -18,8 +20,10 @@ def evaluate(
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
         checkpoint: The best checkpoint of the training stage.
+        history: The history of the training stage.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: Means and intervals of each policy.
+        page: The run on one page: curves, evaluation, and episodes to watch.
         seed: The seed of training, in place of the configuration's; empty to keep that.
         run: What metrics call the run; empty for the ID of the pipeline's run.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
@@ -29,7 +33,9 @@ def evaluate(
     from mappo import stages
 
     paths = (Path(checkpoint.path), Path(report.path))
-    outcome = stages.evaluate(config, *paths, name=run, seed=seed, compiled_by=compiled_by)
-    report.metadata.update(outcome.metadata)
+    looks = stages.Looks(Path(page.path), Path(history.path))
+    outcome = stages.evaluate(config, *paths, looks=looks, name=run, seed=seed, compiled_by=compiled_by)
+    for artifact in (report, page):
+        artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

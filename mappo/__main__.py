@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
 
+    command = add("report", _report, "write one HTML page of a run, or of several side by side")
+    command.add_argument("runs", nargs="+", metavar="RUN", help=_RUN_HELP)
+    command.add_argument(
+        "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(default: report.html)"
+    )
+
     _add_checkpoints(add("checkpoints", _checkpoints, "list, show, verify or tidy up what a run has saved"))
 
     add("recipes", _recipes, "list the named configurations")
@@ -156,7 +162,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     return _watched_status(
         lambda: stages.evaluate(
-            to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint
+            to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint, keep=True
         )
     )
 
@@ -165,6 +171,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     from mappo import stages
 
     return _status(lambda: stages.compare(arguments.reports, arguments.output))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mappo import stages
+
+    return _status(lambda: stages.report(arguments.runs, arguments.output))
 
 
 def _config_of(run: str, which: str, arguments: argparse.Namespace) -> ExperimentConfig:

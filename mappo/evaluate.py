@@ -41,6 +41,9 @@ class NoHeuristic(Exception):
 RESAMPLED = "evaluation episodes of this one trained policy; another training seed may differ by more"
 
 Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
+PolicyOf = Callable[[EnvBase], Act]
+OnFrame = Callable[[EnvBase, torch.Tensor, torch.Tensor | None], object]
+"""Sees an environment, which of its episodes had not ended before this frame [envs], and its rewards [envs]."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,9 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         ConfigError: the task or the device is not there.
         NonFiniteReturn: the scenario paid a reward that is not finite.
     """
-    device = resolve_device(config.device)
-    with private_random_streams(0, Stream.EVALUATION, device):
-        environment = make_environment(config.environment, 1, 0, Stream.EVALUATION, device)
-        networks = make_networks(config.networks, environment)
-        restore_networks(checkpoint, networks)
+    policy = trained_policy(config, checkpoint)
 
-    def earned(policy: Callable[[EnvBase], Act]) -> EpisodeReturns:
+    def earned(policy: PolicyOf) -> EpisodeReturns:
         return _summarise(*play_episodes(policy, config, config.evaluation, Stream.EVALUATION))
 
     heuristic, no_heuristic = None, ""
@@ -115,18 +114,34 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         training_frames=checkpoint.frames,
         started_from=checkpoint.started_from,
         resampled=RESAMPLED,
-        trained=earned(lambda _: networks.policy),
+        trained=earned(policy),
         random=earned(lambda environment: environment.rand_action),
         heuristic=heuristic,
         no_heuristic=no_heuristic,
     )
 
 
+def trained_policy(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
+    """The policy of a checkpoint, for the task of a configuration.
+
+    Raises:
+        CheckpointError: the checkpoint's networks do not fit the task.
+        ConfigError: the task or the device is not there.
+    """
+    device = resolve_device(config.device)
+    with private_random_streams(0, Stream.EVALUATION, device):
+        environment = make_environment(config.environment, 1, 0, Stream.EVALUATION, device)
+        networks = make_networks(config.networks, environment)
+        restore_networks(checkpoint, networks)
+    return lambda _: networks.policy
+
+
 def play_episodes(
-    policy: Callable[[EnvBase], Act],
+    policy: PolicyOf,
     config: ExperimentConfig,
     episodes: EvaluationConfig | SelectionConfig,
     stream: Stream,
+    on_frame: OnFrame | None = None,
 ) -> tuple[list[float], list[float]]:
     """Returns, and lengths in frames, of one episode in each of `episodes_per_seed` environments, for each seed.
 
@@ -144,7 +159,7 @@ def play_episodes(
         with private_random_streams(seed, stream, device):
             environment = make_environment(config.environment, episodes.episodes_per_seed, seed, stream, device)
             seed_returns, seed_lengths = _first_episodes(
-                environment, policy(environment), config.evaluation.deterministic
+                environment, policy(environment), config.evaluation.deterministic, on_frame
             )
         if not seed_returns.isfinite().all():
             episode = int((~seed_returns.isfinite()).nonzero()[0])
@@ -167,7 +182,9 @@ def _summarise(returns: list[float], lengths: list[float]) -> EpisodeReturns:
 
 
 @torch.no_grad()
-def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _first_episodes(
+    environment: EnvBase, act: Act, deterministic: bool, on_frame: OnFrame | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return and length [envs] of each environment's first episode.
 
     Ended ones are simulated on, but their frames do not count and what they show is not acted upon.
@@ -176,6 +193,8 @@ def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tupl
     running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
     returns = torch.zeros(environment.batch_size, device=environment.device)
     lengths = torch.zeros_like(returns)
+    if on_frame:
+        on_frame(environment, running, None)
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     with set_exploration_type(exploration):
         while running.any():
@@ -184,6 +203,8 @@ def _first_episodes(environment: EnvBase, act: Act, deterministic: bool) -> tupl
             reward = state[REWARD].mean((-2, -1))
             returns = torch.where(running, returns + reward, returns)
             lengths += running
+            if on_frame:
+                on_frame(environment, running, reward)
             running = running & ~state[DONE].squeeze(-1)
             state[OBSERVATION] = torch.where(running[:, None, None], state[OBSERVATION], 0.0)
     return returns, lengths

@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 import mappo
 from mappo import compare as comparison
 from mappo import evaluate as evaluation
-from mappo import runs
+from mappo import records, rollouts, runs
+from mappo import report as pages
 from mappo import train as training
 from mappo import validate as validation
 from mappo.checkpoint import CheckpointError
@@ -73,7 +73,6 @@ _READABLE = (  # errors that people can mend, with messages that say how
 
 _GOES_ON = {"train": "; training goes on from the last checkpoint"}
 _NON_FINITE = {NonFiniteLoss: "loss", NonFiniteObservation: "observation", NonFiniteReturn: "return"}
-_EVALUATION_REPORT = TypeAdapter(EvaluationReport)
 
 
 class Preempted(SystemExit):
@@ -93,6 +92,14 @@ class Outcome:
 
     metadata: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """An HTML page to be written, with the curves of this history."""
+
+    page: Path
+    history: Path
 
 
 def validate(config: str, report: Path | None = None, *, name: str = "", compiled_by: str = "") -> Outcome:
@@ -171,13 +178,16 @@ def evaluate(
     report: Path | None = None,
     *,
     checkpoint: str = "best",
+    looks: Looks | None = None,
+    keep: bool = False,
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
 ) -> Outcome:
     """Judge a run's checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
 
-    `checkpoint` is `best`, `last` or the number of an iteration.
+    `checkpoint` is `best`, `last` or the number of an iteration. With `looks`, an HTML page of the run is written.
+    With `keep`, the report and episodes to watch are kept with the run, where `report` finds them.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
@@ -190,6 +200,14 @@ def evaluate(
         result = evaluation.evaluate(experiment, trained)
         monitor.evaluated(result)
         _write_json(report, result)
+        if looks or keep:
+            seen = rollouts.record(experiment, trained, result)
+            if keep:
+                _keep_with_run(run, result, seen)
+            if looks:
+                text = looks.history.read_text()
+                shown = records.of_checkpoint(label, trained, text, result, asdict(seen))
+                _write_page(looks.page, [shown])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
         if result.no_heuristic:
@@ -210,6 +228,32 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
         for line in comparison_table(result):
             say("compare", line)
         return Outcome(_metadata(from_dict(result.config)), _comparison_metrics(result))
+
+
+def report(runs_: Sequence[str], output: Path) -> None:
+    """Write one HTML page of one run, or of several side by side.
+
+    Raises:
+        StageFailed: a run cannot be read.
+    """
+    with readable_errors("report"):
+        _write_page(output, records.of_runs(runs_))
+        say("report", f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _write_page(path: Path, shown: Sequence[records.Record]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(pages.build(shown))
+
+
+def _keep_with_run(run: str | Path, result: EvaluationReport, seen: rollouts.Rollouts) -> None:
+    """In its place; that a store cannot be written there is said, and fails nothing."""
+    try:
+        records.keep(run, result, seen)
+    except (StoreError, OSError) as error:
+        say("evaluate", f"warning: not kept with the run: {error}")
+    else:
+        say("evaluate", f"kept with the run; to look at it: mappo report {run}")
 
 
 @contextmanager
@@ -357,13 +401,9 @@ def _keep_here(error: NotSaved, directory: Path) -> str:
 
 def _read_report(path: Path) -> EvaluationReport:
     try:
-        return _EVALUATION_REPORT.validate_json(path.read_bytes())
+        return records.parse_evaluation(str(path), path.read_bytes())
     except IsADirectoryError:
         raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{path}: not an evaluation report: {field}: {problem['msg']}") from None
 
 
 def _write_json(path: Path | None, record: Any) -> None:

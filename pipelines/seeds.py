@@ -36,8 +36,8 @@ def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., An
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
             trained = train(config=config, seed=seed, store=store, run=run, compiled_by=version)
-            best = trained.outputs["best"]
-            evaluated = evaluate(config=config, checkpoint=best, seed=seed, run=run, compiled_by=version)
+            judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
+            evaluated = evaluate(config=config, **judged, seed=seed, run=run, compiled_by=version)
             placement.place(trained, "train")
             placement.place(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])

@@ -23,6 +23,7 @@ class Artifacts(NamedTuple):
     training_metrics: dsl.Metrics
     evaluation_report: dsl.Artifact
     evaluation_metrics: dsl.Metrics
+    run_page: dsl.HTML
 
 
 def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
@@ -45,8 +46,8 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
         version = mappo.__version__
         validated = validate(config=config, run=run, compiled_by=version)
         trained = train(config=config, store=store, run=run, compiled_by=version).after(validated)
-        best = trained.outputs["best"]
-        evaluated = evaluate(config=config, checkpoint=best, run=run, compiled_by=version)
+        judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
+        evaluated = evaluate(config=config, **judged, run=run, compiled_by=version)
         for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
             placement.place(task, stage)
         return Artifacts(
@@ -57,6 +58,7 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
             training_metrics=trained.outputs["metrics"],
             evaluation_report=evaluated.outputs["report"],
             evaluation_metrics=evaluated.outputs["metrics"],
+            run_page=evaluated.outputs["page"],
         )
 
     return training

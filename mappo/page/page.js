@@ -1,0 +1,34 @@
+"use strict";
+// Draws the plots in the colours of the reader's light or dark scheme, and starts the player.
+(function () {
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const plots = read("plots");
+
+  function layout(own) {
+    const ink = dark.matches ? "#d4d4d8" : "#27272a", grid = dark.matches ? "#3f3f46" : "#e4e4e7";
+    const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true };
+    return {
+      ...own,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { color: ink, family: "system-ui, sans-serif", size: 12 },
+      margin: { l: 56, r: 12, t: 36, b: 44 }, height: 300,
+      xaxis: { ...own.xaxis, ...axis }, yaxis: { ...own.yaxis, ...axis },
+      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, hovermode: "closest",
+    };
+  }
+
+  function drawPlots() {
+    for (const plot of plots) {
+      const place = document.getElementById(`plot-${plot.identifier}`);
+      Plotly.react(place, plot.figure.data, layout(plot.figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+    }
+    document.body.dataset.plots = plots.length;
+  }
+
+  drawPlots();
+  dark.addEventListener("change", drawPlots);
+  for (const root of document.querySelectorAll("[data-rollouts]")) {
+    root.player = makePlayer(root, read(root.dataset.rollouts));
+  }
+})();

@@ -1,0 +1,177 @@
+"use strict";
+// Plays recorded episodes on a canvas: decodes 16-bit series, draws entities, walls and lidar rays.
+// `rollouts` is the JSON that mappo/rollouts.py writes.
+function makePlayer(root, rollouts) {
+  const find = (name) => root.querySelector(`[data-player="${name}"]`);
+  const canvas = find("canvas"), context = canvas.getContext("2d");
+  const slider = find("frame"), playButton = find("play"), speed = find("speed");
+  const label = find("label"), clock = find("clock"), beside = find("beside");
+  const decoded = new Map();
+  let shown = "best", position = 0, isPlaying = false, before = null;
+
+  function decode(series) {
+    const text = atob(series.data), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    const view = new DataView(bytes.buffer), numbers = new Float64Array(bytes.length / 2);
+    for (let i = 0; i < numbers.length; i++) numbers[i] = view.getInt16(2 * i, true) * series.unit;
+    return numbers;
+  }
+
+  function episode(policy) {
+    const key = `${policy} ${shown}`;
+    if (!decoded.has(key)) {
+      const found = rollouts.episodes.find((each) => each.policy === policy && each.label === shown);
+      decoded.set(key, found && {
+        ...found,
+        poses: decode(found.poses),
+        numShown: found.poses.shape[0],
+        lidars: found.lidars.map((each) => ({ ...each, distances: decode(each.distances) })),
+      });
+    }
+    return decoded.get(key);
+  }
+
+  function panels() {
+    const names = beside.checked ? ["trained", "random"] : ["trained"];
+    return names.map(episode).filter(Boolean);
+  }
+
+  const frameAt = (each, frame) => Math.min(Math.floor(frame / each.stride), each.numShown - 1);
+  const lastFrame = () => Math.max(...panels().map((each) => each.num_frames));
+
+  function latest(changes, index) {
+    let value = changes[0][1];
+    for (const [from, next] of changes) { if (from > index) break; value = next; }
+    return value;
+  }
+
+  // Half of what is shown, in metres: all that ever moves there, and at least what the scenario's camera shows.
+  function extent(each) {
+    if (!each.extent) {
+      const { zoom, origin, aspect_ratio: aspect } = rollouts.view;
+      let half = [zoom * Math.max(aspect, 1), zoom / Math.min(aspect, 1)];
+      const count = each.entities.length;
+      each.entities.forEach((entity, index) => {
+        if (entity.kind !== "agent") return;
+        const margin = 2 * Math.max(...entity.size);
+        for (let i = 0; i < each.numShown; i++) {
+          const at = 3 * (i * count + index);
+          half = half.map((now, axis) => Math.max(now, Math.abs(each.poses[at + axis] - origin[axis]) + margin));
+        }
+      });
+      each.extent = half;
+    }
+    return each.extent;
+  }
+
+  function drawWalls() {
+    const [x, y] = rollouts.view.semidims;
+    const reach = 1e3;
+    context.strokeStyle = "#888888";
+    if (x !== null) for (const side of [-x, x]) line(side, y === null ? -reach : -y, side, y === null ? reach : y);
+    if (y !== null) for (const side of [-y, y]) line(x === null ? -reach : -x, side, x === null ? reach : x, side);
+  }
+
+  function line(fromX, fromY, toX, toY) {
+    context.beginPath(); context.moveTo(fromX, fromY); context.lineTo(toX, toY); context.stroke();
+  }
+
+  function drawEntity(entity, x, y, rotation, index, pixel) {
+    if (!latest(entity.visible, index)) return;
+    const [red, green, blue, alpha] = latest(entity.colours, index);
+    const colour = `rgba(${255 * red}, ${255 * green}, ${255 * blue}, ${alpha})`;
+    context.save();
+    context.translate(x, y); context.rotate(rotation);
+    context.fillStyle = colour; context.strokeStyle = colour; context.lineWidth = 1.5 * pixel;
+    context.beginPath();
+    if (entity.shape === "box") context.rect(-entity.size[0] / 2, -entity.size[1] / 2, ...entity.size);
+    else if (entity.shape === "line") { context.moveTo(-entity.size[0] / 2, 0); context.lineTo(entity.size[0] / 2, 0); }
+    else context.arc(0, 0, Math.max(entity.size[0], pixel), 0, 2 * Math.PI);
+    if (entity.shape === "line") { context.lineWidth = Math.max(entity.size[1] || 0, 2 * pixel); context.stroke(); }
+    else if (entity.is_hollow) context.stroke();
+    else context.fill();
+    if (entity.kind === "agent") {
+      context.strokeStyle = "rgba(0, 0, 0, 0.65)"; context.lineWidth = pixel;
+      if (entity.shape !== "line") context.stroke();
+      line(0, 0, Math.max(...entity.size) * (entity.shape === "sphere" ? 1 : 0.5), 0);
+    }
+    context.restore();
+  }
+
+  function drawLidar(lidar, each, index, pixel) {
+    const count = each.entities.length, rays = lidar.angles.length;
+    const at = 3 * (index * count + lidar.entity), [x, y, rotation] = each.poses.subarray(at, at + 3);
+    context.strokeStyle = "rgba(128, 128, 128, 0.45)"; context.lineWidth = pixel;
+    lidar.angles.forEach((angle, ray) => {
+      const distance = lidar.distances[index * rays + ray], turned = angle + rotation;
+      const toX = x + distance * Math.cos(turned), toY = y + distance * Math.sin(turned);
+      line(x, y, toX, toY);
+      if (distance < lidar.max_range - 1e-3) {
+        context.fillStyle = "#e11d48"; context.beginPath(); context.arc(toX, toY, 2 * pixel, 0, 7); context.fill();
+      }
+    });
+  }
+
+  function drawPanel(each, left, top, width, height) {
+    const [halfX, halfY] = extent(each), scale = Math.min(width / (2 * halfX), height / (2 * halfY));
+    const pixel = 1 / scale, index = frameAt(each, Math.floor(position)), count = each.entities.length;
+    const [originX, originY] = rollouts.view.origin;
+    context.save();
+    context.beginPath(); context.rect(left, top, width, height); context.clip();
+    context.translate(left + width / 2, top + height / 2);
+    context.scale(scale, -scale); context.translate(-originX, -originY);
+    context.lineWidth = pixel;
+    drawWalls();
+    each.lidars.forEach((lidar) => drawLidar(lidar, each, index, pixel));
+    const order = each.entities.map((_, i) => i).sort((a, b) =>
+      (each.entities[a].kind === "agent") - (each.entities[b].kind === "agent"));
+    for (const i of order) drawEntity(each.entities[i], ...each.poses.subarray(3 * (index * count + i), 3 * (index * count + i) + 3), index, pixel);
+    context.restore();
+    const earned = each.rewards.slice(0, Math.floor(position)).reduce((sum, reward) => sum + reward, 0);
+    context.fillStyle = getComputedStyle(canvas).color;
+    context.font = `${14 * ratio()}px sans-serif`;
+    const done = Math.floor(position) >= each.num_frames ? ", ended" : "";
+    context.fillText(`${each.policy}: ${earned.toFixed(2)} of ${each.episode_return.toFixed(2)}${done}`, left + 8 * ratio(), top + 20 * ratio());
+  }
+
+  const ratio = () => window.devicePixelRatio || 1;
+
+  function draw() {
+    const all = panels(), isWide = canvas.clientWidth > 640;
+    const across = isWide ? all.length : 1, down = all.length / across;
+    canvas.style.height = `${(canvas.clientWidth / across) * Math.min(1, 1 / rollouts.view.aspect_ratio) * down}px`;
+    canvas.width = canvas.clientWidth * ratio(); canvas.height = canvas.clientHeight * ratio();
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    const width = canvas.width / across, height = canvas.height / down;
+    all.forEach((each, i) => drawPanel(each, (i % across) * width, Math.floor(i / across) * height, width, height));
+    if (across > 1) { context.strokeStyle = "#8888"; context.lineWidth = 1; line(width, 0, width, canvas.height); }
+    slider.max = lastFrame(); slider.value = Math.floor(position);
+    const seconds = Math.floor(position) * rollouts.seconds_per_frame;
+    clock.textContent = `frame ${Math.floor(position)} of ${lastFrame()}, ${seconds.toFixed(1)} s simulated`;
+    canvas.dataset.frame = Math.floor(position);
+  }
+
+  function tick(now) {
+    if (!isPlaying) return;
+    if (before !== null) position += ((now - before) / 1000) * Number(speed.value) / rollouts.seconds_per_frame;
+    before = now;
+    if (position >= lastFrame()) { position = lastFrame(); setPlaying(false); }
+    draw();
+    requestAnimationFrame(tick);
+  }
+
+  function setPlaying(value) {
+    if (value && position >= lastFrame()) position = 0;
+    isPlaying = value; before = null;
+    playButton.textContent = value ? "Pause" : "Play";
+    if (value) requestAnimationFrame(tick);
+  }
+
+  playButton.addEventListener("click", () => setPlaying(!isPlaying));
+  slider.addEventListener("input", () => { setPlaying(false); position = Number(slider.value); draw(); });
+  beside.addEventListener("change", draw);
+  label.addEventListener("change", () => { shown = label.value; position = 0; draw(); });
+  new ResizeObserver(draw).observe(root);
+  draw();
+  return { play: () => setPlaying(true), seek: (frame) => { position = frame; draw(); } };
+}

@@ -1,0 +1,219 @@
+"""One self-contained HTML page of one run or several: curves, evaluation, episodes to watch, and what was run.
+
+It is made of recorded data alone, needs no network, stores nothing, and works in a sandboxed frame that allows
+scripts only.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import mappo
+from mappo.config import config_hash, differences, from_dict
+from mappo.diagnosis import diagnose
+from mappo.plots import Plot, evaluation_plot, training_plots
+from mappo.records import Record
+from mappo.statistics import Estimate, probability_of_improvement
+
+MAX_BYTES = 8_000_000
+_INTERVALS = "95 % bootstrap intervals; resampled: "
+
+
+def build(records: Sequence[Record], warnings: Sequence[str] = ()) -> str:
+    """The page. Episodes are left out, and that is said on it, where it would have more than `MAX_BYTES`."""
+    page = _page(records, list(warnings), with_episodes=True)
+    if len(page.encode()) <= MAX_BYTES:
+        return page
+    said = "Episodes are left out: with them, this page would be larger than 8 MB."
+    return _page(records, [*warnings, said], with_episodes=False)
+
+
+def history_rows(text: str) -> list[dict[str, float]]:
+    """The rows of a history; NaN for empty cells and what is no number."""
+    return [
+        {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _page(records: Sequence[Record], warnings: list[str], with_episodes: bool) -> str:
+    histories = {record.name: history_rows(record.history) for record in records}
+    curves = training_plots(histories) if any(histories.values()) else []
+    evaluations = [_evaluation(record, index) for index, record in enumerate(records) if record.evaluation]
+    plots: list[Plot] = [*curves, *(each["plot"] for each in evaluations)]
+    findings = [
+        (record.name, found)
+        for record in records
+        if (found := diagnose(histories[record.name], from_dict(record.config).learner.clip_epsilon))
+    ]
+    players = [
+        _player(record.name, index, record.rollouts)
+        for index, record in enumerate(records)
+        if with_episodes and record.rollouts
+    ]
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        _text("page.html")
+    )
+    return template.render(
+        title=_title(records),
+        subtitle=_subtitle(records),
+        facts=_facts(records[0], histories[records[0].name]) if len(records) == 1 else [],
+        warnings=[*_warnings(records), *warnings],
+        findings=findings,
+        players=players,
+        evaluations=evaluations,
+        comparison=_comparison(records) if len(records) > 1 else None,
+        curves=curves,
+        records=[{"name": record.name, "rows": _rows(record)} for record in records],
+        plots_json=_embedded(
+            [{"identifier": plot.identifier, "figure": json.loads(plot.figure)} for plot in plots]
+        ),
+        plotly=_plotly(),
+        css=_safe(_text("page.css")),
+        player_script=_safe(_text("player.js")),
+        page_script=_safe(_text("page.js")),
+        version=mappo.__version__,
+    )
+
+
+def _title(records: Sequence[Record]) -> str:
+    scenarios = sorted({record.config["environment"]["scenario"] for record in records})
+    return f"{', '.join(scenarios)}: {', '.join(record.name for record in records)}"
+
+
+def _subtitle(records: Sequence[Record]) -> str:
+    runs = "A run" if len(records) == 1 else f"{len(records)} runs"
+    return f"{runs} of multi-agent proximal policy optimisation (MAPPO): a team of agents learns a task together."
+
+
+def _facts(record: Record, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    if record.evaluation:
+        facts.append(("mean return in evaluation", _interval(record.evaluation.trained.mean)))
+        facts.append(("of the random policy", _interval(record.evaluation.random.mean)))
+    for name, column, unit in (("frames trained on", "frames", ""), ("training time", "elapsed_seconds", " s")):
+        if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
+            facts.append((name, f"{last:,.0f}{unit}"))
+    facts.append(("training seed", str(record.config["seed"])))
+    return facts
+
+
+def _evaluation(record: Record, index: int) -> dict[str, Any]:
+    report = record.evaluation
+    assert report is not None
+    plot = evaluation_plot(report.policies())
+    rows = [
+        (
+            name,
+            _interval(returns.mean),
+            _interval(returns.interquartile_mean),
+            f"{returns.episode_frames_mean:.0f}",
+        )
+        for name, returns in report.policies().items()
+    ]
+    episodes = len(report.trained.episode_returns)
+    note = f"{episodes} episodes of each policy. {_INTERVALS}{report.resampled}."
+    if report.no_heuristic:
+        note += f" No heuristic policy: {report.no_heuristic}."
+    named = Plot(f"{plot.identifier}-{index}", plot.title, plot.explanation, plot.figure)
+    return {"name": record.name, "plot": named, "rows": rows, "note": note}
+
+
+def _comparison(records: Sequence[Record]) -> dict[str, Any]:
+    first = records[0]
+    judged = [record for record in records if record.evaluation]
+    rows = []
+    for record in judged:
+        report, reference = record.evaluation, judged[0].evaluation
+        assert report is not None
+        assert reference is not None
+        better = probability_of_improvement(report.trained.episode_returns, reference.trained.episode_returns)
+        rows.append(
+            (
+                record.name,
+                _interval(report.trained.mean),
+                _interval(report.trained.interquartile_mean),
+                "" if record is judged[0] else _interval(better),
+            )
+        )
+    differing = [
+        (record.name, name, change)
+        for record in records[1:]
+        for name, change in differences(from_dict(first.config), from_dict(record.config)).items()
+    ]
+    note = (
+        f"{_INTERVALS}evaluation episodes of each one trained policy, so that they say nothing of other training "
+        "seeds; `mappo compare` does. Probability of improvement: that an episode of this run earns more than one "
+        f"of {judged[0].name if judged else first.name}, ties counting half."
+    )
+    heads = ("run", "mean return", "interquartile mean", "probability of improvement over the first")
+    return {"heads": heads, "rows": rows, "note": note, "differences": differing}
+
+
+def _rows(record: Record) -> list[tuple[str, str]]:
+    config = from_dict(record.config)
+    flat = {"configuration hash": config_hash(config), **record.facts}
+    for section, values in record.config.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{name}": json.dumps(value) for name, value in values.items()}
+        else:
+            flat[section] = json.dumps(values)
+    return list(flat.items())
+
+
+def _warnings(records: Sequence[Record]) -> list[str]:
+    warnings = []
+    for record in records:
+        rows = history_rows(record.history)
+        failed = rows[-1].get("num_failed_saves", 0.0) if rows else 0.0
+        if failed > 0:
+            warnings.append(f"{record.name}: {failed:.0f} tries to save a checkpoint failed in the last attempt.")
+        if record.evaluation and record.evaluation.config["environment"] != record.config["environment"]:
+            warnings.append(f"{record.name}: evaluated on another task than it was trained on.")
+        if not record.evaluation:
+            warnings.append(f"{record.name}: not evaluated yet; `mappo evaluate` does that.")
+    return warnings
+
+
+def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
+    has_lidar = any(episode["lidars"] for episode in rollouts["episodes"])
+    return {"name": name, "identifier": f"rollouts-{index}", "json": _embedded(rollouts), "has_lidar": has_lidar}
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3g}"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
+def _number(value: str | None) -> float:
+    try:
+        return float(value) if value else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON in an element of a script's kind, which no content of it can end."""
+    return _safe(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+def _safe(text: str) -> Markup:
+    """Our own files, and JSON that was escaped."""
+    return Markup(text)  # noqa: S704
+
+
+def _plotly() -> Markup:
+    from plotly.offline import get_plotlyjs
+
+    return _safe(get_plotlyjs())
+
+
+def _text(name: str) -> str:
+    return (files("mappo") / "page" / name).read_text()
