@@ -21,8 +21,8 @@ S3_KEYS = (  # of the secret, each as the environment variable of that name, if 
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
 )
 STAGES = ("validate", "train", "evaluate", "compare")
 GPU_STAGES = ("train", "evaluate")
