@@ -1,7 +1,7 @@
 """From a configuration and a site to the YAML that Kubeflow runs; refused where it would give wrong values."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,9 +126,3 @@ def read_seeds(text: str, config: ExperimentConfig) -> list[str]:
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text}: every seed may appear once")
     return seeds
-
-
-def image_of(parameters: Mapping[str, Any], compiled: Compiled) -> str:
-    """The image that a run takes."""
-    declared = compiled.specification["root"]["inputDefinitions"]["parameters"]["image"]
-    return str(parameters.get("image", declared.get("defaultValue", "")))
