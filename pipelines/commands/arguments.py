@@ -20,6 +20,19 @@ from pipelines.site import Site, read_site, require_image
 _DEFAULT_SEEDS = "0,1,2"
 
 
+def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    """A command, or a group of them, with examples below its help."""
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return made
+
+
 def add_seeds_argument(command: argparse.ArgumentParser) -> None:
     """`--seeds`."""
     command.add_argument(

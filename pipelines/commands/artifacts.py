@@ -10,7 +10,7 @@ from tqdm import tqdm
 from mappo.config import ConfigError
 from pipelines import client
 from pipelines.artifacts import DEFAULT_ROOT, Artifact, artifacts_at, chosen, fetch, place_of
-from pipelines.commands.arguments import add_connection_arguments, connect
+from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, show_one, show_rows
 
 _EPILOG = """examples:
@@ -26,14 +26,7 @@ AWS_SECRET_ACCESS_KEY.
 def add(commands: Any) -> None:
     """Add the commands."""
     summary = "list or fetch what a run left: checkpoints, reports, metrics"
-    group = commands.add_parser(
-        "artifacts",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    group = add_command(commands, "artifacts", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, summary, execute in (
         ("list", "what there is", _list),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.commands.arguments import (
+    add_command,
     add_connection_arguments,
     add_site_arguments,
     connect,
@@ -27,14 +28,7 @@ _PATIENCE_SECONDS = 10.0
 def add(commands: Any) -> None:
     """Add the command."""
     summary = "check API, versions, credentials, secrets, nodes and stores; each with its fix"
-    command = commands.add_parser(
-        "doctor",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    command = add_command(commands, "doctor", summary, _EPILOG)
     command.add_argument("--store", default="", metavar="URI", help="where runs are to be kept; tried from here")
     command.add_argument("--pipeline-root", default="", metavar="URI", help="where artifacts go; tried from here")
     add_site_arguments(command)

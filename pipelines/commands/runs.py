@@ -12,7 +12,7 @@ from rich.live import Live
 
 from mappo.config import ConfigError
 from pipelines import client
-from pipelines.commands.arguments import add_connection_arguments, connect
+from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
 from pipelines.connection import Api, ApiError
 from pipelines.progress import Stage, failure_of, log_of, stages_of
@@ -32,14 +32,7 @@ exit status of watch: 0 the run succeeded, 1 it failed or was cancelled, 130 det
 def add(commands: Any) -> None:
     """Add the commands."""
     summary = "list, show, watch, read logs of, cancel or retry runs"
-    group = commands.add_parser(
-        "runs",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    group = add_command(commands, "runs", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
     listing = _verb(verbs, "list", "the newest runs", _list)
     listing.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many (default: 20)")

@@ -10,6 +10,7 @@ from mappo.arguments import add_config_arguments
 from mappo.config import ConfigError
 from pipelines import client
 from pipelines.commands.arguments import (
+    add_command,
     add_connection_arguments,
     add_seeds_argument,
     add_site_arguments,
@@ -38,14 +39,7 @@ are not made up for.
 def add(commands: Any) -> None:
     """Add the commands."""
     summary = "runs that start again and again"
-    group = commands.add_parser(
-        "schedule",
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    group = add_command(commands, "schedule", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_create(verbs)
     for name, summary, execute in (

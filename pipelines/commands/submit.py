@@ -6,6 +6,7 @@ from typing import Any
 from mappo.arguments import add_config_arguments
 from pipelines import client
 from pipelines.commands.arguments import (
+    add_command,
     add_connection_arguments,
     add_seeds_argument,
     add_site_arguments,
@@ -25,15 +26,8 @@ _EPILOG = """examples:
 
 def add(commands: Any) -> None:
     """Add the command."""
-    summary = "start a run on Kubeflow"
-    command = commands.add_parser(
-        "submit",
-        help=summary,
-        description=f"{summary}, of a pipeline that is compiled now or before. Parameters are checked here first.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    summary = "start a run on Kubeflow, of a pipeline compiled now or before; parameters are checked here first"
+    command = add_command(commands, "submit", summary, _EPILOG)
     command.add_argument(
         "--name", default="", metavar="NAME", help="of the run; the time is added (default: the pipeline's)"
     )
