@@ -95,7 +95,8 @@ def _return(rows: Rows) -> Finding:
     smooth = np.convolve(known, np.ones(width) / width, mode="valid")
     best, last, start = float(smooth.max()), float(smooth[-1]), float(smooth[0])
     gained = best - min(start, best)
-    evidence = f"smoothed over {width} iterations: {start:.3g} at first, {best:.3g} at best, {last:.3g} at last"
+    smoothed = f"mean of {width} iterations: " if width > 1 else ""
+    evidence = f"{smoothed}{start:.3g} at first, {best:.3g} at best, {last:.3g} at last"
     if gained <= 0 or best - start < 1e-9:
         return Finding(question, "problem", "It never rose above where it began.", evidence)
     lost = (best - last) / gained

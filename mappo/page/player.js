@@ -113,7 +113,8 @@ function makePlayer(root, rollouts) {
   }
 
   function drawPanel(each, left, top, width, height) {
-    const [halfX, halfY] = extent(each), scale = Math.min(width / (2 * halfX), height / (2 * halfY));
+    const [halfX, halfY] = [0, 1].map((axis) => Math.max(...panels().map((other) => extent(other)[axis])));
+    const scale = Math.min(width / (2 * halfX), height / (2 * halfY));
     const pixel = 1 / scale, index = frameAt(each, Math.floor(position)), count = each.entities.length;
     const [originX, originY] = rollouts.view.origin;
     context.save();
