@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pipelines.cron import Cron
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _PAGE = 100
+_SERVERS_OWN = re.compile(r"\[\[(Index|RunUUID|(ScheduledTime|CurrentTime)\.[^]]*)\]\]")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def submit(kubeflow: Api, submission: Submission, name: str = "") -> Any:
 
 
 def runs(kubeflow: Api, limit: int, experiment: str = "") -> list[Any]:
-    """The newest runs, newest first."""
+    """The newest runs that are not archived, newest first."""
     where: dict[str, Any] = {"namespace": kubeflow.namespace}
     if experiment:
         found = _find_experiment(kubeflow, experiment)
@@ -79,7 +81,7 @@ def runs(kubeflow: Api, limit: int, experiment: str = "") -> list[Any]:
             raise ConfigError(f"experiment {experiment!r}: there is none of that name")
         where = {"experiment_id": found.experiment_id}
     pages = _pages(kubeflow, kubeflow.runs.run_service_list_runs, "runs", sort_by="created_at desc", **where)
-    return list(islice(pages, limit))
+    return list(islice((run for run in pages if run.storage_state != "ARCHIVED"), limit))
 
 
 def run_of(kubeflow: Api, name_or_id: str) -> Any:
@@ -277,7 +279,11 @@ def _marker(schedule: Schedule, submission: Submission) -> str:
 
 
 def _expanded(config: Any, now: datetime) -> Any:
-    """A run's configuration with the placeholders that the server replaces when a schedule fires."""
+    """A run's configuration with the placeholders that the server replaces when a schedule fires.
+
+    Raises:
+        ConfigError: there is one that only the server can replace.
+    """
     if config is None:  # as the server tells one without parameters and root
         return None
     values = {"[[ScheduledTime]]": now.strftime("%Y%m%d%H%M%S"), "[[CurrentTime]]": now.strftime("%Y%m%d%H%M%S")}
@@ -288,6 +294,12 @@ def _expanded(config: Any, now: datetime) -> Any:
         return value
 
     parameters = {name: replaced(value) for name, value in (config.parameters or {}).items()}
+    for name, value in parameters.items():
+        if isinstance(value, str) and (left := _SERVERS_OWN.search(value)):
+            raise ConfigError(
+                f"parameter {name} holds {left[0]}, which only the server fills in, when the schedule fires: "
+                "start a run by submit, with a value"
+            )
     return api.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=config.pipeline_root)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import kfp_server_api
 import tenacity
@@ -34,6 +34,7 @@ _MEANINGS = {
     401: "the credentials are missing, wrong or expired",
     403: "these credentials may not do that here",
     404: "there is no such thing",
+    407: "the proxy wants a user and a password, in HTTPS_PROXY or HTTP_PROXY",
     409: "it is there already",
     429: "too many requests",
 }
@@ -329,7 +330,7 @@ def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration
         namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
     else:
         namespace = _from_kubeconfig(configuration, connection)
-    configuration.proxy = _proxy(configuration.host)
+    configuration.proxy, configuration.proxy_headers = _proxy(configuration.host)
     if connection.ca_file:
         if not Path(connection.ca_file).is_file():
             raise ConfigError(f"--ca-file {connection.ca_file}: there is no such file")
@@ -338,12 +339,20 @@ def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration
     return configuration, namespace
 
 
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for an address, if it does."""
-    parts = urlsplit(url)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
+def _proxy(url: str) -> tuple[str | None, Any]:
+    """The proxy that the environment names for an address, if it does, and the headers that it wants."""
+    address, proxies = urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(address.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(address.netloc.rpartition("@")[2]):
+        return None, None
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: must be the URL of an HTTP proxy; NO_PROXY names exceptions"
+        )
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    headers = urllib3.make_headers(proxy_basic_auth=user) if parts.username else None
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", headers
 
 
 def _checked_endpoint(endpoint: str) -> str:

@@ -5,10 +5,11 @@ failure. But children are listed by ID, and an ID is the hash of the full name, 
 `WORKFLOW.root.train.executor(0)` is the first attempt of training. Source: Argo's `NodeID` and `GeneratePodName`.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pipelines.connection import Api, ApiError
@@ -45,13 +46,11 @@ def stages_of(run: Any, specification: Mapping[str, Any]) -> list[Stage]:
     details = (run.run_details.task_details if run.run_details else None) or []
     nodes = _Nodes(details, specification)
     to_come = "PENDING" if run.state in (None, "PENDING", "RUNNING") else "NOT REACHED"
-    found = [nodes.stage(path, to_come) for path in nodes.stages()]
-    planned = _planned(specification)
-    names = {stage.task for stage in found}
-    found += [Stage(name, to_come, None, None, 0, ()) for name in planned if name not in names]
-    never = datetime.max.replace(tzinfo=UTC)
-    order = {name: place for place, name in enumerate(planned)}
-    return sorted(found, key=lambda stage: (order.get(stage.task, len(order)), stage.began or never, stage.name))
+    found = {(stage := nodes.stage(path, to_come)).name: stage for path in nodes.stages()}
+    config = run.runtime_config
+    planned = _planned(specification, (config.parameters if config else None) or {})
+    stages = [found.pop(name, Stage(name, to_come, None, None, 0, ())) for name in planned]
+    return stages + sorted(found.values(), key=lambda stage: (stage.began is None, stage.began, stage.name))
 
 
 def log_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
@@ -118,7 +117,7 @@ class _Nodes:
             pods = self._pods(path, f"{path}.executor", "system-container-impl")
         iteration = _ITERATION.search(path)
         name = path.rpartition(".")[2] + (f"[{iteration[1]}]" if iteration else "")
-        if not detail.state:
+        if not detail or not detail.state:
             return Stage(name, to_come, None, None, 0, ())
         state = str(detail.state)
         return Stage(
@@ -126,11 +125,20 @@ class _Nodes:
         )
 
     def _detail(self, path: str) -> Any:
-        """The entry of a node: that of its display name, and of several, the one with its pods below it."""
-        named = [detail for detail in self._details if detail.display_name == path.rpartition(".")[2]]
-        below = self._id(f"{path}.executor")
-        own = [d for d in named if below in {child.pod_name for child in d.child_tasks or []}]
-        return (own or named)[0]
+        """The entry of a node: that of its display name, and of several, the one with its pods below it.
+
+        One without pods is what the others leave over; None if they leave several that differ.
+        """
+        display = path.rpartition(".")[2]
+        named = [detail for detail in self._details if detail.display_name == display]
+        own = [detail for detail in named if self._has_executor(detail, path)]
+        others = [each for each in self.stages() if each != path and each.endswith(f".{display}")]
+        left = [detail for detail in named if not any(self._has_executor(detail, each) for each in others)]
+        alike = left if len({detail.state for detail in left}) == 1 else []
+        return next(iter(own or alike), None)
+
+    def _has_executor(self, detail: Any, path: str) -> bool:
+        return self._id(f"{path}.executor") in {child.pod_name for child in detail.child_tasks or []}
 
     def _pods(self, stage: str, path: str, template: str) -> tuple[str, ...]:
         """Names that a node's pod may have; that of a failed one may be told.
@@ -163,19 +171,44 @@ class _Nodes:
         return f"{self._workflow}-{_fnv32a(path)}"
 
 
-def _planned(specification: Mapping[str, Any]) -> list[str]:
-    """The stages of a pipeline, in an order in which they can run."""
-    root = specification.get("pipeline_spec", specification)
-    return list(_tasks(root.get("root", {}), root.get("components", {})))
+def _planned(specification: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
+    """The stages of a pipeline with a run's parameters, in an order in which they can run."""
+    pipeline = specification.get("pipeline_spec", specification)
+    root = pipeline.get("root", {})
+    defined = root.get("inputDefinitions", {}).get("parameters", {})
+    defaults = {name: value["defaultValue"] for name, value in defined.items() if "defaultValue" in value}
+    return list(_tasks(root, pipeline.get("components", {}), {**defaults, **parameters}))
 
 
-def _tasks(component: Mapping[str, Any], components: Mapping[str, Any]) -> Iterator[str]:
+def _tasks(
+    component: Mapping[str, Any], components: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterator[str]:
     tasks = dict(component.get("dag", {}).get("tasks", {}))
     while tasks:
         ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", [])) & set(tasks)]
         for name in ready or list(tasks):
-            inner = components.get(tasks.pop(name)["componentRef"]["name"], {})
-            yield from _tasks(inner, components) if "dag" in inner else [name]
+            task = tasks.pop(name)
+            inner = components.get(task["componentRef"]["name"], {})
+            values = _values(task, parameters)
+            below = list(_tasks(inner, components, values)) if "dag" in inner else [name]
+            for place in _places(task, values):
+                yield from (stage + place for stage in below)
+
+
+def _values(task: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a task's inputs: those from the parameters of what it is in."""
+    given = task.get("inputs", {}).get("parameters", {})
+    sources = {name: value.get("componentInputParameter") for name, value in given.items()}
+    return {name: parameters[source] for name, source in sources.items() if source in parameters}
+
+
+def _places(task: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """What is after the names of a loop's stages: `[0]`, `[1]`; nothing if it is none, or of unknown items."""
+    if "parameterIterator" not in task:
+        return [""]
+    items = task["parameterIterator"]["items"]
+    each = json.loads(items["raw"]) if "raw" in items else values.get(items["inputParameter"], [])
+    return [f"[{index}]" for index in range(len(each))] or [""]
 
 
 def _known(moment: datetime | None) -> datetime | None:

@@ -16,11 +16,12 @@ from mappo.config import ConfigError, checked, merged, to_dict
 _LONGEST_WAIT_SECONDS = 86_400
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _IMAGE = re.compile(r"[^\s@:]+(:\d+)?(/[^\s@:]+)*(:[\w][\w.-]{0,127}|@sha256:[0-9a-f]{64})")
-_CPU = re.compile(r"[1-9][0-9]*m?|[0-9]+\.[0-9]+")
+_CPU = re.compile(r"(?!0*\.?0*$)([1-9][0-9]*m|[0-9]+(\.[0-9]+)?)")
 _MEMORY = re.compile(r"[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _LABEL_KEY = re.compile(rf"({_NAME.pattern}/)?{_WORD}")
+_GPU_TYPE = re.compile(rf"{_NAME.pattern}/{_WORD}")
 _LABEL_VALUE = re.compile(rf"({_WORD})?")
 
 
@@ -33,6 +34,12 @@ def require_image(image: str) -> str:
     if not _IMAGE.fullmatch(image):
         raise ConfigError(f"image {image!r}: must be NAME:TAG or NAME@sha256:DIGEST")
     return image
+
+
+def _bytes(amount: str) -> float:
+    number, unit = re.fullmatch(r"([0-9.]+)(\w+)", amount).groups()  # type: ignore[union-attr]
+    power = "kMGT".index(unit[0].replace("K", "k")) + 1
+    return float(float(number) * (1024 if unit.endswith("i") else 1000) ** power)
 
 
 def _as_text(value: Any) -> Any:
@@ -53,6 +60,7 @@ Memory = Annotated[str, _matching(_MEMORY, "an amount of memory, such as 512Mi o
 Name = Annotated[str, _matching(_NAME, "a Kubernetes name: lower-case letters, digits, hyphens and dots")]
 LabelKey = Annotated[str, _matching(_LABEL_KEY, "a Kubernetes label's key, such as example.org/team")]
 LabelValue = Annotated[str, _matching(_LABEL_VALUE, "a Kubernetes label's value, up to 63 characters")]
+GpuType = Annotated[str, _matching(_GPU_TYPE, "a resource name, such as nvidia.com/gpu")]
 Labels = dict[LabelKey, LabelValue]
 
 
@@ -81,7 +89,7 @@ class Stage:
 
     cpu: Annotated[Cpu, Field(description="CPU cores, as requested and as limit")] = "2"
     memory: Annotated[Memory, Field(description="memory, as requested and as limit")] = "4Gi"
-    gpu_type: Annotated[str, Field(min_length=1, description="resource name of the GPU")] = "nvidia.com/gpu"
+    gpu_type: Annotated[GpuType, Field(description="resource name of the GPU")] = "nvidia.com/gpu"
     gpu_count: Annotated[int, Field(ge=0, le=64, description="how many GPUs; 0 to run on the CPU")] = 0
     node_selector: Annotated[Labels, Field(description="labels a node must have")] = field(default_factory=dict)
     tolerations: Annotated[list[Toleration], Field(description="taints of nodes that do not keep it away")] = (
@@ -97,7 +105,14 @@ class Stage:
     backoff_factor: Annotated[int, Field(ge=1, le=10, description="each wait is so many times the last")] = 2
 
     def __post_init__(self) -> None:
-        """The last wait must not be absurd."""
+        """The last wait must not be absurd; what Kubernetes would refuse, or end a pod for, is found here."""
+        if self.shm and _bytes(self.shm) > _bytes(self.memory):
+            raise ConfigError(
+                f"shm = {self.shm}, memory = {self.memory}: /dev/shm counts as memory, and must fit in it"
+            )
+        for toleration in self.tolerations:
+            if toleration.get("operator") == "Exists" and toleration.get("value"):
+                raise ConfigError("tolerations: operator Exists takes no value; leave it out, or use Equal")
         longest = self.backoff_seconds * self.backoff_factor ** max(0, self.retries - 1)
         if longest > _LONGEST_WAIT_SECONDS:
             raise ConfigError(
@@ -144,7 +159,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """YAML in which no key may appear twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         twice = sorted({str(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ConfigError(f"line {node.start_mark.line + 1}: {', '.join(twice)}: given more than once")

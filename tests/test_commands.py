@@ -16,6 +16,7 @@ import mappo
 from mappo.config import from_json, override
 from mappo.recipes import recipe
 from pipelines.__main__ import main
+from tests.kubeflow_rules import Workflow
 from tests.kubeflow_server import KubeflowServer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -176,8 +177,49 @@ def test_stages_of_a_loop_are_shown_one_by_one(kubeflow, read):
     found = {row["stage"]: row["state"] for row in rows}
     assert found["validate"] == found["train[0]"] == "SUCCEEDED"
     assert found["evaluate[0]"] == "FAILED"
-    assert next(iter(found)) == "validate"
-    assert list(found)[-1] == "compare"
+    assert list(found) == ["validate", "train[0]", "evaluate[0]", "train[1]", "evaluate[1]", "compare"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_stage_without_pods_is_never_taken_for_that_of_another_seed(monkeypatch, kubeflow, read, reverse):
+    """The API tells which entry is whose only by their pods, in no order; one that is left out has none."""
+    made = read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "2")
+    told = Workflow.details
+    monkeypatch.setattr(Workflow, "details", lambda flow: sorted(told(flow), key=_state, reverse=reverse))
+    kubeflow.fail_stage(made["id"], "train")
+    kubeflow.reach(made["id"], "evaluate")
+    found = {row["stage"]: row["state"] for row in read("runs", "show", made["id"])["stages"]}
+    assert found == {
+        "validate": "SUCCEEDED",
+        "train[0]": "FAILED",
+        "evaluate[0]": "PENDING",
+        "train[1]": "SUCCEEDED",
+        "evaluate[1]": "RUNNING",
+        "compare": "PENDING",
+    }
+
+
+def _state(detail: dict) -> str:
+    return str(detail.get("state", ""))
+
+
+def test_a_run_whose_pipeline_version_was_deleted_is_still_shown_and_watched(kubeflow, read, cli):
+    made = read("submit", "--image", "a:1", "--upload")
+    kubeflow.finish(made["id"])
+    kubeflow.versions.clear()
+    assert {row["stage"] for row in read("runs", "show", made["id"])["stages"]} == {
+        "validate",
+        "train",
+        "evaluate",
+    }
+    assert cli("runs", "watch", made["id"], *QUICK)[0] == 0
+
+
+def test_archived_runs_are_not_listed(kubeflow, read):
+    first, second = (read("submit", "--image", "a:1")["id"] for _ in range(2))
+    kubeflow.runs[second]["storage_state"] = "ARCHIVED"
+    assert [row["id"] for row in read("runs", "list")] == [first]
+    assert read("runs", "show", "latest")["id"] == first
 
 
 def test_a_run_that_succeeds_is_watched_to_its_end(kubeflow, cli, run_id):
@@ -427,6 +469,12 @@ def test_a_triggered_schedule_runs_what_it_would_run_with_the_time_filled_in(kub
     fired = kubeflow.runs[kubeflow.fire(job)]
     assert fired["pipeline_spec"] == run["pipeline_spec"]
     assert fired["experiment_id"] == run["experiment_id"]
+
+
+def test_what_only_the_server_fills_in_is_refused_when_triggering(kubeflow, read, cli):
+    read(*CREATE, "-p", "run=nightly-[[Index]]")
+    status, _, said = cli("schedule", "trigger", "nightly")
+    assert (status, "parameter run holds [[Index]], which only the server fills in" in said) == (2, True)
 
 
 def test_a_schedule_without_parameters_is_triggered(kubeflow, read):

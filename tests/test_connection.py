@@ -1,3 +1,4 @@
+import base64
 import json
 import ssl
 import subprocess
@@ -200,6 +201,36 @@ def test_a_proxy_of_the_environment_is_heeded(monkeypatch, server):
     monkeypatch.setenv("no_proxy", "kubeflow.invalid")
     with pytest.raises(ApiError, match="no answer"):
         client.runs(Api(Connection(endpoint=endpoint), patience_seconds=0), 1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy", "no_proxy", "expected"),
+    [
+        ("http_proxy", "proxy:3128", "", "http://proxy:3128"),
+        ("all_proxy", "http://proxy:3128", "", "http://proxy:3128"),
+        ("http_proxy", "http://u%40x:p@proxy:3128", "", "http://proxy:3128"),
+        ("http_proxy", "http://proxy:3128", "kubeflow.invalid:8080", None),
+        ("https_proxy", "http://proxy:3128", "", None),
+    ],
+)
+def test_a_proxy_is_written_in_many_ways(monkeypatch, variable, proxy, no_proxy, expected):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(variable, proxy)
+    monkeypatch.setenv("no_proxy", no_proxy)
+    configuration = Api(Connection(endpoint="http://kubeflow.invalid:8080"))._client.configuration
+    assert configuration.proxy == expected
+    credentials = (configuration.proxy_headers or {}).get("proxy-authorization", "")
+    assert base64.b64decode(credentials.removeprefix("Basic ")) == (b"u@x:p" if "@" in proxy else b"")
+
+
+def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://user:secret@proxy:1080")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConfigError, match="must be the URL of an HTTP proxy") as error:
+        Api(Connection(endpoint="http://kubeflow.invalid"))
+    assert "secret" not in str(error.value)
 
 
 def test_a_certificate_that_is_not_trusted_is_explained(server, tmp_path):

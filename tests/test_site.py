@@ -55,6 +55,10 @@ def test_the_example_is_a_site_whose_other_values_are_the_defaults():
         ("pod_labels: {team: a b}", "must be a Kubernetes label's value"),
         ("s3_secret: My_Secret", "must be a Kubernetes name"),
         ("run_as_user: -1", "run_as_user = -1"),
+        ("stages: {train: {cpu: 0.0}}", "must be a number of cores"),
+        ("stages: {train: {gpu_type: GPU of mine}}", "must be a resource name, such as nvidia.com/gpu"),
+        ("stages: {train: {tolerations: [{operator: Exists, value: x}]}}", "operator Exists takes no value"),
+        ("stages: {train: {memory: 1Gi, shm: 1025Mi}}", "must fit in it"),
         ("image: mappo", "must be NAME:TAG"),
         ("image: 2020-01-01", "write it in quotes"),
         ("image: a:1\nimage: a:2", "image: given more than once"),
@@ -69,6 +73,11 @@ def test_a_wrong_site_is_refused_naming_file_and_field(tmp_path, text, reason):
         site(tmp_path, text)
     assert reason in str(error.value)
     assert all(line.startswith(str(tmp_path / "site.yaml")) for line in str(error.value).splitlines()[:1])
+
+
+def test_choices_may_be_merged_by_yaml(tmp_path):
+    found = site(tmp_path, "pod_labels: &all {a: b}\npod_annotations: {<<: *all, c: d}")
+    assert found.pod_annotations == {"a": "b", "c": "d"}
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):

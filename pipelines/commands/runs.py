@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -72,8 +72,8 @@ def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
     """Show a run until it ends; the exit status."""
     kubeflow = connect(arguments, _WATCH_PATIENCE_SECONDS)
     reasons: dict[str, str] = {}
-    specification = client.specification_of(kubeflow, run)
     try:
+        specification = _specification(kubeflow, run)
         with _shown(arguments) as show:
             while True:
                 stages = stages_of(run, specification)
@@ -134,7 +134,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run, client.specification_of(kubeflow, run))
+    stages = stages_of(run, _specification(kubeflow, run))
     reasons: dict[str, str] = {}
     _find_reasons(kubeflow, run, stages, reasons)
     rows = _rows(stages, reasons)
@@ -158,7 +158,7 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run, client.specification_of(kubeflow, run))
+    stages = stages_of(run, _specification(kubeflow, run))
     chosen = [each for each in stages if arguments.stage in (each.name, each.task)]
     if not chosen:
         there = ", ".join(each.name for each in stages) or "none yet"
@@ -189,6 +189,18 @@ def _retry(arguments: argparse.Namespace) -> int:
     client.retry(kubeflow, run)
     show_one(arguments, described(kubeflow, client.get_run(kubeflow, run.run_id)))
     return 0
+
+
+def _specification(kubeflow: Api, run: Any) -> Mapping[str, Any]:
+    """What the run is made from; empty if the server does not know any more, as of a version that was deleted."""
+    try:
+        return client.specification_of(kubeflow, run)
+    except ConfigError:
+        return {}
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return {}
 
 
 @contextmanager
