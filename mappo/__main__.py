@@ -11,12 +11,14 @@ from pathlib import Path
 import mappo
 from mappo.arguments import (
     add_config_arguments,
+    add_gate_arguments,
     add_monitor_arguments,
     add_run_arguments,
     apply_monitor_arguments,
     changes_from_arguments,
     config_from_arguments,
     dashed,
+    gate_from_arguments,
     run_directory,
 )
 from mappo.config import ConfigError, ExperimentConfig, override, to_dict, to_json
@@ -32,11 +34,13 @@ _EXAMPLES = """examples:
   mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
   mappo checkpoints list runs/20260101-120000
+  mappo promote runs/20260101-120000                   the champion of its task, if it is better
   mappo train --metrics-port 9464                      watched by Prometheus at http://localhost:9464/metrics
 
 exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted,
 143 preempted (SIGTERM); the same command with the same --run goes on where an interrupted one stopped
 """
+_CHAMPIONS_HELP = "where champions are kept: a directory or s3://bucket/prefix (default: champions)"
 _RUN_HELP = "a run: its directory, such as runs/first, or s3://bucket/prefix/first"
 
 
@@ -110,6 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
 
+    command = add("promote", _promote, "put a run's checkpoint in the champion's place if it is better")
+    command.add_argument("trained", metavar="RUN", help=_RUN_HELP)
+    command.add_argument(
+        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
+    )
+    command.add_argument("--champions", metavar="PLACE", default="champions", help=_CHAMPIONS_HELP)
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decision as JSON")
+    add_gate_arguments(command)
+    add_monitor_arguments(command)
+    add_config_arguments(command, with_recipe=False, required="RUN")
+
+    _add_champion(add("champion", _champion, "the policies in use: list, show, history, rollback, export"))
+
     command = add("compare", _compare, "compare evaluations of several training seeds or configurations")
     command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
@@ -165,6 +182,57 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint, keep=True
         )
     )
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    gate = gate_from_arguments(arguments)
+    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
+    from mappo import stages
+
+    return _watched_status(
+        lambda: stages.promote(
+            to_json(config),
+            arguments.trained,
+            arguments.champions,
+            arguments.output,
+            gate=to_dict(gate),
+            checkpoint=arguments.checkpoint,
+        )
+    )
+
+
+def _add_champion(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, summary in (
+        ("list", "list the tasks that have a champion"),
+        ("show", "print the decision in force, its numbers and where its policy is, as JSON"),
+        ("history", "list the decisions that changed the champion"),
+        ("rollback", "put an earlier champion in force; the history keeps both"),
+        ("export", "copy the policy as a file that needs PyTorch alone, with its model card"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action.add_argument("place", metavar="PLACE", nargs="?", default="champions", help=_CHAMPIONS_HELP)
+        if name != "list":
+            action.add_argument(
+                "--task", default="", help="as list shows it; may be left out where there is one only"
+            )
+        if name == "rollback":
+            action.add_argument(
+                "--to", type=_positive, metavar="N", help="the decision to go back to (default: the policy before)"
+            )
+            action.add_argument("--reason", default="", metavar="TEXT", help="kept in the history")
+        if name == "export":
+            action.add_argument(
+                "--output", type=Path, metavar="DIRECTORY", default=Path("policy"), help="(default: policy)"
+            )
+
+
+def _champion(arguments: argparse.Namespace) -> int:
+    from mappo import upkeep
+
+    known = ("place", "task", "to", "reason", "output")
+    options = {name: value for name, value in vars(arguments).items() if name in known}
+    return _status(lambda: upkeep.CHAMPION_ACTIONS[arguments.action](**options))
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -10,9 +10,19 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mappo.config import ConfigError, ExperimentConfig, override, parse_json, parse_json_object, require_run_name
+from mappo.config import (
+    ConfigError,
+    ExperimentConfig,
+    Gate,
+    checked,
+    override,
+    parse_json,
+    parse_json_object,
+    require_run_name,
+)
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
+Fields = list[tuple[str, dict[str, Any]]]  # dotted path, JSON schema
 _RUNS = "runs"
 _SECTION = "experiment"  # the title of the flags that belong to no section
 
@@ -38,15 +48,21 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
         help="JSON file whose fields replace the recipe's, as show-config prints it or any part of it",
     )
     for section, fields in _sections():
-        group = parser.add_argument_group(section)
-        for path, schema in fields:
-            group.add_argument(
-                f"--{path.replace('_', '-')}",
-                dest=path,
-                metavar=_metavar(schema),
-                default=None,
-                help=_help(schema),
-            )
+        _add_group(parser, section, fields)
+
+
+def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each field of `Gate`, such as --gate.margin."""
+    _add_group(parser, "gate", _gate_fields())
+
+
+def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
+    """What a candidate must show.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    return checked(Gate, _given(arguments, _gate_fields()).get("gate", {}))
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,18 +150,38 @@ def dashed(argv: Sequence[str]) -> list[str]:
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, nested as the configuration is."""
+    return _given(arguments, [field for _, fields in _sections() for field in fields])
+
+
+def _given(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    for _, fields in _sections():
-        for path, schema in fields:
-            text = getattr(arguments, path)
-            if text is None:
-                continue
-            *sections, name = path.split(".")
-            target = changes
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[name] = _parse(path, text, schema)
+    for path, schema in fields:
+        text = getattr(arguments, path)
+        if text is None:
+            continue
+        *sections, name = path.split(".")
+        target = changes
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = _parse(path, text, schema)
     return changes
+
+
+def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields) -> None:
+    group = parser.add_argument_group(title)
+    for path, schema in fields:
+        group.add_argument(
+            f"--{path.replace('_', '-')}",
+            dest=path,
+            metavar=_metavar(schema),
+            default=None,
+            help=_help(schema),
+        )
+
+
+def _gate_fields() -> Fields:
+    schema = TypeAdapter(Gate).json_schema()
+    return [(f"gate.{name}", value) for name, value in schema["properties"].items()]
 
 
 def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
@@ -163,11 +199,11 @@ def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
 
 
 @cache
-def _sections() -> tuple[tuple[str, list[tuple[str, dict[str, Any]]]], ...]:
+def _sections() -> tuple[tuple[str, Fields], ...]:
     """Sections in order, each with (dotted path, JSON schema) of its fields."""
     schema = TypeAdapter(ExperimentConfig).json_schema()
-    sections: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = []
-    loose: list[tuple[str, dict[str, Any]]] = []
+    sections: list[tuple[str, Fields]] = []
+    loose: Fields = []
     for name, entry in schema["properties"].items():
         if "$ref" not in entry:
             loose.append((name, entry))

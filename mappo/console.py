@@ -11,12 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mappo.champions import Entry
 from mappo.checkpoint import Checkpoint, Manifest
 from mappo.compare import ComparisonReport
 from mappo.config import CollectionConfig, ExperimentConfig, config_hash
 from mappo.environment import resolve_device
 from mappo.evaluate import EpisodeReturns
 from mappo.history import Beginning, Episodes, IterationReport
+from mappo.promote import Decision
 from mappo.resources import gibibytes
 from mappo.runs import Saved
 from mappo.statistics import Estimate
@@ -143,6 +145,27 @@ def returns_line(policy: str, returns: EpisodeReturns) -> str:
         f"interquartile mean {estimate(returns.interquartile_mean)}  "
         f"{len(returns.episode_returns)} episodes of {returns.episode_frames_mean:.0f} frames"
     )
+
+
+def decision_lines(decision: Decision) -> list[str]:
+    """What the gate saw and decided."""
+    gate, change = decision.gate, "is promoted" if decision.action == "promoted" else "is not"
+    in_force = f"champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
+    return [
+        f"candidate  mean return {estimate(decision.candidate_mean)}",
+        f"{decision.opponent:<10} mean return {estimate(decision.opponent_mean)}",
+        f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
+        f"{decision.lower_bound:.4g}; more than {gate.margin:.4g} is asked for",
+        f"({decision.test})",
+        f"the candidate {change}; {in_force}",
+    ]
+
+
+def champion_line(entry: Entry) -> str:
+    """One decision that changed a champion."""
+    seen = entry.evidence
+    why = f"{seen['difference']:.4g} better than {seen['opponent']}" if "difference" in seen else entry.reason
+    return f"{entry.number:>4}  {entry.decided}  {entry.action:<11}  {entry.policy}  {why}".rstrip()
 
 
 class ProgressLines:

@@ -57,6 +57,7 @@ class Stream(IntEnum):
     EVALUATION = 1
     VALIDATION = 2
     SELECTION = 3
+    GATE = 4
 
 
 def make_environment(

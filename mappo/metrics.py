@@ -17,7 +17,7 @@ RUN_LABELS = ("study", "run")
 INFO_LABELS = ("scenario", "config_hash", "mappo_version", "device", "seed")
 POLICIES = ("random", "heuristic", "trained")
 STATES = ("starting", "running", "finished", "failed", "preempted")
-STAGES = ("train", "evaluate", "validate")
+STAGES = ("train", "evaluate", "validate", "promote")
 
 
 @dataclass(frozen=True)

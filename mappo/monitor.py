@@ -49,6 +49,7 @@ _BY_STAGE = {
     "validate": metrics.VALIDATION,
     "train": metrics.TRAINING,
     "evaluate": metrics.EVALUATION,
+    "promote": (),
 }
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,16 +23,20 @@ import torch
 import mappo
 from mappo import compare as comparison
 from mappo import evaluate as evaluation
+from mappo import promote as promotion
 from mappo import records, rollouts, runs
 from mappo import report as pages
 from mappo import train as training
 from mappo import validate as validation
+from mappo.champions import Champions, task_name
 from mappo.checkpoint import CheckpointError
 from mappo.collection import NonFiniteObservation
 from mappo.compare import ComparisonReport
 from mappo.config import (
     ConfigError,
     ExperimentConfig,
+    Gate,
+    checked,
     config_hash,
     from_dict,
     from_json,
@@ -44,6 +48,7 @@ from mappo.config import (
 from mappo.console import (
     WarningLines,
     comparison_table,
+    decision_lines,
     returns_line,
     say,
     say_check,
@@ -52,9 +57,11 @@ from mappo.console import (
     training_progress,
 )
 from mappo.evaluate import EvaluationReport, NonFiniteReturn
+from mappo.exporting import NotExportable
 from mappo.history import HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
 from mappo.monitor import Monitor, Settings
+from mappo.promote import Decision
 from mappo.resources import cpu_limit
 from mappo.runs import Run
 from mappo.saving import NotSaved
@@ -65,7 +72,7 @@ from mappo.validate import EnvironmentUnfit, ValidationReport
 
 T = TypeVar("T")
 _READABLE = (  # errors that people can mend, with messages that say how
-    *(CheckpointError, ConfigError, EnvironmentUnfit),
+    *(CheckpointError, ConfigError, EnvironmentUnfit, NotExportable),
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
     *(SimulationStateError, StoreError, OSError),
 )
@@ -214,6 +221,36 @@ def evaluate(
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % bootstrap intervals; resampled: {result.resampled}")
         return Outcome(_metadata(experiment), _finite("evaluate", _evaluation_metrics(result)))
+
+
+def promote(
+    config: str,
+    run: str | Path,
+    champions: str,
+    decision: Path | None = None,
+    *,
+    gate: Mapping[str, Any] | None = None,
+    checkpoint: str = "best",
+    name: str = "",
+    seed: str = "",
+    compiled_by: str = "",
+) -> Outcome:
+    """Put a run's checkpoint in the champion's place if it is better; write the gate's `Decision` as JSON.
+
+    `champions` is where champions are kept: a directory, or a place in a store. `gate` has fields of `Gate`.
+
+    Raises:
+        StageFailed: a checkpoint cannot be read or does not fit the task, or the store failed.
+    """
+    with _stage("promote", config, compiled_by, seed, _label(name, seed, str(run))) as (experiment, _):
+        asked = checked(Gate, gate or {})
+        place = Champions(champions, task_name(experiment.environment))
+        say("promote", f"{place.task}: {asked.num_seeds} fresh seeds x {asked.episodes_per_seed} episodes of each")
+        result = promotion.promote(experiment, runs.load(run, checkpoint), place, asked, partial(say, "promote"))
+        _write_json(decision, result)
+        for line in decision_lines(result):
+            say("promote", line)
+        return Outcome(_metadata(experiment), _decision_metrics(result))
 
 
 def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
@@ -425,6 +462,16 @@ def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
                 metrics[f"{policy}_return_{name}_low"] = value.low
                 metrics[f"{policy}_return_{name}_high"] = value.high
     return metrics
+
+
+def _decision_metrics(decision: Decision) -> dict[str, float]:
+    return {
+        "is_promoted": float(decision.action == "promoted"),
+        "candidate_return_mean": decision.candidate_mean.value,
+        "opponent_return_mean": decision.opponent_mean.value,
+        "difference": decision.difference,
+        "difference_lower_bound": decision.lower_bound,
+    }
 
 
 def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:

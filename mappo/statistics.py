@@ -81,6 +81,16 @@ def difference_over_seeds(values: Sequence[float], reference: Sequence[float]) -
     )
 
 
+def paired_lower_bound(values: Sequence[float], reference: Sequence[float], confidence: float) -> float:
+    """One-sided lower confidence bound of mean(values - reference), for pairs, by Student's t."""
+    from scipy.stats import ttest_rel
+
+    difference = np.asarray(values, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    if np.ptp(difference) == 0:
+        return float(difference[0])
+    return float(ttest_rel(values, reference, alternative="greater").confidence_interval(confidence).low)
+
+
 def _probability(sample: Any, other: Any, axis: int) -> Any:  # noqa: ARG001  (as scipy calls it: the last)
     """The Mann-Whitney statistic as a share of all pairs, from ranks."""
     from scipy.stats import rankdata

@@ -61,6 +61,13 @@ class HeuristicPolicy:
         raise ZeroDivisionError("no idea")
 
 
+class PushRight(Endless):
+    """A frame pays how hard an agent pushes to the right, and a little where it is."""
+
+    def reward(self, agent):
+        return agent.action.u[:, 0] + 0.1 * agent.state.pos[:, 0]
+
+
 class MoveAndSpeak(Endless):
     """Half the reward is for pushing to the right as hard as possible, half for the second of three words."""
 

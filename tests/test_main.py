@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from mappo import runs
 from mappo.__main__ import main
+from mappo.champions import Champions
 from mappo.config import to_dict
 from mappo.recipes import RECIPES, recipe
 from tests.conftest import read_json
@@ -52,6 +54,48 @@ def test_help_gives_ranges(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
         assert limits in shown
+
+
+def test_a_candidate_becomes_champion_and_gives_way_again(tmp_path, monkeypatch, capsys):
+    """As a user gives the commands, with defaults wherever there are some."""
+    monkeypatch.chdir(tmp_path)
+    named = ["--environment.scenario", "tests.scenarios:PushRight"]
+    eager = ["--learner.learning-rate=0.02", "--learner.epochs=20", "--collection.total-frames=1200"]
+    for name, seed in (("first", "0"), ("second", "1")):
+        assert main(["train", *TINY, *named, *eager, "--run", name, "--seed", seed]) == 0
+    assert main(["promote", "runs/first", *named, "--gate.num-seeds", "4", "--output", "decision.json"]) == 0
+    decision = read_json(tmp_path / "decision.json")
+    shown = capsys.readouterr().out
+    assert (decision["opponent"], decision["champion"]) == ("random", 1)
+    assert f"difference {decision['difference']:.4g}, with 95% confidence above" in shown
+    assert "[promote] the candidate is promoted; champion is decision 1" in shown
+    assert main(["champion", "rollback"]) == 1
+
+    champions = Champions("champions", decision["task"])
+    second = champions.keep(runs.load("runs/second"), {})
+    champions.decide(champions.current(), "promoted", second, {})
+    assert main(["champion", "rollback", "--reason", "it rams walls"]) == 0
+    capsys.readouterr()
+    assert main(["champion", "history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert "better than random" in lines[0]
+    assert lines[2].endswith("it rams walls")
+    assert main(["champion", "show"]) == 0
+    policy = json.loads(capsys.readouterr().out)
+    assert (policy["number"], policy["policy"]) == (3, decision["candidate"]["policy"])
+    assert main(["evaluate", policy["place"], *named]) == 0
+    assert main(["champion", "export", "--output", "mine"]) == 0
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"policy.pt2", "model-card.md"}
+    assert main(["champion", "list"]) == 0
+
+
+def test_a_wrong_gate_or_an_empty_place_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["promote", "runs/none", "--gate.confidence", "95"]) == 2
+    assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
+    assert main(["champion", "show"]) == 1
+    assert "champions: no task has a champion; `mappo promote` makes one" in capsys.readouterr().out
 
 
 def test_abbreviated_flag_is_refused(capsys):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappo import metrics, stages
+from mappo import stages
 from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, override, to_json
 from mappo.evaluate import evaluate
@@ -202,7 +202,8 @@ def _dcgm_page() -> bytes:
 
 def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
     """What the three stages of a real run show at their ends."""
-    train, evaluation, validation = (Monitor(stage, "r", Settings(), print) for stage in metrics.STAGES)
+    stages = ("train", "evaluate", "validate")
+    train, evaluation, validation = (Monitor(stage, "r", Settings(), print) for stage in stages)
     with train, evaluation, validation:
         train.planned(config)
         train.began(Beginning(Progress(), 1, is_resumed=False))

@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import json
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from kfp import dsl
 
 import components.compare
 import components.evaluate
+import components.promote
 import components.train
 import components.validate
 from mappo import stages
@@ -26,6 +28,7 @@ COMPONENTS = [
     components.train.train,
     components.evaluate.evaluate,
     components.compare.compare,
+    components.promote.promote,
 ]
 
 
@@ -69,6 +72,32 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     assert metadata["config_hash"] == report["config_hash"]
     assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
     assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
+
+
+def test_promotion_follows_training_in_a_pipeline(tmp_path):
+    """The candidate is what training chose; there is no champion, so it must beat the random policy."""
+
+    @dsl.pipeline(name="promotion")
+    def promotion(config: str, champions: str) -> dsl.Artifact:
+        trained = components.train.train(config=config)
+        gate = {"margin": 0.0, "num_seeds": 5, "episodes_per_seed": 8}
+        promoted = components.promote.promote(
+            config=config, checkpoint=trained.outputs["best"], champions=champions, **gate
+        )
+        return promoted.outputs["decision"]
+
+    tiny = {
+        "environment": {"scenario": "tests.scenarios:PushRight", "max_episode_frames": 10},
+        "networks": {"hidden_sizes": [16]},
+        "learner": {"learning_rate": 0.02, "epochs": 5, "minibatch_frames": 100},
+        "collection": {"num_envs": 10, "rollout_frames": 20, "total_frames": 2000},
+    }
+    arguments = {"config": json.dumps(tiny), "champions": str(tmp_path / "champions")}
+    (path,) = run_locally(promotion, arguments, tmp_path / "run").values()
+    decision = read_json(path)
+    assert (decision["opponent"], decision["action"], decision["champion"]) == ("random", "promoted", 1)
+    (policy,) = (tmp_path / "champions").rglob("policy.pt2")
+    assert (policy.parent / "model-card.md").exists()
 
 
 def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsys):
