@@ -41,6 +41,7 @@ exit status: 0 done, 1 the stage failed, 2 the command or the configuration is w
 143 preempted (SIGTERM); the same command with the same --run goes on where an interrupted one stopped
 """
 _CHAMPIONS_HELP = "where champions are kept: a directory or s3://bucket/prefix (default: champions)"
+_REPORTS = ("validation", "evaluation", "comparison", "decision")
 _RUN_HELP = "a run: its directory, such as runs/first, or s3://bucket/prefix/first"
 
 
@@ -102,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="begin with the networks of this run's best checkpoint; everything else is new",
     )
+    command.add_argument(
+        "--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard event files here, too"
+    )
     add_monitor_arguments(command)
     add_config_arguments(command)
 
@@ -139,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_checkpoints(add("checkpoints", _checkpoints, "list, show, verify or tidy up what a run has saved"))
 
+    command = add("schema", _schema, "print the JSON Schema of a report")
+    command.add_argument("report", choices=_REPORTS, metavar="REPORT", help=f"one of {', '.join(_REPORTS)}")
+
     add("recipes", _recipes, "list the named configurations")
 
     command = add("show-config", _show_config, "print a complete configuration as JSON")
@@ -169,6 +176,7 @@ def _train(arguments: argparse.Namespace) -> int:
             extend=extend,
             warm_start=arguments.warm_start,
             keep=arguments.keep,
+            tensorboard=arguments.tensorboard,
         )
     )
 
@@ -313,6 +321,13 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
         if name in ("checkpoint", "keep", "grace_hours", "delete")
     }
     return _status(lambda: upkeep.ACTIONS[arguments.action](arguments.trained, **options))
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from mappo import upkeep
+
+    upkeep.show_schema(arguments.report)
+    return 0
 
 
 def _positive(text: str) -> int:

@@ -58,7 +58,7 @@ from mappo.console import (
 )
 from mappo.evaluate import EvaluationReport, NonFiniteReturn
 from mappo.exporting import NotExportable
-from mappo.history import HistoryFile, IterationReport
+from mappo.history import Beginning, HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
 from mappo.monitor import Monitor, Settings
 from mappo.promote import Decision
@@ -67,6 +67,7 @@ from mappo.runs import Run
 from mappo.saving import NotSaved
 from mappo.simulation import SimulationStateError
 from mappo.storage import StoreError, joined
+from mappo.tensorboard import EventFiles
 from mappo.training_state import Start
 from mappo.validate import EnvironmentUnfit, ValidationReport
 
@@ -143,11 +144,13 @@ def train(
     extend: str = "",
     warm_start: str = "",
     keep: int = runs.KEEP_CHECKPOINTS,
+    tensorboard: Path | None = None,
 ) -> Outcome:
     """Train a run, which is a directory or a place in a store, or go on with it; write the history as CSV.
 
     `best` is a directory for the best checkpoint alone. A run starts not from scratch, but on from the end of the
-    run `extend`, or from the networks of the run `warm_start`, if one is given.
+    run `extend`, or from the networks of the run `warm_start`, if one is given. `tensorboard` is a directory for
+    event files.
 
     Raises:
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
@@ -160,13 +163,13 @@ def train(
         say_plan(experiment, torch.get_num_threads(), start, place.store.location)
         final: deque[IterationReport] = deque(maxlen=1)
         file = HistoryFile(history)
-        with training_progress(experiment.collection) as progress:
+        with training_progress(experiment.collection) as progress, _event_files(tensorboard) as (begin, write):
             try:
                 trained = training.train(
                     *(experiment, place, file),
-                    _each(monitor.iterated, progress.show, final.append),
+                    _each(monitor.iterated, progress.show, write, final.append),
                     start,
-                    on_begin=_each(monitor.began, progress.begin),
+                    on_begin=_each(monitor.began, progress.begin, begin),
                     on_save=monitor.saved,
                     keep=keep,
                 )
@@ -330,6 +333,21 @@ def _label(name: str, seed: str = "", location: str = "") -> str:
     if given := name or os.environ.get("MAPPO_PIPELINE_RUN", ""):
         return f"{given}-{seed}" if seed else given
     return PurePosixPath(location).name or "none"
+
+
+@contextmanager
+def _event_files(
+    directory: Path | None,
+) -> Iterator[tuple[Callable[[Beginning], None], Callable[[IterationReport], None]]]:
+    """What hears of the beginning and of each iteration for TensorBoard; without a directory, it does nothing."""
+    if directory is None:
+        yield (lambda _: None), (lambda _: None)
+        return
+    files = EventFiles(directory)
+    try:
+        yield files.begin, files.write
+    finally:
+        files.close()
 
 
 def _each(*listeners: Callable[[T], object]) -> Callable[[T], None]:

@@ -5,15 +5,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from mappo.champions import CARD, POLICY, Champions, Entry, tasks
 from mappo.checkpoint import CheckpointError, manifest_bytes
+from mappo.compare import ComparisonReport
 from mappo.config import ConfigError
 from mappo.console import champion_line, checkpoint_lines
+from mappo.evaluate import EvaluationReport
+from mappo.promote import Decision
 from mappo.runs import Run, best_of
 from mappo.stages import readable_errors
 from mappo.storage import KeyTaken, open_store
+from mappo.validate import ValidationReport
 
 _MAX_POLICY_BYTES = 1 << 32
+_REPORTS: dict[str, type] = {
+    "validation": ValidationReport,
+    "evaluation": EvaluationReport,
+    "comparison": ComparisonReport,
+    "decision": Decision,
+}
 
 
 def show_list(run: str) -> None:
@@ -163,6 +175,12 @@ def export_champion(place: str, task: str, output: Path) -> None:
         for name in (POLICY, CARD):
             (output / name).write_bytes(source.read(name, _MAX_POLICY_BYTES))
             print(output / name)
+
+
+def show_schema(report: str) -> None:
+    """Print the JSON Schema of what a stage writes: validation, evaluation, comparison or decision."""
+    schema = TypeAdapter(_REPORTS[report]).json_schema()
+    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1))
 
 
 def _of(place: str, task: str) -> Champions:

@@ -14,6 +14,7 @@ from mappo.history import COLUMNS
 from mappo.records import of_checkpoint
 from mappo.report import Record, build
 from mappo.rollouts import record
+from mappo.statistics import Estimate
 from tests.browser import chromium, complaints, open_page, requests
 from tests.services import wait
 
@@ -162,6 +163,30 @@ def test_several_runs_are_laid_over_each_other_with_what_differs(look, browser, 
     assert "0.2 -> 0.3" in shown
     assert "probability of improvement" in shown
     assert "0.5 [" in shown  # equal returns
+
+
+def test_numbers_over_training_seeds_are_those_of_the_evaluations(look, browser, whole, checkpoint):
+    """Four seeds of two configurations, whose mean returns are 1, 2, 3 and 6."""
+    records = []
+    for seed, clip_epsilon, value in ((0, 0.2, 1.0), (1, 0.2, 2.0), (0, 0.3, 3.0), (1, 0.3, 6.0)):
+        config = to_dict(override(checkpoint.config, {"learner": {"clip_epsilon": clip_epsilon}, "seed": seed}))
+        returns = replace(whole.evaluation.trained, mean=Estimate(value, value, value))
+        evaluation = replace(whole.evaluation, training_config=config, trained=returns)
+        records.append(Record(f"run-{value:.0f}", config, whole.history, evaluation))
+    look(*records)
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td")]
+    (row,) = (
+        cells[index : index + 6] for index, cell in enumerate(cells) if cell.startswith("learner.clip_epsilon 0.2")
+    )
+    assert "Student's t intervals over training seeds" in text(browser)
+    assert row[1] == "0, 1"
+    assert row[2].startswith("4.5 [")
+    assert row[3].startswith("3 [")
+    assert row[4].startswith("4.5 [")
+    assert row[5] == "1 [1, 1]"
+    both = replace(records[1], name="twice", config=records[0].config, evaluation=records[0].evaluation)
+    look(records[0], both)
+    assert "Not compared over training seeds: seed 0: trained and evaluated more than once" in text(browser)
 
 
 def line(**cells: float) -> str:

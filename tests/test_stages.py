@@ -1,10 +1,13 @@
 import csv
+import json
 
+import jsonschema
 import pytest
 import torch
 
 import mappo
 from mappo import stages
+from mappo.__main__ import main
 from mappo.config import config_hash, override, to_json
 from mappo.stages import StageFailed
 from tests.conftest import endless, read_json
@@ -30,6 +33,27 @@ def test_stages_in_a_row_leave_labelled_artifacts(tiny, tmp_path):
     report = read_json(tmp_path / "report")
     assert evaluated.metrics["trained_return_mean"] == report["trained"]["mean"]["value"]
     assert evaluated.metrics["random_return_mean_low"] == report["random"]["mean"]["low"]
+
+
+def test_what_stages_write_is_as_its_schema_says(tiny, tmp_path, capsys):
+    """Validated by the library jsonschema, strictly enough to miss a field that is left out."""
+    config, run = to_json(tiny), str(tmp_path / "run")
+    stages.validate(config, tmp_path / "validation")
+    stages.train(config, run, tmp_path / "history.csv")
+    stages.evaluate(config, run, tmp_path / "evaluation")
+    stages.compare([tmp_path / "evaluation"], tmp_path / "comparison")
+    gate = {"num_seeds": 4, "episodes_per_seed": 5}
+    stages.promote(config, run, str(tmp_path / "champions"), tmp_path / "decision", gate=gate)
+    for name in ("validation", "evaluation", "comparison", "decision"):
+        capsys.readouterr()
+        assert main(["schema", name]) == 0
+        schema = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator.check_schema(schema)
+        written = read_json(tmp_path / name)
+        jsonschema.validate(written, schema)
+        for field in written:
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate({key: value for key, value in written.items() if key != field}, schema)
 
 
 def test_numbers_that_kubeflow_rejects_are_named_and_left_out(tmp_path, capsys):
