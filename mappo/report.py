@@ -189,7 +189,7 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
     note = (
         f"Mean and difference: {result.intervals}. Interquartile mean and improvement, the probability that a "
         "training seed of this configuration earns more than one of the first: 95 % bootstrap intervals that "
-        "resample training seeds, too narrow for fewer than about ten. Source: Agarwal et al. (2021), for one task."
+        "resample training seeds, too narrow below about ten. Source: Agarwal et al. (2021), for one task."
     )
     return {"heads": heads, "rows": rows, "note": note}
 
