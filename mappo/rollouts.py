@@ -231,7 +231,8 @@ def _view(simulator: Any) -> View:
     semidims = [None if dim is None else float(dim) for dim in (world.x_semidim, world.y_semidim)]
     if not getattr(scenario, "visualize_semidims", True):
         semidims = [None, None]
-    return View(float(scenario.viewer_zoom), [float(x) for x in scenario.render_origin], width / height, semidims)
+    half_height = float(scenario.viewer_zoom) ** 2  # VMAS multiplies by it twice
+    return View(half_height, [float(x) for x in scenario.render_origin], width / height, semidims)
 
 
 def _entity(entity: Any, looks: list[tuple[Any, Any]]) -> Entity:
@@ -261,7 +262,7 @@ def _colour(entity: Any, number: int) -> list[float]:
     if isinstance(colour, torch.Tensor):
         colour = (colour[number] if colour.dim() > 1 else colour).tolist()
     red, green, blue = (round(min(max(float(part), 0.0), 1.0), 3) for part in list(colour)[:3])
-    return [red, green, blue, round(float(getattr(entity, "alpha", 1.0)), 3)]
+    return [red, green, blue, round(float(getattr(entity, "_alpha", 1.0)), 3)]  # agents of VMAS are translucent
 
 
 def _is_visible(entity: Any, number: int) -> bool:
