@@ -101,7 +101,7 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
 
     heuristic, no_heuristic = None, ""
     try:
-        heuristic = earned(partial(_heuristic_policy, scenario=config.environment.scenario))
+        heuristic = earned(partial(heuristic_policy, scenario=config.environment.scenario))
     except NoHeuristic as reason:
         no_heuristic = str(reason)
     except NonFiniteReturn as error:
@@ -210,7 +210,7 @@ def _first_episodes(
     return returns, lengths
 
 
-def _heuristic_policy(environment: EnvBase, scenario: str) -> Act:
+def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
     """The `HeuristicPolicy` of the module that defines the scenario, acting for each agent in turn.
 
     It is foreign code, in some scenarios with dependencies of its own: whatever it raises is a reason.

@@ -221,7 +221,9 @@ def _warnings(records: Sequence[Record]) -> list[str]:
 
 def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
     has_lidar = any(episode["lidars"] for episode in rollouts["episodes"])
-    return {"name": name, "identifier": f"rollouts-{index}", "json": _embedded(rollouts), "has_lidar": has_lidar}
+    baselines = list(dict.fromkeys(each["policy"] for each in rollouts["episodes"] if each["policy"] != "trained"))
+    about = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
+    return {**about, "json": _embedded(rollouts)}
 
 
 def _interval(estimate: Estimate) -> str:

@@ -8,6 +8,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torchrl.envs import EnvBase
 from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig
 from mappo.environment import Stream
-from mappo.evaluate import EvaluationReport, PolicyOf, play_episodes, trained_policy
+from mappo.evaluate import EvaluationReport, PolicyOf, heuristic_policy, play_episodes, trained_policy
 
 MAX_BYTES = 2_000_000  # of one episode; beyond that, frames are left out, each other, then more
 _TURN = 2 * math.pi
@@ -92,7 +93,7 @@ class View:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes of one evaluation: the best, the median and the worst, trained beside random."""
+    """Episodes of one evaluation: the best, the median and the worst, trained beside random and heuristic."""
 
     format: int
     scenario: str
@@ -102,7 +103,7 @@ class Rollouts:
 
 
 def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationReport) -> Rollouts:
-    """Play the trained policy's best, median and worst episode again, and the random policy's beside them.
+    """Play the trained policy's best, median and worst episode again, and the baselines' beside them.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
@@ -113,6 +114,8 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
         "trained": trained_policy(config, checkpoint),
         "random": lambda environment: environment.rand_action,
     }
+    if report.heuristic:
+        policies["heuristic"] = partial(heuristic_policy, scenario=config.environment.scenario)
     episodes: list[Episode] = []
     view: tuple[float, View] | None = None
     for name, policy in policies.items():
@@ -131,7 +134,7 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
             ]
     assert view is not None
     order = ["best", "median", "worst"]
-    episodes.sort(key=lambda episode: (episode.policy != "trained", order.index(episode.label)))
+    episodes.sort(key=lambda episode: ([*policies].index(episode.policy), order.index(episode.label)))
     return Rollouts(1, config.environment.scenario, view[0], view[1], episodes)
 
 

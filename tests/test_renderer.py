@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 
 from mappo.config import override
 from mappo.environment import Stream
@@ -82,7 +83,7 @@ def test_a_frame_shows_things_where_vmas_draws_them(display, checkpoint, tmp_pat
     with chromium() as browser:
         open_page(browser, page)
         wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
-        browser.find_element(By.CSS_SELECTOR, "[data-player=beside]").click()
+        Select(browser.find_element(By.CSS_SELECTOR, "[data-player=beside]")).select_by_value("")
         slider = browser.find_element(By.CSS_SELECTOR, "[data-player=frame]")
         script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
         browser.execute_script(script, slider, FRAME)

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 
 from mappo import report
 from mappo.__main__ import main
@@ -88,6 +89,10 @@ def test_episodes_play_pause_seek_and_change(look, browser, whole):
     assert frame(browser) == 0
 
 
+def beside(browser, policy: str) -> None:
+    Select(browser.find_element(By.CSS_SELECTOR, "[data-player=beside]")).select_by_value(policy)
+
+
 def pixels(browser) -> str:
     return browser.execute_script("return document.querySelector('canvas').toDataURL()")
 
@@ -95,7 +100,7 @@ def pixels(browser) -> str:
 def test_agents_are_drawn_where_they_were(look, browser, whole):
     """The colour of the canvas at the place of an agent, computed apart, is the agent's."""
     look(whole)
-    browser.find_element(By.CSS_SELECTOR, "[data-player=beside]").click()
+    beside(browser, "")
     canvas = "const c = document.querySelector('canvas');"
     width, height = browser.execute_script(f"{canvas} return [c.width, c.height]")
     from mappo.rollouts import Series, values

@@ -115,6 +115,8 @@ def test_scenarios_of_all_kinds_are_recorded(scenario, kwargs, tmp_path):
     trained = train(config, Run.at(tmp_path), HistoryFile(tmp_path / "history.csv"), lambda _: None)
     seen = record(config, trained, evaluate(config, trained))
     assert {episode.label for episode in seen.episodes} == {"best", "median", "worst"}  # of one episode, all three
+    heuristic = scenario in {"balance", "swarm", "discovery"}
+    assert ("heuristic" in {episode.policy for episode in seen.episodes}) == heuristic
     for episode in seen.episodes:
         assert np.isfinite(values(episode.poses)).all()
         assert all(entity.size and min(entity.size) >= 0 for entity in episode.entities)

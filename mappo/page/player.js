@@ -32,8 +32,7 @@ function makePlayer(root, rollouts) {
   }
 
   function panels() {
-    const names = beside.checked ? ["trained", "random"] : ["trained"];
-    return names.map(episode).filter(Boolean);
+    return ["trained", beside.value].map(episode).filter(Boolean);
   }
 
   const frameAt = (each, frame) => Math.min(Math.floor(frame / each.stride), each.numShown - 1);
