@@ -23,6 +23,7 @@ from mappo.arguments import (
 )
 from mappo.config import ConfigError, ExperimentConfig, override, to_dict, to_json
 from mappo.recipes import RECIPES
+from mappo.study_commands import add_study, add_tune
 
 _EXAMPLES = """examples:
   mappo train                                          the navigation recipe, into runs/
@@ -34,6 +35,7 @@ _EXAMPLES = """examples:
   mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
   mappo checkpoints list runs/20260101-120000
+  mappo tune --study first --trials 20                 clip_epsilon, gae_lambda and epochs, by Optuna
   mappo promote runs/20260101-120000                   the champion of its task, if it is better
   mappo train --metrics-port 9464                      watched by Prometheus at http://localhost:9464/metrics
 
@@ -76,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int] | None, summary: str
+    ) -> argparse.ArgumentParser:  # None: the command says so itself
         command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         command.set_defaults(execute=run)
         return command
@@ -128,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     add_gate_arguments(command)
     add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
+
+    add_tune(add("tune", None, "tune the configuration: a study of trials, and its best trained again"))
+    add_study(add("study", None, "studies: list, show, export, work, resume, delete"))
 
     _add_champion(add("champion", _champion, "the policies in use: list, show, history, rollback, export"))
 

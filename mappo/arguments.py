@@ -21,6 +21,7 @@ from mappo.config import (
     require_run_name,
 )
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from mappo.space import Space, TuningConfig, extended_space
 
 Fields = list[tuple[str, dict[str, Any]]]  # dotted path, JSON schema
 _RUNS = "runs"
@@ -54,6 +55,29 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each field of `Gate`, such as --gate.margin."""
     _add_group(parser, "gate", _gate_fields())
+
+
+def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--space` and one flag for each field of `TuningConfig`, such as --tuning.pruner."""
+    parser.add_argument(
+        "--space",
+        default="{}",
+        metavar="JSON",
+        help="what is tuned besides or in place of the default, a JSON object or a file with one, such as "
+        '{"learner.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": true}}; null leaves a '
+        "field out (default: clip_epsilon, gae_lambda and epochs of the learner)",
+    )
+    _add_group(parser, "tuning", _tuning_fields())
+
+
+def tuning_from_arguments(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Space, TuningConfig]:
+    """What is tuned, and how trials are judged.
+
+    Raises:
+        ConfigError: a file that cannot be read, or a value that is not allowed.
+    """
+    space = extended_space(parse_json_object(_text_or_file("--space", arguments.space)), config)
+    return space, checked(TuningConfig, _given(arguments, _tuning_fields()).get("tuning", {}))
 
 
 def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
@@ -180,8 +204,25 @@ def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields) -> N
 
 
 def _gate_fields() -> Fields:
-    schema = TypeAdapter(Gate).json_schema()
-    return [(f"gate.{name}", value) for name, value in schema["properties"].items()]
+    return _fields("gate", Gate)
+
+
+def _tuning_fields() -> Fields:
+    return _fields("tuning", TuningConfig)
+
+
+def _fields(prefix: str, kind: type) -> Fields:
+    schema = TypeAdapter(kind).json_schema()
+    return [(f"{prefix}.{name}", value) for name, value in schema["properties"].items()]
+
+
+def _text_or_file(flag: str, given: str) -> str:
+    if given.lstrip().startswith("{"):
+        return given
+    try:
+        return Path(given).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{flag} {given}: neither a JSON object nor a file with one: {error}") from None
 
 
 def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """What a stage shows: a progress bar on a terminal, plain readable lines anywhere else."""
 
+import json
 import logging
 import math
 import sys
@@ -7,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from shutil import get_terminal_size
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,9 +22,13 @@ from mappo.history import Beginning, Episodes, IterationReport
 from mappo.promote import Decision
 from mappo.resources import gibibytes
 from mappo.runs import Saved
+from mappo.space import value_of
 from mappo.statistics import Estimate
 from mappo.training_state import Start
 from mappo.validate import Check
+
+if TYPE_CHECKING:
+    from mappo.study import TrialRecord  # imports optuna, which most stages do without
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -161,6 +166,44 @@ def decision_lines(decision: Decision) -> list[str]:
     ]
 
 
+def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
+    """A trial begins, or goes on."""
+    return f"trial {number} (of {num_trials}): {_values(values)}"
+
+
+def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
+    """How a trial ended, beside the best so far."""
+    so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
+    return f"trial {number} {outcome}: {reason}{so_far}"
+
+
+def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
+    """The best trial, and what it changes."""
+    before = {path: value_of(default, path) for path in best.values}
+    return [
+        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; as the highest of many "
+        "it promises too much, so it is trained again, from other seeds",
+        *(f"{path} = {json.dumps(before[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
+    ]
+
+
+def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
+    """A line for each trial."""
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
+    names = [path.rpartition(".")[2] for path in paths]
+    header = "".join(f"  {name:>14}" for name in names)
+    lines = [f"{'trial':>5}  {'state':<8}  {'value':>9}{header}  {'min':>6}  attempts  why"]
+    for trial in trials:
+        value = "" if trial.value is None else f"{trial.value:.4g}"
+        cells = "".join(f"  {_short(trial.values.get(path)):>14}" for path in paths)
+        why = trial.reason or ("" if trial.origin == "sampled" else trial.origin)
+        lines.append(
+            f"{trial.number:>5}  {trial.state:<8}  {value:>9}{cells}  {trial.seconds / 60:>6.1f}  "
+            f"{len(trial.attempts):>8}  {why}".rstrip()
+        )
+    return lines
+
+
 def champion_line(entry: Entry) -> str:
     """One decision that changed a champion."""
     seen = entry.evidence
@@ -231,6 +274,16 @@ def training_progress(config: CollectionConfig) -> Iterator[ProgressLines | Prog
         return
     with _bar(config.num_iterations * config.frames_per_batch) as bar:
         yield ProgressBar(bar)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} = {_short(value)}" for path, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 def _bar(total: int) -> "tqdm[Any]":

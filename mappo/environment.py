@@ -58,6 +58,7 @@ class Stream(IntEnum):
     VALIDATION = 2
     SELECTION = 3
     GATE = 4
+    TUNING = 5
 
 
 def make_environment(

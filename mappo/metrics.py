@@ -17,7 +17,8 @@ RUN_LABELS = ("study", "run")
 INFO_LABELS = ("scenario", "config_hash", "mappo_version", "device", "seed")
 POLICIES = ("random", "heuristic", "trained")
 STATES = ("starting", "running", "finished", "failed", "preempted")
-STAGES = ("train", "evaluate", "validate", "promote")
+STAGES = ("train", "evaluate", "validate", "promote", "prepare", "tune")
+TRIAL_STATES = ("waiting", "running", "complete", "pruned", "failed")
 
 
 @dataclass(frozen=True)
@@ -212,4 +213,16 @@ EVALUATION = (
     ),
 )
 
-METRICS = (*TRAINING, *PROBLEMS, *VALIDATION, *EVALUATION, *OUTCOME)
+STUDY = (
+    Metric(
+        "mappo_study_trials",
+        "gauge",
+        "Trials of the study by state, as this worker saw it last",
+        {"state": TRIAL_STATES},
+    ),
+    Metric("mappo_study_asked_trials", "gauge", "Trials that were asked for"),
+    Metric("mappo_study_lost_workers", "gauge", "How often a worker fell silent over a trial"),
+    Metric("mappo_study_best_value", "gauge", "Highest value of a completed trial: mean return on tuning seeds"),
+)
+
+METRICS = (*TRAINING, *PROBLEMS, *VALIDATION, *EVALUATION, *STUDY, *OUTCOME)

@@ -50,7 +50,11 @@ _BY_STAGE = {
     "train": metrics.TRAINING,
     "evaluate": metrics.EVALUATION,
     "promote": (),
+    "prepare": (),
+    "tune": (*metrics.TRAINING, *metrics.STUDY),
 }
+_TRAINS = ("train", "tune")
+_OF_RUN = {metric.name for metric in (*metrics.TRAINING, *metrics.PROBLEMS)}  # of many, where a worker trains
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ class Monitor:
         """`announce` shows a line to people. Without a registry, the monitor has one of its own."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._stage, self._settings, self._announce = stage, settings, announce
-        self._run_labels = {"study": settings.study, "run": run}
+        self._labels = {"study": settings.study, "run": run}
+        self._run_labels = self._labels
         self._registry = registry or CollectorRegistry(auto_describe=True)
         self._lock = threading.Lock()  # so that every scrape shows one moment
         self._server: MetricsServer | None = None
@@ -121,18 +126,19 @@ class Monitor:
         self._num_iterations = 0
         self._last_iteration, self._longest_seconds = self._began, 0.0
         self._min_stall_seconds = min_stall_seconds
+        self._made: dict[str, Gauge | Counter | Histogram] = {}
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
         self._declared = (*_BY_STAGE[stage], *metrics.PROBLEMS, *metrics.OUTCOME)
         for metric in self._declared:
             self._declare(metric)
-        if stage == "train":
+        if stage in _TRAINS:
             ProcessCollector(registry=self._registry)
 
     def __enter__(self) -> "Monitor":
         """Begin to serve, if this is training and there is a port for it."""
-        if self._stage == "train" and self._settings.port is not None:
+        if self._stage in _TRAINS and self._settings.port is not None:
             pages = {_METRICS_PATH: self._metrics, "/healthz": self._health, "/readyz": self._readiness}
             try:
                 self._server = MetricsServer(self._settings.port, pages)
@@ -191,6 +197,32 @@ class Monitor:
             self._set("mappo_last_checkpoint_timestamp_seconds", now)
             self._set("mappo_stall_limit_seconds", self._stall_limit())
             self._set_state("starting")
+
+    def begin_run(self, run: str) -> None:
+        """What is trained from now on is another run; what was told of the one before is forgotten."""
+        with self._changing():
+            self._run_labels = {**self._labels, "run": run}
+            for metric in self._declared:
+                if metric.name in _OF_RUN:
+                    self._made[metric.name].clear()
+                    self._begin_at_zero(metric)
+            self._num_iterations, self._longest_seconds = 0, 0.0
+            self._last_iteration = time.monotonic()
+
+    def end_run(self, state: str) -> None:
+        """Training has ended, but not the stage."""
+        with self._changing():
+            self._set_state(state)
+
+    def studied(self, trials: Mapping[str, int], asked: int, losses: int, best: float | None) -> None:
+        """A study's trials by state, how many were asked for, how often one lost its worker, the best value."""
+        with self._changing():
+            for state in metrics.TRIAL_STATES:
+                self._set("mappo_study_trials", trials.get(state, 0), state=state)
+            self._set("mappo_study_asked_trials", asked)
+            self._set("mappo_study_lost_workers", losses)
+            if best is not None:
+                self._set("mappo_study_best_value", best)
 
     def began(self, beginning: Beginning) -> None:
         """Training begins, or goes on from a checkpoint."""
@@ -293,7 +325,7 @@ class Monitor:
 
     def _set_state(self, state: str) -> None:
         self._state = state
-        if self._stage == "train":
+        if self._stage in _TRAINS:
             for each in metrics.STATES:
                 self._set("mappo_run_state", each == state, state=each)
 
@@ -313,7 +345,7 @@ class Monitor:
         gateway = self._settings.pushgateway
         if not gateway:
             return
-        key = {"stage": self._stage, **self._run_labels}
+        key = {"stage": self._stage, **self._labels}
         try:
             try:
                 push_to_gateway(gateway, metrics.PUSH_JOB, self._registry, key, timeout=_PUSH_SECONDS)
@@ -333,11 +365,20 @@ class Monitor:
             self._gauges[metric.name] = Gauge(*arguments, registry=self._registry)
         elif metric.kind == "counter":
             self._counters[metric.name] = Counter(*arguments, registry=self._registry)
-            for own in metric.combinations():
-                self._add(metric.name, 0, **own)
         else:
             self._histograms[metric.name] = Histogram(*arguments, registry=self._registry, buckets=metric.bounds)
+        self._made = {**self._gauges, **self._counters, **self._histograms}
+        self._begin_at_zero(metric)
+
+    def _begin_at_zero(self, metric: Metric) -> None:
+        if metric.kind == "counter":
+            for own in metric.combinations():
+                self._add(metric.name, 0, **own)
+        elif metric.kind == "histogram":
             self._histograms[metric.name].labels(**self._run_labels)
+
+    def _labels_of(self, name: str) -> dict[str, str]:
+        return self._run_labels if name in _OF_RUN else self._labels
 
     def _take(self, row: dict[str, float]) -> None:
         """A row of the history: added to counters, shown by gauges; what is not defined changes neither."""
@@ -348,14 +389,14 @@ class Monitor:
                     (self._add if metric.kind == "counter" else self._set)(metric.name, value, **own)
 
     def _set(self, name: str, value: float, **own: str) -> None:
-        self._gauges[name].labels(**self._run_labels, **own).set(value)
+        self._gauges[name].labels(**self._labels_of(name), **own).set(value)
 
     def _add(self, name: str, amount: float, **own: str) -> None:
         assert math.isfinite(amount), "it would poison the counter for ever"
-        self._counters[name].labels(**self._run_labels, **own).inc(amount)
+        self._counters[name].labels(**self._labels_of(name), **own).inc(amount)
 
     def _observe(self, name: str, value: float) -> None:
-        self._histograms[name].labels(**self._run_labels).observe(value)
+        self._histograms[name].labels(**self._labels_of(name)).observe(value)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

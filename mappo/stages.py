@@ -13,7 +13,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -121,15 +121,15 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
         Preempted: in every stage, the process was asked to end; training has saved what it could in a hurry.
         StageFailed: a check failed.
     """
-    with _stage("validate", config, compiled_by, label=_label(name)) as (experiment, monitor):
+    with watched_stage("validate", config, compiled_by, label=_label(name)) as (experiment, monitor):
         result = validation.validate(experiment, on_check=say_check)
         monitor.validated(result)
-        _write_json(report, result)
+        write_json(report, result)
         if result.failures:
             raise EnvironmentUnfit(_listed(result))
         counts = Counter(check.outcome for check in result.checks)
         say("validate", f"{counts['passed']} checks passed, {counts['warning']} with a warning, none failed")
-        return Outcome(_metadata(experiment))
+        return Outcome(metadata_of(experiment))
 
 
 def train(
@@ -156,7 +156,7 @@ def train(
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
     label = _label(name, seed, str(run))
-    with _stage("train", config, compiled_by, seed, label) as (experiment, monitor):
+    with watched_stage("train", config, compiled_by, seed, label) as (experiment, monitor):
         start = _start(extend, warm_start)
         place = Run.at(run, on_request=monitor.requested)
         monitor.planned(experiment)
@@ -167,9 +167,9 @@ def train(
             try:
                 trained = training.train(
                     *(experiment, place, file),
-                    _each(monitor.iterated, progress.show, write, final.append),
+                    each(monitor.iterated, progress.show, write, final.append),
                     start,
-                    on_begin=_each(monitor.began, progress.begin, begin),
+                    on_begin=each(monitor.began, progress.begin, begin),
                     on_save=monitor.saved,
                     keep=keep,
                 )
@@ -179,7 +179,7 @@ def train(
         if best:
             place.export(chosen, best)
         say_trained(final[0] if final else None, trained, place.manifest(chosen), place.store.location)
-        return Outcome(_metadata(experiment), _finite("train", file.last_row()))
+        return Outcome(metadata_of(experiment), finite("train", file.last_row()))
 
 
 def evaluate(
@@ -203,13 +203,13 @@ def evaluate(
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = _label(name, seed, str(run))
-    with _stage("evaluate", config, compiled_by, seed, label) as (experiment, monitor):
+    with watched_stage("evaluate", config, compiled_by, seed, label) as (experiment, monitor):
         trained = runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
         result = evaluation.evaluate(experiment, trained)
         monitor.evaluated(result)
-        _write_json(report, result)
+        write_json(report, result)
         if looks or keep:
             seen = rollouts.record(experiment, trained, result)
             if keep:
@@ -217,13 +217,13 @@ def evaluate(
             if looks:
                 text = looks.history.read_text()
                 shown = records.of_checkpoint(label, trained, text, result, asdict(seen))
-                _write_page(looks.page, [shown])
+                write_page(looks.page, [shown])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % bootstrap intervals; resampled: {result.resampled}")
-        return Outcome(_metadata(experiment), _finite("evaluate", _evaluation_metrics(result)))
+        return Outcome(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
 
 
 def promote(
@@ -245,15 +245,15 @@ def promote(
     Raises:
         StageFailed: a checkpoint cannot be read or does not fit the task, or the store failed.
     """
-    with _stage("promote", config, compiled_by, seed, _label(name, seed, str(run))) as (experiment, _):
+    with watched_stage("promote", config, compiled_by, seed, _label(name, seed, str(run))) as (experiment, _):
         asked = checked(Gate, gate or {})
         place = Champions(champions, task_name(experiment.environment))
         say("promote", f"{place.task}: {asked.num_seeds} fresh seeds x {asked.episodes_per_seed} episodes of each")
         result = promotion.promote(experiment, runs.load(run, checkpoint), place, asked, partial(say, "promote"))
-        _write_json(decision, result)
+        write_json(decision, result)
         for line in decision_lines(result):
             say("promote", line)
-        return Outcome(_metadata(experiment), _decision_metrics(result))
+        return Outcome(metadata_of(experiment), _decision_metrics(result))
 
 
 def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
@@ -263,11 +263,11 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> Outcome:
         StageFailed: a report cannot be read, or reports cannot be compared.
     """
     with readable_errors("compare"):
-        result = comparison.compare([_read_report(path) for path in reports])
-        _write_json(output, result)
+        result = comparison.compare([read_report(path) for path in reports])
+        write_json(output, result)
         for line in comparison_table(result):
             say("compare", line)
-        return Outcome(_metadata(from_dict(result.config)), _comparison_metrics(result))
+        return Outcome(metadata_of(from_dict(result.config)), _comparison_metrics(result))
 
 
 def report(runs_: Sequence[str], output: Path) -> None:
@@ -277,11 +277,11 @@ def report(runs_: Sequence[str], output: Path) -> None:
         StageFailed: a run cannot be read.
     """
     with readable_errors("report"):
-        _write_page(output, records.of_runs(runs_))
+        write_page(output, records.of_runs(runs_))
         say("report", f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
-def _write_page(path: Path, shown: Sequence[records.Record]) -> None:
+def write_page(path: Path, shown: Sequence[records.Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(pages.build(shown))
 
@@ -297,8 +297,8 @@ def _keep_with_run(run: str | Path, result: EvaluationReport, seen: rollouts.Rol
 
 
 @contextmanager
-def _stage(
-    name: str, config: str, compiled_by: str, seed: str = "", label: str = ""
+def watched_stage(
+    name: str, config: str, compiled_by: str, seed: str = "", label: str = "", study: str = ""
 ) -> Iterator[tuple[ExperimentConfig, Monitor]]:
     """Read the configuration, set the process up, and watch over the stage."""
     if compiled_by not in ("", mappo.__version__):
@@ -309,6 +309,8 @@ def _stage(
         )
     with readable_errors(name):
         settings = Settings.from_environment()
+    if study:
+        settings = replace(settings, study=study)
     with (
         _preemptible(),
         Monitor(name, label, settings, partial(say, name)) as monitor,
@@ -350,7 +352,7 @@ def _event_files(
         files.close()
 
 
-def _each(*listeners: Callable[[T], object]) -> Callable[[T], None]:
+def each(*listeners: Callable[[T], object]) -> Callable[[T], None]:
     """One that passes on what it hears to all."""
 
     def hear(event: T) -> None:
@@ -390,7 +392,7 @@ def readable_errors(name: str) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _metadata(config: ExperimentConfig) -> dict[str, str]:
+def metadata_of(config: ExperimentConfig) -> dict[str, str]:
     return {
         "config": to_json(config),
         "config_hash": config_hash(config),
@@ -399,12 +401,12 @@ def _metadata(config: ExperimentConfig) -> dict[str, str]:
     }
 
 
-def _finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
+def finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     """The numbers that Kubeflow accepts; those it would reject are named, not dropped in silence."""
-    finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-    if left_out := sorted(numbers.keys() - finite.keys()):
+    kept = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+    if left_out := sorted(numbers.keys() - kept.keys()):
         say(stage, f"not finite, left out of the metrics: {', '.join(left_out)}")
-    return finite
+    return kept
 
 
 def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
@@ -454,14 +456,14 @@ def _keep_here(error: NotSaved, directory: Path) -> str:
     return f"{directory}: copy what is in it to {error.attempt.run.store.location} to go on from there"
 
 
-def _read_report(path: Path) -> EvaluationReport:
+def read_report(path: Path) -> EvaluationReport:
     try:
         return records.parse_evaluation(str(path), path.read_bytes())
     except IsADirectoryError:
         raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
 
 
-def _write_json(path: Path | None, record: Any) -> None:
+def write_json(path: Path | None, record: Any) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")

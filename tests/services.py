@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -227,3 +228,57 @@ def wait(condition: Callable[[], bool], seconds: float, message: object) -> None
     while not condition():
         assert time.monotonic() < deadline, message
         time.sleep(0.1)
+
+
+class Postgres:
+    """A PostgreSQL server of its own in a temporary directory, which can be stopped and started again."""
+
+    def __init__(self, directory: Path):
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        if not programs or not shutil.which("setpriv"):
+            missing("PostgreSQL", "sudo apt install postgresql")
+        self._bin, self._directory = programs[-1].parent, directory
+        self._port = free_ports(1)[0]
+        self._as_user: list[str] = []
+        if os.geteuid() == 0:  # which PostgreSQL refuses
+            self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(directory, "postgres", "postgres")
+        self._call("initdb", "--auth=trust", "--username=mappo", "--no-sync", "--encoding=UTF8", "-D", "data")
+        self.start()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://mappo:a-password@127.0.0.1:{self._port}/{database}"
+
+    def create(self, database: str) -> str:
+        """The URL of a fresh database."""
+        self._call("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "mappo", database)
+        return self.url(database)
+
+    def start(self) -> None:
+        settings = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+        self._call("pg_ctl", "-D", "data", "-l", "log", "-w", "-o", settings, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._call("pg_ctl", "-D", "data", "-m", mode, "-w", "stop")
+
+    def _call(self, program: str, *arguments: str) -> None:
+        command = [*self._as_user, str(self._bin / program), *arguments]
+        output = self._directory / "output"
+        with output.open("w") as file:  # not a pipe, which the server would keep open
+            done = subprocess.run(command, cwd=self._directory, stdout=file, stderr=file, timeout=60)
+        assert done.returncode == 0, f"{' '.join(command)}: {output.read_text()}"
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A server that is gone with the block; not below pytest's directories, which its user cannot enter."""
+    directory = Path(tempfile.mkdtemp(prefix="mappo-postgres-"))
+    directory.chmod(0o755)
+    try:
+        server = Postgres(directory)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

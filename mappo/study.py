@@ -1,0 +1,502 @@
+"""A durable tuning study: trials in Optuna's storage, which any number of workers take, leave and finish.
+
+A trial is Optuna's: one number, whatever becomes of its workers. A worker *claims* it and keeps saying that it is
+alive; where it falls silent, the trial goes back to those that wait, with its parameters and what it has reported,
+and another worker goes on with it. Deciding who gets what happens one process at a time, so no trial is worked on
+twice, and none is started beyond what was asked for. (Optuna's own heartbeats end such a trial and queue a copy,
+and miss one whose worker died before its first beat.)
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+    WilcoxonPruner,
+)
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from mappo.config import ConfigError, ExperimentConfig, checked, from_dict, json_hash, to_dict
+from mappo.database import Database
+from mappo.space import Choices, Dimension, FloatRange, Space, TuningConfig, read_space, value_of
+
+_PLAN, _STORE, _ASKED, _DEADLINE = "plan", "store", "asked", "deadline"  # attributes of a study
+_ORIGIN, _ATTEMPTS, _SEEN, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+_LOSSES_SHARE = 0.6  # of the grace period: a worker that could not say so for so long holds its trial for lost
+_log = logging.getLogger(__name__)
+
+Outcome = Literal["complete", "pruned", "failed"]
+_STATES: dict[Outcome, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+_NAMES = {state: name for name, state in _STATES.items()} | {
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tuned, in which ranges, and how trials are judged; fixed for the life of a study."""
+
+    config: ExperimentConfig
+    space: Space
+    tuning: TuningConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        space = {path: to_dict(dimension) for path, dimension in self.space.items()}
+        return {"config": to_dict(self.config), "space": space, "tuning": to_dict(self.tuning)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
+        """From JSON.
+
+        Raises:
+            ConfigError: something in it is not allowed.
+        """
+        config = from_dict(values["config"])
+        return cls(config, read_space(values["space"], config), checked(TuningConfig, values["tuning"]))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One worker's time with a trial, in seconds since 1970.
+
+    outcome: complete, pruned or failed ended the trial; released: the worker ended and gave it back; lost: it fell
+    silent; empty while it lasts.
+    """
+
+    worker: str
+    began: float
+    ended: float | None = None
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of a trial. values: by dotted path. curve: what it reported, by frames of training.
+
+    origin: default, warm start or sampled. reason: why it failed or was pruned.
+    """
+
+    number: int
+    state: str
+    value: float | None
+    values: dict[str, Any]
+    origin: str
+    reason: str
+    attempts: list[Attempt]
+    curve: dict[int, float]
+
+    @property
+    def seconds(self) -> float:
+        """What workers spent on it, as far as they said so."""
+        return sum(attempt.ended - attempt.began for attempt in self.attempts if attempt.ended is not None)
+
+
+class TrialLost(Exception):
+    """Another worker has this trial, or may have it; what this one does with it no longer counts."""
+
+
+class Study:
+    """A study by its name. Methods wait for a database that is away, and may be called from any thread."""
+
+    def __init__(self, database: Database, name: str, plan: Plan):
+        self.name, self.plan = name, plan
+        self._database, self._storage = database, database.storage
+        self._study = optuna.load_study(study_name=name, storage=self._storage, pruner=_pruner(plan))
+        self._distributions = {path: _distribution(dimension) for path, dimension in plan.space.items()}
+
+    @classmethod
+    def load(cls, database: Database, name: str) -> "Study":
+        """A study that is there.
+
+        Raises:
+            ConfigError: it is not, or was not made by this package.
+            DatabaseError: the database does not answer.
+        """
+        return database.patiently(lambda: cls(database, name, _stored_plan(database, name)))
+
+    @classmethod
+    def prepare(
+        cls,
+        database: Database,
+        name: str,
+        plan: Plan,
+        num_trials: int,
+        *,
+        store: str = "",
+        session: str = "terminal",
+        timeout_seconds: float = 0.0,
+        warm_start: Mapping[str, Any] | None = None,
+    ) -> "Study":
+        """Make a study, or go on with the one of that name; doing it again is harmless.
+
+        `store` is where the runs of its trials are kept; that of the first time stays. `session` is who asks for
+        `num_trials`: asking again replaces what it asked for before, another session adds to it. No trial is
+        started later than `timeout_seconds` from now; 0 for no such limit. The first trial is the plan's own
+        configuration, the second `warm_start`, if these values are given.
+
+        Raises:
+            ConfigError: there is a study of that name with another plan.
+            DatabaseError: the database does not answer.
+        """
+
+        def prepared() -> Study:
+            with database.exclusively(name):
+                _create(database, name, plan)
+                study = cls(database, name, plan)
+                if _STORE not in study._attributes():
+                    study._study.set_user_attr(_STORE, store)
+                study._ask_for(session, num_trials)
+                deadline = database.now() + timeout_seconds if timeout_seconds else None
+                study._study.set_user_attr(_DEADLINE, deadline)
+                own = {path: value_of(plan.config, path) for path in plan.space}
+                study._enqueue("default", own)
+                if warm_start:
+                    study._enqueue("warm start", warm_start)
+                return study
+
+        return database.patiently(prepared)
+
+    @property
+    def store(self) -> str:
+        """Where the runs of its trials are kept."""
+        return str(self._database.patiently(self._attributes).get(_STORE, ""))
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials were asked for, by all sessions together."""
+        return sum(self._database.patiently(self._attributes).get(_ASKED, {}).values())
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials, in the order of their numbers."""
+        frozen = self._database.patiently(lambda: self._study.get_trials(deepcopy=False))
+        return [self._record(trial) for trial in frozen]
+
+    def best(self) -> TrialRecord | None:
+        """The completed trial with the highest value, the earliest of equals; None before the first."""
+        complete = [trial for trial in self.trials() if trial.state == "complete"]
+        return max(complete, key=lambda trial: (trial.value, -trial.number)) if complete else None
+
+    def is_settled(self) -> bool:
+        """Whether nothing may be started any more, not even if a worker that is busy now should fall silent."""
+        trials = self.trials()
+        left = len(trials) < self.num_trials or any(trial.state in ("running", "waiting") for trial in trials)
+        return not left or self._database.patiently(self._is_over)
+
+    def claim(self, worker: str) -> "Claim | None":
+        """The next trial, which is this worker's from now on; None where there is none to be had, now or ever.
+
+        Raises:
+            DatabaseError: the database does not answer.
+        """
+        return self._database.patiently(partial(self._claim, worker))
+
+    def _claim(self, worker: str) -> "Claim | None":
+        with self._database.exclusively(self.name):
+            self._take_back()
+            trials = self._all_trials()
+            waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
+            if self._is_over() or not (waiting or len(trials) < self.num_trials):
+                return None
+            number = min(waiting, default=len(trials))
+            self._study.sampler = TPESampler(seed=_seed(self.plan.tuning.sampler_seed, number))
+            trial = self._study.ask(self._distributions)
+            attempts = _attempts(trial.user_attrs)
+            now = self._database.now()
+            self._keep_attempts(trial._trial_id, [*attempts, Attempt(worker, now)])
+            values = {path: self._decoded(path, value) for path, value in trial.params.items()}
+            return Claim(self, trial, worker, values)
+
+    def _take_back(self) -> None:
+        """Trials whose workers fell silent wait again, and those that nobody came to work on."""
+        now, tuning = self._database.now(), self.plan.tuning
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            attempts = _attempts(trial.user_attrs)
+            if attempts and not attempts[-1].outcome:
+                seen = max(attempts[-1].began, trial.user_attrs.get(_SEEN, 0.0))
+                if now - seen <= tuning.grace_seconds:
+                    continue
+                attempts[-1] = replace(attempts[-1], ended=seen, outcome="lost")
+                self._keep_attempts(trial._trial_id, attempts)
+                _log.warning("trial %d: its worker %s fell silent", trial.number, attempts[-1].worker)
+            self._put_back(trial._trial_id, attempts)
+
+    def _all_trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _put_back(self, trial_id: int, attempts: list[Attempt]) -> None:
+        losses = sum(attempt.outcome == "lost" for attempt in attempts)
+        if losses <= self.plan.tuning.max_losses:
+            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            return
+        self._storage.set_trial_user_attr(trial_id, _REASON, f"{losses} workers fell silent over it")
+        self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _end(self, claim: "Claim", outcome: str, value: float | None, reason: str) -> None:
+        """Finish a trial, or release it; again, if the database went away before it said that it is done."""
+        with self._database.exclusively(self.name):
+            trial_id = claim.trial_id
+            trial = self._storage.get_trial(trial_id)
+            attempts = _attempts(trial.user_attrs)
+            if not attempts or attempts[-1].worker != claim.worker:
+                raise TrialLost(f"trial {claim.number}: another worker has it")
+            if trial.state is not TrialState.RUNNING:
+                if attempts[-1].outcome == outcome:
+                    return
+                raise TrialLost(f"trial {claim.number}: it was taken back, as this worker had fallen silent")
+            attempts[-1] = replace(attempts[-1], ended=self._database.now(), outcome=outcome)
+            self._keep_attempts(trial_id, attempts)
+            if reason:
+                self._storage.set_trial_user_attr(trial_id, _REASON, reason)
+            if outcome == "released":
+                self._put_back(trial_id, attempts)
+            else:
+                self._study.tell(trial.number, value, _STATES[outcome])  # type: ignore[index]
+
+    def _should_prune(self, trial_id: int) -> bool:
+        return self._study.pruner.prune(self._study, self._storage.get_trial(trial_id))
+
+    def _beat(self, claim: "Claim") -> None:
+        trial = self._storage.get_trial(claim.trial_id)
+        attempts = _attempts(trial.user_attrs)
+        if trial.state is not TrialState.RUNNING or not attempts or attempts[-1].worker != claim.worker:
+            raise TrialLost(f"trial {claim.number}: another worker has it")
+        self._storage.set_trial_user_attr(claim.trial_id, _SEEN, self._database.now())
+
+    def _is_over(self) -> bool:
+        """Whether the time for starting trials is."""
+        deadline = self._attributes().get(_DEADLINE)
+        return deadline is not None and self._database.now() >= deadline
+
+    def _attributes(self) -> dict[str, Any]:
+        return dict(self._study.user_attrs)
+
+    def _ask_for(self, session: str, num_trials: int) -> None:
+        asked = {**self._attributes().get(_ASKED, {}), session: num_trials}
+        self._study.set_user_attr(_ASKED, asked)
+
+    def _enqueue(self, origin: str, values: Mapping[str, Any]) -> None:
+        trials = self._all_trials()
+        if len(trials) < self.num_trials and all(trial.user_attrs.get(_ORIGIN) != origin for trial in trials):
+            encoded = {path: _encoded(self.plan.space[path], value) for path, value in values.items()}
+            self._study.enqueue_trial(encoded, user_attrs={_ORIGIN: origin}, skip_if_exists=True)
+
+    def _keep_attempts(self, trial_id: int, attempts: list[Attempt]) -> None:
+        self._storage.set_trial_user_attr(trial_id, _ATTEMPTS, [asdict(attempt) for attempt in attempts])
+
+    def _record(self, trial: FrozenTrial) -> TrialRecord:
+        given = trial.params or trial.system_attrs.get("fixed_params", {})
+        return TrialRecord(
+            number=trial.number,
+            state=_NAMES[trial.state],
+            value=trial.value if trial.state is TrialState.COMPLETE else None,
+            values={path: self._decoded(path, value) for path, value in given.items()},
+            origin=trial.user_attrs.get(_ORIGIN, "sampled"),
+            reason=trial.user_attrs.get(_REASON, ""),
+            attempts=_attempts(trial.user_attrs),
+            curve=dict(sorted(trial.intermediate_values.items())),
+        )
+
+    def _decoded(self, path: str, value: Any) -> Any:
+        dimension = self.plan.space[path]
+        if not isinstance(dimension, Choices):
+            return value
+        return next(choice for choice in dimension.choices if _encoded(dimension, choice) == value)
+
+
+class Claim:
+    """A trial that is one worker's. As a context manager it keeps saying that the worker is alive.
+
+    The block must end the trial by `finish` or `release`, or leave it to be found silent.
+    """
+
+    def __init__(self, study: Study, trial: optuna.Trial, worker: str, values: dict[str, Any]):
+        self.number, self.worker, self.values = trial.number, worker, values
+        self.trial_id = trial._trial_id
+        self._study = study
+        self._reported = set(study._storage.get_trial(self.trial_id).intermediate_values)
+        self._grace_seconds = study.plan.tuning.grace_seconds
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._seen = time.monotonic()
+        self._thread = threading.Thread(target=self._keep_alive, name=f"trial {self.number}", daemon=True)
+
+    def __enter__(self) -> "Claim":
+        """Begin to beat."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop beating."""
+        self._ended.set()
+        self._thread.join(timeout=5)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another worker may have it: this one could not say for too long that it is alive."""
+        return self._lost.is_set() or time.monotonic() - self._seen > _LOSSES_SHARE * self._grace_seconds
+
+    def report(self, step: int, value: float) -> bool:
+        """Tell how good the trial is after so many frames; whether it should be pruned.
+
+        Raises:
+            DatabaseError: the database does not answer.
+            TrialLost: this worker has fallen silent.
+        """
+        if self.is_lost:
+            raise TrialLost(f"trial {self.number}: this worker could not say in time that it is alive")
+        if step in self._reported:  # by the attempt before
+            return False
+        self._study._database.patiently(
+            lambda: self._study._storage.set_trial_intermediate_value(self.trial_id, step, value)
+        )
+        self._reported.add(step)
+        return self._study._database.patiently(partial(self._study._should_prune, self.trial_id))
+
+    def finish(self, outcome: Outcome, value: float | None = None, reason: str = "") -> None:
+        """The trial is done.
+
+        Raises:
+            DatabaseError: the database does not answer.
+            TrialLost: it is another worker's, or was taken back.
+        """
+        self._study._database.patiently(partial(self._study._end, self, outcome, value, reason))
+
+    def release(self) -> None:
+        """Give the trial back, to be gone on with.
+
+        Raises:
+            DatabaseError, TrialLost: as `finish`.
+        """
+        self._study._database.patiently(partial(self._study._end, self, "released", None, ""))
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(self._grace_seconds / 6):
+            began = time.monotonic()
+            try:
+                self._study._beat(self)
+            except TrialLost:
+                self._lost.set()
+                return
+            except Exception as error:  # the database is away; should it stay so, the trial counts as lost
+                _log.debug("trial %d: no heartbeat: %s", self.number, error)
+            else:
+                self._seen = began
+        self._study._storage.remove_session()
+
+
+def study_names(database: Database) -> list[str]:
+    """Of all studies in a database.
+
+    Raises:
+        DatabaseError: it does not answer.
+    """
+    return database.patiently(lambda: sorted(optuna.get_all_study_names(database.storage)))
+
+
+def delete_study(database: Database, name: str) -> None:
+    """Delete a study with its trials; not the runs of its trials.
+
+    Raises:
+        ConfigError: there is none of that name.
+        DatabaseError: the database does not answer.
+    """
+    if name not in study_names(database):
+        raise ConfigError(_no_study(database, name))
+    database.patiently(lambda: optuna.delete_study(study_name=name, storage=database.storage))
+
+
+def _create(database: Database, name: str, plan: Plan) -> None:
+    try:
+        study = optuna.create_study(storage=database.storage, study_name=name, direction="maximize")
+    except DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=database.storage)
+    stored = study.user_attrs.get(_PLAN)
+    if stored is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(_PLAN, plan.to_dict())
+        return
+    if stored is None:
+        raise ConfigError(f"study {name}: was not made by mappo")
+    if json_hash(stored) != json_hash(plan.to_dict()):
+        changed = ", ".join(_changed(stored, plan.to_dict()))
+        raise ConfigError(
+            f"study {name}: is there with another plan: {changed}; give another name, or the same plan to go on"
+        )
+
+
+def _stored_plan(database: Database, name: str) -> Plan:
+    try:
+        study = optuna.load_study(study_name=name, storage=database.storage)
+    except KeyError:
+        raise ConfigError(_no_study(database, name)) from None
+    stored = study.user_attrs.get(_PLAN)
+    if stored is None:
+        raise ConfigError(f"study {name}: was not made by mappo")
+    return Plan.from_dict(stored)
+
+
+def _no_study(database: Database, name: str) -> str:
+    there = ", ".join(study_names(database)) or "none"
+    return f"there is no study {name!r} in {database.place}; there: {there}"
+
+
+def _changed(stored: Any, given: Any, path: str = "") -> list[str]:
+    """What differs, as `path = value -> other value`."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        names = sorted(stored.keys() | given.keys())
+        below = [(name, f"{path}.{name}".lstrip(".")) for name in names]
+        return [line for name, inner in below for line in _changed(stored.get(name), given.get(name), inner)]
+    return [] if stored == given else [f"{path} = {json.dumps(stored)} -> {json.dumps(given)}"]
+
+
+def _attempts(attributes: Mapping[str, Any]) -> list[Attempt]:
+    return [Attempt(**attempt) for attempt in attributes.get(_ATTEMPTS, [])]
+
+
+def _seed(sampler_seed: int, number: int) -> int:
+    """Of the sampler for one trial, so that a study that was interrupted samples what it would have."""
+    return int(json_hash({"seed": sampler_seed, "trial": number})[:8], 16)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution([_encoded(dimension, choice) for choice in dimension.choices])
+    if isinstance(dimension, FloatRange):
+        return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def _encoded(dimension: Dimension, value: Any) -> Any:
+    """As Optuna keeps it: lists and objects as JSON."""
+    return json.dumps(value) if isinstance(dimension, Choices) and isinstance(value, list | dict) else value
+
+
+def _pruner(plan: Plan) -> BasePruner:
+    frames = plan.config.collection.total_frames * len(plan.tuning.training_seeds)
+    makers: dict[str, Callable[[], BasePruner]] = {
+        "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=frames // 4),
+        "halving": lambda: SuccessiveHalvingPruner(min_resource=max(1, frames // 9), reduction_factor=3),
+        "hyperband": lambda: HyperbandPruner(max(1, frames // 9), frames, reduction_factor=3),
+        "wilcoxon": WilcoxonPruner,
+        "none": NopPruner,
+    }
+    return makers[plan.tuning.pruner]()

@@ -1,0 +1,209 @@
+"""`mappo tune` and `mappo study`: their flags, and what they print."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mappo.arguments import (
+    add_config_arguments,
+    add_gate_arguments,
+    add_tuning_arguments,
+    config_from_arguments,
+    gate_from_arguments,
+    tuning_from_arguments,
+)
+from mappo.config import ConfigError, require_run_name, to_dict, to_json
+
+_DATABASE_HELP = (
+    "Studies are kept in the database whose URL is MAPPO_DATABASE in the environment "
+    "(postgresql://user:password@host/name), or in runs/studies.db."
+)
+
+
+def add_tune(command: argparse.ArgumentParser) -> None:
+    """Flags of `mappo tune`."""
+    command.description = (
+        "Tune the configuration: trials of a study, pruned; then the best and the default trained again from "
+        "fresh seeds, judged on held-out episodes and compared. The same command goes on after a kill. "
+        f"{_DATABASE_HELP}"
+    )
+    command.add_argument(
+        "--study", required=True, metavar="NAME", help="name of the study; one that was begun is gone on with"
+    )
+    command.add_argument(
+        "--trials", type=_count, default=20, metavar="N", help="trials of the study altogether (default: 20)"
+    )
+    command.add_argument(
+        "--hours", type=float, default=0.0, metavar="X", help="start no trial later than this (default: no limit)"
+    )
+    command.add_argument(
+        "--store",
+        default="runs",
+        metavar="STORE",
+        help="where runs of trials are kept: a directory, or s3://bucket/prefix (default: runs)",
+    )
+    _add_finish(command)
+    add_tuning_arguments(command)
+    add_config_arguments(command)
+    command.set_defaults(execute=_tune)
+
+
+def add_study(command: argparse.ArgumentParser) -> None:
+    """The actions of `mappo study`."""
+    command.description = f"What is known of studies. {_DATABASE_HELP}"
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, execute, summary in (
+        ("list", _list, "list the studies"),
+        ("show", _show, "list a study's trials, and what the best changes"),
+        ("export", _export, "write a study's trials as CSV, or all of it as JSON"),
+        ("work", _work, "work on a study's trials, beside any number of other workers anywhere"),
+        ("resume", _resume, "go on with a study as mappo tune does: trials, then the best again from fresh seeds"),
+        ("delete", _delete, "delete a study; the runs of its trials stay"),
+    ):
+        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action.set_defaults(execute=execute)
+        if name != "list":
+            action.add_argument("study", metavar="STUDY", help="its name")
+        if name == "export":
+            action.add_argument(
+                "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.json (default: CSV to the terminal)"
+            )
+        if name == "resume":
+            _add_finish(action)
+        if name == "delete":
+            action.add_argument("--delete", action="store_true", help="delete; without it, only say what would be")
+
+
+def _add_finish(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="processes that work on trials (default: 1)"
+    )
+    command.add_argument(
+        "--retrain-seeds",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="fresh seeds from which the best and the default are trained again, at least 2 (default: 3)",
+    )
+    command.add_argument(
+        "--champions",
+        default="",
+        metavar="PLACE",
+        help="put the best in its task's champion's place there, if the gate says so: a directory or "
+        "s3://bucket/prefix (default: promote nothing)",
+    )
+    add_gate_arguments(command)
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    config = config_from_arguments(arguments)
+    space, tuning = tuning_from_arguments(arguments, config)
+    gate_from_arguments(arguments)  # what is wrong with it is said before hours of tuning
+    name = require_run_name(arguments.study)
+    from mappo import studies
+
+    budget = studies.Budget(arguments.trials, arguments.hours)
+
+    def tune() -> None:
+        given = {path: to_dict(dimension) for path, dimension in space.items()}
+        left_out = {path: None for path in studies.default_paths(config) if path not in space}
+        studies.prepare(
+            *(to_json(config), name, arguments.store, budget),
+            space=json.dumps({**left_out, **given}),
+            tuning=to_dict(tuning),
+        )
+        _finish(name, arguments)
+
+    return _status(tune)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    gate_from_arguments(arguments)
+    return _status(lambda: _finish(require_run_name(arguments.study), arguments))
+
+
+def _finish(name: str, arguments: argparse.Namespace) -> None:
+    from mappo import studies
+
+    finish = studies.Finish(arguments.retrain_seeds, arguments.champions, gate_from_arguments(arguments))
+    studies.tune_here(name, arguments.workers, finish, studies.RUNS / name)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from mappo import studies
+
+    return _status(lambda: studies.work(arguments.study))
+
+
+def _list(_: argparse.Namespace) -> int:
+    from mappo import studies
+
+    return _status(lambda: print("\n".join(studies.list_lines())))
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from mappo import studies
+
+    return _status(lambda: print("\n".join(studies.show_lines(arguments.study))))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mappo import studies
+
+    output: Path | None = arguments.output
+    if output and output.suffix not in (".csv", ".json"):
+        raise ConfigError(f"--output {output}: must end in .csv or .json")
+
+    def export() -> None:
+        found = studies.exported(arguments.study)
+        text = json.dumps(found, indent=1) + "\n" if output and output.suffix == ".json" else _csv(found)
+        if output:
+            output.write_text(text)
+        else:
+            sys.stdout.write(text)
+
+    return _status(export)
+
+
+def _delete(arguments: argparse.Namespace) -> int:
+    from mappo import studies
+
+    return _status(lambda: print(studies.delete(arguments.study, really=arguments.delete)))
+
+
+def _csv(found: dict[str, Any]) -> str:
+    paths = list(found["plan"]["space"])
+    plain = ("number", "state", "value", "origin", "reason", "seconds")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, "attempts", *paths])
+    for trial in found["trials"]:
+        values = [_cell(trial["values"].get(path)) for path in paths]
+        writer.writerow([*(trial[name] for name in plain), len(trial["attempts"]), *values])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
+    return value
+
+
+def _status(stage: Callable[[], object]) -> int:
+    from mappo.stages import StageFailed
+
+    try:
+        stage()
+    except StageFailed:  # the stage has printed the reason
+        return 1
+    return 0

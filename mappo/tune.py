@@ -1,0 +1,181 @@
+"""Trials of a study, one after the other: train with the values of each, and say how good the policy became."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from mappo.config import EvaluationConfig, ExperimentConfig, json_hash
+from mappo.database import DatabaseError
+from mappo.environment import Stream
+from mappo.evaluate import NonFiniteReturn, play_episodes, trained_policy
+from mappo.history import Beginning, HistoryFile, IterationReport, Save
+from mappo.runs import Run
+from mappo.saving import NotSaved
+from mappo.space import TuningConfig, applied
+from mappo.storage import StoreError, joined
+from mappo.study import Claim, Outcome, Study, TrialLost
+from mappo.train import train
+
+_NOT_ITS_FAULT = (NotSaved, OSError, StoreError)  # what another worker may not meet
+_POLL_SECONDS = 5.0
+
+
+class Pruned(Exception):
+    """The trial is not worth going on with."""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What hears of the training of one run."""
+
+    history: HistoryFile
+    on_begin: Callable[[Beginning], object]
+    on_report: Callable[[IterationReport], object]
+    on_save: Callable[[Save], object]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a worker trains: where runs are kept, and what hears of them.
+
+    run is given the trial, the configuration and the place of each run, for whose time it is entered; it yields
+    the history to write and what hears of the beginning and of iterations. ended hears how each trial ended, and
+    why; for a completed one that is its value.
+    """
+
+    store: str
+    run: Callable[[Claim, ExperimentConfig, Run], AbstractContextManager[Listening]]
+    ended: Callable[[Claim, Outcome, str], object]
+
+
+def work(study: Study, worker: str, training: Training) -> int:
+    """Claim trials and finish them until none is left, here or with other workers; how many that were.
+
+    A trial whose training fails is a failed trial. Where the store, the database or the machine fails, or this
+    process is asked to end, the trial is released, for another worker to go on with, and the error raised. A
+    worker that finds nothing to do stays while others are busy, in case one falls silent.
+
+    Raises:
+        DatabaseError: the database does not answer.
+        StoreError: the store of runs fails.
+    """
+    finished = 0
+    while True:
+        claim = study.claim(worker)
+        if claim is None:
+            if study.is_settled():
+                return finished
+            time.sleep(_POLL_SECONDS)
+            continue
+        try:
+            with claim:
+                outcome, reason = _finish(study, claim, training)
+        except TrialLost:
+            continue
+        training.ended(claim, outcome, reason)
+        finished += 1
+
+
+def trial_run(study_name: str, number: int, seed: int) -> str:
+    """Where the run of a trial from one training seed is, below the store."""
+    return f"{study_name}/trial-{number:04d}/seed-{seed}"
+
+
+def fresh_seeds(study: Study, number: int) -> list[int]:
+    """Seeds to train the best configuration from again: always the same, and none of those of trials."""
+    used = set(study.plan.tuning.training_seeds)
+    drawn = (int(json_hash({"study": study.name, "seed": index})[:7], 16) for index in range(number + len(used)))
+    return [seed for seed in dict.fromkeys(drawn) if seed not in used][:number]
+
+
+def _finish(study: Study, claim: Claim, training: Training) -> tuple[Outcome, str]:
+    """Train and end the trial; how it ended, and why."""
+    try:
+        value = _value(study, claim, training)
+        if not math.isfinite(value):
+            raise NonFiniteReturn(f"the mean return is {value}")
+    except Pruned as error:
+        claim.finish("pruned", reason=str(error))
+        return "pruned", str(error)
+    except TrialLost:
+        raise
+    except _NOT_ITS_FAULT as error:
+        _release(claim, error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        claim.finish("failed", reason=reason)
+        return "failed", reason
+    except BaseException as error:
+        _release(claim, error)
+    claim.finish("complete", value)
+    return "complete", f"{value:.4g}"
+
+
+def _release(claim: Claim, error: BaseException) -> NoReturn:
+    """Give the trial back, as well as can be, and raise what happened."""
+    try:
+        claim.release()
+    except (DatabaseError, TrialLost) as unreleased:
+        error.add_note(f"trial {claim.number} could not be released: {unreleased}")
+    raise error
+
+
+def _value(study: Study, claim: Claim, training: Training) -> float:
+    """The mean return on tuning seeds, over training seeds."""
+    plan, values = study.plan, list[float]()
+    total = plan.config.collection.total_frames
+    config = applied(plan.config, claim.values)
+    for index, seed in enumerate(plan.tuning.training_seeds):
+        of_seed = replace(config, seed=seed)
+        place = Run.at(joined(training.store, trial_run(study.name, claim.number, seed)))
+        judge = _during(plan.tuning, claim, index * total, values)
+        with training.run(claim, of_seed, place) as listening:
+            _train(of_seed, place, listening, judge)
+        values.append(_tuning_return(of_seed, plan.tuning, place))
+        if plan.tuning.pruner == "wilcoxon" and claim.report(index, values[-1]):
+            raise Pruned(f"worse than the best over {index + 1} training seeds")
+    return math.fsum(values) / len(values)
+
+
+def _train(
+    config: ExperimentConfig, place: Run, listening: Listening, judge: Callable[[IterationReport], None]
+) -> None:
+    def hear(report: IterationReport) -> None:
+        listening.on_report(report)
+        judge(report)
+
+    train(config, place, listening.history, hear, on_begin=listening.on_begin, on_save=listening.on_save)
+
+
+def _during(
+    tuning: TuningConfig, claim: Claim, frames_before: int, values: list[float]
+) -> Callable[[IterationReport], None]:
+    """What judges a trial while it trains: by the mean of earlier seeds' values and of this one's evaluation."""
+
+    def judge(report: IterationReport) -> None:
+        evaluated = report.evaluation_return_mean
+        if claim.is_lost:
+            raise TrialLost(f"trial {claim.number}: this worker could not say in time that it is alive")
+        if math.isnan(evaluated) or tuning.pruner == "wilcoxon":
+            return
+        frames = frames_before + report.progress.frames
+        if claim.report(frames, (math.fsum(values) + evaluated) / (len(values) + 1)):
+            raise Pruned(f"after {frames:,} frames, by {tuning.pruner}")
+
+    return judge
+
+
+def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, place: Run) -> float:
+    """The mean return of a run's best checkpoint on tuning seeds."""
+    best = place.load(place.choose("best"))
+    episodes = EvaluationConfig(
+        tuning.evaluation_seeds, tuning.episodes_per_seed, deterministic=config.evaluation.deterministic
+    )
+    returns, _ = play_episodes(trained_policy(config, best), config, episodes, Stream.TUNING)
+    return math.fsum(returns) / len(returns)

@@ -1,0 +1,307 @@
+"""A study that many workers share: no trial is lost, worked on twice or started beyond what was asked for."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from mappo.config import ConfigError, override
+from mappo.database import Database, DatabaseError, database_url
+from mappo.recipes import recipe
+from mappo.space import Choices, TuningConfig, default_space
+from mappo.study import Plan, Study, TrialLost, delete_study, study_names
+from tests.services import postgres
+
+CONFIG = recipe("navigation")
+PLAN = Plan(CONFIG, default_space(CONFIG), TuningConfig(grace_seconds=3, max_losses=1))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/studies.db"
+    return request.getfixturevalue("server").create(f"study-{time.monotonic_ns()}")
+
+
+@pytest.fixture
+def database(url):
+    database = Database(url, patience_seconds=20)
+    yield database
+    database.close()
+
+
+def finish(study: Study, worker: str = "w", value: float = 1.0) -> int:
+    claim = study.claim(worker)
+    assert claim
+    claim.finish("complete", value)
+    return claim.number
+
+
+def states(study: Study) -> list[str]:
+    return [trial.state for trial in study.trials()]
+
+
+def test_the_first_trial_is_the_configuration_itself_and_the_second_the_warm_start(database):
+    warm = {"learner.clip_epsilon": 0.31, "learner.gae_lambda": 0.81, "learner.epochs": 7}
+    study = Study.prepare(database, "s", PLAN, 3, warm_start=warm)
+    own = {"learner.clip_epsilon": 0.2, "learner.gae_lambda": 0.9, "learner.epochs": 10}
+    assert [study.claim("w").values for _ in range(2)] == [own, warm]
+    assert [trial.origin for trial in study.trials()] == ["default", "warm start"]
+    assert study.claim("w").values not in (own, warm)
+    assert study.claim("w") is None
+
+
+def test_workers_that_race_start_each_trial_once_and_none_too_many(url, database):
+    Study.prepare(database, "s", PLAN, 9)
+    numbers: list[int] = []
+
+    def worker(name: str) -> None:
+        own = Database(url)
+        study = Study.load(own, "s")
+        while claim := study.claim(name):
+            numbers.append(claim.number)
+            claim.finish("complete", claim.number)
+        own.close()
+
+    with ThreadPoolExecutor(4) as workers:
+        for done in [workers.submit(worker, f"w{index}") for index in range(4)]:
+            done.result()
+    study = Study.load(database, "s")
+    assert sorted(numbers) == list(range(9))
+    assert states(study) == ["complete"] * 9
+    assert study.best().number == 8
+    assert study.is_settled()
+
+
+def test_the_trial_of_a_silent_worker_goes_on_with_another_and_keeps_number_values_and_curve(database):
+    study = Study.prepare(database, "s", PLAN, 1)
+    silent = study.claim("first")
+    silent.report(6000, 0.25)
+    assert study.claim("second") is None
+    assert not study.is_settled()
+    time.sleep(PLAN.tuning.grace_seconds + 1)
+    again = study.claim("second")
+    assert (again.number, again.values) == (silent.number, silent.values)
+    with pytest.raises(TrialLost):
+        silent.finish("complete", 1.0)
+    with pytest.raises(TrialLost):
+        silent.release()
+    assert again.report(6000, 0.99) is False  # reported before
+    again.finish("complete", 2.0)
+    (trial,) = study.trials()
+    assert (trial.state, trial.value, trial.curve) == ("complete", 2.0, {6000: 0.25})
+    assert [(each.worker, each.outcome) for each in trial.attempts] == [("first", "lost"), ("second", "complete")]
+
+
+def test_a_worker_that_beats_keeps_its_trial_however_long_it_takes(database):
+    study = Study.prepare(database, "s", PLAN, 1)
+    with study.claim("w") as claim:
+        deadline = time.monotonic() + 2 * PLAN.tuning.grace_seconds
+        while time.monotonic() < deadline:
+            assert study.claim("other") is None
+            assert not claim.is_lost
+            time.sleep(0.5)
+        claim.finish("complete", 1.0)
+    assert states(study) == ["complete"]
+
+
+def test_a_trial_that_loses_worker_after_worker_fails_with_the_reason(database):
+    plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
+    study = Study.prepare(database, "s", plan, 1)
+    study.claim("w")
+    time.sleep(4)
+    assert study.claim("w") is None
+    (trial,) = study.trials()
+    assert (trial.state, trial.reason) == ("failed", "1 workers fell silent over it")
+    assert study.is_settled()
+
+
+def test_a_released_trial_waits_and_does_not_count_as_lost(database):
+    plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
+    study = Study.prepare(database, "s", plan, 1)
+    for _ in range(3):
+        claim = study.claim("w")
+        assert claim.number == 0
+        claim.release()
+        assert states(study) == ["waiting"]
+    assert finish(study) == 0
+
+
+def test_a_claim_that_was_cut_short_is_found_by_the_next(database):
+    """The worker died between Optuna's trial and the note of who has it."""
+    study = Study.prepare(database, "s", PLAN, 2)
+    orphan = optuna.load_study(study_name="s", storage=database.storage).ask()
+    assert orphan.number == 0
+    claim = study.claim("w")
+    assert (claim.number, claim.values["learner.epochs"]) == (0, 10)
+
+
+def test_asking_again_adds_nothing_and_another_session_adds_to_it(database):
+    for _ in range(2):
+        study = Study.prepare(database, "s", PLAN, 2)
+    assert study.num_trials == 2
+    assert Study.prepare(database, "s", PLAN, 3, session="run-1").num_trials == 5
+    assert Study.prepare(database, "s", PLAN, 3, session="run-1").num_trials == 5
+    assert Study.prepare(database, "s", PLAN, 4).num_trials == 7
+    assert len(study.trials()) == 1  # the default, once
+
+
+def test_two_that_prepare_at_once_make_one_study(url, database):
+    def prepare(_: int) -> int:
+        own = Database(url)
+        study = Study.prepare(own, "s", PLAN, 4)
+        count = len(study.trials())
+        own.close()
+        return count
+
+    with ThreadPoolExecutor(4) as workers:
+        assert list(workers.map(prepare, range(4))) == [1] * 4
+    assert study_names(database) == ["s"]
+
+
+def test_another_plan_under_the_same_name_is_refused_with_what_differs(database):
+    Study.prepare(database, "s", PLAN, 1)
+    other = replace(PLAN, config=override(CONFIG, {"learner": {"discount": 0.5}}))
+    with pytest.raises(ConfigError, match=r"study s: .*config\.learner\.discount = 0\.99 -> 0\.5"):
+        Study.prepare(database, "s", other, 1)
+    with pytest.raises(ConfigError, match=r"tuning\.pruner = \"median\" -> \"none\""):
+        Study.prepare(database, "s", replace(PLAN, tuning=replace(PLAN.tuning, pruner="none")), 1)
+
+
+def test_no_trial_is_started_after_the_deadline_but_one_that_runs_may_end(database):
+    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1.0)
+    claim = study.claim("w")
+    time.sleep(1.1)
+    assert study.claim("other") is None
+    claim.finish("complete", 1.0)
+    assert study.claim("w") is None
+    assert study.is_settled()
+    assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # asked again, without a limit
+
+
+def test_an_interrupted_study_samples_what_it_would_have(tmp_path):
+    def sampled(name: str, is_interrupted: bool) -> list[dict]:
+        database = Database(f"sqlite:///{tmp_path}/{name}.db")
+        study, values = Study.prepare(database, "s", PLAN, 14), []
+        while claim := study.claim("w"):
+            if is_interrupted and claim.number % 3 == 2:
+                claim.release()
+                study = Study.load(database, "s")
+                claim = study.claim("w")
+            values.append(claim.values)
+            claim.finish("complete", -abs(claim.values["learner.clip_epsilon"] - 0.1))
+        return values
+
+    assert sampled("one", False) == sampled("other", True)
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
+def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
+    study = Study.prepare(database, "s", replace(PLAN, tuning=TuningConfig(pruner=pruner)), 20)
+    rungs = [10_000, 30_000, 60_000, 84_000]
+    ended: Counter[str] = Counter()
+    for index in range(20):
+        claim = study.claim("w")
+        is_bad = index > 8 and index % 2
+        for frames in rungs:
+            if claim.report(frames, -1.0 if is_bad else 1.0):
+                claim.finish("pruned", reason="bad")
+                break
+        else:
+            claim.finish("complete", 0.0)
+        ended["bad" if is_bad else "good", study.trials()[claim.number].state] += 1
+    assert ended["bad", "pruned"] == 6 - ended["bad", "complete"]
+    assert ended["bad", "pruned"] >= 3
+    assert ended["good", "pruned"] == 0
+
+
+def test_choices_of_lists_come_back_as_lists(database):
+    config = CONFIG
+    space = {"networks.hidden_sizes": Choices("categorical", ([256, 256], [64, 64]))}
+    study = Study.prepare(database, "s", Plan(config, space, PLAN.tuning), 6)
+    seen = [study.claim("w").values["networks.hidden_sizes"] for _ in range(6)]
+    assert seen[0] == [256, 256]
+    assert [64, 64] in seen
+    assert Study.load(database, "s").plan == study.plan
+
+
+def test_studies_are_listed_and_deleted_by_name(database):
+    Study.prepare(database, "one", PLAN, 1)
+    Study.prepare(database, "other", PLAN, 1)
+    delete_study(database, "one")
+    assert study_names(database) == ["other"]
+    for call in (delete_study, Study.load):
+        with pytest.raises(ConfigError, match="no study 'one'.* there: other"):
+            call(database, "one")
+
+
+def test_a_study_of_somebody_else_is_not_touched(database):
+    optuna.create_study(storage=database.storage, study_name="theirs").add_trial(
+        optuna.create_trial(value=1.0, params={}, distributions={})
+    )
+    with pytest.raises(ConfigError, match="not made by mappo"):
+        Study.prepare(database, "theirs", PLAN, 1)
+    with pytest.raises(ConfigError, match="not made by mappo"):
+        Study.load(database, "theirs")
+
+
+def test_a_database_that_is_restarted_is_waited_for(server):
+    database = Database(server.create("restarted"), patience_seconds=30)
+    study = Study.prepare(database, "s", PLAN, 2)
+    with study.claim("w") as claim:
+        server.stop()
+        starting = threading.Timer(2, server.start)
+        starting.start()
+        claim.report(100, 0.5)
+        starting.join()
+        claim.finish("complete", 1.0)
+    assert states(study) == ["complete"]
+    assert finish(study) == 1
+    database.close()
+
+
+def test_a_database_that_stays_away_is_said_without_its_password(server):
+    url = server.create("away")
+    database = Database(url, patience_seconds=1)
+    study = Study.prepare(database, "s", PLAN, 2)
+    claim = study.claim("w")
+    server.stop()
+    try:
+        with pytest.raises(DatabaseError, match=r"mappo:\*\*\*@127.0.0.1") as error:
+            claim.finish("complete", 1.0)
+        assert "a-password" not in str(error.value)
+    finally:
+        server.start()
+    claim.finish("complete", 1.0)
+    assert states(study) == ["complete"]
+    database.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://host/name", "sqlite://", "sqlite:///:memory:", "postgresql:///name", "nonsense", "file.db"]
+)
+def test_a_url_that_cannot_be_is_refused_and_not_shown(url):
+    with pytest.raises(ConfigError, match="MAPPO_DATABASE: must be"):
+        Database(url)
+
+
+def test_an_unknown_database_is_said_at_once(server):
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match='"unknown" does not exist'):
+        Database(server.url("unknown"))
+    assert time.monotonic() - began < 10
+
+
+def test_the_url_comes_from_the_environment_or_is_a_file(tmp_path):
+    assert database_url(tmp_path, {}) == f"sqlite:///{tmp_path}/studies.db"
+    assert database_url(tmp_path, {"MAPPO_DATABASE": "postgresql://host/name"}) == "postgresql://host/name"
