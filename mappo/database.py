@@ -68,6 +68,11 @@ class Database:
         self.storage = self.patiently(lambda: self._open(parsed, options))
         self._patience_seconds = patience_seconds
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine."""
+        return self._file is not None
+
     def patiently(self, call: Callable[[], T]) -> T:
         """What a call returns, tried again while the database is away.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -90,14 +90,14 @@ def prepare(
         plan = Plan(experiment, ranges, checked(TuningConfig, tuning or {}))
         study = Study.prepare(
             *(database, name, plan, budget.num_trials),
-            store=store,
+            store=store if database.is_file or "://" in store else str(Path(store).absolute()),
             session=session,
             timeout_seconds=3600 * budget.hours,
             warm_start=_best_before(database, series, name, plan) if edition else None,
         )
         done = sum(trial.state not in ("waiting", "running") for trial in study.trials())
         say("prepare", f"study {name} in {database.place}: {study.num_trials} trials, {done} done")
-        say("prepare", f"tunes {', '.join(plan.space)}; pruner: {plan.tuning.pruner}; runs in {study.store}")
+        say("prepare", f"tunes {', '.join(plan.space)}; pruner: {plan.tuning.pruner}; runs in {study.place}")
         if budget.hours:
             say("prepare", f"no trial is started after {budget.hours:g} hours from now")
         return Outcome(stages.metadata_of(experiment))
@@ -120,7 +120,7 @@ def work(name: str, *, compiled_by: str = "") -> Outcome:
     ):
         study = Study.load(database, name)
         watching = _Watching(study, monitor, Path(directory))
-        finished = tune.work(study, worker, tune.Training(study.store, watching.run, watching.ended))
+        finished = tune.work(study, worker, tune.Training(watching.run, watching.ended))
         say("tune", f"nothing left to start; {finished} trials ended here")
         return Outcome(stages.metadata_of(study.plan.config), _numbers(study))
 
@@ -133,7 +133,7 @@ class Chosen:
     default: ExperimentConfig
     seeds: list[int]
     trial: TrialRecord
-    store: str
+    place: str
 
 
 def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:
@@ -156,7 +156,7 @@ def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        return Chosen(config, study.plan.config, tune.fresh_seeds(study, num_seeds), best, study.store)
+        return Chosen(config, study.plan.config, tune.fresh_seeds(study, num_seeds), best, study.place)
 
 
 @dataclass(frozen=True)
@@ -172,22 +172,26 @@ class Finish:
     gate: Gate = field(default_factory=Gate)
 
 
-def tune_here(name: str, num_workers: int, finish: Finish, directory: Path) -> None:
+def tune_here(name: str, num_workers: int, finish: Finish) -> None:
     """Work on a study with some processes, then train its best again, judge it, and write what was found.
 
-    Doing it again goes on where it stopped.
+    Files go to the study's place, or, if that is in a bucket, to one of that name below runs/. Doing it again
+    goes on where it stopped.
 
     Raises:
         StageFailed: a stage failed.
     """
+    with readable_errors("tune"), _database() as database:
+        place = Study.load(database, name).place
+    directory = RUNS / PurePosixPath(place).name if "://" in place else Path(place)
     with _workers(name, num_workers - 1, directory):
         work(name)
     chosen = choose(name, finish.num_seeds, output=directory / "best.json")
-    reports = _retrained(name, chosen, directory)
+    reports = _retrained(chosen, directory)
     stages.compare(reports, directory / "comparison.json")
     if finish.champions:
         label = "default" if chosen.best == chosen.default else "best"
-        candidate = joined(chosen.store, _retraining(name, label, chosen.seeds[0]))
+        candidate = joined(chosen.place, f"{label}-{chosen.seeds[0]}")
         stages.promote(
             *(to_json(chosen.best), candidate, finish.champions, directory / "decision.json"),
             gate=to_dict(finish.gate),
@@ -195,7 +199,7 @@ def tune_here(name: str, num_workers: int, finish: Finish, directory: Path) -> N
         )
 
 
-def _retrained(name: str, chosen: Chosen, directory: Path) -> list[Path]:
+def _retrained(chosen: Chosen, directory: Path) -> list[Path]:
     """Evaluations of the default and of the best, trained from fresh seeds; the default first."""
     configs = {"default": chosen.default}
     if chosen.best != chosen.default:
@@ -204,16 +208,11 @@ def _retrained(name: str, chosen: Chosen, directory: Path) -> list[Path]:
     for label, config in configs.items():
         for seed in chosen.seeds:
             own = directory / f"{label}-{seed}"
-            run = joined(chosen.store, _retraining(name, label, seed))
+            run = joined(chosen.place, f"{label}-{seed}")
             stages.train(to_json(config), run, own / "history.csv", seed=str(seed))
             stages.evaluate(to_json(config), run, own / "evaluation.json", seed=str(seed), keep=True)
             reports.append(own / "evaluation.json")
     return reports
-
-
-def _retraining(name: str, label: str, seed: int) -> str:
-    """Where the best or the default is trained again, below the store."""
-    return f"{name}/{label}-{seed}"
 
 
 @contextmanager
@@ -370,7 +369,7 @@ def show_lines(name: str) -> list[str]:
     with readable_errors("study"), _database() as database:
         study = Study.load(database, name)
         trials, best = study.trials(), study.best()
-        asked = f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"
+        asked = f"{len(trials)} of {study.num_trials} trials; runs in {study.place}"
         return [*trial_table(trials), asked, *(best_lines(best, study.plan.config) if best else [])]
 
 
@@ -383,7 +382,7 @@ def exported(name: str) -> dict[str, Any]:
     with readable_errors("study"), _database() as database:
         study = Study.load(database, name)
         trials = [{**asdict(trial), "seconds": trial.seconds} for trial in study.trials()]
-        return {"study": name, "store": study.store, "plan": study.plan.to_dict(), "trials": trials}
+        return {"study": name, "place": study.place, "plan": study.plan.to_dict(), "trials": trials}
 
 
 def delete(name: str, really: bool) -> str:
@@ -394,7 +393,7 @@ def delete(name: str, really: bool) -> str:
     """
     with readable_errors("study"), _database() as database:
         study = Study.load(database, name)
-        what = f"study {name} with {len(study.trials())} trials; their runs stay in {study.store}"
+        what = f"study {name} with {len(study.trials())} trials; their runs stay in {study.place}"
         if not really:
             return f"would delete {what}; to do it: --delete"
         delete_study(database, name)

@@ -9,8 +9,10 @@ and miss one whose worker died before its first beat.)
 
 import json
 import logging
+import secrets
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -33,8 +35,9 @@ from optuna.trial import FrozenTrial, TrialState
 from mappo.config import ConfigError, ExperimentConfig, checked, from_dict, json_hash, to_dict
 from mappo.database import Database
 from mappo.space import Choices, Dimension, FloatRange, Space, TuningConfig, read_space, value_of
+from mappo.storage import joined
 
-_PLAN, _STORE, _ASKED, _DEADLINE = "plan", "store", "asked", "deadline"  # attributes of a study
+_PLAN, _PLACE, _ASKED, _DEADLINE = "plan", "place", "asked", "deadline"  # attributes of a study
 _ORIGIN, _ATTEMPTS, _SEEN, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
 _LOSSES_SHARE = 0.6  # of the grace period: a worker that could not say so for so long holds its trial for lost
 _log = logging.getLogger(__name__)
@@ -142,17 +145,17 @@ class Study:
         plan: Plan,
         num_trials: int,
         *,
-        store: str = "",
+        store: str = "runs",
         session: str = "terminal",
         timeout_seconds: float = 0.0,
         warm_start: Mapping[str, Any] | None = None,
     ) -> "Study":
         """Make a study, or go on with the one of that name; doing it again is harmless.
 
-        `store` is where the runs of its trials are kept; that of the first time stays. `session` is who asks for
-        `num_trials`: asking again replaces what it asked for before, another session adds to it. No trial is
-        started later than `timeout_seconds` from now; 0 for no such limit. The first trial is the plan's own
-        configuration, the second `warm_start`, if these values are given.
+        `store` is where the runs of its trials are kept, in a place of their own; that of the first time stays.
+        `session` is who asks for `num_trials`: asking again replaces what it asked for before, another session
+        adds to it. No trial is started later than `timeout_seconds` from now; 0 for no such limit. The first trial
+        is the plan's own configuration, the second `warm_start`, if these values are given.
 
         Raises:
             ConfigError: there is a study of that name with another plan.
@@ -163,8 +166,8 @@ class Study:
             with database.exclusively(name):
                 _create(database, name, plan)
                 study = cls(database, name, plan)
-                if _STORE not in study._attributes():
-                    study._study.set_user_attr(_STORE, store)
+                if _PLACE not in study._attributes():  # not that of a study of this name that was deleted
+                    study._study.set_user_attr(_PLACE, joined(store, f"{name}-{secrets.token_hex(4)}"))
                 study._ask_for(session, num_trials)
                 deadline = database.now() + timeout_seconds if timeout_seconds else None
                 study._study.set_user_attr(_DEADLINE, deadline)
@@ -177,9 +180,9 @@ class Study:
         return database.patiently(prepared)
 
     @property
-    def store(self) -> str:
+    def place(self) -> str:
         """Where the runs of its trials are kept."""
-        return str(self._database.patiently(self._attributes).get(_STORE, ""))
+        return str(self._database.patiently(self._attributes)[_PLACE])
 
     @property
     def num_trials(self) -> int:
@@ -496,7 +499,9 @@ def _pruner(plan: Plan) -> BasePruner:
         "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=frames // 4),
         "halving": lambda: SuccessiveHalvingPruner(min_resource=max(1, frames // 9), reduction_factor=3),
         "hyperband": lambda: HyperbandPruner(max(1, frames // 9), frames, reduction_factor=3),
-        "wilcoxon": WilcoxonPruner,
+        "wilcoxon": WilcoxonPruner,  # experimental, says Optuna, as it has since version 3.6
         "none": NopPruner,
     }
-    return makers[plan.tuning.pruner]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return makers[plan.tuning.pruner]()

@@ -131,7 +131,7 @@ def _finish(name: str, arguments: argparse.Namespace) -> None:
     from mappo import studies
 
     finish = studies.Finish(arguments.retrain_seeds, arguments.champions, gate_from_arguments(arguments))
-    studies.tune_here(name, arguments.workers, finish, studies.RUNS / name)
+    studies.tune_here(name, arguments.workers, finish)
 
 
 def _work(arguments: argparse.Namespace) -> int:

@@ -41,14 +41,13 @@ class Listening:
 
 @dataclass(frozen=True)
 class Training:
-    """How a worker trains: where runs are kept, and what hears of them.
+    """What hears of a worker's trials.
 
     run is given the trial, the configuration and the place of each run, for whose time it is entered; it yields
     the history to write and what hears of the beginning and of iterations. ended hears how each trial ended, and
     why; for a completed one that is its value.
     """
 
-    store: str
     run: Callable[[Claim, ExperimentConfig, Run], AbstractContextManager[Listening]]
     ended: Callable[[Claim, Outcome, str], object]
 
@@ -81,9 +80,9 @@ def work(study: Study, worker: str, training: Training) -> int:
         finished += 1
 
 
-def trial_run(study_name: str, number: int, seed: int) -> str:
-    """Where the run of a trial from one training seed is, below the store."""
-    return f"{study_name}/trial-{number:04d}/seed-{seed}"
+def trial_run(number: int, seed: int) -> str:
+    """Where the run of a trial from one training seed is, below the study's place."""
+    return f"trial-{number:04d}/seed-{seed}"
 
 
 def fresh_seeds(study: Study, number: int) -> list[int]:
@@ -133,7 +132,7 @@ def _value(study: Study, claim: Claim, training: Training) -> float:
     config = applied(plan.config, claim.values)
     for index, seed in enumerate(plan.tuning.training_seeds):
         of_seed = replace(config, seed=seed)
-        place = Run.at(joined(training.store, trial_run(study.name, claim.number, seed)))
+        place = Run.at(joined(study.place, trial_run(claim.number, seed)))
         judge = _during(plan.tuning, claim, index * total, values)
         with training.run(claim, of_seed, place) as listening:
             _train(of_seed, place, listening, judge)

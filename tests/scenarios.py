@@ -436,3 +436,10 @@ class ManyKindsOfState(Endless):
         columns += [*self.whole.T, self.filter.mean.sum().expand(self.batch_dim)]
         columns += [torch.stack([*self.trail]).sum((0, 2)) if self.trail else torch.zeros(self.batch_dim)]
         return torch.stack(columns, dim=-1)
+
+
+class Crashing(Endless):
+    """A mistake in the code, met in the first frame."""
+
+    def reward(self, agent):
+        raise RuntimeError("on purpose")

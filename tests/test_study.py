@@ -225,6 +225,18 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
     assert ended["good", "pruned"] == 0
 
 
+def test_wilcoxon_prunes_what_is_worse_than_the_best_over_training_seeds(database):
+    tuning = TuningConfig(pruner="wilcoxon", training_seeds=tuple(range(8)))
+    study = Study.prepare(database, "s", replace(PLAN, tuning=tuning), 2)
+    noise = [0.1, -0.2, 0.15, 0.3, -0.25, 0.05, 0.2, -0.1]
+    good, bad = study.claim("w"), study.claim("v")
+    assert not any(good.report(seed, 1.0 + noise[seed]) for seed in range(8))
+    good.finish("complete", 1.03)
+    pruned = [bad.report(seed, 0.5 + noise[-seed]) for seed in range(8)]
+    assert not any(pruned[:2])
+    assert any(pruned)
+
+
 def test_choices_of_lists_come_back_as_lists(database):
     config = CONFIG
     space = {"networks.hidden_sizes": Choices("categorical", ([256, 256], [64, 64]))}
