@@ -196,8 +196,13 @@ def _is_known(value: float | None) -> bool:
 
 
 def _json(traces: Sequence[Any], x_title: str, y_title: str, **layout: Any) -> str:
-    """A figure without a theme, which the page chooses."""
     figure = go.Figure(traces)
-    figure.update_layout(template="none", xaxis_title=x_title, yaxis_title=y_title, **layout)
+    figure.update_layout(xaxis_title=x_title, yaxis_title=y_title, **layout)
+    return figure_json(figure)
+
+
+def figure_json(figure: go.Figure) -> str:
+    """A figure as the page takes it, without a theme, which the page chooses."""
+    figure.update_layout(template="none")
     values = json.loads(figure.to_json())
     return json.dumps({"data": values["data"], "layout": values["layout"]}, separators=(",", ":"))

@@ -9,13 +9,8 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-import mappo
 from mappo.compare import compare
 from mappo.config import ConfigError, config_hash, differences, from_dict
 from mappo.diagnosis import diagnose
@@ -23,6 +18,7 @@ from mappo.evaluate import EvaluationReport
 from mappo.plots import Plot, evaluation_plot, training_plots
 from mappo.records import Record
 from mappo.statistics import Estimate, probability_of_improvement
+from mappo.templates import embedded, render
 
 MAX_BYTES = 8_000_000
 _INTERVALS = "95 % bootstrap intervals; resampled: "
@@ -59,10 +55,9 @@ def _page(records: Sequence[Record], warnings: list[str], with_episodes: bool) -
         for index, record in enumerate(records)
         if with_episodes and record.rollouts
     ]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        _text("page.html")
-    )
-    return template.render(
+    return render(
+        "page.html",
+        plots,
         title=_title(records),
         subtitle=_subtitle(records),
         facts=_facts(records[0], histories[records[0].name]) if len(records) == 1 else [],
@@ -73,14 +68,6 @@ def _page(records: Sequence[Record], warnings: list[str], with_episodes: bool) -
         comparison=_comparison(records) if len(records) > 1 else None,
         curves=curves,
         records=[{"name": record.name, "rows": _rows(record)} for record in records],
-        plots_json=_embedded(
-            [{"identifier": plot.identifier, "figure": json.loads(plot.figure)} for plot in plots]
-        ),
-        plotly=_plotly(),
-        css=_safe(_text("page.css")),
-        player_script=_safe(_text("player.js")),
-        page_script=_safe(_text("page.js")),
-        version=mappo.__version__,
     )
 
 
@@ -223,7 +210,7 @@ def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
     has_lidar = any(episode["lidars"] for episode in rollouts["episodes"])
     baselines = list(dict.fromkeys(each["policy"] for each in rollouts["episodes"] if each["policy"] != "trained"))
     about = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
-    return {**about, "json": _embedded(rollouts)}
+    return {**about, "json": embedded(rollouts)}
 
 
 def _interval(estimate: Estimate) -> str:
@@ -237,23 +224,3 @@ def _number(value: str | None) -> float:
         return float(value) if value else math.nan
     except ValueError:
         return math.nan
-
-
-def _embedded(value: Any) -> Markup:
-    """JSON in an element of a script's kind, which no content of it can end."""
-    return _safe(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
-
-
-def _safe(text: str) -> Markup:
-    """Our own files, and JSON that was escaped."""
-    return Markup(text)  # noqa: S704
-
-
-def _plotly() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return _safe(get_plotlyjs())
-
-
-def _text(name: str) -> str:
-    return (files("mappo") / "page" / name).read_text()

@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mappo import stages, tune
+from mappo import stages, study_page, tune
 from mappo.config import (
     ConfigError,
     ExperimentConfig,
@@ -143,20 +143,24 @@ def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:
         StageFailed: no trial was completed.
     """
     with readable_errors("choose"), _database() as database:
-        if num_seeds < 2:
-            raise ConfigError(f"retraining seeds = {num_seeds}: at least 2, or there is no interval")
-        study = Study.load(database, name)
-        best = study.best()
-        if best is None:
-            reasons = {trial.reason for trial in study.trials() if trial.reason}
-            raise ConfigError(f"study {name}: no trial was completed{': ' * bool(reasons)}{'; '.join(reasons)}")
-        config = applied(study.plan.config, best.values)
-        for line in best_lines(best, study.plan.config):
+        chosen = _chosen(Study.load(database, name), num_seeds)
+        for line in best_lines(chosen.trial, chosen.default):
             say("choose", line)
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-        return Chosen(config, study.plan.config, tune.fresh_seeds(study, num_seeds), best, study.place)
+            output.write_text(json.dumps(to_dict(chosen.best), indent=2) + "\n")
+        return chosen
+
+
+def _chosen(study: Study, num_seeds: int) -> Chosen:
+    if num_seeds < 2:
+        raise ConfigError(f"retraining seeds = {num_seeds}: at least 2, or there is no interval")
+    best = study.best()
+    if best is None:
+        reasons = {trial.reason for trial in study.trials() if trial.reason}
+        raise ConfigError(f"study {study.name}: no trial was completed{': ' * bool(reasons)}{'; '.join(reasons)}")
+    config = study.plan.config
+    return Chosen(applied(config, best.values), config, tune.fresh_seeds(study, num_seeds), best, study.place)
 
 
 @dataclass(frozen=True)
@@ -187,25 +191,78 @@ def tune_here(name: str, num_workers: int, finish: Finish) -> None:
     with _workers(name, num_workers - 1, directory):
         work(name)
     chosen = choose(name, finish.num_seeds, output=directory / "best.json")
-    reports = _retrained(chosen, directory)
-    stages.compare(reports, directory / "comparison.json")
-    if finish.champions:
-        label = "default" if chosen.best == chosen.default else "best"
-        candidate = joined(chosen.place, f"{label}-{chosen.seeds[0]}")
-        stages.promote(
-            *(to_json(chosen.best), candidate, finish.champions, directory / "decision.json"),
-            gate=to_dict(finish.gate),
-            seed=str(chosen.seeds[0]),
-        )
+    evaluations = _retrained(chosen, directory)
+    promote_best(name, finish, directory / "decision.json")
+    report(name, evaluations, directory / "decision.json", directory / "comparison.json", directory / "study.html")
+    say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
+
+
+def read_gate(values: Mapping[str, Any]) -> Gate:
+    """What a candidate must show, from JSON.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    return checked(Gate, values)
+
+
+def promote_best(name: str, finish: Finish, decision: Path, *, compiled_by: str = "") -> Outcome:
+    """Put the best configuration, trained from the first fresh seed, in the champion's place if it is better.
+
+    Which seed that is was fixed before any was trained. Without a place for champions nothing is done.
+
+    Raises:
+        StageFailed: as `stages.promote`.
+    """
+    with readable_errors("promote"), _database() as database:
+        chosen = _chosen(Study.load(database, name), finish.num_seeds)
+    if not finish.champions:
+        say("promote", "nothing is promoted: no place for champions was given")
+        stages.write_json(decision, NotAsked(name))
+        return Outcome(stages.metadata_of(chosen.best))
+    seed = str(chosen.seeds[0])
+    return stages.promote(
+        *(to_json(chosen.best), joined(chosen.place, f"best-{seed}"), finish.champions, decision),
+        gate=to_dict(finish.gate),
+        name=name,
+        seed=seed,
+        compiled_by=compiled_by,
+    )
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """In the place of a gate's decision, where nothing was to be promoted."""
+
+    study: str
+    action: str = "not asked"
+
+
+def report(name: str, evaluations: Sequence[Path], decision: Path, comparison: Path, page: Path) -> Outcome:
+    """Compare the best configuration with the default, and write one page of the study.
+
+    `evaluations` are those of the default from each fresh seed, then those of the best.
+
+    Raises:
+        StageFailed: something cannot be read.
+    """
+    with readable_errors("report"), _database() as database:
+        study = Study.load(database, name)
+        best = study.best()
+        found = list(evaluations)
+        if best and applied(study.plan.config, best.values) == study.plan.config:
+            found = found[: len(found) // 2]  # the best is the default: both are the same trainings
+        outcome = stages.compare(found, comparison)
+        decided = json.loads(decision.read_text())
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(study_page.build(study, json.loads(comparison.read_text()), decided))
+        return outcome
 
 
 def _retrained(chosen: Chosen, directory: Path) -> list[Path]:
     """Evaluations of the default and of the best, trained from fresh seeds; the default first."""
-    configs = {"default": chosen.default}
-    if chosen.best != chosen.default:
-        configs["best"] = chosen.best
     reports = []
-    for label, config in configs.items():
+    for label, config in (("default", chosen.default), ("best", chosen.best)):
         for seed in chosen.seeds:
             own = directory / f"{label}-{seed}"
             run = joined(chosen.place, f"{label}-{seed}")

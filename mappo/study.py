@@ -185,6 +185,11 @@ class Study:
         return str(self._database.patiently(self._attributes)[_PLACE])
 
     @property
+    def optuna_study(self) -> optuna.Study:
+        """The same as Optuna's own tools take it, to read."""
+        return self._study
+
+    @property
     def num_trials(self) -> int:
         """How many trials were asked for, by all sessions together."""
         return sum(self._database.patiently(self._attributes).get(_ASKED, {}).values())

@@ -11,6 +11,7 @@ from typing import Any, Dict, List  # noqa: UP035  (Kubeflow's compiler knows th
 from kfp import dsl, kubernetes
 
 from mappo.config import to_dict
+from mappo.database import URL_VARIABLE
 from mappo.metrics import PORT
 from pipelines.site import Site, Stage
 
@@ -24,8 +25,11 @@ S3_KEYS = (  # of the secret, each as the environment variable of that name, if 
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
 )
-STAGES = ("validate", "train", "evaluate", "compare")
-GPU_STAGES = ("train", "evaluate")
+STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose", "promote", "report")
+GPU_STAGES = ("train", "evaluate", "tune", "promote")
+TRAINING_STAGES = ("train", "tune")
+DATABASE_STAGES = ("prepare", "tune", "choose", "promote", "report")
+DATABASE_KEY = "url"  # of the database's secret
 
 _FOR_EVER = "31536000s"  # Argo tries nothing again, and ends what it tries, so long after the first attempt began
 
@@ -33,6 +37,7 @@ GENERAL_PARAMETERS: dict[str, tuple[type, str]] = {
     "image": (str, "The container image of every stage, with a tag or digest."),
     "image_pull_secret": (str, "The secret for the image's registry; it need not exist."),
     "s3_secret": (str, f"The secret with {', '.join(S3_KEYS)}, as far as it has them; it need not exist."),
+    "database_secret": (str, f"The secret with the URL of the database of studies under the key {DATABASE_KEY}."),
 }
 _STAGE: dict[str, tuple[Any, str]] = {
     "cpu": (str, "CPU cores of {stage}'s pod, as 4 or 500m."),
@@ -64,7 +69,7 @@ class Placement:
         if self._site is not None:
             fixed: Stage = getattr(self._site.stages, stage)
             _fix(task, self._site, fixed)
-            _find(task, is_training=stage == "train")
+            _find(task, is_training=stage in TRAINING_STAGES)
             self._give(task, stage)
 
     def _give(self, task: dsl.PipelineTask, stage: str) -> None:
@@ -82,6 +87,9 @@ class Placement:
         kubernetes.set_image_pull_secrets(task, [self._parameters["image_pull_secret"]])
         secret = self._parameters["s3_secret"]
         kubernetes.use_secret_as_env(task, secret, {key: key for key in S3_KEYS}, optional=True)
+        if stage in DATABASE_STAGES:  # without it, the stage says what is missing; a pod would wait for ever
+            secret = self._parameters["database_secret"]
+            kubernetes.use_secret_as_env(task, secret, {DATABASE_KEY: URL_VARIABLE}, optional=True)
 
 
 def with_placement(site: Site | None, *stages: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -128,7 +136,10 @@ def _described(stages: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
         for stage in stages
         for name in _stage_fields(stage)
     }
-    return {**GENERAL_PARAMETERS, **of_stages}
+    general = dict(GENERAL_PARAMETERS)
+    if not set(stages) & set(DATABASE_STAGES):
+        del general["database_secret"]
+    return {**general, **of_stages}
 
 
 def _defaults(site: Site, stages: tuple[str, ...]) -> dict[str, Any]:

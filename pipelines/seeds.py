@@ -22,8 +22,8 @@ class Artifacts(NamedTuple):
     comparison_metrics: dsl.Metrics
 
 
-def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., Any]:
-    """The pipeline as a site or this machine (None) runs it; it trains `parallelism` seeds at once (0: all).
+def make_each_seed(site: Site | None, parallelism: int) -> Callable[..., Any]:
+    """A pipeline within others that trains and evaluates from several seeds, `parallelism` at once (0: all).
 
     Kubeflow fixes this number when it compiles. The loop is a pipeline of its own, because Kubeflow's local runner
     confuses loop items with outputs of tasks around the loop.
@@ -41,6 +41,13 @@ def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., An
             placement.place(trained, "train")
             placement.place(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])
+
+    return each_seed
+
+
+def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., Any]:
+    """The pipeline as a site or this machine (None) runs it; it trains `parallelism` seeds at once (0: all)."""
+    each_seed = make_each_seed(site, parallelism)
 
     @dsl.pipeline(
         name="mappo-seeds",

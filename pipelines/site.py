@@ -121,6 +121,10 @@ class Stage:
             )
 
 
+def _small() -> Stage:
+    return Stage(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
+
+
 @dataclass(frozen=True, config=_STRICT)
 class Stages:
     """Every stage's pods."""
@@ -128,7 +132,12 @@ class Stages:
     validate: Stage = field(default_factory=lambda: Stage(timeout_seconds=1800, retries=1))
     train: Stage = field(default_factory=lambda: Stage(cpu="4", memory="8Gi", shm="1Gi", retries=3))
     evaluate: Stage = field(default_factory=lambda: Stage(timeout_seconds=3600, retries=2))
-    compare: Stage = field(default_factory=lambda: Stage(cpu="1", memory="2Gi", timeout_seconds=600, retries=2))
+    compare: Stage = field(default_factory=_small)
+    prepare: Stage = field(default_factory=_small)
+    tune: Stage = field(default_factory=lambda: Stage(cpu="4", memory="8Gi", shm="1Gi", retries=3))
+    choose: Stage = field(default_factory=_small)
+    promote: Stage = field(default_factory=lambda: Stage(timeout_seconds=3600, retries=2))
+    report: Stage = field(default_factory=_small)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -138,6 +147,7 @@ class Site:
     image: Annotated[str, AfterValidator(require_image)] | None = None
     image_pull_secret: Name = "mappo-registry"  # noqa: S105  (names of secrets)
     s3_secret: Name = "mappo-s3"  # noqa: S105
+    database_secret: Name = "mappo-database"  # noqa: S105
     pod_labels: Labels = field(default_factory=dict)
     pod_annotations: dict[str, str] = field(default_factory=dict)
     run_as_user: Annotated[int, Field(ge=0)] | None = None

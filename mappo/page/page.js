@@ -8,12 +8,13 @@
   function layout(own) {
     const ink = dark.matches ? "#d4d4d8" : "#27272a", grid = dark.matches ? "#3f3f46" : "#e4e4e7";
     const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true };
+    const axes = Object.keys(own).filter((name) => /^[xy]axis/.test(name)).concat("xaxis", "yaxis");
     return {
       ...own,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: "system-ui, sans-serif", size: 12 },
       margin: { l: 56, r: 12, t: 36, b: 44 }, height: 300,
-      xaxis: { ...own.xaxis, ...axis }, yaxis: { ...own.yaxis, ...axis },
+      ...Object.fromEntries(axes.map((name) => [name, { ...own[name], ...axis }])),
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 }, hovermode: "closest",
     };
   }

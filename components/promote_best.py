@@ -1,0 +1,36 @@
+"""The stage that promotes what a study found, as a Kubeflow component."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def promote_best(
+    study: str,
+    decision: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    num_seeds: int = 3,
+    champions: str = "",
+    gate: str = "{}",
+    compiled_by: str = "",
+):
+    """Put the best configuration's policy of the first fresh seed in its task's champion's place, if it is better.
+
+    Args:
+        study: The name of a study whose best was trained again.
+        decision: The gate's Decision as JSON; without a place for champions, that nothing was asked.
+        metrics: Whether it was promoted, mean returns, the difference and its lower bound.
+        num_seeds: From how many fresh seeds it was trained again.
+        champions: Where champions are kept, as s3://bucket/prefix; empty to promote nothing.
+        gate: What the candidate must show, as JSON.
+        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+    """
+    from pathlib import Path
+
+    from mappo import studies
+    from mappo.config import parse_json_object
+
+    finish = studies.Finish(num_seeds, champions, studies.read_gate(parse_json_object(gate)))
+    outcome = studies.promote_best(study, finish, Path(decision.path), compiled_by=compiled_by)
+    decision.metadata.update(outcome.metadata)
+    for name, value in outcome.metrics.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,39 @@
+"""The stage that reports a study, as a Kubeflow component."""
+
+from typing import List  # noqa: UP035  (Kubeflow's compiler knows this spelling)
+
+from kfp import dsl
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def report(
+    study: str,
+    default_evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    best_evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
+    decision: dsl.Input[dsl.Artifact],
+    comparison: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+):
+    """Compare the best configuration with the default, and write one page of the study.
+
+    Args:
+        study: The name of a study.
+        default_evaluations: The EvaluationReport of the default configuration from each fresh seed.
+        best_evaluations: Those of the best configuration.
+        decision: What the gate decided.
+        comparison: The ComparisonReport as JSON.
+        metrics: Means over seeds and their difference, with intervals.
+        page: The study on one page: trials, importances, curves, workers, the final comparison.
+    """
+    from pathlib import Path
+
+    from mappo import studies
+
+    evaluations = [Path(each.path) for each in [*default_evaluations, *best_evaluations]]
+    outputs = (Path(comparison.path), Path(page.path))
+    outcome = studies.report(study, evaluations, Path(decision.path), *outputs)
+    for artifact in (comparison, page):
+        artifact.metadata.update(outcome.metadata)
+    for name, value in outcome.metrics.items():
+        metrics.log_metric(name, value)

@@ -1,0 +1,26 @@
+"""A worker of a study as a Kubeflow component."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="python", install_kfp_package=False)
+def tune(
+    study: str,
+    worker: str,
+    metrics: dsl.Output[dsl.Metrics],
+    compiled_by: str = "",
+):
+    """Work on the trials of a study until none is left, beside the other workers.
+
+    Args:
+        study: The name of a study that was prepared.
+        worker: Which of the workers this is.
+        metrics: The study as this worker left it: trials by how they ended, the best value.
+        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+    """
+    from mappo import studies
+
+    outcome = studies.work(study, compiled_by=compiled_by)
+    metrics.metadata.update(outcome.metadata, worker=worker)
+    for name, value in outcome.metrics.items():
+        metrics.log_metric(name, value)
