@@ -21,7 +21,7 @@ from mappo.config import (
     require_run_name,
 )
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
-from mappo.space import Space, TuningConfig, extended_space
+from mappo.space import TuningConfig, extended_space
 
 Fields = list[tuple[str, dict[str, Any]]]  # dotted path, JSON schema
 _RUNS = "runs"
@@ -70,14 +70,62 @@ def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
     _add_group(parser, "tuning", _tuning_fields())
 
 
-def tuning_from_arguments(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Space, TuningConfig]:
-    """What is tuned, and how trials are judged.
+def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> None:
+    """Add what is asked of a study: `--study NAME`, `--trials`, `--hours`, and all of `add_tuning_arguments`."""
+    group = parser.add_argument_group("study", "see docs/tuning.md")
+    group.add_argument(
+        "--study",
+        required=is_required,
+        metavar="NAME",
+        help="tune the configuration, in a study of this name; one that was begun is gone on with",
+    )
+    group.add_argument("--trials", type=_count, default=20, metavar="N", help="trials of the study (default: 20)")
+    group.add_argument(
+        "--hours", type=float, default=0.0, metavar="X", help="start no trial later than this (default: no limit)"
+    )
+    add_finish_arguments(parser)
+    add_tuning_arguments(parser)
+
+
+def add_finish_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how many work on a study, and what becomes of its best."""
+    group = parser.add_argument_group("work on a study, and what becomes of its best")
+    group.add_argument("--workers", type=_count, default=1, metavar="N", help="that work on trials (default: 1)")
+    group.add_argument(
+        "--retrain-seeds",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="fresh seeds from which the best and the default are trained again, at least 2 (default: 3)",
+    )
+    group.add_argument(
+        "--champions",
+        default="",
+        metavar="PLACE",
+        help="put the best in its task's champion's place there, if the gate says so: a directory or "
+        "s3://bucket/prefix (default: promote nothing)",
+    )
+    add_gate_arguments(parser)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
+    return value
+
+
+def tuning_from_arguments(
+    arguments: argparse.Namespace, config: ExperimentConfig
+) -> tuple[dict[str, Any], TuningConfig]:
+    """What is tuned besides or in place of the default, as JSON; and how trials are judged.
 
     Raises:
         ConfigError: a file that cannot be read, or a value that is not allowed.
     """
-    space = extended_space(parse_json_object(_text_or_file("--space", arguments.space)), config)
-    return space, checked(TuningConfig, _given(arguments, _tuning_fields()).get("tuning", {}))
+    changes = parse_json_object(_text_or_file("--space", arguments.space))
+    extended_space(changes, config)
+    return changes, checked(TuningConfig, _given(arguments, _tuning_fields()).get("tuning", {}))
 
 
 def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
@@ -112,7 +160,6 @@ def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
     for variable, metavar, description in (
         ("MAPPO_METRICS_PORT", "PORT", "training serves its metrics to Prometheus here; 0 takes any free port"),
         ("MAPPO_PUSHGATEWAY", "URL", "a Pushgateway, to which stages too short for Prometheus push their outcome"),
-        ("MAPPO_STUDY", "NAME", "the study that the run belongs to, a label of its metrics"),
     ):
         flag = variable.removeprefix("MAPPO_").lower().replace("_", "-")
         group.add_argument(

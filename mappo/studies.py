@@ -31,7 +31,7 @@ from mappo.database import URL_VARIABLE, Database, database_url
 from mappo.history import HistoryFile
 from mappo.monitor import Monitor
 from mappo.runs import Run
-from mappo.space import TuningConfig, applied, contains, default_space, extended_space
+from mappo.space import TuningConfig, applied, contains, extended_space
 from mappo.stages import Outcome, StageFailed, readable_errors, watched_stage
 from mappo.storage import joined
 from mappo.study import Claim, Plan, Study, TrialRecord, delete_study, study_names
@@ -387,11 +387,6 @@ def _numbers(study: Study) -> dict[str, float]:
     if best and best.value is not None:
         numbers["best_value"] = best.value
     return numbers
-
-
-def default_paths(config: ExperimentConfig) -> list[str]:
-    """What is tuned where nothing else is said."""
-    return list(default_space(config))
 
 
 def list_lines() -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from mappo.arguments import (
     add_config_arguments,
-    add_gate_arguments,
-    add_tuning_arguments,
+    add_finish_arguments,
+    add_study_arguments,
     config_from_arguments,
     gate_from_arguments,
     tuning_from_arguments,
@@ -32,23 +32,13 @@ def add_tune(command: argparse.ArgumentParser) -> None:
         "fresh seeds, judged on held-out episodes and compared. The same command goes on after a kill. "
         f"{_DATABASE_HELP}"
     )
-    command.add_argument(
-        "--study", required=True, metavar="NAME", help="name of the study; one that was begun is gone on with"
-    )
-    command.add_argument(
-        "--trials", type=_count, default=20, metavar="N", help="trials of the study altogether (default: 20)"
-    )
-    command.add_argument(
-        "--hours", type=float, default=0.0, metavar="X", help="start no trial later than this (default: no limit)"
-    )
+    add_study_arguments(command, is_required=True)
     command.add_argument(
         "--store",
         default="runs",
         metavar="STORE",
         help="where runs of trials are kept: a directory, or s3://bucket/prefix (default: runs)",
     )
-    _add_finish(command)
-    add_tuning_arguments(command)
     add_config_arguments(command)
     command.set_defaults(execute=_tune)
 
@@ -74,30 +64,9 @@ def add_study(command: argparse.ArgumentParser) -> None:
                 "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.json (default: CSV to the terminal)"
             )
         if name == "resume":
-            _add_finish(action)
+            add_finish_arguments(action)
         if name == "delete":
             action.add_argument("--delete", action="store_true", help="delete; without it, only say what would be")
-
-
-def _add_finish(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--workers", type=_count, default=1, metavar="N", help="processes that work on trials (default: 1)"
-    )
-    command.add_argument(
-        "--retrain-seeds",
-        type=_count,
-        default=3,
-        metavar="N",
-        help="fresh seeds from which the best and the default are trained again, at least 2 (default: 3)",
-    )
-    command.add_argument(
-        "--champions",
-        default="",
-        metavar="PLACE",
-        help="put the best in its task's champion's place there, if the gate says so: a directory or "
-        "s3://bucket/prefix (default: promote nothing)",
-    )
-    add_gate_arguments(command)
 
 
 def _tune(arguments: argparse.Namespace) -> int:
@@ -110,11 +79,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     budget = studies.Budget(arguments.trials, arguments.hours)
 
     def tune() -> None:
-        given = {path: to_dict(dimension) for path, dimension in space.items()}
-        left_out = {path: None for path in studies.default_paths(config) if path not in space}
         studies.prepare(
             *(to_json(config), name, arguments.store, budget),
-            space=json.dumps({**left_out, **given}),
+            space=json.dumps(space),
             tuning=to_dict(tuning),
         )
         _finish(name, arguments)
@@ -190,13 +157,6 @@ def _csv(found: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
-    return value
 
 
 def _status(stage: Callable[[], object]) -> int:

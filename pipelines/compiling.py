@@ -1,7 +1,7 @@
 """From a configuration and a site to the YAML that Kubeflow runs; refused where it would give wrong values."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from mappo.config import ConfigError, ExperimentConfig, override, parse_json, to_json
+from mappo.config import ConfigError, ExperimentConfig, override, parse_json
 from pipelines.guards import check_specification
 from pipelines.site import Site
 
-NAMES = ("training", "seeds")
+NAMES = ("training", "seeds", "tuning")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class Compiled:
         return dict(zip(("pipeline_spec", "platform_spec"), self.documents, strict=False))
 
 
-def compile_pipeline(
-    name: str, site: Site, config: ExperimentConfig, seeds: Sequence[str], parallel_seeds: int = 0
-) -> Compiled:
-    """One of `NAMES`, with a configuration as the default of its parameter.
+def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], parallel_seeds: int = 0) -> Compiled:
+    """One of `NAMES`, with these defaults of its parameters; `config` is among them.
 
     Raises:
         ConfigError: there is no image, or what was compiled has a known defect.
@@ -58,16 +56,16 @@ def compile_pipeline(
 
     from pipelines.seeds import make_seeds_pipeline
     from pipelines.training import make_training_pipeline
+    from pipelines.tuning import make_tuning_pipeline
 
-    defaults: dict[str, Any] = {"config": to_json(config)}
-    if name == "training":
-        pipeline = make_training_pipeline(site)
-    else:
-        pipeline = make_seeds_pipeline(site, parallel_seeds)
-        defaults["seeds"] = list(seeds)
+    makers: dict[str, Callable[[], Callable[..., Any]]] = {
+        "training": lambda: make_training_pipeline(site),
+        "seeds": lambda: make_seeds_pipeline(site, parallel_seeds),
+        "tuning": lambda: make_tuning_pipeline(site, parallel_seeds),
+    }
     with TemporaryDirectory() as directory:
         path = Path(directory, "pipeline.yaml")
-        compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=defaults)
+        compiler.Compiler().compile(makers[name](), str(path), pipeline_parameters=dict(defaults))
         compiled = Compiled(_without_comments(path.read_text()))
     check_specification(compiled.text, compiled.documents)
     return compiled

@@ -5,11 +5,20 @@ Some of these give wrong values in silence there, others an error after minutes,
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from mappo.config import ConfigError, from_json, parse_json
+from mappo.config import (
+    ConfigError,
+    Gate,
+    checked,
+    from_json,
+    parse_json,
+    parse_json_object,
+    require_run_name,
+)
+from mappo.space import TuningConfig
 from pipelines.placement import GENERAL_PARAMETERS, STAGES
 from pipelines.site import check_site, require_image
 
@@ -28,6 +37,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "BOOLEAN": (bool,),
     "LIST": (list,),
     "STRUCT": (dict,),
+}
+_MINIMA = {"num_trials": 1, "retrain_seeds": 2, "hours": 0}
+_JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "space": lambda _: None,
+    "tuning": lambda values: checked(TuningConfig, values),
+    "gate": lambda values: checked(Gate, values),
 }
 _WORDS = {
     "STRING": "text",
@@ -134,6 +149,16 @@ def _check_meaning(name: str, value: Any) -> None:
     elif name == "seeds":
         if not value or not all(_is_seed(each) for each in value) or len(set(value)) < len(value):
             raise ConfigError(f'{json.dumps(value)}: must be different seeds, each as text, such as ["0", "1"]')
+    elif name == "workers":
+        if not value or len(set(map(str, value))) < len(value):
+            raise ConfigError(f'{json.dumps(value)}: must be different names, such as ["1", "2"]')
+    elif name in _MINIMA:
+        if value < _MINIMA[name]:
+            raise ConfigError(f"{value}: must be {_MINIMA[name]} or more")
+    elif name == "study":
+        require_run_name(value)
+    elif name in _JSON_PARAMETERS:
+        _JSON_PARAMETERS[name](parse_json_object(value))
     elif name in GENERAL_PARAMETERS:
         check_site({name: value})
     elif stage_field := name.partition("_")[::2]:

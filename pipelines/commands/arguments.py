@@ -2,22 +2,30 @@
 
 import argparse
 import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mappo
-from mappo.arguments import changes_from_arguments, config_from_arguments
-from mappo.config import ConfigError, to_json
+from mappo.arguments import (
+    add_study_arguments,
+    changes_from_arguments,
+    config_from_arguments,
+    gate_from_arguments,
+    tuning_from_arguments,
+)
+from mappo.config import ConfigError, to_dict, to_json
 from pipelines.client import Submission
 from pipelines.commands.output import warn
-from pipelines.compiling import NAMES, Compiled, compile_pipeline, read_compiled, read_seeds
+from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
 from pipelines.connection import Api, Connection
 from pipelines.guards import check_parameters, parse_parameter
 from pipelines.site import Site, read_site, require_image
 
 _DEFAULT_SEEDS = "0,1,2"
+_DEFAULT_STUDY = "tuning"
 
 
 def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
@@ -39,6 +47,19 @@ def add_seeds_argument(command: argparse.ArgumentParser) -> None:
         "--seeds",
         metavar="N,N,...",
         help="train and evaluate each of these seeds and compare them, instead of one run with --seed",
+    )
+
+
+def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
+    """`--seeds` and `--study`, which choose the pipeline, and what they entail."""
+    add_seeds_argument(command)
+    add_study_arguments(command, is_required=False)
+    command.add_argument(
+        "--edition",
+        default="",
+        metavar="TEXT",
+        help="with --study NAME: a new study each time, NAME-TEXT, which begins with the best of the last one; in "
+        "schedules [[ScheduledTime]]",
     )
 
 
@@ -145,14 +166,49 @@ def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
     """
     if getattr(arguments, "file", None):
         return read_compiled(arguments.file)
-    name = name or NAMES[arguments.seeds is not None]
-    config = config_from_arguments(arguments)
     if arguments.parallel_seeds < 0:
         raise ConfigError(f"--parallel-seeds {arguments.parallel_seeds}: must be 0 or more")
-    if arguments.seeds is not None and arguments.seed is not None:
-        raise ConfigError("--seed and --seeds exclude each other")
-    seeds = read_seeds(_DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds, config)
-    return compile_pipeline(name, site_of(arguments), config, seeds, arguments.parallel_seeds)
+    name = name or pipeline_of(arguments)
+    return compile_pipeline(name, site_of(arguments), parameters_of(arguments, name), arguments.parallel_seeds)
+
+
+def pipeline_of(arguments: argparse.Namespace) -> str:
+    """Which pipeline was asked for, by its name.
+
+    Raises:
+        ConfigError: flags that exclude each other.
+    """
+    chosen = [name for name in ("seed", "seeds", "study") if getattr(arguments, name) is not None]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in chosen)} exclude each other")
+    return {"seeds": "seeds", "study": "tuning"}.get("".join(chosen), "training")
+
+
+def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The parameters of a pipeline that the flags stand for.
+
+    Raises:
+        ConfigError: a value that is not allowed.
+    """
+    config = config_from_arguments(arguments)
+    parameters: dict[str, Any] = {"config": to_json(config)}
+    if name == "seeds":
+        parameters["seeds"] = read_seeds(arguments.seeds or _DEFAULT_SEEDS, config)
+    if name == "tuning":
+        space, tuning = tuning_from_arguments(arguments, config)
+        parameters |= {
+            "study": arguments.study or _DEFAULT_STUDY,
+            "edition": arguments.edition,
+            "num_trials": arguments.trials,
+            "hours": arguments.hours,
+            "workers": [str(index + 1) for index in range(arguments.workers)],
+            "retrain_seeds": arguments.retrain_seeds,
+            "space": json.dumps(space),
+            "tuning": json.dumps(to_dict(tuning)),
+            "champions": arguments.champions,
+            "gate": json.dumps(to_dict(gate_from_arguments(arguments))),
+        }
+    return parameters
 
 
 def submission_of(arguments: argparse.Namespace) -> Submission:
@@ -185,6 +241,8 @@ def _given_beside_a_file(arguments: argparse.Namespace) -> dict[str, Any]:
         given["image"] = arguments.image
     if arguments.seeds is not None:
         given["seeds"] = read_seeds(arguments.seeds, config_from_arguments(arguments))
+    if arguments.study is not None:
+        given |= parameters_of(arguments, "tuning")
     return given
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from mappo.arguments import add_config_arguments
 from mappo.config import ConfigError
-from pipelines.commands.arguments import add_seeds_argument, add_site_arguments, compiled_of
+from pipelines.commands.arguments import add_pipeline_arguments, add_site_arguments, compiled_of, pipeline_of
 from pipelines.compiling import NAMES, difference
 
 _EPILOG = """examples:
   python -m pipelines compile --image ghcr.io/you/mappo:1.0                all pipelines, into compiled/
-  python -m pipelines compile --site site.yaml --output training.yaml      one pipeline; with --seeds, the other
+  python -m pipelines compile --site site.yaml --output training.yaml      one; with --seeds or --study, another
   python -m pipelines compile --site site.yaml --check                     1 if the files in compiled/ are not that
 """
 _SHOWN_LINES = 20
@@ -33,7 +33,8 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--pipeline",
         choices=("all", *NAMES),
-        help="training: one run; seeds: several and their comparison (default: all; for a file, as --seeds says)",
+        help="training: one run; seeds: several and their comparison; tuning: a study (default: all; for a file, "
+        "as --seeds or --study says)",
     )
     command.add_argument(
         "--output",
@@ -43,7 +44,7 @@ def add(commands: Any) -> None:
         help="a directory, or for one pipeline a .yaml file (default: compiled)",
     )
     command.add_argument("--check", action="store_true", help="write nothing; exit with 1 if files would change")
-    add_seeds_argument(command)
+    add_pipeline_arguments(command)
     add_site_arguments(command)
     add_config_arguments(command)
     command.set_defaults(execute=_compile)
@@ -51,7 +52,7 @@ def add(commands: Any) -> None:
 
 def _compile(arguments: argparse.Namespace) -> int:
     is_file = arguments.output.suffix in (".yaml", ".yml")
-    chosen = arguments.pipeline or (NAMES[arguments.seeds is not None] if is_file else "all")
+    chosen = arguments.pipeline or (pipeline_of(arguments) if is_file else "all")
     if is_file and chosen == "all":
         raise ConfigError(f"--output {arguments.output}: one file for one pipeline: give --pipeline {NAMES[0]}")
     names = NAMES if chosen == "all" else (chosen,)

@@ -15,11 +15,9 @@ from mappo.arguments import (
     add_monitor_arguments,
     add_run_arguments,
     apply_monitor_arguments,
-    config_from_arguments,
     run_directory,
 )
-from mappo.config import ConfigError, to_json
-from pipelines.commands.arguments import add_seeds_argument
+from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
 def add(commands: Any) -> None:
@@ -30,7 +28,7 @@ def add(commands: Any) -> None:
     ):
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         add_run_arguments(command)
-        add_seeds_argument(command)
+        add_pipeline_arguments(command)
         if name == "run":
             add_monitor_arguments(command)
         add_config_arguments(command)
@@ -39,10 +37,10 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     apply_monitor_arguments(arguments)
-    pipeline, parameters = _pipeline(arguments)
+    name, pipeline, parameters = _pipeline(arguments)
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
-    parameters |= {"store": store, "run": arguments.run}
+    parameters |= {"store": store} | ({} if name == "tuning" else {"run": arguments.run})
     from pipelines.local import PipelineFailed, run_locally
 
     began = time.monotonic()
@@ -52,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"pipelines run: {error}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - began
-    print(_seeds_summary(artifacts, seconds) if arguments.seeds else _summary(artifacts, seconds))
+    print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
     return 0
 
 
@@ -72,20 +70,21 @@ def _observe(arguments: argparse.Namespace) -> int:
         return status
 
 
-def _pipeline(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The pipeline that the arguments ask for, and its parameters."""
-    config = config_from_arguments(arguments)
-    if arguments.seeds is None:
+def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
+    """The name of the pipeline that the arguments ask for, the pipeline, and its parameters."""
+    name = pipeline_of(arguments)
+    parameters = parameters_of(arguments, name)
+    if name == "training":
         from pipelines.training import make_training_pipeline
 
-        return make_training_pipeline(None), {"config": to_json(config)}
-    if arguments.seed is not None:
-        raise ConfigError("--seed and --seeds exclude each other")
-    from pipelines.compiling import read_seeds
-    from pipelines.seeds import make_seeds_pipeline
+        return name, make_training_pipeline(None), parameters
+    if name == "seeds":
+        from pipelines.seeds import make_seeds_pipeline
 
-    parameters = {"config": to_json(config), "seeds": read_seeds(arguments.seeds, config)}
-    return make_seeds_pipeline(None, parallelism=1), parameters
+        return name, make_seeds_pipeline(None, parallelism=1), parameters
+    from pipelines.tuning import make_tuning_pipeline
+
+    return name, make_tuning_pipeline(None, parallelism=1), parameters
 
 
 def _summary(artifacts: dict[str, Path], seconds: float) -> str:
@@ -114,8 +113,8 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _seeds_summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """The comparison stage has printed its table; here is where everything lies."""
+def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
+    """The last stage has printed its table; here is where everything lies."""
     return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
 
 

@@ -12,7 +12,7 @@ from pipelines import client
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,
-    add_seeds_argument,
+    add_pipeline_arguments,
     add_site_arguments,
     add_submission_arguments,
     connect,
@@ -75,7 +75,7 @@ def _add_create(verbs: Any) -> None:
     verb.add_argument("--dry-run", action="store_true", help="check everything and show when it would fire")
     _add_zone_argument(verb)
     add_submission_arguments(verb)
-    add_seeds_argument(verb)
+    add_pipeline_arguments(verb)
     add_site_arguments(verb)
     add_connection_arguments(verb)
     add_output_argument(verb)

@@ -8,7 +8,7 @@ from pipelines import client
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,
-    add_seeds_argument,
+    add_pipeline_arguments,
     add_site_arguments,
     add_submission_arguments,
     connect,
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     command.add_argument("--watch", action="store_true", help="and watch it until it ends")
     add_watch_arguments(command)
     add_submission_arguments(command)
-    add_seeds_argument(command)
+    add_pipeline_arguments(command)
     add_site_arguments(command)
     add_connection_arguments(command)
     add_output_argument(command)
