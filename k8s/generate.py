@@ -16,7 +16,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from k8s import dashboards
-from mappo.metrics import EVALUATION, OUTCOME, PROBLEMS, TRAINING, VALIDATION, Metric
+from mappo.metrics import EVALUATION, OUTCOME, PROBLEMS, STUDY, TRAINING, VALIDATION, Metric
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = ROOT / "k8s" / "components"
@@ -35,6 +35,7 @@ _TABLES = {
     "Training": TRAINING,
     "Validation": VALIDATION,
     "Evaluation": EVALUATION,
+    "Studies": STUDY,
     "All stages": (*PROBLEMS, *OUTCOME),
 }
 
@@ -58,6 +59,7 @@ def files() -> dict[Path, str]:
     return {
         COMPONENTS / "dashboards" / "training-run.json": _dashboard(dashboards.training_run()),
         COMPONENTS / "dashboards" / "fleet.json": _dashboard(dashboards.fleet()),
+        COMPONENTS / "dashboards" / "tuning-study.json": _dashboard(dashboards.tuning_study()),
         COMPONENTS / "alerts" / "prometheusrule.yaml": _prometheus_rule(),
         page: page.read_text().partition(_MARK)[0] + _MARK + _metrics_tables() + _alerts_table(),
     }

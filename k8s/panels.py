@@ -112,15 +112,15 @@ def rows(title: str, description: str, columns: Sequence[tuple[str, str, str]], 
     return panel
 
 
-def variables(names: Sequence[str]) -> list[Any]:
-    """The data source, and then what narrows a dashboard down, each within those before it."""
+def variables(names: Sequence[str], metric: str) -> list[Any]:
+    """The data source, and then what narrows a dashboard down, each within those before it: labels of a metric."""
     built: list[Any] = [dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")]
     for position, name in enumerate(names):
         built.append(
             dashboard.QueryVariable(name)
             .label(name.capitalize())
             .datasource(_SOURCE)
-            .query(f"label_values(mappo_run_info{{{selector(names[:position])}}}, {name})")
+            .query(f"label_values({metric}{{{selector(names[:position])}}}, {name})")
             .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
             .sort(models.VariableSort.ALPHABETICAL_ASC)
             .multi(True)
@@ -136,8 +136,15 @@ def selector(names: Sequence[str]) -> str:
     return ", ".join(f'{name}=~"${name}"' for name in names)
 
 
-def build(title: str, uid: str, description: str, names: Sequence[str], sections: dict[str, list[Panel]]) -> Any:
-    """A dashboard with the variables of these names, and a row of panels for each section."""
+def build(
+    title: str,
+    uid: str,
+    description: str,
+    sections: dict[str, list[Panel]],
+    names: Sequence[str] = ("namespace", "study", "run"),
+    metric: str = "mappo_run_info",
+) -> Any:
+    """A dashboard with a row of panels for each section, and variables for labels of a metric."""
     board = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -147,7 +154,7 @@ def build(title: str, uid: str, description: str, names: Sequence[str], sections
         .refresh("15s")
         .time("now-1h", "now")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
-        .variables(variables(names))
+        .variables(variables(names, metric))
         .link(
             dashboard.DashboardLink("MAPPO")
             .type(models.DashboardLinkType.DASHBOARDS)

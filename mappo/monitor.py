@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ _BY_STAGE = {
 }
 _TRAINS = ("train", "tune")
 _OF_RUN = {metric.name for metric in (*metrics.TRAINING, *metrics.PROBLEMS)}  # of many, where a worker trains
+_KEPT = ("mappo_run_state", "mappo_last_iteration_timestamp_seconds")  # of runs before, so that their end is seen
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ class Monitor:
         self._rendered: tuple[float, bytes] = (-math.inf, b"")
         self._began = time.monotonic()
         self._state = "starting"
+        self._is_training = stage == "train"
+        self._ended: deque[tuple[float, dict[str, str]]] = deque()
         self._num_iterations = 0
         self._last_iteration, self._longest_seconds = self._began, 0.0
         self._min_stall_seconds = min_stall_seconds
@@ -159,7 +163,8 @@ class Monitor:
         interrupted = error is not None and not isinstance(error, Exception)
         state = "preempted" if interrupted else "failed" if error else "finished"
         with self._changing():
-            self._set_state(state)
+            if self._is_training:
+                self._set_state(state)
             self._set("mappo_stage_success", error is None, stage=self._stage)
             self._set("mappo_stage_duration_seconds", time.monotonic() - self._began, stage=self._stage)
         try:
@@ -201,11 +206,12 @@ class Monitor:
     def begin_run(self, run: str) -> None:
         """What is trained from now on is another run; what was told of the one before is forgotten."""
         with self._changing():
+            self._forget_runs()
             self._run_labels = {**self._labels, "run": run}
             for metric in self._declared:
                 if metric.name in _OF_RUN:
-                    self._made[metric.name].clear()
                     self._begin_at_zero(metric)
+            self._is_training = True
             self._num_iterations, self._longest_seconds = 0, 0.0
             self._last_iteration = time.monotonic()
 
@@ -213,6 +219,8 @@ class Monitor:
         """Training has ended, but not the stage."""
         with self._changing():
             self._set_state(state)
+            self._is_training = False
+            self._ended.append((time.monotonic(), self._run_labels))
 
     def studied(self, trials: Mapping[str, int], asked: int, losses: int, best: float | None) -> None:
         """A study's trials by state, how many were asked for, how often one lost its worker, the best value."""
@@ -306,6 +314,16 @@ class Monitor:
             return ""
         return f"stalled: no iteration for {age:.0f} s; counts as stalled after {limit:.0f} s"
 
+    def _forget_runs(self) -> None:
+        """All of the last run but that it ended, which is forgotten after two scrapes."""
+        for name in _OF_RUN - set(_KEPT):
+            self._made[name].clear()
+        while self._ended and time.monotonic() - self._ended[0][0] > 2 * self._settings.linger_seconds:
+            _, labels = self._ended.popleft()
+            for name in _KEPT:
+                if labels != self._run_labels:
+                    self._made[name].remove_by_labels(labels)
+
     def _metrics(self) -> Page:
         return Page(200, CONTENT_TYPE_PLAIN_0_0_4, self.text())
 
@@ -325,7 +343,7 @@ class Monitor:
 
     def _set_state(self, state: str) -> None:
         self._state = state
-        if self._stage in _TRAINS:
+        if self._is_training:
             for each in metrics.STATES:
                 self._set("mappo_run_state", each == state, state=each)
 

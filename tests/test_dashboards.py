@@ -13,8 +13,8 @@ from tests.test_alerts import GROUPS, promtool, require_known_metrics
 by_name = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
 
 
-def test_there_is_a_dashboard_of_a_run_and_one_of_the_fleet():
-    assert [path.stem for path in DASHBOARDS] == ["fleet", "training-run"]
+def test_there_is_a_dashboard_of_a_run_one_of_the_fleet_and_one_of_studies():
+    assert [path.stem for path in DASHBOARDS] == ["fleet", "training-run", "tuning-study"]
 
 
 def test_generated_files_are_those_that_their_sources_make(capsys):
@@ -72,8 +72,10 @@ def test_no_key_is_misspelt(dashboard):
 @by_name
 def test_variables_narrow_each_other_down(dashboard):
     variables = json.loads(dashboard.read_text())["templating"]["list"]
-    assert [variable["name"] for variable in variables] == ["datasource", "namespace", "study", "run"]
-    assert 'namespace=~"$namespace", study=~"$study"' in variables[-1]["query"]
+    names = ["datasource", "namespace", "study", "run"][: 3 if dashboard.stem == "tuning-study" else 4]
+    assert [variable["name"] for variable in variables] == names
+    narrowed = ", ".join(f'{name}=~"${name}"' for name in names[1:-1])
+    assert f"{{{narrowed}}}" in variables[-1]["query"]
 
 
 @by_name
@@ -86,7 +88,7 @@ def test_queries_use_metrics_that_there_are_and_rates_of_counters_only(dashboard
 @by_name
 def test_queries_are_of_the_selected_runs(dashboard):
     for title, expression, _ in expressions(dashboard):
-        assert 'run=~"$run"' in expression, title
+        assert ('study=~"$study"' if dashboard.stem == "tuning-study" else 'run=~"$run"') in expression, title
 
 
 def test_a_rate_of_a_gauge_is_noticed():

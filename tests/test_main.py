@@ -405,9 +405,7 @@ def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
     assert "binary: not an evaluation report" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"), [("--metrics-port", "http"), ("--pushgateway", "nowhere"), ("--study", "A b")]
-)
+@pytest.mark.parametrize(("flag", "value"), [("--metrics-port", "http"), ("--pushgateway", "nowhere")])
 def test_wrong_way_to_be_watched_exits_with_2_naming_it(flag, value, capsys, tmp_path, monkeypatch):
     for name in ("MAPPO_METRICS_PORT", "MAPPO_PUSHGATEWAY", "MAPPO_STUDY"):
         monkeypatch.setenv(name, "")

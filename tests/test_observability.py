@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappo import stages
+from mappo import stages, studies
 from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, override, to_json
 from mappo.evaluate import evaluate
@@ -68,6 +68,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 ("MAPPO_PUSHGATEWAY", gateway),
                 ("MAPPO_LINGER_SECONDS", "4"),
                 ("MAPPO_PIPELINE_RUN", "pipeline-run"),
+                ("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db"),
             ):
                 monkeypatch.setenv(name, value)
             began = time.time()
@@ -107,6 +108,12 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             )
             assert {**outcome, "__name__": ""} == {**when, "__name__": ""}, "alerts join them"
             assert _metrics_of(gateway) == [], "what was pushed is deleted"
+            _run_a_study(config, tmp_path)
+            seconds = int(time.time() - began) + 1
+            counts = query(url, f'last_over_time(mappo_study_trials{{study="s"}}[{seconds}s])')
+            found = {each["metric"]["state"]: float(each["value"][1]) for each in counts}
+            assert found == {"waiting": 0, "running": 0, "complete": 2, "pruned": 0, "failed": 0}
+            assert _last(url, 'mappo_run_state{study="s", run="s-0000-0", state="finished"}', seconds) == 1
             for dashboard in DASHBOARDS:
                 assert without_data(url, dashboard, seconds, time.time()) == [], dashboard.name
 
@@ -126,6 +133,13 @@ def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monke
             assert without_data(url, dashboard, HISTORY_SECONDS, end, step=15) == [], dashboard.name
         (hours,) = query(url, f"sum(sum_over_time(mappo_run_gpus[{HISTORY_SECONDS}s:15s])) * 15 / 3600", end)
         assert float(hours["value"][1]) == pytest.approx(6, rel=0.01), "three GPUs for two hours"
+
+
+def _run_a_study(config: ExperimentConfig, directory: Path) -> None:
+    """Two trials, as a worker's pod would do them."""
+    budget = studies.Budget(num_trials=2)
+    studies.prepare(to_json(config), "s", str(directory / "runs"), budget, tuning={"pruner": "none"})
+    studies.work("s")
 
 
 def _run_all_stages(config: ExperimentConfig, directory: Path) -> None:
@@ -202,16 +216,17 @@ def _dcgm_page() -> bytes:
 
 def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
     """What the three stages of a real run show at their ends."""
-    stages = ("train", "evaluate", "validate")
-    train, evaluation, validation = (Monitor(stage, "r", Settings(), print) for stage in stages)
-    with train, evaluation, validation:
+    stages = ("train", "evaluate", "validate", "tune")
+    train, evaluation, validation, tune = (Monitor(stage, "r", Settings(), print) for stage in stages)
+    with train, evaluation, validation, tune:
+        tune.studied({"complete": 3, "failed": 1}, 20, 0, 0.9)
         train.planned(config)
         train.began(Beginning(Progress(), 1, is_resumed=False))
         train_here(config, directory / "run", train.iterated)
         train.saved(Save("saved", 0.1, 1000))
         evaluation.evaluated(evaluate(config, checkpoint))
         validation.validated(ValidationReport("hash", [Check("name", "passed", "detail")]))
-    return "".join(monitor.text().decode() for monitor in (train, evaluation, validation))
+    return "".join(monitor.text().decode() for monitor in (train, evaluation, validation, tune))
 
 
 def _history(end: int, page: str) -> str:
