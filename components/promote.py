@@ -1,47 +1,36 @@
-"""The promotion stage as a Kubeflow component."""
+"""The stage that promotes what a study found, as a Kubeflow component."""
 
 from kfp import dsl
 
 
 @dsl.component(base_image="python", install_kfp_package=False)
 def promote(
-    config: str,
-    checkpoint: dsl.Input[dsl.Model],
-    champions: str,
+    study: str,
     decision: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-    margin: float = 0.0,
-    confidence: float = 0.95,
-    num_seeds: int = 10,
-    episodes_per_seed: int = 20,
-    seed: str = "",
-    run: str = "",
+    num_seeds: int = 3,
+    champions: str = "",
+    gate: str = "{}",
     compiled_by: str = "",
 ):
-    """Put a trained policy in the place of its task's champion, if it is better.
+    """Put the best configuration's policy of the first fresh seed in its task's champion's place, if it is better.
 
     Args:
-        config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        checkpoint: The candidate, which must be fixed before: of several seeds, not the one that looks best.
-        champions: Where champions are kept, as s3://bucket/prefix.
-        decision: The gate's Decision as JSON: seeds, every return, the bound, what became of it.
+        study: The name of a study whose best was trained again.
+        decision: The gate's Decision as JSON; without a place for champions, that nothing was asked.
         metrics: Whether it was promoted, mean returns, the difference and its lower bound.
-        margin: How much more return an episode the candidate must earn.
-        confidence: How sure that must be, between 0.5 and 1.
-        num_seeds: How many gate seeds are drawn afresh.
-        episodes_per_seed: Episodes of each policy for each of them.
-        seed: The seed of training, in place of the configuration's; empty to keep that.
-        run: What metrics call the run; empty for the ID of the pipeline's run.
+        num_seeds: From how many fresh seeds it was trained again.
+        champions: Where champions are kept, as s3://bucket/prefix; empty to promote nothing.
+        gate: What the candidate must show, as JSON.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
 
-    from mappo import stages
+    from mappo import studies
+    from mappo.config import parse_json_object
 
-    gate = {"margin": margin, "confidence": confidence}
-    gate |= {"num_seeds": num_seeds, "episodes_per_seed": episodes_per_seed}
-    paths = (Path(checkpoint.path), champions, Path(decision.path))
-    outcome = stages.promote(config, *paths, gate=gate, name=run, seed=seed, compiled_by=compiled_by)
+    finish = studies.Finish(num_seeds, champions, studies.read_gate(parse_json_object(gate)))
+    outcome = studies.promote_best(study, finish, Path(decision.path), compiled_by=compiled_by)
     decision.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -8,7 +8,7 @@ from kfp import dsl
 import mappo
 from components.choose import choose
 from components.prepare import prepare
-from components.promote_best import promote_best
+from components.promote import promote
 from components.report import report
 from components.tune import tune
 from pipelines.placement import Placement, with_placement
@@ -88,7 +88,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         of_each = placement.parameters("train", "evaluate")
         default = each_seed(config=config, seeds=seeds, store=place, run="default", **of_each)
         best = each_seed(config=chosen.outputs["config"], seeds=seeds, store=place, run="best", **of_each)
-        promoted = promote_best(
+        promoted = promote(
             study=name, num_seeds=retrain_seeds, champions=champions, gate=gate, compiled_by=version
         ).after(best)
         reported = report(

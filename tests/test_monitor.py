@@ -405,3 +405,47 @@ def test_a_directory_that_cannot_be_written_refuses(tmp_path):
     with pytest.raises(StoreError):
         open_store(str(tmp_path / "file"), 1.0, monitor.requested).write("key", b"1")
     assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "refused")] == 1
+
+
+def test_a_worker_shows_its_present_run_and_that_the_last_has_ended(tiny, reports):
+    monitor = monitor_of("tune", settings={"linger_seconds": 1.0})
+    monitor.studied({"complete": 2, "running": 1}, 5, 1, 0.5)
+
+    def shown(name: str) -> dict[tuple, float]:
+        samples = [
+            sample
+            for family in text_string_to_metric_families(monitor.text().decode())
+            for sample in family.samples
+            if sample.name == name
+        ]
+        return {(each.labels["run"], each.labels.get("state", "")): each.value for each in samples if each.value}
+
+    for trial in ("trial-0", "trial-1", "trial-2"):
+        monitor.begin_run(trial)
+        monitor.planned(tiny)
+        monitor.iterated(reports[0])
+        assert shown("mappo_run_info").keys() == {(trial, "")}
+        assert shown("mappo_frames_total") == {(trial, ""): 120}
+        assert shown("mappo_run_state")[trial, "running"] == 1
+        monitor.end_run("finished")
+    assert shown("mappo_run_state").keys() == {(f"trial-{index}", "finished") for index in range(3)}
+    time.sleep(2.1)
+    monitor.begin_run("trial-3")
+    assert shown("mappo_run_state").keys() <= {("trial-2", "finished")}
+    assert shown("mappo_study_trials") == {("r", "complete"): 2, ("r", "running"): 1}
+    assert shown("mappo_study_asked_trials") == {("r", ""): 5}
+
+
+def test_a_worker_between_trials_has_not_stalled_and_ends_without_a_state_of_its_own(tiny, reports):
+    monitor = monitor_of("tune", min_stall_seconds=0.05)
+    with monitor:
+        monitor.begin_run("trial-0")
+        monitor.planned(tiny)
+        for report in reports:
+            monitor.iterated(report)
+        monitor.end_run("failed")
+        monitor._last_iteration -= 3600
+        assert monitor.stalled() == ""
+    states = [line for line in monitor.text().decode().splitlines() if line.startswith("mappo_run_state")]
+    assert {line.split(" ")[-1] for line in states if 'state="failed"' in line} == {"1.0"}
+    assert all('run="trial-0"' in line for line in states)

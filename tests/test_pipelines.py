@@ -1,6 +1,5 @@
 import argparse
 import inspect
-import json
 import subprocess
 import sys
 
@@ -8,15 +7,23 @@ import pytest
 import yaml
 from kfp import dsl
 
+import components.choose
 import components.compare
 import components.evaluate
+import components.prepare
 import components.promote
+import components.report
 import components.train
+import components.tune
 import components.validate
 from mappo import stages
 from mappo.arguments import add_config_arguments, config_from_arguments
-from mappo.config import ConfigError, config_hash, from_json, override, to_json
+from mappo.config import ConfigError, config_hash, from_dict, from_json, override, to_json
+from mappo.database import Database
 from mappo.recipes import recipe
+from mappo.space import value_of
+from mappo.study import Study
+from mappo.tune import fresh_seeds
 from pipelines.__main__ import main
 from pipelines.local import run_locally
 from tests.conftest import read_json
@@ -28,13 +35,18 @@ COMPONENTS = [
     components.train.train,
     components.evaluate.evaluate,
     components.compare.compare,
+    components.prepare.prepare,
+    components.tune.tune,
+    components.choose.choose,
     components.promote.promote,
+    components.report.report,
 ]
 
 
 def compile_pipeline(tmp_path, *arguments):
     path = tmp_path / "training.yaml"
-    name = "seeds" if any(argument.startswith("--seeds") for argument in arguments) else "training"
+    flags = {argument.partition("=")[0] for argument in arguments}
+    name = "seeds" if "--seeds" in flags else "tuning" if "--study" in flags else "training"
     image = ["--image", "example.org/mappo:1.2"]
     assert main(["compile", "--pipeline", name, *image, "--output", str(path), *arguments]) == 0
     return path
@@ -72,32 +84,6 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     assert metadata["config_hash"] == report["config_hash"]
     assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
     assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
-
-
-def test_promotion_follows_training_in_a_pipeline(tmp_path):
-    """The candidate is what training chose; there is no champion, so it must beat the random policy."""
-
-    @dsl.pipeline(name="promotion")
-    def promotion(config: str, champions: str) -> dsl.Artifact:
-        trained = components.train.train(config=config)
-        gate = {"margin": 0.0, "num_seeds": 5, "episodes_per_seed": 8}
-        promoted = components.promote.promote(
-            config=config, checkpoint=trained.outputs["best"], champions=champions, **gate
-        )
-        return promoted.outputs["decision"]
-
-    tiny = {
-        "environment": {"scenario": "tests.scenarios:PushRight", "max_episode_frames": 10},
-        "networks": {"hidden_sizes": [16]},
-        "learner": {"learning_rate": 0.02, "epochs": 5, "minibatch_frames": 100},
-        "collection": {"num_envs": 10, "rollout_frames": 20, "total_frames": 2000},
-    }
-    arguments = {"config": json.dumps(tiny), "champions": str(tmp_path / "champions")}
-    (path,) = run_locally(promotion, arguments, tmp_path / "run").values()
-    decision = read_json(path)
-    assert (decision["opponent"], decision["action"], decision["champion"]) == ("random", "promoted", 1)
-    (policy,) = (tmp_path / "champions").rglob("policy.pt2")
-    assert (policy.parent / "model-card.md").exists()
 
 
 def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsys):
@@ -325,6 +311,56 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
     assert {found["training_config"]["seed"] for found in evaluations} == {3, 5}
     assert "[compare] trained" in shown
     assert str(path) in shown
+
+
+def test_tuning_pipeline_runs_end_to_end_with_two_workers(tmp_path, capsys, monkeypatch):
+    """The study is that of the database, the best is trained again beside the default, and promoted."""
+    monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db")
+    run, champions = tmp_path / "run", tmp_path / "champions"
+    asked = ["--study=s", "--trials=4", "--workers=2", "--retrain-seeds=2", "--tuning.pruner=none"]
+    task = ["--environment.scenario=tests.scenarios:PushRight", "--environment.max-episode-frames=10"]
+    asked += ["--gate.num-seeds=5", "--gate.episodes-per-seed=8", f"--champions={champions}"]
+    assert main(["run", *asked, *kept_in(run), *TINY, *task, "--learner.learning-rate=0.02"]) == 0
+    shown = capsys.readouterr().out
+
+    database = Database(f"sqlite:///{tmp_path}/studies.db")
+    study = Study.load(database, "s")
+    trials, best = study.trials(), study.best()
+    database.close()
+    assert [trial.state for trial in trials] == ["complete"] * 4
+    assert "[tune] nothing left to start" in shown
+
+    def left(stage, name):
+        (path,) = run.glob(f"mappo-tuning-*/{stage}/{name}")
+        assert stage == "promote" or str(path) in shown
+        return path
+
+    chosen = read_json(left("choose", "best"))
+    assert all(value_of(from_dict(chosen), path) == value for path, value in best.values.items())
+    comparison = read_json(left("report", "comparison"))
+    seeds = [str(seed) for seed in fresh_seeds(study, 2)]
+    for configuration in comparison["configurations"]:
+        assert [str(seed) for seed in configuration["training_seeds"]] == seeds
+    decision = read_json(left("promote", "decision"))
+    assert decision["candidate"]["seed"] == int(seeds[0])
+    assert (decision["opponent"], decision["action"]) == ("random", "promoted")
+    (policy,) = champions.rglob("policy.pt2")
+    assert (policy.parent / "model-card.md").exists()
+    assert "Study s: tests.scenarios:PushRight" in left("report", "page").read_text()
+
+
+def test_compiled_tuning_pipeline_has_a_few_workers_and_not_a_task_a_trial(tmp_path):
+    specification = read_pipeline(compile_pipeline(tmp_path, "--study=s", "--workers=3", "--trials=50"))
+    root = specification["root"]
+    assert root["inputDefinitions"]["parameters"]["workers"]["defaultValue"] == ["1", "2", "3"]
+    assert root["inputDefinitions"]["parameters"]["num_trials"]["defaultValue"] == 50
+    names = {"prepare", "mappo-workers", "choose", "mappo-each-seed", "mappo-each-seed-2", "promote", "report"}
+    assert set(root["dag"]["tasks"]) == names
+    tasks = root["dag"]["tasks"]
+    assert tasks["choose"]["dependentTasks"] == ["mappo-workers", "prepare"]
+    assert "mappo-each-seed-2" in tasks["promote"]["dependentTasks"]
+    session = tasks["prepare"]["inputs"]["parameters"]["session"]
+    assert session == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 
 
 def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):

@@ -1,6 +1,7 @@
 """What becomes of a site's choices, read in the compiled pipelines of tests/golden."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from mappo.metrics import PORT
 from pipelines.__main__ import main
+from pipelines.placement import GPU_STAGES
 from pipelines.site import read_site
 
 GOLDEN = Path("tests/golden")
@@ -34,7 +36,7 @@ def test_compiled_pipelines_are_what_they_were(capsys):
     assert main([*COMPILE, "--check"]) == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["training", "seeds"])
+@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
 def test_every_choice_of_the_site_is_a_default_or_fixed(name):
     specification, executors = documents(name)
     defaults = {
@@ -49,7 +51,13 @@ def test_every_choice_of_the_site_is_a_default_or_fixed(name):
     assert defaults["train_gpu_count"] == "2"
     assert defaults["train_tolerations"] == site.stages.train.tolerations
     assert defaults["train_node_affinity"] == site.stages.train.node_affinity
-    assert defaults["validate_node_selector"] == {"pool": "cheap"}
+    if name == "tuning":
+        assert defaults["database_secret"] == "team-database"
+        assert defaults["tune_memory"] == "12Gi"
+        assert executors["exec-tune"]["podMetadata"]["annotations"]["prometheus.io/port"] == str(PORT)
+    else:
+        assert "database_secret" not in defaults
+        assert defaults["validate_node_selector"] == {"pool": "cheap"}
     train = executors["exec-train"]
     assert train["activeDeadlineSeconds"] == "86400"
     assert train["emptyDirMounts"] == [
@@ -65,29 +73,26 @@ def test_every_choice_of_the_site_is_a_default_or_fixed(name):
     }
     assert train["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1001", "runAsNonRoot": True}
     dags = [specification["root"], *specification["components"].values()]
-    (policy,) = [
+    policies = [
         each["dag"]["tasks"]["train"]["retryPolicy"]
         for each in dags
         if "train" in each.get("dag", {}).get("tasks", {})
     ]
     year = "31536000s"  # Argo ends every attempt so long after the first began
-    assert policy == {
-        "maxRetryCount": 9,
-        "backoffDuration": "5s",
-        "backoffFactor": 3.0,
-        "backoffMaxDuration": year,
-    }
+    policy = {"maxRetryCount": 9, "backoffDuration": "5s", "backoffFactor": 3.0, "backoffMaxDuration": year}
+    assert policies
+    assert all(each == policy for each in policies)
     assert "activeDeadlineSeconds" not in executors.get("exec-compare", {})
 
 
-@pytest.mark.parametrize("name", ["training", "seeds"])
+@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
 def test_every_stage_gets_its_own_parameters_and_only_those(name):
     """Each component's resources and each executor's nodes come from the parameters of its own stage."""
     specification, executors = documents(name)
     for label, executor in specification["deploymentSpec"]["executors"].items():
-        stage = label.removeprefix("exec-")
+        stage = re.sub(r"-\d+$", "", label.removeprefix("exec-"))
         resources = json.dumps(executor["container"]["resources"])
-        for field in ("cpu", "memory", *(["gpu_type", "gpu_count"] if stage in ("train", "evaluate") else [])):
+        for field in ("cpu", "memory", *(["gpu_type", "gpu_count"] if stage in GPU_STAGES else [])):
             assert f"pipelinechannel--{stage}_{field}'" in resources
         assert all(f"--{stage}_" in part for part in resources.split("pipelinechannel")[1:])
         placed = executors[label]
@@ -113,7 +118,7 @@ def test_placement_reaches_into_the_loop_over_seeds():
     assert outer[name] == {"componentInputParameter": "train_cpu"}
 
 
-@pytest.mark.parametrize("name", ["training", "seeds"])
+@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
 def test_nothing_is_cached_at_any_level(name):
     specification, _ = documents(name)
     dags = [specification["root"], *specification["components"].values()]
@@ -122,13 +127,19 @@ def test_nothing_is_cached_at_any_level(name):
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
 
 
-@pytest.mark.parametrize("name", ["training", "seeds"])
+@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
 def test_parameters_are_described_and_named_after_their_stage(name):
     specification, _ = documents(name)
     parameters = specification["root"]["inputDefinitions"]["parameters"]
     assert all(each["description"].endswith(".") for each in parameters.values())
-    own = {"config", "store", "run", "seeds", "image", "image_pull_secret", "s3_secret"}
+    own = {"config", "store", "image", "image_pull_secret", "s3_secret"}
     stages = ("validate_", "train_", "evaluate_", *(["compare_"] if name == "seeds" else []))
+    if name == "tuning":
+        own |= {"study", "edition", "num_trials", "hours", "workers", "retrain_seeds", "space", "tuning"}
+        own |= {"champions", "gate", "database_secret"}
+        stages = ("prepare_", "tune_", "choose_", "train_", "evaluate_", "promote_", "report_")
+    else:
+        own |= {"run", "seeds"}
     assert all(key in own or key.startswith(stages) for key in parameters)
 
 
@@ -138,3 +149,15 @@ def test_secrets_are_referred_to_and_never_held():
     assert secret["secretNameParameter"] == {"componentInputParameter": "s3_secret"}
     assert secret["optional"]
     assert {"secretKey": "AWS_SECRET_ACCESS_KEY", "envVar": "AWS_SECRET_ACCESS_KEY"} in secret["keyToEnv"]
+
+
+def test_only_stages_of_studies_are_given_the_database():
+    _, executors = documents("tuning")
+    given = {
+        label.removeprefix("exec-")
+        for label, executor in executors.items()
+        for secret in executor.get("secretAsEnv", [])
+        if {"secretKey": "url", "envVar": "MAPPO_DATABASE"} in secret["keyToEnv"]
+    }
+    assert given == {"prepare", "tune", "choose", "promote", "report"}
+    assert "MAPPO_DATABASE" not in (GOLDEN / "training.yaml").read_text()

@@ -193,7 +193,7 @@ def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     config = config_from_arguments(arguments)
     parameters: dict[str, Any] = {"config": to_json(config)}
     if name == "seeds":
-        parameters["seeds"] = read_seeds(arguments.seeds or _DEFAULT_SEEDS, config)
+        parameters["seeds"] = read_seeds(_DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds, config)
     if name == "tuning":
         space, tuning = tuning_from_arguments(arguments, config)
         parameters |= {
