@@ -1,5 +1,6 @@
 """What is missing on a cluster: everything that a run needs, tried one by one, each with its fix."""
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import mappo
 from mappo.config import ConfigError
 from mappo.storage import StoreError, honours_conditions, open_store
 from pipelines.connection import Api, ApiError, Connection, in_pod
-from pipelines.placement import MONITORING_CONFIG_MAP, S3_KEYS
+from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, S3_KEYS
 from pipelines.site import Site, Stage
 
 _SLOW_SECONDS = 2.0
@@ -176,6 +177,13 @@ def _objects(site: Site, namespace: str, account: str) -> Iterator[tuple[str, st
     )
     yield (
         "secret",
+        site.database_secret,
+        False,
+        f"kubectl -n {namespace} create secret generic {site.database_secret} --from-literal={DATABASE_KEY}=..., "
+        "the URL of the database of studies; not needed without tuning",
+    )
+    yield (
+        "secret",
         site.image_pull_secret,
         False,
         f"kubectl -n {namespace} create secret docker-registry {site.image_pull_secret} ...; not needed for a "
@@ -204,9 +212,8 @@ def _object(core: Any, kind: str, name: str, namespace: str, needed: bool, fix: 
         return Finding(check, "warning", f"may not be looked at: {error.status} {error.reason}", fix)
     except urllib3.exceptions.HTTPError as error:
         return Finding(check, "warning", f"Kubernetes does not answer: {error}", "check the kubeconfig")
-    if "create secret generic" in fix and (
-        absent := [key for key in S3_KEYS[:2] if key not in (found.data or {})]
-    ):
+    wanted = re.findall(r"--from-literal=(\w+)=", fix)
+    if absent := [key for key in wanted if key not in (found.data or {})]:
         return Finding(check, "warning", f"is there, without {' and '.join(absent)}", fix)
     return Finding(check, "ok", f"in namespace {namespace}" if kind != "namespace" else "is there")
 

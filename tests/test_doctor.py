@@ -21,6 +21,7 @@ def kubernetes(monkeypatch, tmp_path):
         namespace = "/api/v1/namespaces/team"
         for path in ("secrets/mappo-registry", "configmaps/mappo-monitoring"):
             server.add(f"{namespace}/{path}")
+        server.add(f"{namespace}/secrets/mappo-database", data={"url": "YQ=="})
         keys = {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "Yg=="}
         server.add(f"{namespace}/secrets/mappo-s3", data=keys)
         server.add(f"{namespace}/serviceaccounts/default-editor")
@@ -59,7 +60,7 @@ def test_a_cluster_that_has_everything_is_well(doctor, s3):
     status, found = doctor("--store", f"s3://{s3}/runs", "--pipeline-root", f"s3://{s3}/root")
     assert status == 0
     assert {each["state"] for each in found.values()} == {"ok"}
-    assert len(found) == 14 - 2  # image, API, versions, credentials, 6 objects, nodes, two stores
+    assert len(found) == 15 - 2  # image, API, versions, credentials, 7 objects, nodes, two stores
 
 
 def test_nothing_is_left_in_the_store(doctor, s3):
@@ -75,6 +76,7 @@ def test_nothing_is_left_in_the_store(doctor, s3):
     [
         ("secrets/mappo-s3", "secret mappo-s3", "warning", "create secret generic mappo-s3"),
         ("secrets/mappo-registry", "secret mappo-registry", "warning", "docker-registry mappo-registry"),
+        ("secrets/mappo-database", "secret mappo-database", "warning", "--from-literal=url="),
         ("configmaps/mappo-monitoring", "config map mappo-monitoring", "warning", "kubectl apply -k"),
         ("serviceaccounts/default-editor", "service account default-editor", "warning", "--service-account"),
         ("", "namespace team", "failed", "--namespace"),
