@@ -63,6 +63,7 @@ def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> No
     specification = documents[0]
     problems = [
         *_size_problems(text, specification),
+        *_default_problems(specification),
         *_image_problems(specification),
         *_environment_problems(specification),
         *_secret_problems(specification),
@@ -171,6 +172,15 @@ def _check_meaning(name: str, value: Any) -> None:
 
 def _is_seed(value: Any) -> bool:
     return isinstance(value, str) and value.isdecimal() and int(value) < 2**32
+
+
+def _default_problems(specification: Mapping[str, Any]) -> Iterator[str]:
+    for name, each in parameters_of(specification).items():
+        if "[[" in str(each.get("defaultValue", "")) and each["parameterType"] == "STRING" and name != "config":
+            yield (
+                f"parameter {name} = {each['defaultValue']}: the server fills in times only where a run or a "
+                "schedule gives the parameter: leave it out when compiling, and give it with -p"
+            )
 
 
 def _size_problems(text: str, specification: Mapping[str, Any]) -> Iterator[str]:

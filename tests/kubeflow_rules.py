@@ -690,8 +690,8 @@ class _Task:
     def _iterations(self) -> list["_Task"]:
         """One task an item; a loop over what a task puts out has one item here."""
         items = self.spec["parameterIterator"]["items"]
-        found = json.loads(items["raw"]) if "raw" in items else self.values.get(items["inputParameter"], [None])
-        found = json.loads(found) if isinstance(found, str) else found
+        found = json.loads(items["raw"]) if "raw" in items else self.values.get(items["inputParameter"])
+        found = json.loads(found) if isinstance(found, str) else [None] if found is None else found
         tasks = []
         for index, item in enumerate(found):
             outer = f"{self.path}.iteration-iterations({index}:{index})"

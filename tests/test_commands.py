@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -542,3 +543,56 @@ def _process(*arguments: str) -> "subprocess.Popen[str]":
         text=True,
         cwd=REPOSITORY,
     )
+
+
+def test_a_schedule_of_tuning_makes_an_edition_each_time(kubeflow, read, cli):
+    site = ["--site", str(GOLDEN.parent / "site.yaml")]
+    study = ["--study", "weekly", "--edition", "[[ScheduledTime]]", "--trials", "30", "--workers", "3"]
+    champions = ["--champions", "s3://b/champions"]
+    create = ["schedule", "create", "tuning", "--cron", "0 3 * * 6", *site, *study, *champions]
+    assert read(*create)["schedule"] == "tuning, created"
+    assert read(*create)["schedule"] == "tuning, unchanged"
+    made = read("schedule", "trigger", "tuning")
+    parameters = kubeflow.runs[made["id"]]["runtime_config"]["parameters"]
+    given = {**_defaults(kubeflow, made["id"]), **parameters}
+    assert re.fullmatch(r"\d{14}", given["edition"])
+    assert (given["study"], given["num_trials"], given["workers"]) == ("weekly", 30, ["1", "2", "3"])
+    assert given["champions"] == "s3://b/champions"
+    assert json.loads(given["tuning"])["pruner"] == "median"
+
+
+def _defaults(kubeflow, run_id: str) -> dict:
+    specification = kubeflow.runs[run_id]["pipeline_spec"]
+    specification = specification.get("pipeline_spec", specification)
+    declared = specification["root"]["inputDefinitions"]["parameters"]
+    return {name: each.get("defaultValue") for name, each in declared.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("num_trials=0", "num_trials: 0: must be 1 or more"),
+        ("retrain_seeds=1", "must be 2 or more"),
+        ("hours=-1", "must be 0 or more"),
+        ("study=A b", "run 'A b'"),
+        ("workers=[]", "must be different names"),
+        ('tuning={"pruner": "magic"}', "pruner"),
+        ('gate={"margin": -1}', "margin"),
+        ("space={", "not JSON"),
+        ("tune_memory=lots", "amount of memory"),
+        ("database_secret=A_B", "Kubernetes name"),
+    ],
+)
+def test_parameters_of_tuning_that_a_stage_would_refuse_are_refused_here(kubeflow, cli, given, words):
+    golden = str(GOLDEN.parent / "tuning.yaml")
+    status, _, error = cli("submit", "--file", golden, "-p", given)
+    assert status == 2
+    assert words in error
+
+
+def test_a_time_to_be_filled_in_is_no_default_of_a_compiled_pipeline(cli, tmp_path):
+    """The server looks for it in a run's own parameters only."""
+    compile_ = ["compile", "--image", "a:1", "--output", str(tmp_path / "a.yaml"), "--study", "weekly"]
+    status, _, error = cli(*compile_, "--edition", "[[ScheduledTime]]")
+    assert status == 2
+    assert "parameter edition = [[ScheduledTime]]: the server fills in times only" in error

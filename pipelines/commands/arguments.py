@@ -217,10 +217,13 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     Raises:
         ConfigError: they are not.
     """
+    edition, arguments.edition = arguments.edition, ""  # the server fills in times in a run's parameters alone
     compiled = compiled_of(arguments)
     parameters = dict(parse_parameter(compiled.specification, each) for each in arguments.parameter)
     if arguments.file:
         parameters |= _given_beside_a_file(arguments)
+    if edition:
+        parameters["edition"] = edition
     check_parameters(compiled.specification, parameters)
     version = arguments.upload
     if version == "":
