@@ -443,3 +443,16 @@ class Crashing(Endless):
 
     def reward(self, agent):
         raise RuntimeError("on purpose")
+
+
+class Crowd(Endless):
+    """Many agents that walk through each other."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        for agent in world.agents:
+            agent._collide = False
+        return world
+
+    def observation(self, agent):
+        return agent.state.pos.clone()

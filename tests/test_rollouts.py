@@ -101,7 +101,7 @@ def test_what_is_recorded_is_json_without_nan(recorded):
         ("joint_passage_size", {}),  # joints
         ("discovery", {}),  # targets that change
         ("simple", {}),  # one agent
-        ("dispersion", {"n_agents": 60, "n_food": 60}),  # many
+        ("tests.scenarios:Crowd", {"n_agents": 300}),  # hundreds
     ],
 )
 def test_scenarios_of_all_kinds_are_recorded(scenario, kwargs, tmp_path):
