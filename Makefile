@@ -3,11 +3,26 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long observe check format generate lock clean
+.PHONY: help run test test-long observe image check format generate lock clean
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+
+IMAGE ?= mappo:$(shell sed -nE 's/^__version__ = "(.*)"/\1/p' mappo/__init__.py)-$(VARIANT)
+VARIANT ?= cpu
+BASE_IMAGE ?=
+BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
+PIP_CONF ?=
+
+IMAGE_OPTIONS = $(if $(filter cuda,$(VARIANT)),--build-arg TORCH_INDEX=https://pypi.org/simple) \
+    $(if $(TORCH_INDEX),--build-arg TORCH_INDEX="$(TORCH_INDEX)") \
+    $(if $(BASE_IMAGE),--build-arg BASE_IMAGE="$(BASE_IMAGE)") \
+    $(if $(PIP_CONF),--secret id=pip$(,)src="$(PIP_CONF)") \
+    --build-arg VERSION="$(shell git describe --tags --always --dirty)" \
+    --build-arg REVISION="$(shell git rev-parse HEAD)" \
+    --build-arg CREATED="$(shell git log -1 --format=%cI)" $(ARGS)
+, := ,
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,6 +42,11 @@ test: check ## checks and tests, about 7 minutes on 2 cores (ARGS="-k learner" f
 
 test-long: $(INSTALLED) ## the tests that take minutes each: learning, killing
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+image: ## build the container image with docker, podman or buildah (VARIANT=cuda IMAGE=registry/mappo:1 PIP_CONF=pip.conf)
+	@test -n "$(BUILDER)" || { echo "No docker, podman or buildah: sudo apt install buildah"; exit 1; }
+	@case "$(VARIANT)" in cpu|cuda) ;; *) echo "VARIANT=$(VARIANT): cpu or cuda"; exit 1;; esac
+	$(BUILDER) build --tag "$(IMAGE)" $(IMAGE_OPTIONS) .
 
 check: $(INSTALLED) ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -1,0 +1,53 @@
+# The image of every stage: Python, this package with its locked dependencies, and Kubeflow's executor; no compiler, no
+# package manager, no client of Kubeflow. docs/image.md lists what is in it and why. `make image` builds it.
+#
+#   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module
+#   TORCH_INDEX  where torch comes from: its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
+#   secret pip   a pip.conf, where packages come from an index of your own
+ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_CONSTRAINT=/build/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /build
+COPY constraints.txt pyproject.toml ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+        > requirements.txt \
+    && python3 -m venv /opt/mappo \
+    && /opt/mappo/bin/pip install --no-deps --index-url "$TORCH_INDEX" torch \
+    && /opt/mappo/bin/pip install -r requirements.txt \
+    && /opt/mappo/bin/pip install --no-deps kfp \
+    && python3 -m venv /opt/tools \
+    && /opt/tools/bin/pip install cyclonedx-bom debsbom setuptools
+COPY LICENSE README.md ./
+COPY components components
+COPY mappo mappo
+COPY pipelines pipelines
+RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && /opt/mappo/bin/pip install --no-deps dist/*.whl \
+    && /opt/mappo/bin/pip uninstall --yes pip \
+    && mkdir /opt/mappo/sbom \
+    && /opt/tools/bin/cyclonedx-py environment --output-file /opt/mappo/sbom/python.cdx.json /opt/mappo/bin/python3 \
+    && /opt/tools/bin/debsbom generate --sbom-type cdx --out /opt/mappo/sbom/debian
+
+FROM ${BASE_IMAGE}
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG CREATED=unknown
+ARG BASE_IMAGE
+LABEL org.opencontainers.image.title="mappo" \
+      org.opencontainers.image.description="MAPPO experiments on VMAS: the stages of its Kubeflow pipelines" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
+COPY --from=build /opt/mappo /opt/mappo
+# All that is written goes to /tmp, the one place that must be writable. Numeric, for runAsNonRoot; the names are for
+# libraries that ask who they are, of a user that has no entry in /etc/passwd.
+ENV PATH=/opt/mappo/bin:$PATH HOME=/tmp USER=mappo LOGNAME=mappo PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+WORKDIR /tmp
+USER 10001:10001
+ENTRYPOINT ["mappo"]
+CMD ["--help"]

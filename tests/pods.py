@@ -1,0 +1,100 @@
+"""The pods of a compiled pipeline's stages, as Kubeflow's driver makes them, as far as these can be made without one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+WRITABLE = ("/tmp", "/s3", "/minio", "/gcs")  # noqa: S108  (volumes of a pod; Kubeflow mounts all but the first)
+
+
+def stage_pod(
+    compiled: Path, stage: str, image: str, arguments: Mapping[str, Any], *, root: str, secret: Mapping[str, str]
+) -> dict[str, Any]:
+    """A pod for one stage of a compiled pipeline, run with these arguments, its artifacts below a root.
+
+    Under the restricted Pod Security Standard, with a root file system that cannot be written.
+    """
+    spec, platform = yaml.safe_load_all(compiled.read_text())
+    container = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    defaults = _parameters(spec)
+    component = spec["components"][f"comp-{stage}"]
+    given = _inputs(component, arguments)
+    executor_input = json.dumps({"inputs": given, "outputs": _outputs(component, root)})
+    resources = _resources(container["resources"], defaults)
+    secrets = [
+        {"name": each["envVar"], "value": secret[each["secretKey"]]}
+        for source in placed["secretAsEnv"]
+        for each in source["keyToEnv"]
+        if each["secretKey"] in secret
+    ]
+    memory = [{"name": each["volumeName"], "emptyDir": {"medium": "Memory"}} for each in placed.get("emptyDirMounts", [])]
+    mounted = [{"name": each["volumeName"], "mountPath": each["mountPath"]} for each in placed.get("emptyDirMounts", [])]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"mappo-{stage}", **placed["podMetadata"]},
+        "spec": {
+            "restartPolicy": "Never",
+            "hostNetwork": True,  # for servers on this machine; not on a cluster
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": "main",
+                    "image": image,
+                    "imagePullPolicy": "Never",
+                    "command": container["command"],
+                    "args": [each.replace("{{$}}", executor_input) for each in container["args"]],
+                    "env": [*container.get("env", []), *secrets],
+                    "resources": {"requests": resources, "limits": resources},
+                    "securityContext": {
+                        "readOnlyRootFilesystem": True,
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [
+                        *({"name": path.strip("/"), "mountPath": path} for path in WRITABLE),
+                        *mounted,
+                    ],
+                }
+            ],
+            "volumes": [*({"name": path.strip("/"), "emptyDir": {}} for path in WRITABLE), *memory],
+        },
+    }
+
+
+def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's parameters by their defaults."""
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    return {name: each.get("defaultValue") for name, each in parameters.items()}
+
+
+def _resources(declared: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, str]:
+    def value(text: str) -> str:
+        name = text.removeprefix("{{$.inputs.parameters['pipelinechannel--").removesuffix("']}}")
+        return str(parameters[name])
+
+    return {"cpu": value(declared["resourceCpuLimit"]), "memory": value(declared["resourceMemoryLimit"])}
+
+
+def _inputs(component: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = component["inputDefinitions"]["parameters"]
+    values = {name: arguments.get(name, each.get("defaultValue")) for name, each in parameters.items()}
+    return {"parameterValues": values, "artifacts": {}}
+
+
+def _outputs(component: Mapping[str, Any], root: str) -> dict[str, Any]:
+    definitions = component["outputDefinitions"]
+    artifacts = {
+        name: {"artifacts": [{"name": name, "type": each["artifactType"], "uri": f"{root}/{name}", "metadata": {}}]}
+        for name, each in definitions.get("artifacts", {}).items()
+    }
+    parameters = {
+        name: {"outputFile": f"/tmp/kfp/outputs/{name}"}  # noqa: S108
+        for name in definitions.get("parameters", {})
+    }
+    return {"artifacts": artifacts, "parameters": parameters, "outputFile": "/tmp/kfp/outputs/executor.json"}  # noqa: S108

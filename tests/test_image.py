@@ -1,0 +1,114 @@
+"""The image, built for real and run as Kubernetes would: not as root, nothing writable but /tmp, no capabilities."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mappo.config import to_json
+from mappo.runs import Run
+from pipelines.compiling import compile_pipeline
+from pipelines.site import check_site
+from tests.containers import Containers, containers
+from tests.pods import stage_pod
+from tests.services import ACCESS_KEY, REGION, SECRET_KEY, use_s3
+
+pytestmark = pytest.mark.long
+BASE, IMAGE = "localhost/debian-python:bookworm", "localhost/mappo:test"
+TINY = ("--collection.total-frames", "1200", "--collection.num-envs", "6", "--learner.epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Containers]:
+    with containers() as made:
+        made.make_base(BASE)
+        made.build(IMAGE, BASE)
+        yield made
+
+
+@pytest.fixture
+def bucket(rgw_endpoint, monkeypatch) -> str:
+    return use_s3(monkeypatch, rgw_endpoint)
+
+
+def s3_environment() -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"],
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_DEFAULT_REGION": REGION,
+    }
+
+
+def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
+    inspected = json.loads(machine.call("podman", "image", "inspect", IMAGE))[0]["Config"]
+    assert inspected["User"] == "10001:10001"
+    assert inspected["Entrypoint"] == ["mappo"]
+    labels = {name.rsplit(".", 1)[1]: value for name, value in inspected["Labels"].items() if "opencontainers" in name}
+    assert re.fullmatch("[0-9a-f]{40}", labels["revision"])
+    assert labels["name"] == BASE
+    tools = "for each in cc gcc g++ make pip git curl; do command -v $each; done; true"
+    assert machine.run(IMAGE, "--version").startswith("mappo ")
+    found = machine.call("podman", "run", "--rm", "--entrypoint", "sh", IMAGE, "-c", tools)
+    assert found == ""
+
+
+def test_bill_of_materials_names_every_package(machine):
+    def components(name: str) -> set[str]:
+        text = machine.call("podman", "run", "--rm", "--entrypoint", "cat", IMAGE, f"/opt/mappo/sbom/{name}.cdx.json")
+        return {each["name"].lower().replace("_", "-") for each in json.loads(text)["components"]}
+
+    needed = {re.match(r"[\w-]+", each)[0] for each in requires("mappo") or [] if "extra ==" not in each}  # type: ignore[index]
+    python = components("python")
+    assert python >= needed | {"mappo", "kfp"}
+    assert not python & {"pytest", "kubernetes", "grpcio", "tensorboard"}
+    assert components("debian") >= {"libc6", "python3-minimal"}
+
+
+def test_environment_is_validated_in_the_container(machine):
+    said = machine.run(IMAGE, "validate", *TINY)
+    assert "none failed" in said
+
+
+def test_training_in_the_container_leaves_checkpoints_in_a_store(machine, bucket):
+    store = f"s3://{bucket}/runs"
+    machine.run(IMAGE, "train", *TINY, "--run", "first", "--store", store, env=s3_environment())
+    run = Run.at(f"{store}/first")
+    assert run.load(run.choose("last")).frames == 1200
+
+
+def test_training_without_a_place_to_write_says_where_it_wanted_to(machine):
+    said = machine.run(IMAGE, "train", *TINY, "--store", "/nowhere", status=1)
+    assert "/nowhere" in said
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def compiled(tiny, tmp_path) -> Path:
+    path = tmp_path / "training.yaml"
+    site = check_site({"image": IMAGE, "stages": {"train": {"memory": "1Gi", "cpu": "1", "shm": "64Mi"}}})
+    path.write_text(compile_pipeline("training", site, {"config": to_json(tiny)}).text)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["validate", "train"])
+def test_a_stage_of_a_compiled_pipeline_runs_as_a_pod(machine, bucket, compiled, tiny, tmp_path, stage):
+    root = f"s3://{bucket}/artifacts/{stage}"
+    arguments = {"config": to_json(tiny), "run": "pod", "store": f"s3://{bucket}/runs" if stage == "train" else None}
+    pod = stage_pod(compiled, stage, IMAGE, arguments, root=root, secret=s3_environment())
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod))
+    machine.call("podman", "play", "kube", manifest)
+    try:
+        name = f"mappo-{stage}-main"
+        assert machine.call("podman", "wait", name).strip() == "0", machine.call("podman", "logs", name)
+    finally:
+        machine.call("podman", "play", "kube", "--down", manifest)
+    if stage == "train":
+        run = Run.at(f"s3://{bucket}/runs/pod")
+        assert run.load(run.choose("last")).config == tiny
