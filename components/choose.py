@@ -10,7 +10,7 @@ def choose(
     study: str,
     best: dsl.Output[dsl.Artifact],
     num_seeds: int = 3,
-) -> NamedTuple("Chosen", [("config", str), ("seeds", List[str]), ("place", str)]):  # type: ignore[valid-type]  # noqa: UP006
+) -> NamedTuple("Chosen", [("config", str), ("seeds", List[str]), ("place", str), ("trial", int), ("runs", str)]):  # type: ignore[valid-type]  # noqa: UP006
     """Say which configuration of a study is trained again, from which fresh seeds, and where that is kept.
 
     Args:
@@ -19,7 +19,8 @@ def choose(
         num_seeds: How many seeds, at least 2.
 
     Returns:
-        The best configuration as JSON, seeds that no trial was trained from, and the place of the study's runs.
+        The best configuration as JSON, seeds that no trial was trained from, the place of the study's runs, the
+        best trial's number, and what runs of it are called.
     """
     from pathlib import Path
 
@@ -29,4 +30,4 @@ def choose(
     chosen = studies.choose(study, num_seeds, output=Path(best.path))
     best.metadata.update({"study": study, "trial": str(chosen.trial.number)})
     seeds = [str(seed) for seed in chosen.seeds]
-    return (to_json(chosen.best), seeds, chosen.place)
+    return (to_json(chosen.best), seeds, chosen.place, chosen.trial.number, chosen.best_runs)

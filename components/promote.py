@@ -6,6 +6,7 @@ from kfp import dsl
 @dsl.component(base_image="python", install_kfp_package=False)
 def promote(
     study: str,
+    trial: int,
     decision: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     num_seeds: int = 3,
@@ -17,6 +18,7 @@ def promote(
 
     Args:
         study: The name of a study whose best was trained again.
+        trial: The trial that was chosen and trained again.
         decision: The gate's Decision as JSON; without a place for champions, that nothing was asked.
         metrics: Whether it was promoted, mean returns, the difference and its lower bound.
         num_seeds: From how many fresh seeds it was trained again.
@@ -30,7 +32,7 @@ def promote(
     from mappo.config import parse_json_object
 
     finish = studies.Finish(num_seeds, champions, studies.read_gate(parse_json_object(gate)))
-    outcome = studies.promote_best(study, finish, Path(decision.path), compiled_by=compiled_by)
+    outcome = studies.promote_best(study, trial, finish, Path(decision.path), compiled_by=compiled_by)
     decision.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -8,6 +8,7 @@ from kfp import dsl
 @dsl.component(base_image="python", install_kfp_package=False)
 def report(
     study: str,
+    trial: int,
     default_evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
     best_evaluations: dsl.Input[List[dsl.Artifact]],  # noqa: UP006
     decision: dsl.Input[dsl.Artifact],
@@ -19,11 +20,12 @@ def report(
 
     Args:
         study: The name of a study.
+        trial: The trial that was chosen and trained again.
         default_evaluations: The EvaluationReport of the default configuration from each fresh seed.
         best_evaluations: Those of the best configuration.
         decision: What the gate decided.
         comparison: The ComparisonReport as JSON.
-        metrics: Means over seeds and their difference, with intervals.
+        metrics: Mean returns of the default and of the best over seeds, and the gain with its interval.
         page: The study on one page: trials, importances, curves, workers, the final comparison.
     """
     from pathlib import Path
@@ -32,7 +34,7 @@ def report(
 
     evaluations = [Path(each.path) for each in [*default_evaluations, *best_evaluations]]
     outputs = (Path(comparison.path), Path(page.path))
-    outcome = studies.report(study, evaluations, Path(decision.path), *outputs)
+    outcome = studies.report(study, trial, evaluations, Path(decision.path), *outputs)
     for artifact in (comparison, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

@@ -57,7 +57,7 @@ class Database:
             DatabaseError: it does not answer.
         """
         parsed = _parsed(url)
-        self.place = parsed.render_as_string(hide_password=True)
+        self.place = parsed.set(query={}).render_as_string(hide_password=True)  # a password may be in the query
         self._file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if self._file:
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,13 @@ def extended_space(changes: Mapping[str, Any], config: ExperimentConfig) -> Spac
     Raises:
         ConfigError: as `read_space`.
     """
-    given = {path: to_dict(dimension) for path, dimension in default_space(config).items()} | dict(changes)
+    default = default_space(config)
+    for path, value in changes.items():
+        if value is None and path not in default:
+            raise ConfigError(
+                f"space: {path} = null: leaves out one of {', '.join(default)}, and this is none of them"
+            )
+    given = {path: to_dict(dimension) for path, dimension in default.items()} | dict(changes)
     return read_space({path: value for path, value in given.items() if value is not None}, config)
 
 

@@ -98,6 +98,11 @@ def prepare(
         done = sum(trial.state not in ("waiting", "running") for trial in study.trials())
         say("prepare", f"study {name} in {database.place}: {study.num_trials} trials, {done} done")
         say("prepare", f"tunes {', '.join(plan.space)}; pruner: {plan.tuning.pruner}; runs in {study.place}")
+        if plan.tuning.pruner not in ("wilcoxon", "none") and not experiment.selection.interval_iterations:
+            say(
+                "prepare",
+                "warning: selection.interval_iterations = 0: nothing is judged before it ends, nor pruned",
+            )
         if budget.hours:
             say("prepare", f"no trial is started after {budget.hours:g} hours from now")
         return Outcome(stages.metadata_of(experiment))
@@ -121,7 +126,9 @@ def work(name: str, *, compiled_by: str = "") -> Outcome:
         study = Study.load(database, name)
         watching = _Watching(study, monitor, Path(directory))
         finished = tune.work(study, worker, tune.Training(watching.run, watching.ended))
-        say("tune", f"nothing left to start; {finished} trials ended here")
+        left = sum(trial.state == "waiting" for trial in study.trials())
+        why = f"the time is over, {left} trials wait" if left else "nothing left to start"
+        say("tune", f"{why}; {finished} trials ended here")
         return Outcome(stages.metadata_of(study.plan.config), _numbers(study))
 
 
@@ -134,6 +141,11 @@ class Chosen:
     seeds: list[int]
     trial: TrialRecord
     place: str
+
+    @property
+    def best_runs(self) -> str:
+        """What the runs of the best are called, before their seeds; another best has other runs."""
+        return f"best-{self.trial.number:04d}"
 
 
 def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:
@@ -152,10 +164,9 @@ def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:
         return chosen
 
 
-def _chosen(study: Study, num_seeds: int) -> Chosen:
-    if num_seeds < 2:
-        raise ConfigError(f"retraining seeds = {num_seeds}: at least 2, or there is no interval")
-    best = study.best()
+def _chosen(study: Study, num_seeds: int, trial: int | None = None) -> Chosen:
+    """What is trained again; a trial that was chosen before stays it, whatever has ended since."""
+    best = study.best() if trial is None else study.trials()[trial]
     if best is None:
         reasons = {trial.reason for trial in study.trials() if trial.reason}
         raise ConfigError(f"study {study.name}: no trial was completed{': ' * bool(reasons)}{'; '.join(reasons)}")
@@ -175,6 +186,11 @@ class Finish:
     champions: str = ""
     gate: Gate = field(default_factory=Gate)
 
+    def __post_init__(self) -> None:
+        """One training alone has no interval."""
+        if self.num_seeds < 2:
+            raise ConfigError(f"retraining seeds = {self.num_seeds}: at least 2, or there is no interval")
+
 
 def tune_here(name: str, num_workers: int, finish: Finish) -> None:
     """Work on a study with some processes, then train its best again, judge it, and write what was found.
@@ -192,8 +208,16 @@ def tune_here(name: str, num_workers: int, finish: Finish) -> None:
         work(name)
     chosen = choose(name, finish.num_seeds, output=directory / "best.json")
     evaluations = _retrained(chosen, directory)
-    promote_best(name, finish, directory / "decision.json")
-    report(name, evaluations, directory / "decision.json", directory / "comparison.json", directory / "study.html")
+    trial = chosen.trial.number
+    promote_best(name, trial, finish, directory / "decision.json")
+    report(
+        name,
+        trial,
+        evaluations,
+        directory / "decision.json",
+        directory / "comparison.json",
+        directory / "study.html",
+    )
     say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
 
 
@@ -206,8 +230,8 @@ def read_gate(values: Mapping[str, Any]) -> Gate:
     return checked(Gate, values)
 
 
-def promote_best(name: str, finish: Finish, decision: Path, *, compiled_by: str = "") -> Outcome:
-    """Put the best configuration, trained from the first fresh seed, in the champion's place if it is better.
+def promote_best(name: str, trial: int, finish: Finish, decision: Path, *, compiled_by: str = "") -> Outcome:
+    """Put the chosen trial's configuration, trained from the first fresh seed, in the champion's place if better.
 
     Which seed that is was fixed before any was trained. Without a place for champions nothing is done.
 
@@ -215,14 +239,14 @@ def promote_best(name: str, finish: Finish, decision: Path, *, compiled_by: str 
         StageFailed: as `stages.promote`.
     """
     with readable_errors("promote"), _database() as database:
-        chosen = _chosen(Study.load(database, name), finish.num_seeds)
+        chosen = _chosen(Study.load(database, name), finish.num_seeds, trial)
     if not finish.champions:
         say("promote", "nothing is promoted: no place for champions was given")
         stages.write_json(decision, NotAsked(name))
         return Outcome(stages.metadata_of(chosen.best))
     seed = str(chosen.seeds[0])
     return stages.promote(
-        *(to_json(chosen.best), joined(chosen.place, f"best-{seed}"), finish.champions, decision),
+        *(to_json(chosen.best), joined(chosen.place, f"{chosen.best_runs}-{seed}"), finish.champions, decision),
         gate=to_dict(finish.gate),
         name=name,
         seed=seed,
@@ -238,8 +262,10 @@ class NotAsked:
     action: str = "not asked"
 
 
-def report(name: str, evaluations: Sequence[Path], decision: Path, comparison: Path, page: Path) -> Outcome:
-    """Compare the best configuration with the default, and write one page of the study.
+def report(
+    name: str, trial: int, evaluations: Sequence[Path], decision: Path, comparison: Path, page: Path
+) -> Outcome:
+    """Compare the chosen trial's configuration with the default, and write one page of the study.
 
     `evaluations` are those of the default from each fresh seed, then those of the best.
 
@@ -248,21 +274,31 @@ def report(name: str, evaluations: Sequence[Path], decision: Path, comparison: P
     """
     with readable_errors("report"), _database() as database:
         study = Study.load(database, name)
-        best = study.best()
+        chosen = study.trials()[trial]
+        best = applied(study.plan.config, chosen.values)
         found = list(evaluations)
-        if best and applied(study.plan.config, best.values) == study.plan.config:
+        if best == study.plan.config:
             found = found[: len(found) // 2]  # the best is the default: both are the same trainings
-        outcome = stages.compare(found, comparison)
-        decided = json.loads(decision.read_text())
+        stages.compare(found, comparison)
+        compared, decided = json.loads(comparison.read_text()), json.loads(decision.read_text())
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(study_page.build(study, json.loads(comparison.read_text()), decided))
-        return outcome
+        page.write_text(study_page.build(study, chosen, compared, decided))
+        return Outcome(stages.metadata_of(best), _final_numbers(compared))
+
+
+def _final_numbers(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Of a ComparisonReport of the default and, unless that is the best, of the best."""
+    default, best = comparison["configurations"][0], comparison["configurations"][-1]
+    numbers = {"default_return_mean": default["mean"]["value"], "best_return_mean": best["mean"]["value"]}
+    gain = best["gain"] or {"value": 0.0, "low": None, "high": None}
+    numbers |= {"gain": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _retrained(chosen: Chosen, directory: Path) -> list[Path]:
     """Evaluations of the default and of the best, trained from fresh seeds; the default first."""
     reports = []
-    for label, config in (("default", chosen.default), ("best", chosen.best)):
+    for label, config in (("default", chosen.default), (chosen.best_runs, chosen.best)):
         for seed in chosen.seeds:
             own = directory / f"{label}-{seed}"
             run = joined(chosen.place, f"{label}-{seed}")

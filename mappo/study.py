@@ -207,7 +207,9 @@ class Study:
     def is_settled(self) -> bool:
         """Whether nothing may be started any more, not even if a worker that is busy now should fall silent."""
         trials = self.trials()
-        left = len(trials) < self.num_trials or any(trial.state in ("running", "waiting") for trial in trials)
+        if any(trial.state == "running" for trial in trials):
+            return False
+        left = len(trials) < self.num_trials or any(trial.state == "waiting" for trial in trials)
         return not left or self._database.patiently(self._is_over)
 
     def claim(self, worker: str) -> "Claim | None":
@@ -220,7 +222,7 @@ class Study:
 
     def _claim(self, worker: str) -> "Claim | None":
         with self._database.exclusively(self.name):
-            self._take_back()
+            self._take_back(worker)
             trials = self._all_trials()
             waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
             if self._is_over() or not (waiting or len(trials) < self.num_trials):
@@ -234,18 +236,36 @@ class Study:
             values = {path: self._decoded(path, value) for path, value in trial.params.items()}
             return Claim(self, trial, worker, values)
 
-    def _take_back(self) -> None:
-        """Trials whose workers fell silent wait again, and those that nobody came to work on."""
+    def abandon(self, worker: str) -> None:
+        """Give back what a worker claimed without learning of it.
+
+        Raises:
+            DatabaseError: the database does not answer.
+        """
+
+        def taken_back() -> None:
+            with self._database.exclusively(self.name):
+                self._take_back(worker)
+
+        self._database.patiently(taken_back)
+
+    def _take_back(self, worker: str) -> None:
+        """Trials whose workers fell silent wait again, those that nobody came to work on, and a worker's own.
+
+        Its own are those whose claim's answer was lost: it has one at a time, and asks when it has none.
+        """
         now, tuning = self._database.now(), self.plan.tuning
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attempts = _attempts(trial.user_attrs)
             if attempts and not attempts[-1].outcome:
                 seen = max(attempts[-1].began, trial.user_attrs.get(_SEEN, 0.0))
-                if now - seen <= tuning.grace_seconds:
+                is_own = attempts[-1].worker == worker
+                if now - seen <= tuning.grace_seconds and not is_own:
                     continue
-                attempts[-1] = replace(attempts[-1], ended=seen, outcome="lost")
+                attempts[-1] = replace(attempts[-1], ended=seen, outcome="released" if is_own else "lost")
                 self._keep_attempts(trial._trial_id, attempts)
-                _log.warning("trial %d: its worker %s fell silent", trial.number, attempts[-1].worker)
+                if not is_own:
+                    _log.warning("trial %d: its worker %s fell silent", trial.number, attempts[-1].worker)
             self._put_back(trial._trial_id, attempts)
 
     def _all_trials(self) -> list[FrozenTrial]:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mappo.arguments import (
     add_config_arguments,
@@ -18,6 +18,9 @@ from mappo.arguments import (
     tuning_from_arguments,
 )
 from mappo.config import ConfigError, require_run_name, to_dict, to_json
+
+if TYPE_CHECKING:
+    from mappo.studies import Finish
 
 _DATABASE_HELP = (
     "Studies are kept in the database whose URL is MAPPO_DATABASE in the environment "
@@ -72,9 +75,10 @@ def add_study(command: argparse.ArgumentParser) -> None:
 def _tune(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments)
     space, tuning = tuning_from_arguments(arguments, config)
-    gate_from_arguments(arguments)  # what is wrong with it is said before hours of tuning
     name = require_run_name(arguments.study)
     from mappo import studies
+
+    finish = _finish(arguments)  # what is wrong with it is said before hours of tuning
 
     budget = studies.Budget(arguments.trials, arguments.hours)
 
@@ -84,21 +88,22 @@ def _tune(arguments: argparse.Namespace) -> int:
             space=json.dumps(space),
             tuning=to_dict(tuning),
         )
-        _finish(name, arguments)
+        studies.tune_here(name, arguments.workers, finish)
 
     return _status(tune)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    gate_from_arguments(arguments)
-    return _status(lambda: _finish(require_run_name(arguments.study), arguments))
-
-
-def _finish(name: str, arguments: argparse.Namespace) -> None:
     from mappo import studies
 
-    finish = studies.Finish(arguments.retrain_seeds, arguments.champions, gate_from_arguments(arguments))
-    studies.tune_here(name, arguments.workers, finish)
+    name, finish = require_run_name(arguments.study), _finish(arguments)
+    return _status(lambda: studies.tune_here(name, arguments.workers, finish))
+
+
+def _finish(arguments: argparse.Namespace) -> "Finish":
+    from mappo import studies
+
+    return studies.Finish(arguments.retrain_seeds, arguments.champions, gate_from_arguments(arguments))
 
 
 def _work(arguments: argparse.Namespace) -> int:

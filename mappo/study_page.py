@@ -27,11 +27,15 @@ _STATE_COLOURS = dict(zip(("complete", "pruned", "failed", "running", "released"
 _ENOUGH = 4  # completed trials, below which nothing can be said of importance
 
 
-def build(study: Study, comparison: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
-    """The page. `comparison` and `decision` are a ComparisonReport and a gate's Decision as JSON."""
-    trials, best = study.trials(), study.best()
+def build(study: Study, best: TrialRecord, comparison: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
+    """The page.
+
+    `best` is the trial that was trained again; `comparison` and `decision` are a ComparisonReport and a gate's
+    Decision as JSON.
+    """
+    trials = study.trials()
     config = study.plan.config
-    chosen = applied(config, best.values) if best else config
+    chosen = applied(config, best.values)
     complete = sum(trial.state == "complete" for trial in trials)
     shown = [*_optuna_plots(study, complete), _curves(trials), _timeline(trials)]
     return render(
@@ -56,13 +60,13 @@ def build(study: Study, comparison: Mapping[str, Any], decision: Mapping[str, An
     )
 
 
-def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[tuple[str, str]]:
+def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> list[tuple[str, str]]:
     states = Counter(trial.state for trial in trials)
     default = next((trial for trial in trials if trial.origin == "default"), None)
     hours = sum(trial.seconds for trial in trials) / 3600
     return [
         ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
-        ("best value, on tuning seeds", "" if best is None else f"{best.value:.4g} (trial {best.number})"),
+        ("best value, on tuning seeds", f"{best.value:.4g} (trial {best.number})"),
         ("of the default", "" if default is None or default.value is None else f"{default.value:.4g}"),
         ("hours of workers", f"{hours:.2f}"),
         ("tuned", ", ".join(path.rpartition(".")[2] for path in study.plan.space)),

@@ -1,5 +1,6 @@
 """Trials of a study, one after the other: train with the values of each, and say how good the policy became."""
 
+import errno
 import math
 import time
 import traceback
@@ -14,14 +15,13 @@ from mappo.database import DatabaseError
 from mappo.environment import Stream
 from mappo.evaluate import NonFiniteReturn, play_episodes, trained_policy
 from mappo.history import Beginning, HistoryFile, IterationReport, Save
-from mappo.runs import Run
-from mappo.saving import NotSaved
+from mappo.runs import Run, Superseded
 from mappo.space import TuningConfig, applied
 from mappo.storage import StoreError, joined
 from mappo.study import Claim, Outcome, Study, TrialLost
 from mappo.train import train
 
-_NOT_ITS_FAULT = (NotSaved, OSError, StoreError)  # what another worker may not meet
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _POLL_SECONDS = 5.0
 
 
@@ -65,7 +65,11 @@ def work(study: Study, worker: str, training: Training) -> int:
     """
     finished = 0
     while True:
-        claim = study.claim(worker)
+        try:
+            claim = study.claim(worker)
+        except (KeyboardInterrupt, SystemExit):
+            study.abandon(worker)
+            raise
         if claim is None:
             if study.is_settled():
                 return finished
@@ -98,22 +102,31 @@ def _finish(study: Study, claim: Claim, training: Training) -> tuple[Outcome, st
         value = _value(study, claim, training)
         if not math.isfinite(value):
             raise NonFiniteReturn(f"the mean return is {value}")
+        claim.finish("complete", value)
     except Pruned as error:
         claim.finish("pruned", reason=str(error))
         return "pruned", str(error)
     except TrialLost:
         raise
-    except _NOT_ITS_FAULT as error:
-        _release(claim, error)
+    except Superseded as error:
+        raise TrialLost(str(error)) from error
     except Exception as error:
+        if _is_of_the_machine(error):
+            _release(claim, error)
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         claim.finish("failed", reason=reason)
         return "failed", reason
     except BaseException as error:
         _release(claim, error)
-    claim.finish("complete", value)
     return "complete", f"{value:.4g}"
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether the store, the database or this machine failed, which another worker may not meet."""
+    if isinstance(error, DatabaseError | StoreError):
+        return True
+    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
 
 
 def _release(claim: Claim, error: BaseException) -> NoReturn:
@@ -133,11 +146,12 @@ def _value(study: Study, claim: Claim, training: Training) -> float:
     for index, seed in enumerate(plan.tuning.training_seeds):
         of_seed = replace(config, seed=seed)
         place = Run.at(joined(study.place, trial_run(claim.number, seed)))
-        judge = _during(plan.tuning, claim, index * total, values)
+        judge = _during(plan.tuning, claim, index * total, len(plan.tuning.training_seeds) * total, values)
         with training.run(claim, of_seed, place) as listening:
             _train(of_seed, place, listening, judge)
         values.append(_tuning_return(of_seed, plan.tuning, place))
-        if plan.tuning.pruner == "wilcoxon" and claim.report(index, values[-1]):
+        may_go_on = index + 1 < len(plan.tuning.training_seeds)
+        if plan.tuning.pruner == "wilcoxon" and claim.report(index, values[-1]) and may_go_on:
             raise Pruned(f"worse than the best over {index + 1} training seeds")
     return math.fsum(values) / len(values)
 
@@ -153,7 +167,7 @@ def _train(
 
 
 def _during(
-    tuning: TuningConfig, claim: Claim, frames_before: int, values: list[float]
+    tuning: TuningConfig, claim: Claim, frames_before: int, total_frames: int, values: list[float]
 ) -> Callable[[IterationReport], None]:
     """What judges a trial while it trains: by the mean of earlier seeds' values and of this one's evaluation."""
 
@@ -164,7 +178,8 @@ def _during(
         if math.isnan(evaluated) or tuning.pruner == "wilcoxon":
             return
         frames = frames_before + report.progress.frames
-        if claim.report(frames, (math.fsum(values) + evaluated) / (len(values) + 1)):
+        is_last = frames >= total_frames  # nothing is spared any more
+        if claim.report(frames, (math.fsum(values) + evaluated) / (len(values) + 1)) and not is_last:
             raise Pruned(f"after {frames:,} frames, by {tuning.pruner}")
 
     return judge

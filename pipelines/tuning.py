@@ -84,15 +84,23 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         name = prepared.outputs["Output"]
         worked = all_workers(study=name, workers=workers, **placement.parameters("tune"))
         chosen = choose(study=name, num_seeds=retrain_seeds).after(worked)
-        seeds, place = chosen.outputs["seeds"], chosen.outputs["place"]
+        seeds, place, trial = (chosen.outputs[each] for each in ("seeds", "place", "trial"))
         of_each = placement.parameters("train", "evaluate")
         default = each_seed(config=config, seeds=seeds, store=place, run="default", **of_each)
-        best = each_seed(config=chosen.outputs["config"], seeds=seeds, store=place, run="best", **of_each)
+        best = each_seed(
+            config=chosen.outputs["config"], seeds=seeds, store=place, run=chosen.outputs["runs"], **of_each
+        )
         promoted = promote(
-            study=name, num_seeds=retrain_seeds, champions=champions, gate=gate, compiled_by=version
+            study=name,
+            trial=trial,
+            num_seeds=retrain_seeds,
+            champions=champions,
+            gate=gate,
+            compiled_by=version,
         ).after(best)
         reported = report(
             study=name,
+            trial=trial,
             default_evaluations=default.output,
             best_evaluations=best.output,
             decision=promoted.outputs["decision"],

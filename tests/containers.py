@@ -97,7 +97,9 @@ class Containers:
 
 def _pip() -> tuple[str, list[Path]]:
     """A pip.conf that says what pip is told here, and the files of this machine that it names."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
     values = {
         key.rsplit(".", 1)[1]: value
         for key, value in re.findall(r"^(\S+)='(.*)'$", listed.stdout, re.MULTILINE)
@@ -105,6 +107,7 @@ def _pip() -> tuple[str, list[Path]]:
     }
     words = " ".join(values.values()).replace("file://", "").split()
     paths = [Path(word) for word in words if word.startswith("/")]
+    paths = [path.parent if path.name == "simple" else path for path in paths]  # an index; its files are beside it
     lines = ["[global]", *(f"{key} = {value}" for key, value in values.items())]
     return "\n".join(lines) + "\n", [path for path in paths if path.exists()]
 

@@ -1,4 +1,4 @@
-"""The pods of a compiled pipeline's stages, as Kubeflow's driver makes them, as far as these can be made without one."""
+"""The pods of a compiled pipeline's stages, as far as they can be made without Kubeflow's driver."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-WRITABLE = ("/tmp", "/s3", "/minio", "/gcs")  # noqa: S108  (volumes of a pod; Kubeflow mounts all but the first)
+WRITABLE = ("/tmp", "/s3", "/minio", "/gcs")
 
 
 def stage_pod(
@@ -31,8 +31,12 @@ def stage_pod(
         for each in source["keyToEnv"]
         if each["secretKey"] in secret
     ]
-    memory = [{"name": each["volumeName"], "emptyDir": {"medium": "Memory"}} for each in placed.get("emptyDirMounts", [])]
-    mounted = [{"name": each["volumeName"], "mountPath": each["mountPath"]} for each in placed.get("emptyDirMounts", [])]
+    memory = [
+        {"name": each["volumeName"], "emptyDir": {"medium": "Memory"}} for each in placed.get("emptyDirMounts", [])
+    ]
+    mounted = [
+        {"name": each["volumeName"], "mountPath": each["mountPath"]} for each in placed.get("emptyDirMounts", [])
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -90,11 +94,10 @@ def _inputs(component: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[
 def _outputs(component: Mapping[str, Any], root: str) -> dict[str, Any]:
     definitions = component["outputDefinitions"]
     artifacts = {
-        name: {"artifacts": [{"name": name, "type": each["artifactType"], "uri": f"{root}/{name}", "metadata": {}}]}
+        name: {
+            "artifacts": [{"name": name, "type": each["artifactType"], "uri": f"{root}/{name}", "metadata": {}}]
+        }
         for name, each in definitions.get("artifacts", {}).items()
     }
-    parameters = {
-        name: {"outputFile": f"/tmp/kfp/outputs/{name}"}  # noqa: S108
-        for name in definitions.get("parameters", {})
-    }
-    return {"artifacts": artifacts, "parameters": parameters, "outputFile": "/tmp/kfp/outputs/executor.json"}  # noqa: S108
+    parameters = {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in definitions.get("parameters", {})}
+    return {"artifacts": artifacts, "parameters": parameters, "outputFile": "/tmp/kfp/outputs/executor.json"}

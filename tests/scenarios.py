@@ -445,6 +445,13 @@ class Crashing(Endless):
         raise RuntimeError("on purpose")
 
 
+class MissingFile(Endless):
+    """Raises what a machine in trouble might, and is to blame for it."""
+
+    def reward(self, agent):
+        raise FileNotFoundError(2, "No such file", "map.png")
+
+
 class Crowd(Endless):
     """Many agents that walk through each other."""
 

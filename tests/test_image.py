@@ -1,4 +1,4 @@
-"""The image, built for real and run as Kubernetes would: not as root, nothing writable but /tmp, no capabilities."""
+"""The image, built and run as Kubernetes would: not as root, nothing writable but /tmp, no capabilities."""
 
 import json
 import os
@@ -49,7 +49,9 @@ def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
     inspected = json.loads(machine.call("podman", "image", "inspect", IMAGE))[0]["Config"]
     assert inspected["User"] == "10001:10001"
     assert inspected["Entrypoint"] == ["mappo"]
-    labels = {name.rsplit(".", 1)[1]: value for name, value in inspected["Labels"].items() if "opencontainers" in name}
+    labels = {
+        name.rsplit(".", 1)[1]: value for name, value in inspected["Labels"].items() if "opencontainers" in name
+    }
     assert re.fullmatch("[0-9a-f]{40}", labels["revision"])
     assert labels["name"] == BASE
     tools = "for each in cc gcc g++ make pip git curl; do command -v $each; done; true"
@@ -60,7 +62,9 @@ def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
 
 def test_bill_of_materials_names_every_package(machine):
     def components(name: str) -> set[str]:
-        text = machine.call("podman", "run", "--rm", "--entrypoint", "cat", IMAGE, f"/opt/mappo/sbom/{name}.cdx.json")
+        text = machine.call(
+            "podman", "run", "--rm", "--entrypoint", "cat", IMAGE, f"/opt/mappo/sbom/{name}.cdx.json"
+        )
         return {each["name"].lower().replace("_", "-") for each in json.loads(text)["components"]}
 
     needed = {re.match(r"[\w-]+", each)[0] for each in requires("mappo") or [] if "extra ==" not in each}  # type: ignore[index]
@@ -99,7 +103,11 @@ def compiled(tiny, tmp_path) -> Path:
 @pytest.mark.parametrize("stage", ["validate", "train"])
 def test_a_stage_of_a_compiled_pipeline_runs_as_a_pod(machine, bucket, compiled, tiny, tmp_path, stage):
     root = f"s3://{bucket}/artifacts/{stage}"
-    arguments = {"config": to_json(tiny), "run": "pod", "store": f"s3://{bucket}/runs" if stage == "train" else None}
+    arguments = {
+        "config": to_json(tiny),
+        "run": "pod",
+        "store": f"s3://{bucket}/runs" if stage == "train" else None,
+    }
     pod = stage_pod(compiled, stage, IMAGE, arguments, root=root, secret=s3_environment())
     manifest = tmp_path / "pod.yaml"
     manifest.write_text(yaml.safe_dump(pod))

@@ -15,7 +15,7 @@ import pytest
 
 from mappo import studies
 from mappo.__main__ import main
-from mappo.config import from_dict, override, to_json
+from mappo.config import ConfigError, from_dict, override, to_json
 from mappo.database import Database
 from mappo.runs import Run
 from mappo.stages import StageFailed
@@ -69,6 +69,20 @@ def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for
     assert [trial.state for trial in study.trials()] == ["complete"] * 4
     assert "this run had finished already" in capsys.readouterr().out
     assert before.keys() < {path.name for path in directory.iterdir()}
+
+
+def test_another_best_is_trained_again_in_runs_of_its_own(place, capsys):
+    assert tune("--study=first", "--trials=2") == 0
+    study = study_of("first")
+    Study.prepare(Database("sqlite:///runs/studies.db"), "first", study.plan, 3)
+    claim = study.claim("other")
+    claim.finish("complete", 1e6)
+    assert tune("--study=first", "--trials=3") == 0
+    directory = Path(study.place)
+    assert len(list(directory.glob("best-0002-*/evaluation.json"))) == 2
+    chosen = from_dict(read_json(directory / "best.json"))
+    assert chosen.learner.epochs == claim.values["learner.epochs"]
+    assert "1e+06 (trial 2)" in (directory / "study.html").read_text()
 
 
 def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
@@ -140,7 +154,7 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
         studies.prepare(to_json(CONFIG), "nightly", "runs", studies.Budget(4), **asked)
         if space is wide:
             study = study_of(f"nightly-{name}")
-            claims = [study.claim("w") for _ in range(4)]
+            claims = [study.claim(f"worker-{index}") for index in range(4)]
             for claim in claims:
                 claim.finish("complete", float(claim.values["learner.epochs"]))
             assert study.best().values["learner.epochs"] > 3
@@ -172,8 +186,8 @@ def test_wrong_flags_exit_with_2_before_anything_is_made(place, capsys, argument
 
 def test_too_few_retraining_seeds_and_no_completed_trial_are_said(place, capsys):
     studies.prepare(to_json(CONFIG), "one", "runs", studies.Budget(1))
-    with pytest.raises(StageFailed, match="at least 2"):
-        studies.choose("one", 1)
+    with pytest.raises(ConfigError, match="at least 2"):
+        studies.Finish(num_seeds=1)
     claim = study_of("one").claim("w")
     claim.finish("failed", reason="the reason")
     with pytest.raises(StageFailed, match="no trial was completed: the reason"):
@@ -221,7 +235,8 @@ def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resum
     assert process.wait(timeout=60) == 143, (place / "log").read_text()
     time.sleep(0.5)
     assert {trial.state for trial in Study.load(database, "s").trials()} == {"waiting"}
-    shown = subprocess.run(["pgrep", "-f", "mappo study work s"], capture_output=True, text=True, check=False)
+    group = ["pgrep", "--pgroup", str(process.pid)]
+    shown = subprocess.run(group, capture_output=True, text=True, check=False)
     assert shown.stdout == ""
     database.close()
 

@@ -1,5 +1,6 @@
 """A study that many workers share: no trial is lost, worked on twice or started beyond what was asked for."""
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,9 @@ def database(url):
     database.close()
 
 
+fresh = (f"worker-{number}" for number in itertools.count()).__next__  # the name of another worker
+
+
 def finish(study: Study, worker: str = "w", value: float = 1.0) -> int:
     claim = study.claim(worker)
     assert claim
@@ -55,10 +59,10 @@ def test_the_first_trial_is_the_configuration_itself_and_the_second_the_warm_sta
     warm = {"learner.clip_epsilon": 0.31, "learner.gae_lambda": 0.81, "learner.epochs": 7}
     study = Study.prepare(database, "s", PLAN, 3, warm_start=warm)
     own = {"learner.clip_epsilon": 0.2, "learner.gae_lambda": 0.9, "learner.epochs": 10}
-    assert [study.claim("w").values for _ in range(2)] == [own, warm]
+    assert [study.claim(fresh()).values for _ in range(2)] == [own, warm]
     assert [trial.origin for trial in study.trials()] == ["default", "warm start"]
-    assert study.claim("w").values not in (own, warm)
-    assert study.claim("w") is None
+    assert study.claim(fresh()).values not in (own, warm)
+    assert study.claim(fresh()) is None
 
 
 def test_workers_that_race_start_each_trial_once_and_none_too_many(url, database):
@@ -105,7 +109,7 @@ def test_the_trial_of_a_silent_worker_goes_on_with_another_and_keeps_number_valu
 
 def test_a_worker_that_beats_keeps_its_trial_however_long_it_takes(database):
     study = Study.prepare(database, "s", PLAN, 1)
-    with study.claim("w") as claim:
+    with study.claim(fresh()) as claim:
         deadline = time.monotonic() + 2 * PLAN.tuning.grace_seconds
         while time.monotonic() < deadline:
             assert study.claim("other") is None
@@ -118,9 +122,9 @@ def test_a_worker_that_beats_keeps_its_trial_however_long_it_takes(database):
 def test_a_trial_that_loses_worker_after_worker_fails_with_the_reason(database):
     plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
     study = Study.prepare(database, "s", plan, 1)
-    study.claim("w")
+    study.claim(fresh())
     time.sleep(4)
-    assert study.claim("w") is None
+    assert study.claim(fresh()) is None
     (trial,) = study.trials()
     assert (trial.state, trial.reason) == ("failed", "1 workers fell silent over it")
     assert study.is_settled()
@@ -130,7 +134,7 @@ def test_a_released_trial_waits_and_does_not_count_as_lost(database):
     plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
     study = Study.prepare(database, "s", plan, 1)
     for _ in range(3):
-        claim = study.claim("w")
+        claim = study.claim(fresh())
         assert claim.number == 0
         claim.release()
         assert states(study) == ["waiting"]
@@ -142,7 +146,7 @@ def test_a_claim_that_was_cut_short_is_found_by_the_next(database):
     study = Study.prepare(database, "s", PLAN, 2)
     orphan = optuna.load_study(study_name="s", storage=database.storage).ask()
     assert orphan.number == 0
-    claim = study.claim("w")
+    claim = study.claim(fresh())
     assert (claim.number, claim.values["learner.epochs"]) == (0, 10)
 
 
@@ -180,24 +184,43 @@ def test_another_plan_under_the_same_name_is_refused_with_what_differs(database)
 
 def test_no_trial_is_started_after_the_deadline_but_one_that_runs_may_end(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1.0)
-    claim = study.claim("w")
+    claim = study.claim(fresh())
     time.sleep(1.1)
     assert study.claim("other") is None
     claim.finish("complete", 1.0)
-    assert study.claim("w") is None
+    assert study.claim(fresh()) is None
     assert study.is_settled()
     assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # asked again, without a limit
+
+
+def test_a_worker_that_falls_silent_near_the_deadline_leaves_no_trial_running(database):
+    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=0.5)
+    assert study.claim("silent")
+    time.sleep(0.6)
+    assert not study.is_settled()  # others stay, and find it
+    time.sleep(PLAN.tuning.grace_seconds + 0.5)
+    assert study.claim("other") is None
+    assert states(study) == ["waiting"]
+    assert study.is_settled()
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_again_and_is_no_loss(database):
+    study = Study.prepare(database, "s", PLAN, 3)
+    assert [study.claim("w").number, study.claim("w").number] == [0, 0]
+    assert [attempt.outcome for attempt in study.trials()[0].attempts] == ["released", ""]
+    study.abandon("w")
+    assert states(study)[0] == "waiting"
 
 
 def test_an_interrupted_study_samples_what_it_would_have(tmp_path):
     def sampled(name: str, is_interrupted: bool) -> list[dict]:
         database = Database(f"sqlite:///{tmp_path}/{name}.db")
         study, values = Study.prepare(database, "s", PLAN, 14), []
-        while claim := study.claim("w"):
+        while claim := study.claim(fresh()):
             if is_interrupted and claim.number % 3 == 2:
                 claim.release()
                 study = Study.load(database, "s")
-                claim = study.claim("w")
+                claim = study.claim(fresh())
             values.append(claim.values)
             claim.finish("complete", -abs(claim.values["learner.clip_epsilon"] - 0.1))
         return values
@@ -211,7 +234,7 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
     rungs = [10_000, 30_000, 60_000, 84_000]
     ended: Counter[str] = Counter()
     for index in range(20):
-        claim = study.claim("w")
+        claim = study.claim(fresh())
         is_bad = index > 8 and index % 2
         for frames in rungs:
             if claim.report(frames, -1.0 if is_bad else 1.0):
@@ -229,7 +252,7 @@ def test_wilcoxon_prunes_what_is_worse_than_the_best_over_training_seeds(databas
     tuning = TuningConfig(pruner="wilcoxon", training_seeds=tuple(range(8)))
     study = Study.prepare(database, "s", replace(PLAN, tuning=tuning), 2)
     noise = [0.1, -0.2, 0.15, 0.3, -0.25, 0.05, 0.2, -0.1]
-    good, bad = study.claim("w"), study.claim("v")
+    good, bad = study.claim(fresh()), study.claim("v")
     assert not any(good.report(seed, 1.0 + noise[seed]) for seed in range(8))
     good.finish("complete", 1.03)
     pruned = [bad.report(seed, 0.5 + noise[-seed]) for seed in range(8)]
@@ -241,7 +264,7 @@ def test_choices_of_lists_come_back_as_lists(database):
     config = CONFIG
     space = {"networks.hidden_sizes": Choices("categorical", ([256, 256], [64, 64]))}
     study = Study.prepare(database, "s", Plan(config, space, PLAN.tuning), 6)
-    seen = [study.claim("w").values["networks.hidden_sizes"] for _ in range(6)]
+    seen = [study.claim(fresh()).values["networks.hidden_sizes"] for _ in range(6)]
     assert seen[0] == [256, 256]
     assert [64, 64] in seen
     assert Study.load(database, "s").plan == study.plan
@@ -270,7 +293,7 @@ def test_a_study_of_somebody_else_is_not_touched(database):
 def test_a_database_that_is_restarted_is_waited_for(server):
     database = Database(server.create("restarted"), patience_seconds=30)
     study = Study.prepare(database, "s", PLAN, 2)
-    with study.claim("w") as claim:
+    with study.claim(fresh()) as claim:
         server.stop()
         starting = threading.Timer(2, server.start)
         starting.start()
@@ -286,7 +309,7 @@ def test_a_database_that_stays_away_is_said_without_its_password(server):
     url = server.create("away")
     database = Database(url, patience_seconds=1)
     study = Study.prepare(database, "s", PLAN, 2)
-    claim = study.claim("w")
+    claim = study.claim(fresh())
     server.stop()
     try:
         with pytest.raises(DatabaseError, match=r"mappo:\*\*\*@127.0.0.1") as error:

@@ -98,12 +98,16 @@ def test_a_trial_with_impossible_values_fails_with_the_reason_and_the_others_go_
         assert f"a batch has only {batch} frames" in trial.reason
 
 
-def test_a_crash_in_a_scenario_fails_the_trial_and_not_the_worker(database, tmp_path):
-    config = override(CONFIG, {"environment": {"scenario": "tests.scenarios:Crashing", "scenario_kwargs": {}}})
+@pytest.mark.parametrize(
+    ("scenario", "reason"), [("Crashing", "RuntimeError: on purpose"), ("MissingFile", "FileNotFoundError")]
+)
+def test_a_crash_in_a_scenario_fails_the_trial_and_not_the_worker(database, tmp_path, scenario, reason):
+    config = override(CONFIG, {"environment": {"scenario": f"tests.scenarios:{scenario}", "scenario_kwargs": {}}})
     study = Study.prepare(database, "s", replace(PLAN, config=config), 2, store=str(tmp_path))
     assert work(study, "w", here(tmp_path, [])) == 2
     assert [trial.state for trial in study.trials()] == ["failed", "failed"]
-    assert "RuntimeError: on purpose (scenarios.py:" in study.trials()[0].reason
+    assert study.trials()[0].reason.startswith(reason)
+    assert "(scenarios.py:" in study.trials()[0].reason
 
 
 def test_a_store_that_fails_releases_the_trial_and_ends_the_worker(database, tmp_path):
@@ -126,7 +130,7 @@ class PruneAt(optuna.pruners.BasePruner):
         return trial.number % 2 == 1 and trial.last_step == self.step
 
 
-@pytest.mark.parametrize("rung", range(1, 4))
+@pytest.mark.parametrize("rung", range(1, 3))
 def test_a_trial_pruned_at_any_rung_ends_there_and_the_study_goes_on(database, tmp_path, rung):
     config = override(CONFIG, {"collection": {"total_frames": 360}})
     study = Study.prepare(database, "s", replace(PLAN, config=config), 3, store=str(tmp_path))
@@ -136,6 +140,15 @@ def test_a_trial_pruned_at_any_rung_ends_there_and_the_study_goes_on(database, t
     assert [trial.state for trial in study.trials()] == ["complete", "pruned", "complete"]
     assert list(study.trials()[1].curve) == [120 * iteration for iteration in range(1, rung + 1)]
     assert ended[1] == (1, "pruned", f"after {120 * rung} frames, by none")
+
+
+def test_a_trial_that_was_trained_to_its_end_is_never_pruned(database, tmp_path):
+    config = override(CONFIG, {"collection": {"total_frames": 360}})
+    study = Study.prepare(database, "s", replace(PLAN, config=config), 2, store=str(tmp_path))
+    study._study.pruner = PruneAt(360)
+    work(study, "w", here(tmp_path, []))
+    assert [trial.state for trial in study.trials()] == ["complete", "complete"]
+    assert 360 in study.trials()[1].curve
 
 
 def test_with_wilcoxon_a_trial_reports_one_value_for_each_training_seed(database, tmp_path):
