@@ -235,7 +235,7 @@ def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resum
     assert process.wait(timeout=60) == 143, (place / "log").read_text()
     time.sleep(0.5)
     assert {trial.state for trial in Study.load(database, "s").trials()} == {"waiting"}
-    group = ["pgrep", "--pgroup", str(process.pid)]
+    group = ["pgrep", "--pgroup", str(process.pid), "--full", "mappo study work"]
     shown = subprocess.run(group, capture_output=True, text=True, check=False)
     assert shown.stdout == ""
     database.close()
