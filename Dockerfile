@@ -1,5 +1,5 @@
 # The image of every stage: Python, this package with its locked dependencies, and Kubeflow's executor; no compiler, no
-# package manager, no client of Kubeflow. docs/image.md lists what is in it and why. `make image` builds it.
+# package manager, no client of Kubeflow. Bills of materials are in /opt/mappo/sbom. `make image` builds it.
 #
 #   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module
 #   TORCH_INDEX  where torch comes from: its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build

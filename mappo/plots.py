@@ -1,6 +1,7 @@
 """Plots of what was recorded, as Plotly's JSON: curves of training, and returns of evaluation."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,8 @@ def _is_known(value: float | None) -> bool:
 
 def _json(traces: Sequence[Any], x_title: str, y_title: str, **layout: Any) -> str:
     figure = go.Figure(traces)
-    figure.update_layout(xaxis_title=x_title, yaxis_title=y_title, **layout)
+    lines = "<br>".join(textwrap.wrap(y_title, 30))  # a longer one is cut off by the plot's height
+    figure.update_layout(xaxis_title=x_title, yaxis_title=lines, **layout)
     return figure_json(figure)
 
 
