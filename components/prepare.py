@@ -10,6 +10,7 @@ def prepare(
     runs: dsl.Output[dsl.Artifact],
     edition: str = "",
     session: str = "",
+    run_id: str = "",
     num_trials: int = 20,
     hours: float = 0.0,
     space: str = "{}",
@@ -24,7 +25,8 @@ def prepare(
         study: The study's name, or that of a series of studies.
         runs: Where the runs of trials are kept, if no store is given.
         edition: Of the series, such as the time of a schedule; it begins with the best of the edition before.
-        session: Who asks for trials; asking again for the same session adds none.
+        session: Who asks for trials, if that is not the pipeline's run; one that asks again adds none.
+        run_id: Of the pipeline's run.
         num_trials: How many trials are asked for.
         hours: No trial is started later than this; 0 for no limit.
         space: What is tuned besides or in place of the default, as JSON.
@@ -44,7 +46,7 @@ def prepare(
         store or runs.uri,
         studies.Budget(num_trials, hours),
         edition=edition,
-        session=session,
+        session=session or run_id,
         space=space,
         tuning=parse_json_object(tuning),
         compiled_by=compiled_by,

@@ -79,7 +79,7 @@ def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> N
         metavar="NAME",
         help="tune the configuration, in a study of this name; one that was begun is gone on with",
     )
-    group.add_argument("--trials", type=_count, default=20, metavar="N", help="trials of the study (default: 20)")
+    group.add_argument("--trials", type=count, default=20, metavar="N", help="trials of the study (default: 20)")
     group.add_argument(
         "--hours", type=float, default=0.0, metavar="X", help="start no trial later than this (default: no limit)"
     )
@@ -90,10 +90,10 @@ def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> N
 def add_finish_arguments(parser: argparse.ArgumentParser) -> None:
     """Add how many work on a study, and what becomes of its best."""
     group = parser.add_argument_group("work on a study, and what becomes of its best")
-    group.add_argument("--workers", type=_count, default=1, metavar="N", help="that work on trials (default: 1)")
+    group.add_argument("--workers", type=count, default=1, metavar="N", help="that work on trials (default: 1)")
     group.add_argument(
         "--retrain-seeds",
-        type=_count,
+        type=count,
         default=3,
         metavar="N",
         help="fresh seeds from which the best and the default are trained again, at least 2 (default: 3)",
@@ -108,7 +108,8 @@ def add_finish_arguments(parser: argparse.ArgumentParser) -> None:
     add_gate_arguments(parser)
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A number of things, at least one, from a flag."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")

@@ -22,7 +22,7 @@ from mappo.config import ConfigError
 
 T = TypeVar("T")
 URL_VARIABLE = "MAPPO_DATABASE"
-_FILE = "studies.db"
+FILE = "studies.db"
 _OPENING_SECONDS = 30.0  # within which a database must answer for the first time
 _PATIENCE_SECONDS = 300.0
 _LOCK_SECONDS = 60.0
@@ -39,7 +39,7 @@ def database_url(directory: Path, environment: Mapping[str, str] = os.environ) -
 
     It is never a parameter or a flag, which others can read.
     """
-    return environment.get(URL_VARIABLE, "") or f"sqlite:///{directory / _FILE}"
+    return environment.get(URL_VARIABLE, "") or f"sqlite:///{directory / FILE}"
 
 
 class Database:

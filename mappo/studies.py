@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import socket
 import subprocess
@@ -27,14 +26,14 @@ from mappo.config import (
     to_json,
 )
 from mappo.console import best_lines, say, training_progress, trial_end, trial_start, trial_table
-from mappo.database import URL_VARIABLE, Database, database_url
+from mappo.database import FILE, URL_VARIABLE, Database, database_url
 from mappo.history import HistoryFile
 from mappo.monitor import Monitor
 from mappo.runs import Run
 from mappo.space import TuningConfig, applied, contains, extended_space
 from mappo.stages import Outcome, StageFailed, readable_errors, watched_stage
 from mappo.storage import joined
-from mappo.study import Claim, Plan, Study, TrialRecord, delete_study, study_names
+from mappo.study import TERMINAL, Claim, Plan, Study, TrialRecord, delete_study, editions, study_names
 from mappo.study import Outcome as TrialOutcome
 
 RUNS = Path("runs")  # where the file with studies is, on a machine without a database
@@ -71,7 +70,7 @@ def prepare(
     budget: Budget,
     *,
     edition: str = "",
-    session: str = "terminal",
+    session: str = TERMINAL,
     space: str = "{}",
     tuning: Mapping[str, Any] | None = None,
     compiled_by: str = "",
@@ -85,12 +84,16 @@ def prepare(
         StageFailed: the study cannot be, or the database does not answer.
     """
     name = study_name(series, edition)
-    with watched_stage("prepare", config, compiled_by, label=name) as (experiment, _), _database() as database:
+    with (
+        watched_stage("prepare", config, compiled_by, label=name) as (experiment, _),
+        _database(is_new=True) as database,
+    ):
         ranges = extended_space(parse_json_object(space), experiment)
         plan = Plan(experiment, ranges, checked(TuningConfig, tuning or {}))
         study = Study.prepare(
             *(database, name, plan, budget.num_trials),
-            store=store if database.is_file or "://" in store else str(Path(store).absolute()),
+            store=str(Path(store).absolute()) if os.environ.get(URL_VARIABLE) and "://" not in store else store,
+            series=series,
             session=session,
             timeout_seconds=3600 * budget.hours,
             warm_start=_best_before(database, series, name, plan) if edition else None,
@@ -104,7 +107,7 @@ def prepare(
                 "warning: selection.interval_iterations = 0: nothing is judged before it ends, nor pruned",
             )
         if budget.hours:
-            say("prepare", f"no trial is started after {budget.hours:g} hours from now")
+            say("prepare", f"no trial is started after {budget.hours:g} hours")
         return Outcome(stages.metadata_of(experiment))
 
 
@@ -378,14 +381,33 @@ class _Watching:
         self._monitor.studied(Counter(trial.state for trial in trials), self._study.num_trials, losses, value)
 
 
+def go_on(name: str, num_trials: int | None, hours: float | None) -> None:
+    """Ask for so many trials, and for time, as somebody at a terminal; what is None stays.
+
+    Raises:
+        StageFailed: there is no such study, or the database does not answer.
+    """
+    with readable_errors("study"), _database() as database:
+        Study.load(database, name).go_on(num_trials, None if hours is None else 3600 * hours)
+
+
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database(is_new: bool = False) -> Iterator[Database]:
+    """The database of studies; `is_new` makes the file that it is without one.
+
+    Raises:
+        ConfigError: there is none.
+        DatabaseError: it does not answer.
+    """
     if os.environ.get("MAPPO_PIPELINE_RUN") and not os.environ.get(URL_VARIABLE):
         raise ConfigError(
             f"{URL_VARIABLE} is not set in this pod: studies need a database that outlives it; the site's "
             "database_secret holds its URL under the key `url`"
         )
-    database = Database(database_url(RUNS))
+    url = database_url(RUNS)
+    if not is_new and not (os.environ.get(URL_VARIABLE) or (RUNS / FILE).exists()):
+        raise ConfigError(f"there is no study in {url}; {URL_VARIABLE} can name another database")
+    database = Database(url)
     try:
         yield database
     finally:
@@ -394,9 +416,8 @@ def _database() -> Iterator[Database]:
 
 def _best_before(database: Database, series: str, name: str, plan: Plan) -> dict[str, Any] | None:
     """The best values of the latest study of the series but this one, as far as they are in this one's space."""
-    of_series = re.compile(rf"{re.escape(series)}(-\d+)?")
-    for each in reversed(study_names(database)):
-        if each == name or not of_series.fullmatch(each):
+    for each in editions(database, series):
+        if each == name:
             continue
         try:
             best = Study.load(database, each).best()
@@ -429,7 +450,7 @@ def list_lines() -> list[str]:
     """A line for each study in the database.
 
     Raises:
-        StageFailed: it does not answer.
+        StageFailed: there is no database, or it does not answer.
     """
     with readable_errors("study"), _database() as database:
         names = study_names(database)

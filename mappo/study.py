@@ -37,8 +37,9 @@ from mappo.database import Database
 from mappo.space import Choices, Dimension, FloatRange, Space, TuningConfig, read_space, value_of
 from mappo.storage import joined
 
-_PLAN, _PLACE, _ASKED, _DEADLINE = "plan", "place", "asked", "deadline"  # attributes of a study
+_PLAN, _PLACE, _SERIES, _SESSIONS = "plan", "place", "series", "sessions"  # attributes of a study
 _ORIGIN, _ATTEMPTS, _SEEN, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+TERMINAL = "terminal"  # who asks for trials, where that is a person
 _LOSSES_SHARE = 0.6  # of the grace period: a worker that could not say so for so long holds its trial for lost
 _log = logging.getLogger(__name__)
 
@@ -146,16 +147,19 @@ class Study:
         num_trials: int,
         *,
         store: str = "runs",
-        session: str = "terminal",
+        series: str = "",
+        session: str = TERMINAL,
         timeout_seconds: float = 0.0,
         warm_start: Mapping[str, Any] | None = None,
     ) -> "Study":
         """Make a study, or go on with the one of that name; doing it again is harmless.
 
         `store` is where the runs of its trials are kept, in a place of their own; that of the first time stays.
-        `session` is who asks for `num_trials`: asking again replaces what it asked for before, another session
-        adds to it. No trial is started later than `timeout_seconds` from now; 0 for no such limit. The first trial
-        is the plan's own configuration, the second `warm_start`, if these values are given.
+        `session` is who asks for `num_trials`, none of them started later than `timeout_seconds` from now; 0 for
+        no such limit. Asking again replaces what it asked for before, and does not put off a deadline that is
+        still to come, unless the time is another. Another session adds its trials, and its time is the one that
+        holds. `series` is what this is an edition of. The first trial is the plan's own configuration, the second
+        `warm_start`, if these values are given.
 
         Raises:
             ConfigError: there is a study of that name with another plan.
@@ -168,9 +172,8 @@ class Study:
                 study = cls(database, name, plan)
                 if _PLACE not in study._attributes():  # not that of a study of this name that was deleted
                     study._study.set_user_attr(_PLACE, joined(store, f"{name}-{secrets.token_hex(4)}"))
-                study._ask_for(session, num_trials)
-                deadline = database.now() + timeout_seconds if timeout_seconds else None
-                study._study.set_user_attr(_DEADLINE, deadline)
+                    study._study.set_user_attr(_SERIES, series)
+                study._ask(session, num_trials, timeout_seconds)
                 own = {path: value_of(plan.config, path) for path in plan.space}
                 study._enqueue("default", own)
                 if warm_start:
@@ -192,7 +195,29 @@ class Study:
     @property
     def num_trials(self) -> int:
         """How many trials were asked for, by all sessions together."""
-        return sum(self._database.patiently(self._attributes).get(_ASKED, {}).values())
+        return sum(session["trials"] for session in self._database.patiently(self._sessions).values())
+
+    def go_on(self, num_trials: int | None = None, timeout_seconds: float | None = None) -> None:
+        """Ask for so many trials, as somebody at a terminal, and for time; what is None stays what was asked for.
+
+        But a deadline that has passed does not stay.
+
+        Raises:
+            DatabaseError: the database does not answer.
+        """
+
+        def asked() -> None:
+            with self._database.exclusively(self.name):
+                if num_trials is timeout_seconds is None and not self._is_over():
+                    return
+                before = self._sessions().get(TERMINAL, {"trials": 0})
+                self._ask(TERMINAL, num_trials or before["trials"], timeout_seconds or 0.0)
+
+        self._database.patiently(asked)
+
+    def busy_workers(self) -> list[str]:
+        """Who is at work on a trial, as far as they have said so in time."""
+        return self._database.patiently(self._busy)
 
     def trials(self) -> list[TrialRecord]:
         """All trials, in the order of their numbers."""
@@ -216,9 +241,13 @@ class Study:
         """The next trial, which is this worker's from now on; None where there is none to be had, now or ever.
 
         Raises:
+            ConfigError: the study was deleted.
             DatabaseError: the database does not answer.
         """
-        return self._database.patiently(partial(self._claim, worker))
+        try:
+            return self._database.patiently(partial(self._claim, worker))
+        except KeyError:
+            raise ConfigError(f"study {self.name}: it was deleted") from None
 
     def _claim(self, worker: str) -> "Claim | None":
         with self._database.exclusively(self.name):
@@ -258,7 +287,7 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             attempts = _attempts(trial.user_attrs)
             if attempts and not attempts[-1].outcome:
-                seen = max(attempts[-1].began, trial.user_attrs.get(_SEEN, 0.0))
+                seen = _seen(trial, attempts[-1])
                 is_own = attempts[-1].worker == worker
                 if now - seen <= tuning.grace_seconds and not is_own:
                     continue
@@ -312,15 +341,30 @@ class Study:
 
     def _is_over(self) -> bool:
         """Whether the time for starting trials is."""
-        deadline = self._attributes().get(_DEADLINE)
-        return deadline is not None and self._database.now() >= deadline
+        *_, last = self._sessions().values()
+        return last["deadline"] is not None and self._database.now() >= last["deadline"]
 
     def _attributes(self) -> dict[str, Any]:
         return dict(self._study.user_attrs)
 
-    def _ask_for(self, session: str, num_trials: int) -> None:
-        asked = {**self._attributes().get(_ASKED, {}), session: num_trials}
-        self._study.set_user_attr(_ASKED, asked)
+    def _busy(self) -> list[str]:
+        now, grace = self._database.now(), self.plan.tuning.grace_seconds
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        lasting = [(trial, attempt) for trial in running for attempt in _attempts(trial.user_attrs)[-1:]]
+        return [attempt.worker for trial, attempt in lasting if now - _seen(trial, attempt) <= grace]
+
+    def _sessions(self) -> dict[str, dict[str, Any]]:
+        """Who asked for what, the latest last."""
+        return {session["name"]: session for session in self._attributes().get(_SESSIONS, [])}
+
+    def _ask(self, session: str, num_trials: int, timeout_seconds: float) -> None:
+        sessions, now = self._sessions(), self._database.now()
+        before = sessions.pop(session, None)
+        deadline = now + timeout_seconds if timeout_seconds else None
+        if before and before["seconds"] == timeout_seconds and before["deadline"] and now < before["deadline"]:
+            deadline = before["deadline"]
+        asked = {"name": session, "trials": num_trials, "seconds": timeout_seconds, "deadline": deadline}
+        self._study.set_user_attr(_SESSIONS, [*sessions.values(), asked])
 
     def _enqueue(self, origin: str, values: Mapping[str, Any]) -> None:
         trials = self._all_trials()
@@ -441,16 +485,34 @@ def study_names(database: Database) -> list[str]:
     return database.patiently(lambda: sorted(optuna.get_all_study_names(database.storage)))
 
 
+def editions(database: Database, series: str) -> list[str]:
+    """The names of a series' studies, the newest first.
+
+    Raises:
+        DatabaseError: it does not answer.
+    """
+    all_studies = partial(optuna.get_all_study_summaries, database.storage, include_best_trial=False)
+    by_age = sorted(database.patiently(all_studies), key=lambda study: study._study_id, reverse=True)
+    return [study.study_name for study in by_age if study.user_attrs.get(_SERIES) == series]
+
+
 def delete_study(database: Database, name: str) -> None:
     """Delete a study with its trials; not the runs of its trials.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or workers are busy with it.
         DatabaseError: the database does not answer.
     """
-    if name not in study_names(database):
-        raise ConfigError(_no_study(database, name))
-    database.patiently(lambda: optuna.delete_study(study_name=name, storage=database.storage))
+    study = Study.load(database, name)
+
+    def deleted() -> None:
+        with database.exclusively(name):
+            if busy := study._busy():
+                wait = f"{study.plan.tuning.grace_seconds:g} s after they have ended"
+                raise ConfigError(f"study {name}: busy with its trials: {', '.join(busy)}; delete it {wait}")
+            optuna.delete_study(study_name=name, storage=database.storage)
+
+    database.patiently(deleted)
 
 
 def _create(database: Database, name: str, plan: Plan) -> None:
@@ -498,6 +560,11 @@ def _changed(stored: Any, given: Any, path: str = "") -> list[str]:
 
 def _attempts(attributes: Mapping[str, Any]) -> list[Attempt]:
     return [Attempt(**attempt) for attempt in attributes.get(_ATTEMPTS, [])]
+
+
+def _seen(trial: FrozenTrial, attempt: Attempt) -> float:
+    """When the worker whose attempt lasts last said that it is alive."""
+    return max(attempt.began, float(trial.user_attrs.get(_SEEN, 0.0)))
 
 
 def _seed(sampler_seed: int, number: int) -> int:

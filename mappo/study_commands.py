@@ -14,6 +14,7 @@ from mappo.arguments import (
     add_finish_arguments,
     add_study_arguments,
     config_from_arguments,
+    count,
     gate_from_arguments,
     tuning_from_arguments,
 )
@@ -67,6 +68,15 @@ def add_study(command: argparse.ArgumentParser) -> None:
                 "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.json (default: CSV to the terminal)"
             )
         if name == "resume":
+            action.add_argument(
+                "--trials", type=count, metavar="N", help="ask for so many trials (default: what was asked for)"
+            )
+            action.add_argument(
+                "--hours",
+                type=float,
+                metavar="X",
+                help="start no trial later than this (default: as was asked for)",
+            )
             add_finish_arguments(action)
         if name == "delete":
             action.add_argument("--delete", action="store_true", help="delete; without it, only say what would be")
@@ -97,7 +107,13 @@ def _resume(arguments: argparse.Namespace) -> int:
     from mappo import studies
 
     name, finish = require_run_name(arguments.study), _finish(arguments)
-    return _status(lambda: studies.tune_here(name, arguments.workers, finish))
+    budget = studies.Budget(arguments.trials or 1, arguments.hours or 0.0)  # which refuses what cannot be
+
+    def resume() -> None:
+        studies.go_on(name, arguments.trials, arguments.hours and budget.hours)
+        studies.tune_here(name, arguments.workers, finish)
+
+    return _status(resume)
 
 
 def _finish(arguments: argparse.Namespace) -> "Finish":

@@ -23,7 +23,7 @@ from mappo.space import applied, value_of
 from mappo.study import Study, TrialRecord
 from mappo.templates import render
 
-_STATE_COLOURS = dict(zip(("complete", "pruned", "failed", "running", "released", "lost"), COLOURS, strict=False))
+_STATE_COLOURS = dict(zip(("complete", "pruned", "running", "lost", "failed", "released"), COLOURS, strict=False))
 _ENOUGH = 4  # completed trials, below which nothing can be said of importance
 
 
@@ -37,7 +37,7 @@ def build(study: Study, best: TrialRecord, comparison: Mapping[str, Any], decisi
     config = study.plan.config
     chosen = applied(config, best.values)
     complete = sum(trial.state == "complete" for trial in trials)
-    shown = [*_optuna_plots(study, complete), _curves(trials), _timeline(trials)]
+    shown = [*_optuna_plots(study, complete), _curves(study, trials), _timeline(trials)]
     return render(
         "study.html",
         shown,
@@ -162,16 +162,17 @@ def _of_optuna(figure: go.Figure) -> str:
     return figure_json(figure)
 
 
-def _curves(trials: Sequence[TrialRecord]) -> Plot:
-    """What each trial reported; pruned ones end in a cross."""
+def _curves(study: Study, trials: Sequence[TrialRecord]) -> Plot:
+    """What each trial reported; pruned and failed ones end in a cross."""
+    by_seed = study.plan.tuning.pruner == "wilcoxon"
     figure = go.Figure()
     for trial in trials:
         if not trial.curve:
             continue
-        is_whole = trial.state == "complete"
+        is_whole = trial.state not in ("pruned", "failed")
         last = len(trial.curve) - 1
         figure.add_scatter(
-            x=list(trial.curve),
+            x=[step + 1 for step in trial.curve] if by_seed else list(trial.curve),
             y=list(trial.curve.values()),
             mode="lines+markers",
             name=f"trial {trial.number}, {trial.state}",
@@ -183,8 +184,16 @@ def _curves(trials: Sequence[TrialRecord]) -> Plot:
             },
             showlegend=False,
         )
-    figure.update_layout(xaxis_title="frames", yaxis_title="mean return in evaluation during training")
-    explanation = "Blue: completed; orange, ending in a cross: pruned; green: failed. The default is thicker."
+    if by_seed:
+        figure.update_layout(
+            xaxis_title="training seeds, in their order", yaxis_title="mean return on tuning seeds"
+        )
+    else:
+        figure.update_layout(xaxis_title="frames", yaxis_title="mean return in evaluation during training")
+    explanation = (
+        "Blue: completed; ending in a cross: pruned (orange) or failed (red); green: not ended. The default is "
+        "thicker."
+    )
     return Plot("curves", "Learning curves of all trials", explanation, figure_json(figure))
 
 

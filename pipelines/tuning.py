@@ -50,6 +50,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         edition: str = "",
         num_trials: int = 20,
         hours: float = 0.0,
+        session: str = "",
         workers: List[str] = ["1", "2"],  # noqa: B006, UP006
         retrain_seeds: int = 3,
         space: str = "{}",
@@ -67,6 +68,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
             edition: Of the series, such as [[ScheduledTime]]: each a new study, begun with the best of the last.
             num_trials: How many trials this run adds to the study.
             hours: No trial is started later than this; 0 for no limit.
+            session: Who asks for the trials, if that is not this run; one that asks again adds none.
             workers: Names of the workers, each a pod, such as ["1", "2"].
             retrain_seeds: From how many fresh seeds the best and the default are trained again, at least 2.
             space: What is tuned besides or in place of the default, as JSON.
@@ -76,10 +78,18 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
             gate: What a new champion must show, as JSON.
         """
         version = mappo.__version__
-        session = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        asked = {"num_trials": num_trials, "hours": hours, "space": space, "tuning": tuning}
         prepared = prepare(
-            config=config, study=study, edition=edition, session=session, store=store, compiled_by=version, **asked
+            config=config,
+            study=study,
+            edition=edition,
+            session=session,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            num_trials=num_trials,
+            hours=hours,
+            space=space,
+            tuning=tuning,
+            store=store,
+            compiled_by=version,
         )
         name = prepared.outputs["Output"]
         worked = all_workers(study=name, workers=workers, **placement.parameters("tune"))

@@ -359,8 +359,8 @@ def test_compiled_tuning_pipeline_has_a_few_workers_and_not_a_task_a_trial(tmp_p
     tasks = root["dag"]["tasks"]
     assert tasks["choose"]["dependentTasks"] == ["mappo-workers", "prepare"]
     assert "mappo-each-seed-2" in tasks["promote"]["dependentTasks"]
-    session = tasks["prepare"]["inputs"]["parameters"]["session"]
-    assert session == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
+    run_id = tasks["prepare"]["inputs"]["parameters"]["run_id"]
+    assert run_id == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 
 
 def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):

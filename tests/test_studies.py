@@ -175,6 +175,7 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
         (["--study=s", "--tuning.pruner=wilcoxon"], "at least 4"),
         (["--study=s", "--gate.confidence=2"], "confidence"),
         (["--study=s", "--hours=-1"], "hours = -1"),
+        (["--study=s", '--space={"learner.nothing": null}'], "learner.nothing"),
     ],
 )
 def test_wrong_flags_exit_with_2_before_anything_is_made(place, capsys, arguments, words):
@@ -201,9 +202,32 @@ def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeyp
 
 
 def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
+    studies.prepare(to_json(CONFIG), "one", "runs", studies.Budget(1))
     for action in ("show", "work", "resume", "delete", "export"):
         assert main(["study", action, "nothing"]) == 1
-        assert "there is no study 'nothing'" in capsys.readouterr().out
+        assert "there is no study 'nothing' in sqlite:///runs/studies.db; there: one" in capsys.readouterr().out
+
+
+def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):
+    for arguments in (["list"], ["show", "one"], ["resume", "one"]):
+        assert main(["study", *arguments]) == 1
+        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in capsys.readouterr().out
+    assert not (place / "runs").exists()
+
+
+def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(place, monkeypatch):
+    monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{place}/elsewhere.db")
+    studies.prepare(to_json(CONFIG), "one", "runs", studies.Budget(1))
+    study = Study.load(Database(f"sqlite:///{place}/elsewhere.db"), "one")
+    assert Path(study.place).parent == place / "runs"
+
+
+def test_a_study_is_resumed_with_more_trials_and_more_time(place, capsys):
+    assert tune("--study=one", "--trials=2", "--hours=1") == 0
+    assert main(["study", "resume", "one", "--retrain-seeds=2", "--trials=3", "--hours=0.5"]) == 0
+    assert [trial.state for trial in study_of("one").trials()] == ["complete"] * 3
+    assert main(["study", "resume", "one", "--hours=-1"]) == 2
+    assert "hours = -1" in capsys.readouterr().err
 
 
 def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resumed(place):

@@ -14,7 +14,7 @@ from mappo.config import ConfigError, override
 from mappo.database import Database, DatabaseError, database_url
 from mappo.recipes import recipe
 from mappo.space import Choices, TuningConfig, default_space
-from mappo.study import Plan, Study, TrialLost, delete_study, study_names
+from mappo.study import Plan, Study, TrialLost, delete_study, editions, study_names
 from tests.services import postgres
 
 CONFIG = recipe("navigation")
@@ -193,6 +193,30 @@ def test_no_trial_is_started_after_the_deadline_but_one_that_runs_may_end(databa
     assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # asked again, without a limit
 
 
+def test_the_deadline_is_that_of_the_latest_session_and_is_not_put_off_by_asking_again(database):
+    Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
+    time.sleep(1.2)
+    study = Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
+    time.sleep(1.0)
+    assert study.claim(fresh()) is None
+    Study.prepare(database, "s", PLAN, 1, session="run-2", timeout_seconds=60.0)
+    assert [finish(study, fresh()), finish(study, fresh())] == [0, 1]  # what run-1 had no time for, too
+    assert study.claim(fresh()) is None
+
+
+def test_a_study_goes_on_past_its_deadline_when_somebody_says_so(database):
+    study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=0.5)
+    time.sleep(0.6)
+    assert study.claim(fresh()) is None
+    study.go_on()
+    assert [finish(study, fresh()), finish(study, fresh())] == [0, 1]
+    study.go_on(num_trials=3)
+    assert (finish(study, fresh()), study.num_trials) == (2, 3)
+    study.go_on(num_trials=4, timeout_seconds=0.5)
+    time.sleep(0.6)
+    assert study.claim(fresh()) is None
+
+
 def test_a_worker_that_falls_silent_near_the_deadline_leaves_no_trial_running(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=0.5)
     assert study.claim("silent")
@@ -243,7 +267,7 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
         else:
             claim.finish("complete", 0.0)
         ended["bad" if is_bad else "good", study.trials()[claim.number].state] += 1
-    assert ended["bad", "pruned"] == 6 - ended["bad", "complete"]
+    assert ended["bad", "pruned"] + ended["bad", "complete"] == 6
     assert ended["bad", "pruned"] >= 3
     assert ended["good", "pruned"] == 0
 
@@ -278,6 +302,23 @@ def test_studies_are_listed_and_deleted_by_name(database):
     for call in (delete_study, Study.load):
         with pytest.raises(ConfigError, match="no study 'one'.* there: other"):
             call(database, "one")
+
+
+def test_a_study_that_somebody_works_on_is_not_deleted_and_idle_workers_are_told(database):
+    study = Study.prepare(database, "s", PLAN, 1)
+    with study.claim("busy-one") as claim:
+        with pytest.raises(ConfigError, match="busy with its trials: busy-one; delete it 3 s after"):
+            delete_study(database, "s")
+        claim.finish("complete", 1.0)
+    delete_study(database, "s")
+    with pytest.raises(ConfigError, match="study s: it was deleted"):
+        study.claim(fresh())
+
+
+def test_editions_are_known_by_their_series_and_in_the_order_of_their_making(database):
+    for name, series in (("w-9", "w"), ("w-10", "w"), ("w-x", "other"), ("w-b", "w")):
+        Study.prepare(database, name, PLAN, 1, series=series)
+    assert editions(database, "w") == ["w-b", "w-10", "w-9"]
 
 
 def test_a_study_of_somebody_else_is_not_touched(database):
@@ -328,6 +369,12 @@ def test_a_database_that_stays_away_is_said_without_its_password(server):
 def test_a_url_that_cannot_be_is_refused_and_not_shown(url):
     with pytest.raises(ConfigError, match="MAPPO_DATABASE: must be"):
         Database(url)
+
+
+def test_a_password_in_the_query_of_a_url_is_not_shown(server):
+    database = Database(f"{server.create('query')}?password=hidden-word")
+    assert "hidden-word" not in database.place
+    database.close()
 
 
 def test_an_unknown_database_is_said_at_once(server):

@@ -82,9 +82,10 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
         from pipelines.seeds import make_seeds_pipeline
 
         return name, make_seeds_pipeline(None, parallelism=1), parameters
+    from mappo.study import TERMINAL
     from pipelines.tuning import make_tuning_pipeline
 
-    return name, make_tuning_pipeline(None, parallelism=1), parameters
+    return name, make_tuning_pipeline(None, parallelism=1), parameters | {"session": TERMINAL}
 
 
 def _summary(artifacts: dict[str, Path], seconds: float) -> str:
