@@ -152,7 +152,7 @@ class Site:
     pod_annotations: dict[str, str] = field(default_factory=dict)
     run_as_user: Annotated[int, Field(ge=0)] | None = None
     run_as_group: Annotated[int, Field(ge=0)] | None = None
-    run_as_non_root: bool | None = None
+    run_as_non_root: bool | None = True  # as the restricted Pod Security Standard asks for
     stages: Stages = field(default_factory=Stages)
 
 

@@ -1,0 +1,9 @@
+# Keep the dump in S3 under the time of day, and delete those that are too old; never the one that was just made.
+set -eu
+name="$(date -u +%Y%m%dT%H%M%SZ).dump"
+export RCLONE_CONFIG_S3_TYPE=s3 RCLONE_CONFIG_S3_PROVIDER=Other RCLONE_CONFIG_S3_ENV_AUTH=true
+export RCLONE_CONFIG_S3_ENDPOINT="${AWS_ENDPOINT_URL:-}" RCLONE_CONFIG_S3_REGION="${AWS_DEFAULT_REGION:-us-east-1}"
+export RCLONE_S3_NO_CHECK_BUCKET=true RCLONE_RETRIES=5
+rclone copyto "$BACKUP/mappo.dump" "s3:$PLACE/$name"
+rclone delete "s3:$PLACE" --include "*.dump" --min-age "$KEEP"
+echo "kept as $PLACE/$name"
