@@ -101,3 +101,43 @@ def _outputs(component: Mapping[str, Any], root: str) -> dict[str, Any]:
     }
     parameters = {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in definitions.get("parameters", {})}
     return {"artifacts": artifacts, "parameters": parameters, "outputFile": "/tmp/kfp/outputs/executor.json"}
+
+
+def kubeflow_pod(placed: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a stage's pod as Kubeflow 2.17 and Argo make it, as far as Pod Security looks at it.
+
+    `placed` is what the compiled pipeline says of the stage for Kubernetes. After kubeflow/pipelines
+    backend/src/v2/compiler/argocompiler/security_context.go and the executor's securityContext in the
+    workflow-controller-configmap of its manifests: all of Argo's and Kubeflow's own containers are restricted;
+    that of the user is, but for runAsNonRoot, which is the pipeline's to say.
+    """
+    strict = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    argo = {"securityContext": {**strict, "runAsNonRoot": True, "runAsUser": 65532}}
+    chosen = placed.get("securityContext", {})
+    own = {name: int(value) if name in ("runAsUser", "runAsGroup") else value for name, value in chosen.items()}
+    volumes = [
+        "var-run-argo",
+        "tmp-dir-argo",
+        "kfp-launcher",
+        "s3-scratch",
+        "dot-local",
+        "dot-cache",
+        "dot-config",
+    ]
+    mounts = [each["volumeName"] for each in placed.get("emptyDirMounts", [])]
+    return {
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "initContainers": [
+            {"name": "init", **argo},
+            {"name": "kfp-launcher", "securityContext": {**strict, "runAsNonRoot": True}},
+        ],
+        "containers": [{"name": "wait", **argo}, {"name": "main", "securityContext": strict | own}],
+        "volumes": [
+            *({"name": name, "emptyDir": {}} for name in [*volumes, *mounts]),
+            {"name": "mlpipeline-minio-artifact", "secret": {"secretName": "mlpipeline-minio-artifact"}},
+        ],
+    }
