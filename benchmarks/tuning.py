@@ -158,7 +158,7 @@ def _mappo(config: ExperimentConfig, directory: Path, pruner: str, is_fixed: boo
         found = study.best()
         if found is None or found.value is None:
             return math.nan, None
-        place = Run.at(f"{study.place}/{tune.trial_run(found.number, TUNING.training_seeds[0])}")
+        place = Run.at(f"{study.place}/{tune.trial_run(found.number, found.values, TUNING.training_seeds[0])}")
         return found.value, trained_policy(config, place.load(place.choose("best")))
 
     return Arm("mappo", turn, best)

@@ -148,7 +148,7 @@ class Chosen:
     @property
     def best_runs(self) -> str:
         """What the runs of the best are called, before their seeds; another best has other runs."""
-        return f"best-{self.trial.number:04d}"
+        return f"best-{tune.trial_label(self.trial.number, self.trial.values)}"
 
 
 def choose(name: str, num_seeds: int, *, output: Path | None = None) -> Chosen:

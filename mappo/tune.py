@@ -4,11 +4,11 @@ import errno
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mappo.config import EvaluationConfig, ExperimentConfig, json_hash
 from mappo.database import DatabaseError
@@ -84,9 +84,14 @@ def work(study: Study, worker: str, training: Training) -> int:
         finished += 1
 
 
-def trial_run(number: int, seed: int) -> str:
+def trial_label(number: int, values: Mapping[str, Any]) -> str:
+    """What runs of a trial are known by: its number, and its values, should its database come from a dump."""
+    return f"{number:04d}-{json_hash(dict(values))[:8]}"
+
+
+def trial_run(number: int, values: Mapping[str, Any], seed: int) -> str:
     """Where the run of a trial from one training seed is, below the study's place."""
-    return f"trial-{number:04d}/seed-{seed}"
+    return f"trial-{trial_label(number, values)}/seed-{seed}"
 
 
 def fresh_seeds(study: Study, number: int) -> list[int]:
@@ -145,7 +150,7 @@ def _value(study: Study, claim: Claim, training: Training) -> float:
     config = applied(plan.config, claim.values)
     for index, seed in enumerate(plan.tuning.training_seeds):
         of_seed = replace(config, seed=seed)
-        place = Run.at(joined(study.place, trial_run(claim.number, seed)))
+        place = Run.at(joined(study.place, trial_run(claim.number, claim.values, seed)))
         judge = _during(plan.tuning, claim, index * total, len(plan.tuning.training_seeds) * total, values)
         with training.run(claim, of_seed, place) as listening:
             _train(of_seed, place, listening, judge)

@@ -139,6 +139,7 @@ PROMETHEUS = Peer("monitoring", {"app.kubernetes.io/name": "prometheus"})
 DNS = Peer("kube-system", {"k8s-app": "kube-dns"})
 KUBERNETES = {"example": "192.0.2.10"}
 S3 = {"example": "198.51.100.7"}
+SERVERS = {"mappo-postgresql": 5432, "mappo-store": 8333, "mappo-optuna": 8080, "mappo-pushgateway": 9091}
 NODE_CREDENTIALS, ELSEWHERE = Peer(address="169.254.169.254"), Peer(address="203.0.113.5")
 
 
@@ -207,9 +208,10 @@ def others(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str]]:
     for peer in (stranger, neighbour, ELSEWHERE, Peer("monitoring", {"app.kubernetes.io/name": "grafana"})):
         yield "metrics to others", peer, stage, PORT, "TCP"
     yield "Prometheus to other ports", PROMETHEUS, stage, 22, "TCP"
-    for server, port in (("mappo-postgresql", 5432), ("mappo-store", 8333), ("mappo-optuna", 8080)):
+    for server, port in SERVERS.items():
         if server in there:
-            for peer in (stranger, neighbour, PROMETHEUS):
+            scraped = server == "mappo-pushgateway"
+            for peer in (stranger, neighbour, *([] if scraped else [PROMETHEUS])):
                 yield f"{server} to others", peer, own(overlay, server), port, "TCP"
             yield f"{server} outwards", own(overlay, server), ELSEWHERE, 443, "TCP"
     if "mappo-backup" in there:

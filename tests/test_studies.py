@@ -20,6 +20,7 @@ from mappo.database import Database
 from mappo.runs import Run
 from mappo.stages import StageFailed
 from mappo.study import Study
+from mappo.tune import trial_run
 from tests.browser import chromium, complaints, open_page, requests
 from tests.conftest import TINY, read_json
 from tests.services import wait
@@ -122,7 +123,7 @@ def test_a_study_begun_anew_under_a_deleted_name_does_not_meet_the_runs_of_the_o
         study = study_of("one")
         (trial,) = study.trials()
         assert trial.state == "complete"
-        run = Run.at(f"{study.place}/trial-0000/seed-0")
+        run = Run.at(f"{study.place}/{trial_run(0, trial.values, 0)}")
         assert run.load(run.choose("last")).config.learner.clip_epsilon == clip_epsilon
         studies.delete("one", really=True)
 

@@ -71,7 +71,7 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
         config = applied(CONFIG, trial.values)
         returns = []
         for seed in (3, 4):
-            run = Run.at(joined(study.place, trial_run(trial.number, seed)))
+            run = Run.at(joined(study.place, trial_run(trial.number, trial.values, seed)))
             best = run.load(run.choose("best"))
             assert best.config == replace(config, seed=seed)
             episodes = replace(config.evaluation, seeds=(5, 6), episodes_per_seed=4)
