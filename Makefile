@@ -68,7 +68,7 @@ lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip install -q --upgrade pip setuptools wheel
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,dev]"
+	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,image,dev]"
 	@$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
 	@rm -rf $(VENV)-lock
 

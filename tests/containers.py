@@ -91,6 +91,11 @@ class Containers:
         options += [f"--env={name}={value}" for name, value in (env or {}).items()]
         return self.call("podman", "run", *options, image, *command, status=status)
 
+    def look(self, image: str, *command: str) -> str:
+        """What a command other than the image's own prints in it."""
+        program, *arguments = command
+        return self.call("podman", "run", "--rm", "--network=none", "--entrypoint", program, image, *arguments)
+
     def remove(self) -> None:
         self.call("podman", "system", "reset", "--force")
 

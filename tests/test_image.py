@@ -56,15 +56,12 @@ def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
     assert labels["name"] == BASE
     tools = "for each in cc gcc g++ make pip git curl; do command -v $each; done; true"
     assert machine.run(IMAGE, "--version").startswith("mappo ")
-    found = machine.call("podman", "run", "--rm", "--entrypoint", "sh", IMAGE, "-c", tools)
-    assert found == ""
+    assert machine.look(IMAGE, "sh", "-c", tools) == ""
 
 
 def test_bill_of_materials_names_every_package(machine):
     def components(name: str) -> set[str]:
-        text = machine.call(
-            "podman", "run", "--rm", "--entrypoint", "cat", IMAGE, f"/opt/mappo/sbom/{name}.cdx.json"
-        )
+        text = machine.look(IMAGE, "cat", f"/opt/mappo/sbom/{name}.cdx.json")
         return {each["name"].lower().replace("_", "-") for each in json.loads(text)["components"]}
 
     needed = {re.match(r"[\w-]+", each)[0] for each in requires("mappo") or [] if "extra ==" not in each}  # type: ignore[index]

@@ -1,0 +1,67 @@
+"""How long the program takes to start: what a person waits for, and a stage before its first frame.
+
+    python -m benchmarks.startup                              medians of 5 turns
+    python -m benchmarks.startup --turns 11
+
+Each line is a fresh process; they take turns, so that they share whatever else the machine does. `first frame`
+ends with the first environment step of navigation under the policy. `peers` is what training imports of others and
+cannot do without.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+_FIRST_FRAME = """
+import mappo.stages
+from mappo.collection import collect
+from mappo.recipes import recipe
+from mappo.training_state import begin, first_progress
+import torch
+config = recipe("navigation")
+training = begin(config, first_progress(config, None), None, torch.device("cpu"))
+collect(training.environment, training.learner.networks.policy, 1, training.carried)
+"""
+_PEERS = "import torchrl.envs.libs.vmas, torchrl.modules, torchrl.objectives, vmas"
+COMMANDS = {
+    "python": ["-c", "pass"],
+    "mappo --help": ["-m", "mappo", "--help"],
+    "mappo train --help": ["-m", "mappo", "train", "--help"],
+    "pipelines --help": ["-m", "pipelines", "--help"],
+    "import torch": ["-c", "import torch"],
+    "import peers": ["-c", _PEERS],
+    "import mappo.stages": ["-c", "import mappo.stages"],
+    "first frame": ["-c", _FIRST_FRAME],
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--turns", type=int, default=5, metavar="N", help="how often each is started (default: 5)")
+    arguments = parser.parse_args()
+    took: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(arguments.turns):
+        for name, command in COMMANDS.items():
+            took[name].append(_seconds(command))
+    peers = statistics.median(took["import peers"])
+    print(f"{'process':<20}  {'seconds':>7}  {'least':>5}  {'most':>5}  {'to peers':>8}")
+    for name, seconds in took.items():
+        middle = statistics.median(seconds)
+        print(f"{name:<20}  {middle:>7.2f}  {min(seconds):>5.2f}  {max(seconds):>5.2f}  {middle / peers:>8.2f}")
+
+
+def _seconds(command: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()
