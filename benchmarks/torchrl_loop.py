@@ -4,9 +4,13 @@ The task, the sizes of the networks and the hyperparameters are the configuratio
 have (evaluation during training, checkpoints, a learning-rate schedule) is left out.
 """
 
+import logging
+import warnings
+
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModuleBase
 from torch import nn
+from torchrl._utils import logger
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
@@ -24,6 +28,13 @@ _EXPANDED = {name: ("next", "agents", name) for name in ("done", "terminated")}
 
 def train(config: ExperimentConfig) -> TensorDictModuleBase:
     """Train from scratch to the end; the policy."""
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You requested advantage normalization", UserWarning)
+        return _train(config)
+
+
+def _train(config: ExperimentConfig) -> TensorDictModuleBase:
     device = torch.device("cpu")
     learner, collection = config.learner, config.collection
     with private_random_streams(config.seed, Stream.TRAINING, device):
@@ -37,6 +48,7 @@ def train(config: ExperimentConfig) -> TensorDictModuleBase:
             frames_per_batch=collection.frames_per_batch,
             total_frames=collection.num_iterations * collection.frames_per_batch,
             device=device,
+            auto_register_policy_transforms=False,
         )
         buffer = ReplayBuffer(
             storage=LazyTensorStorage(collection.frames_per_batch, device=device),

@@ -8,13 +8,12 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mappo.config import to_json
 from mappo.runs import Run
 from pipelines.compiling import compile_pipeline
 from pipelines.site import check_site
-from tests.containers import Containers, containers
+from tests.containers import ROOT, Containers, containers
 from tests.pods import stage_pod
 from tests.services import ACCESS_KEY, REGION, SECRET_KEY, use_s3
 
@@ -76,6 +75,22 @@ def test_environment_is_validated_in_the_container(machine):
     assert "none failed" in said
 
 
+def test_a_scenario_of_ones_own_is_added_as_the_guide_says(machine, tmp_path):
+    (tmp_path / "my_tasks").mkdir()
+    (tmp_path / "my_tasks" / "__init__.py").touch()
+    (tmp_path / "my_tasks" / "rescue.py").write_text(
+        "from vmas.scenarios.navigation import Scenario\n\n\nclass Rescue(Scenario):\n    pass\n"
+    )
+    guide = (ROOT / "docs" / "own-scenarios.md").read_text()
+    lines = re.search(r"    FROM .*\n(    .*\n)+", guide)[0]  # type: ignore[index]
+    (tmp_path / "Dockerfile").write_text(re.sub("FROM .*", f"FROM {IMAGE}", lines.replace("    ", "")))
+    machine.call("buildah", "build", "--tag", "localhost/my-tasks:test", tmp_path)
+    said = machine.run(
+        "localhost/my-tasks:test", "validate", "--environment.scenario", "my_tasks.rescue:Rescue", *TINY
+    )
+    assert "none failed" in said
+
+
 def test_training_in_the_container_leaves_checkpoints_in_a_store(machine, bucket):
     store = f"s3://{bucket}/runs"
     machine.run(IMAGE, "train", *TINY, "--run", "first", "--store", store, env=s3_environment())
@@ -106,8 +121,8 @@ def test_a_stage_of_a_compiled_pipeline_runs_as_a_pod(machine, bucket, compiled,
         "store": f"s3://{bucket}/runs" if stage == "train" else None,
     }
     pod = stage_pod(compiled, stage, IMAGE, arguments, root=root, secret=s3_environment())
-    manifest = tmp_path / "pod.yaml"
-    manifest.write_text(yaml.safe_dump(pod))
+    manifest = tmp_path / "pod.json"
+    manifest.write_text(json.dumps(pod))
     machine.call("podman", "play", "kube", manifest)
     try:
         name = f"mappo-{stage}-main"
