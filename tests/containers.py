@@ -122,7 +122,7 @@ def containers() -> Iterator[Containers]:
     """Ready to build and run, or the test is skipped and says which program or which capability is missing."""
     for program in ("buildah", "podman", "runc", "mmdebstrap"):
         if not shutil.which(program):
-            missing(program, "sudo apt install --no-install-recommends buildah podman runc mmdebstrap")
+            missing(program, "sudo apt install --no-install-recommends buildah podman catatonit runc mmdebstrap")
     _require_capabilities()
     directory = Path(tempfile.mkdtemp(prefix="mappo-containers-"))
     made = Containers(directory)

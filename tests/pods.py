@@ -51,7 +51,7 @@ def stage_pod(
                     "name": "main",
                     "image": image,
                     "imagePullPolicy": "Never",
-                    "command": container["command"],
+                    "command": [each.lstrip("\n") for each in container["command"]],  # podman cannot read it else
                     "args": [each.replace("{{$}}", executor_input) for each in container["args"]],
                     "env": [*container.get("env", []), *secrets],
                     "resources": {"requests": resources, "limits": resources},
