@@ -135,7 +135,17 @@ def test_parameters_are_described_and_named_after_their_stage(name):
     own = {"config", "store", "image", "image_pull_secret", "s3_secret"}
     stages = ("validate_", "train_", "evaluate_", *(["compare_"] if name == "seeds" else []))
     if name == "tuning":
-        own |= {"study", "edition", "num_trials", "hours", "workers", "retrain_seeds", "space", "tuning"}
+        own |= {
+            "study",
+            "edition",
+            "session",
+            "num_trials",
+            "hours",
+            "workers",
+            "retrain_seeds",
+            "space",
+            "tuning",
+        }
         own |= {"champions", "gate", "database_secret"}
         stages = ("prepare_", "tune_", "choose_", "train_", "evaluate_", "promote_", "report_")
     else:
