@@ -79,15 +79,21 @@ def restore(state: State, environment: EnvBase) -> dict[str, Any]:
             `capture` makes. The environment is then not to be used.
     """
     environment.rand_step(environment.reset())
-    living = _Capture()
-    for name, root in _roots(environment):
-        living.walk(root, name)
+    living = reachable(environment)
     try:
-        restoring = _Restore(state, living.found, environment.device)
+        restoring = _Restore(state, living, environment.device)
         restoring.fill_objects()
         return {name: restoring.decode(value, name) for name, value in state.structure["others"].items()}
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise SimulationStateError(f"not a captured simulation: {type(error).__name__}: {error}") from error
+
+
+def reachable(environment: EnvBase) -> dict[str, Any]:
+    """Every object and container of a simulation that a walk finds, by the path on which it was first met."""
+    walked = _Capture()
+    for name, root in _roots(environment):
+        walked.walk(root, name)
+    return walked.found
 
 
 def _roots(environment: EnvBase) -> Iterator[tuple[str, Any]]:
@@ -168,7 +174,7 @@ class _Capture:
             return [self._encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
         if type(value) in _GENERATORS:
             return self._encode(_GENERATORS[type(value)][0](value), f"{path}.state")
-        return {name: self._encode(item, f"{path}.{name}") for name, item in sorted(_attributes(value).items())}
+        return {name: self._encode(item, f"{path}.{name}") for name, item in sorted(attributes(value).items())}
 
     def _tensor(self, tensor: Tensor, path: str) -> int:
         if id(tensor) not in self._views:
@@ -291,7 +297,7 @@ class _Restore:
             self._fill_attributes(value, content, path)
 
     def _fill_attributes(self, value: Any, content: dict[str, Any], path: str) -> None:
-        now = _attributes(value)
+        now = attributes(value)
         for name in now.keys() - content.keys():
             object.__delattr__(value, name)
         for name, item in content.items():
@@ -299,7 +305,7 @@ class _Restore:
                 raise SimulationStateError(f"{path}: {name!r} is not the name of an attribute")
             after = self.decode(item, f"{path}.{name}", now.get(name))
             if name not in now or after is not now[name]:
-                _set_attribute(value, name, after)
+                set_attribute(value, name, after)
 
     def _tensor(self, number: int) -> Tensor:
         if number not in self._views:
@@ -327,7 +333,7 @@ def _is_walked(value: Any) -> bool:
     return hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes(value: Any) -> dict[str, Any]:
     slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
     return {
         **{name: getattr(value, name) for name in slots if hasattr(value, name)},
@@ -340,7 +346,7 @@ def _slots(kind: type) -> list[str]:
     return [name for name in ([slots] if isinstance(slots, str) else slots) if not name.startswith("__")]
 
 
-def _set_attribute(value: Any, name: str, item: Any) -> None:
+def set_attribute(value: Any, name: str, item: Any) -> None:
     """Past setters, which VMAS uses to check and to tell observers."""
     if any(name in _slots(kind) for kind in type(value).__mro__):
         object.__setattr__(value, name, item)

@@ -463,3 +463,78 @@ class Crowd(Endless):
 
     def observation(self, agent):
         return agent.state.pos.clone()
+
+
+class HostBranch(Endless):
+    """Python decides what a frame does, by what a tensor holds."""
+
+    def post_step(self):
+        if (self.age > 5).any():
+            self.age += 1
+        self.age += 1
+
+
+class NoisyObservation(Endless):
+    """Noise from the simulator's random state in every observation."""
+
+    def observation(self, agent):
+        return agent.state.pos + torch.rand_like(agent.state.pos)
+
+
+class MaskedWrites(Endless):
+    """Writes what masks select, in all the ways that scenarios do."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        self.marks, self.best = torch.zeros(batch_dim, 2), torch.zeros(batch_dim)
+        return world
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        for tensor in (self.marks, self.best):
+            tensor[slice(None) if env_index is None else env_index] = 0
+
+    def post_step(self):
+        super().post_step()
+        position = self.world.agents[0].state.pos
+        self.marks[position[:, 0] > 0.5] = torch.tensor([1.0, 2.0])
+        self.marks[position > 0.7] -= 0.25
+        self.marks[position[:, 1] > 0.6, 1] = 3.0
+        self.best[~(self.age > 3)] = position[~(self.age > 3), 0] * 2 + self.best[~(self.age > 3)]
+
+    def observation(self, agent):
+        return torch.cat([self.marks, self.best.unsqueeze(-1), agent.state.pos], dim=-1)
+
+
+class CountOfMasked(Endless):
+    """Sums what a mask selects."""
+
+    def reward(self, agent):
+        return agent.state.pos[agent.state.pos[:, 0] > 0].sum().expand(self.world.batch_dim)
+
+
+class SharedClock(Endless):
+    """Environments share one number that every frame changes."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.clock = torch.zeros(())
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def post_step(self):
+        super().post_step()
+        self.clock = self.clock + 1
+
+    def observation(self, agent):
+        return agent.state.pos + self.clock
+
+
+class RareState(Endless):
+    """Python counts frames, and tells after thirty of them."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        frames = iter(range(10**9))
+        self.late = lambda: next(frames) > 30
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def observation(self, agent):
+        return agent.state.pos + float(self.late())
