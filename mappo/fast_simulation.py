@@ -1,0 +1,208 @@
+"""The fast path: VMAS stepped as one compiled function, and reset by the plain environment.
+
+The plain environment makes fresh states, a whole set at once, and finished environments take the next ones of the
+set. A scenario that cannot be captured faithfully is refused with the reason, and what was captured is compared
+with the plain environment before it is used. docs/fast-simulation.md explains how.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from mappo.agreement import check_steps, slots_of_resets
+from mappo.config import EnvironmentConfig, ExperimentConfig
+from mappo.environment import (
+    ACTION,
+    DONE,
+    EPISODE_RETURN,
+    OBSERVATION,
+    STEP_COUNT,
+    TERMINATED,
+    TRUNCATED,
+    Stream,
+    make_environment,
+    private_random_streams,
+    random_states,
+    set_random_states,
+)
+from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
+from mappo.slots import changed, copies, find_slots, signatures
+
+_log = logging.getLogger(__name__)
+_CARRIED = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """States that finished environments start from, and the observations of these; some are taken already."""
+
+    state: State
+    observation: Tensor
+    taken: int
+
+
+class FastSimulation:
+    """Plays with a pure step, and lets a plain environment make fresh states."""
+
+    def __init__(self, environment: EnvBase, step: PureStep, resets: frozenset[str]):
+        self._environment, self._step, self._resets = environment, step, resets
+        with _same_random_states(environment.device):
+            environment.rand_step(environment.reset())
+        self._slots = find_slots(environment)
+        if missing := {*step.names, *step.constants} - self._slots.keys():
+            raise NotFaithful(f"what was found in a trial is not there: {min(missing)}")
+
+    def begin(self) -> tuple[State, Tensor]:
+        """All environments reset, as the plain environment resets them, and their observations."""
+        fresh = self.make_fresh()
+        return {**copies(self._slots, self._step.names), **fresh.state}, fresh.observation
+
+    def step(self, state: State, action: Tensor) -> Frame:
+        """One frame of all environments; no argument is changed."""
+        return self._step(state, action)
+
+    def make_fresh(self) -> Fresh:
+        """One fresh state for each environment, by one reset of all; draws from the simulator's random state."""
+        constants = {path: self._slots[path] for path in self._step.constants}
+        before = signatures(constants)
+        observation = self._environment.reset()[OBSERVATION]
+        assert not changed(before, constants), "resets write into what never varied before"
+        return Fresh(copies(self._slots, self._resets), observation, 0)
+
+    def reset_finished(
+        self, done: Tensor, state: State, observation: Tensor, fresh: Fresh
+    ) -> tuple[State, Tensor, Fresh]:
+        """Environments that are done [envs, 1] take the next fresh states in order, or those of a new set.
+
+        The others, and slots that resets do not write, stay as they are.
+        """
+        finished = done.squeeze(-1)
+        needed = int(finished.sum())
+        if not needed:
+            return state, observation, fresh
+        if needed > len(finished) - fresh.taken:
+            fresh = self.make_fresh()
+        source = (finished.cumsum(0) - 1 + fresh.taken).clamp_min(0)
+        after = {name: _where(finished, fresh.state[name][source], state[name]) for name in self._resets}
+        shown = _where(finished, fresh.observation[source], observation)
+        return {**state, **after}, shown, Fresh(fresh.state, fresh.observation, fresh.taken + needed)
+
+
+def make_fast_simulation(
+    config: EnvironmentConfig, environment: EnvBase, is_compiled: bool = True
+) -> FastSimulation:
+    """The fast path of a plain environment that `config` made, checked against another one like it.
+
+    Whether there is one depends on the configuration and the versions of libraries alone. Neither the environment
+    nor any random numbers of the caller are touched.
+
+    Raises:
+        NotFaithful: the scenario must run plainly, and why.
+    """
+    device, (num_envs,) = environment.device, environment.batch_size
+    with private_random_streams(0, Stream.VALIDATION, device):
+        rehearsal = make_environment(config, num_envs, 0, Stream.VALIDATION, device)
+        step = capture_step(rehearsal)
+        resets = slots_of_resets(rehearsal, step)
+        check_steps(rehearsal, step)
+        if is_compiled:
+            slots = find_slots(rehearsal)
+            step = step.compiled(copies(slots, step.names), rehearsal.rand_action()[ACTION])
+            check_steps(rehearsal, step)
+    return FastSimulation(environment, step, resets)
+
+
+class FastEnvironment:
+    """The fast path as batches are collected from it: two methods of a TorchRL environment.
+
+    Step counts, the time limit and sums of rewards are those of the transforms that the plain environment has.
+    """
+
+    def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
+        self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
+
+    def reset(self) -> TensorDictBase:
+        """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
+        state, observation = self._simulation.begin()
+        started = self._environment.fake_tensordict().select(*_CARRIED).zero_()
+        fresh = self._simulation.make_fresh()
+        return _carried(started.set(OBSERVATION, observation), state, fresh)
+
+    def step_and_maybe_reset(self, carried: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """The frame [envs] that the actions of `carried` make, and what is carried on, finished episodes reset."""
+        simulation = carried["simulation"]
+        state, observation, reward, terminated = self._simulation.step(
+            dict(simulation["state"].items()), carried[ACTION]
+        )
+        step_count = carried[STEP_COUNT] + 1
+        truncated = step_count >= self._max_frames
+        done = terminated | truncated
+        following = carried.select(*_CARRIED)
+        following.update(
+            {
+                "agents": {
+                    "observation": observation,
+                    "reward": reward,
+                    "episode_return": carried[EPISODE_RETURN] + reward,
+                },
+                **{STEP_COUNT: step_count, TERMINATED: terminated, TRUNCATED: truncated, DONE: done},
+            }
+        )
+        frame = carried.exclude("simulation").set("next", following)
+        fresh = Fresh(
+            dict(simulation["fresh"].items()), simulation["fresh_observation"], int(simulation["is_taken"].sum())
+        )
+        state, observation, fresh = self._simulation.reset_finished(done, state, observation, fresh)
+        following = following.select(*_CARRIED)
+        if done.any():
+            following = following.apply(lambda value: _where(done.squeeze(-1), torch.zeros_like(value), value))
+        return frame, _carried(following.set(OBSERVATION, observation), state, fresh)
+
+
+def _carried(shown: TensorDictBase, state: State, fresh: Fresh) -> TensorDictBase:
+    rows = torch.arange(len(fresh.observation), device=fresh.observation.device)
+    simulation = {
+        "state": state,
+        "fresh": fresh.state,
+        "fresh_observation": fresh.observation,
+        "is_taken": rows < fresh.taken,
+    }
+    return shown.set("simulation", TensorDict(simulation, shown.batch_size))
+
+
+def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> EnvBase | FastEnvironment:
+    """What `collection.simulation` asks for, or the plain environment where that cannot be; the log says which.
+
+    The choice depends on the configuration and the versions of libraries alone. A checkpoint of the one does not
+    restore the other.
+    """
+    if config.collection.simulation == "plain":
+        return environment
+    started = time.perf_counter()
+    try:
+        simulation = make_fast_simulation(config.environment, environment)
+    except NotFaithful as reason:
+        _log.warning("the simulation is plain: %s cannot be compiled: %s", config.environment.scenario, reason)
+        return environment
+    _log.warning("the simulation is fast: compiled and checked in %.0f s", time.perf_counter() - started)
+    return FastEnvironment(simulation, environment, config.environment.max_episode_frames)
+
+
+@contextmanager
+def _same_random_states(device: torch.device) -> Iterator[None]:
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
+
+
+def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
+    return torch.where(rows.reshape(-1, *[1] * (others.ndim - 1)), chosen, others)
