@@ -1,0 +1,149 @@
+"""How fast the simulator steps: plain VMAS, VMAS through TorchRL as training uses it, and the fast path.
+
+    python -m benchmarks.simulator                                       eight scenarios, 10 to 4096 environments
+    python -m benchmarks.simulator navigation wheel --envs 60,4096       these
+
+The three ways step in turns, a block of frames each, with the same random actions, so that they share whatever
+else the machine does. Times are medians over the blocks, in ms a frame of all environments. Plain VMAS and the
+fast path do not reset finished environments here; TorchRL does, and so does the fast path in the column
+`resetting`. Before anything is timed, the fast path is checked against plain VMAS; a refused scenario is listed
+with the reason. `check s` is the time of capture and checks without compilation, `compile s` what compiling adds.
+The compiler keeps its results on disk: run it twice for the time with that cache warm, or with
+`TORCHINDUCTOR_CACHE_DIR` at an empty directory for a cold one.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from mappo.config import EnvironmentConfig
+from mappo.environment import ACTION, DONE, Stream, make_environment, private_random_streams
+from mappo.fast_simulation import FastSimulation, make_fast_simulation
+from mappo.pure_step import NotFaithful
+
+_CPU = torch.device("cpu")
+_SCENARIOS = (
+    *("navigation", "balance", "transport", "wheel"),
+    *("flocking", "reverse_transport", "dropout", "dispersion", "give_way", "swarm"),
+)
+_BLOCK_SECONDS = 0.1  # of the slowest way
+
+
+def main() -> None:
+    """Print one line for each scenario and number of environments as it ends, then the medians."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("scenarios", nargs="*", default=_SCENARIOS, metavar="SCENARIO")
+    parser.add_argument("--envs", default="10,60,600,4096", metavar="N,N,...", help="default: 10,60,600,4096")
+    parser.add_argument("--turns", type=int, default=15, metavar="N", help="blocks of each way (default: 15)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default: 1)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{'scenario':<18} {'envs':>5} {'VMAS':>8} {'TorchRL':>8} {'fast':>8} {'resetting':>9} {'x VMAS':>7} "
+        f"{'x TorchRL':>9} {'check s':>8} {'compile s':>9}",
+        flush=True,
+    )
+    for num_envs in map(int, arguments.envs.split(",")):
+        ratios = [ratio for name in arguments.scenarios if (ratio := _measure(name, num_envs, arguments.turns))]
+        if ratios:
+            print(f"{'median':<18} {num_envs:>5} {statistics.median(ratios):>44.1f}", flush=True)
+
+
+def _measure(scenario: str, num_envs: int, turns: int) -> float | None:
+    """Print a line; how many times faster than plain VMAS the fast path is."""
+    config = EnvironmentConfig(scenario=scenario)
+    with private_random_streams(0, Stream.TRAINING, _CPU):
+        environment = make_environment(config, num_envs, 0, Stream.TRAINING, _CPU)
+        wrapped = make_environment(config, num_envs, 0, Stream.TRAINING, _CPU)
+        started = time.perf_counter()
+        try:
+            make_fast_simulation(config, environment, is_compiled=False)
+            checked = time.perf_counter()
+            simulation = make_fast_simulation(config, environment)
+        except NotFaithful as reason:
+            print(f"{scenario:<18} {num_envs:>5} refused: {reason}", flush=True)
+            return None
+        compiled = time.perf_counter()
+        actions = [environment.rand_action()[ACTION] for _ in range(20)]
+        medians = _interleaved([*_ways(environment, wrapped, simulation, actions)], turns)
+    vmas, torchrl, fast, resetting = (1000 * seconds for seconds in medians)
+    check, compile_ = checked - started, compiled - checked - (checked - started)
+    print(
+        f"{scenario:<18} {num_envs:>5} {vmas:>8.3f} {torchrl:>8.3f} {fast:>8.3f} {resetting:>9.3f} "
+        f"{vmas / fast:>7.1f} {torchrl / resetting:>9.1f} {check:>8.1f} {compile_:>9.1f}",
+        flush=True,
+    )
+    return vmas / fast
+
+
+def _ways(
+    environment: EnvBase, wrapped: EnvBase, simulation: FastSimulation, actions: list[Tensor]
+) -> list[Callable[[], object]]:
+    """Functions that play one frame each: plain VMAS, TorchRL, the fast path without resets and with them."""
+    state, observation = simulation.begin()
+    fresh = simulation.make_fresh()
+    carried = wrapped.reset()
+    free, age = state, torch.zeros_like(carried[DONE], dtype=torch.int64)
+    turn = iter(range(10**9))
+    vmas = _plain(environment)
+
+    def plain() -> None:
+        vmas(actions[next(turn) % len(actions)])
+
+    def torchrl() -> None:
+        nonlocal carried
+        carried = wrapped.step_and_maybe_reset(carried.set(ACTION, actions[next(turn) % len(actions)]))[1]
+
+    def fast() -> None:
+        nonlocal free
+        free = simulation.step(free, actions[next(turn) % len(actions)])[0]
+
+    def resetting() -> None:
+        nonlocal state, observation, fresh, age
+        state, observation, _, terminated = simulation.step(state, actions[next(turn) % len(actions)])
+        age = age + 1
+        done = terminated | (age >= 100)
+        age = torch.where(done, 0, age)
+        state, observation, fresh = simulation.reset_finished(done, state, observation, fresh)
+
+    return [plain, torchrl, fast, resetting]
+
+
+def _plain(environment: EnvBase) -> Callable[[Tensor], object]:
+    """VMAS without TorchRL, at the configuration that TorchRL gave it."""
+    simulator = environment.base_env._env
+
+    def step(action: Tensor) -> object:
+        return simulator.step(list(action.unbind(1)))
+
+    return step
+
+
+def _interleaved(ways: list[Callable[[], object]], turns: int) -> list[float]:
+    """Median seconds a call."""
+    with torch.no_grad():
+        for way in ways:
+            way()
+        frames = max(3, int(_BLOCK_SECONDS / max(_seconds(way, 2) for way in ways)))
+        blocks = [[_seconds(way, frames) for way in ways] for _ in range(turns)]
+    return [statistics.median(block[index] for block in blocks) for index in range(len(ways))]
+
+
+def _seconds(way: Callable[[], object], calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        way()
+    return (time.perf_counter() - started) / calls
+
+
+if __name__ == "__main__":
+    main()
