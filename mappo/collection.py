@@ -8,6 +8,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import ConfigError, ExperimentConfig
 from mappo.environment import OBSERVATION, Stream, make_environment
+from mappo.fast_simulation import FastEnvironment
 from mappo.resources import free_memory_bytes, gibibytes
 
 
@@ -34,7 +35,10 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
 
 
 def collect(
-    environment: EnvBase, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
+    environment: EnvBase | FastEnvironment,
+    policy: TensorDictModuleBase,
+    rollout_frames: int,
+    carried: TensorDictBase,
 ) -> tuple[TensorDictBase, TensorDictBase]:
     """Play one batch [envs, rollout_frames] on from where `carried` [envs] stands, and return what the next needs.
 

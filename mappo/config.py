@@ -153,6 +153,13 @@ class CollectionConfig:
         int,
         Field(ge=1, le=10**12, description="frames to train for; training stops after the batch that reaches it"),
     ] = 84_000
+    simulation: Annotated[
+        Literal["plain", "fast"],
+        Field(
+            description="how training's environments are simulated: by VMAS step by step (plain), or by its step "
+            "compiled (fast); where a scenario cannot be compiled faithfully, training says why and is plain"
+        ),
+    ] = "plain"
 
     @property
     def frames_per_batch(self) -> int:

@@ -101,7 +101,7 @@ def _iterate(
     while training.progress.iteration < config.collection.num_iterations:
         began = time.perf_counter()
         batch, training.carried = collect(
-            training.environment, training.networks.policy, config.collection.rollout_frames, training.carried
+            training.simulation, training.networks.policy, config.collection.rollout_frames, training.carried
         )
         collected = time.perf_counter()
         losses = training.learner.update(batch)

@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from mappo.checkpoint import Checkpoint, CheckpointError, Platform, restore_networks
 from mappo.config import ConfigError, ExperimentConfig, config_hash, differences
 from mappo.environment import Stream, make_environment, random_states, resolve_device, set_random_states
+from mappo.fast_simulation import FastEnvironment, choose_simulation
 from mappo.history import Progress
 from mappo.learner import Learner
 from mappo.networks import Networks, make_networks
@@ -48,6 +49,7 @@ class TrainingState:
     """All that changes from iteration to iteration."""
 
     environment: EnvBase
+    simulation: EnvBase | FastEnvironment  # what batches are collected from: the environment, or its fast path
     learner: Learner
     carried: TensorDictBase
     progress: Progress
@@ -96,7 +98,8 @@ def begin(config: ExperimentConfig, first: Progress, start: Start | None, device
         restore_networks(start.checkpoint, networks)
         if start.kind == "extend":
             _restore_optimiser(start.checkpoint, learner)
-    return TrainingState(environment, learner, environment.reset(), first, str(start) if start else "")
+    simulation = choose_simulation(config, environment)
+    return TrainingState(environment, simulation, learner, simulation.reset(), first, str(start) if start else "")
 
 
 def resume(
@@ -231,7 +234,7 @@ def _restore_carried(tensors: dict[str, Any], carried: TensorDictBase) -> None:
                 f"{name}, carried between batches, is {list(found.shape)} {found.dtype}, not "
                 f"{list(value.shape)} {value.dtype}"
             )
-        if not found.isfinite().all():
+        if not name.startswith("simulation/") and not found.isfinite().all():
             raise CheckpointError(f"{name}, carried between batches, is not finite")
         value.copy_(found)
 

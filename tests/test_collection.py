@@ -3,7 +3,17 @@ import torch
 
 from mappo.collection import NonFiniteObservation, collect
 from mappo.config import EnvironmentConfig, NetworksConfig
-from mappo.environment import DONE, OBSERVATION, STEP_COUNT, Stream, make_environment
+from mappo.environment import (
+    DONE,
+    EPISODE_RETURN,
+    OBSERVATION,
+    REWARD,
+    STEP_COUNT,
+    Stream,
+    make_environment,
+    private_random_streams,
+)
+from mappo.fast_simulation import FastEnvironment, make_fast_simulation
 from mappo.networks import make_networks
 from tests.conftest import CPU
 
@@ -58,3 +68,31 @@ def test_what_is_carried_is_what_a_reset_gives_and_no_more():
     assert set(carried.keys(True, True)) == names
     assert torch.equal(carried[OBSERVATION], batch["next", OBSERVATION][:, -1])
     assert (carried[STEP_COUNT] == 4).all()
+
+
+def collected_by(fast, seed=0):
+    """Two batches of 4 environments, and what is carried after them."""
+    with private_random_streams(seed, Stream.TRAINING, CPU):
+        config = EnvironmentConfig(scenario="tests.scenarios:PushRight", max_episode_frames=7)
+        environment = make_environment(config, 4, seed, Stream.TRAINING, CPU)
+        policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
+        if fast:
+            simulation = make_fast_simulation(config, environment, is_compiled=False)
+            environment = FastEnvironment(simulation, environment, config.max_episode_frames)
+        first, carried = collect(environment, policy, 5, environment.reset())
+        second, carried = collect(environment, policy, 5, carried)
+    return torch.cat([first, second], dim=1), carried
+
+
+def test_fast_simulation_collects_what_the_plain_environment_does():
+    """Bit by bit up to the first reset, as both draw the same numbers until then."""
+    plain, _ = collected_by(fast=False)
+    fast, _ = collected_by(fast=True)
+    assert set(fast.keys(True, True)) == set(plain.keys(True, True))
+    for key in plain.keys(True, True):
+        assert (fast[key].shape, fast[key].dtype) == (plain[key].shape, plain[key].dtype), key
+        assert torch.equal(fast[key][:, :7], plain[key][:, :7]), key
+    for key in (STEP_COUNT, ("next", STEP_COUNT), DONE, ("next", DONE)):
+        assert torch.equal(fast[key], plain[key]), key
+    rewards = fast["next", *REWARD][:, 7:].cumsum(1)
+    assert torch.allclose(fast["next", *EPISODE_RETURN][:, 7:], rewards)

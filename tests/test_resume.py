@@ -212,3 +212,24 @@ def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
     assert_same_training(last(tmp_path / "whole"), last(tmp_path / "killed"))
     print(f"{name}: {hits} of 12 kills hit training")
     assert hits >= 10
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # torch's compiler itself
+def test_resumed_run_equals_uninterrupted_run_when_the_simulation_is_fast(tmp_path, caplog):
+    """With environments that end at different times, so that sets of fresh states are left half taken."""
+    caplog.set_level(logging.INFO, "mappo")
+    environment = {"scenario": "dropout", "scenario_kwargs": {}}
+    config = small(recipe("navigation"), environment=environment, collection={"simulation": "fast"})
+    assert_resumes_exactly(config, tmp_path)
+    assert "the simulation is fast: compiled and checked in" in caplog.text
+
+
+def test_run_that_cannot_be_fast_is_plain_and_says_why(tmp_path, caplog):
+    environment = {"scenario": "tests.scenarios:HostBranch", "scenario_kwargs": {}}
+    plain = small(recipe("navigation"), environment=environment)
+    trained = run_training(plain, tmp_path / "plain")
+    fast = run_training(override(plain, {"collection": {"simulation": "fast"}}), tmp_path / "fast")
+    assert (
+        "the simulation is plain: tests.scenarios:HostBranch cannot be compiled: Python depends on" in caplog.text
+    )
+    assert all(torch.equal(value, fast.tensors[name]) for name, value in trained.tensors.items())
