@@ -100,7 +100,7 @@ def _varying_slots(environment: EnvBase, slots: Slots, carried: TensorDictBase) 
         if replaced := replaced_owners(environment, slots):
             raise NotFaithful(f"it replaces objects, and not only tensors: {min(replaced)}")
         after = other_content(environment)
-        for path in content.keys() | after.keys():
+        for path in sorted(content.keys() | after.keys()):
             if content.get(path, "nothing") != after.get(path, "nothing"):
                 raise NotFaithful(f"it keeps state outside of tensors: {path}")
     return varying

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -16,6 +20,7 @@ from mappo.fast_simulation import make_fast_simulation
 from mappo.pure_step import NotFaithful, PureStep, capture_step
 from mappo.slots import copies, find_slots, same_bits
 from tests.conftest import CPU
+from tests.test_main import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # torch's compiler itself
 
@@ -244,3 +249,15 @@ def test_arguments_of_a_step_are_not_changed():
         before = {path: value.clone() for path, value in state.items()}
         simulation.step(state, environment.rand_action()[ACTION])
     assert all(same_bits(state[path], value) for path, value in before.items())
+
+
+def test_without_a_compiler_training_says_what_is_missing(tmp_path):
+    environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "mappo", "train", "--environment.scenario=dropout", *TINY]
+    command += ["--collection.simulation=fast", "--run=first", f"--store={tmp_path}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "collection.simulation = fast" in said
+    assert "sudo apt install g++ python3-dev" in said
+    assert "Traceback" not in said
