@@ -1,5 +1,6 @@
 """Run a pipeline on this machine, without a cluster or containers: each stage is a Python process."""
 
+import builtins
 import os
 import re
 import sys
@@ -36,6 +37,7 @@ def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], dire
     log = directory / "pipeline.log"
     with log.open("w") as file:
         filtered = _StageLines(file, sys.stdout)
+        own_print = builtins.print
         try:
             with redirect_stdout(filtered), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "You may be attemping", RuntimeWarning)  # images are not used
@@ -47,6 +49,8 @@ def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], dire
             stage = failed["stage"]
             reason = filtered.reasons(stage) or f"it ended without a reason; last lines:\n{filtered.tail()}"
             raise PipelineFailed(f"stage {stage} failed: {reason}\nwhole log: {log}") from None
+        finally:
+            builtins.print = own_print  # Kubeflow's runner indents it, and loops leave it so
     return {name: Path(artifact.path) for name, artifact in sorted(outputs.items())}
 
 
