@@ -32,7 +32,8 @@ def stage_pod(
         if each["secretKey"] in secret
     ]
     memory = [
-        {"name": each["volumeName"], "emptyDir": {"medium": "Memory"}} for each in placed.get("emptyDirMounts", [])
+        {"name": each["volumeName"], "emptyDir": {}}  # of memory, podman's would belong to root
+        for each in placed.get("emptyDirMounts", [])
     ]
     mounted = [
         {"name": each["volumeName"], "mountPath": each["mountPath"]} for each in placed.get("emptyDirMounts", [])

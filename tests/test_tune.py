@@ -257,7 +257,7 @@ def test_a_study_survives_kills_of_workers_and_database_at_random(server, tmp_pa
     database = Database(url)
     tuning = replace(TUNING, max_losses=1000)
     plan = replace(LONG, tuning=tuning)
-    study = Study.prepare(database, "s", plan, 16, store=str(tmp_path))
+    study = Study.prepare(database, "s", plan, 10, store=str(tmp_path))
     kills = {"worker": 0, "database": 0}
     processes: list[subprocess.Popen] = []
     command = [sys.executable, "-m", "mappo", "study", "work", "s"]
@@ -284,7 +284,7 @@ def test_a_study_survives_kills_of_workers_and_database_at_random(server, tmp_pa
         process.kill()
         process.wait()
     calm = Database(f"sqlite:///{tmp_path}/calm.db")
-    reference = Study.prepare(calm, "s", plan, 16, store=str(tmp_path / "calm"))
+    reference = Study.prepare(calm, "s", plan, 10, store=str(tmp_path / "calm"))
     work(reference, "w", here(tmp_path / "calm", []))
     assert summary(study) == summary(reference)
     print(kills, [len(trial.attempts) for trial in study.trials()])
