@@ -15,7 +15,8 @@ def stage_pod(
 ) -> dict[str, Any]:
     """A pod for one stage of a compiled pipeline, run with these arguments, its artifacts below a root.
 
-    Under the restricted Pod Security Standard, with a root file system that cannot be written.
+    Under the restricted Pod Security Standard, with a root file system that cannot be written. Its /dev/shm is podman's
+    own: a volume there would belong to root.
     """
     spec, platform = yaml.safe_load_all(compiled.read_text())
     container = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
@@ -30,13 +31,6 @@ def stage_pod(
         for source in placed["secretAsEnv"]
         for each in source["keyToEnv"]
         if each["secretKey"] in secret
-    ]
-    memory = [
-        {"name": each["volumeName"], "emptyDir": {}}  # of memory, podman's would belong to root
-        for each in placed.get("emptyDirMounts", [])
-    ]
-    mounted = [
-        {"name": each["volumeName"], "mountPath": each["mountPath"]} for each in placed.get("emptyDirMounts", [])
     ]
     return {
         "apiVersion": "v1",
@@ -61,13 +55,10 @@ def stage_pod(
                         "allowPrivilegeEscalation": False,
                         "capabilities": {"drop": ["ALL"]},
                     },
-                    "volumeMounts": [
-                        *({"name": path.strip("/"), "mountPath": path} for path in WRITABLE),
-                        *mounted,
-                    ],
+                    "volumeMounts": [{"name": path.strip("/"), "mountPath": path} for path in WRITABLE],
                 }
             ],
-            "volumes": [*({"name": path.strip("/"), "emptyDir": {}} for path in WRITABLE), *memory],
+            "volumes": [{"name": path.strip("/"), "emptyDir": {}} for path in WRITABLE],
         },
     }
 
