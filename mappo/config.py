@@ -138,6 +138,13 @@ class LearnerConfig:
             "the whole batch, or each agent's share of the batch"
         ),
     ] = "minibatch"
+    update: Annotated[
+        Literal["plain", "fast"],
+        Field(
+            description="how the gradients of a minibatch are computed: operation by operation (plain), or compiled "
+            "(fast), which differs by rounding and pays in longer runs"
+        ),
+    ] = "plain"
 
 
 @dataclass(frozen=True, config=_STRICT)

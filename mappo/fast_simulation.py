@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.agreement import check_steps, slots_of_resets
-from mappo.config import ConfigError, EnvironmentConfig, ExperimentConfig
+from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment import (
     ACTION,
     DONE,
@@ -188,19 +188,12 @@ def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> EnvBase
     """
     if config.collection.simulation == "plain":
         return environment
-    from torch._inductor.exc import InductorError  # of the compiler, which plain training need not import
-
     started = time.perf_counter()
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:
         _log.warning("the simulation is plain: %s cannot be compiled: %s", config.environment.scenario, reason)
         return environment
-    except InductorError as error:
-        raise ConfigError(
-            f"collection.simulation = fast: {str(error).partition(chr(10))[0]}; it needs a C++ compiler and "
-            "Python's headers (sudo apt install g++ python3-dev), or collection.simulation = plain"
-        ) from error
     _log.warning("the simulation is fast: compiled and checked in %.0f s", time.perf_counter() - started)
     return FastEnvironment(simulation, environment, config.environment.max_episode_frames)
 

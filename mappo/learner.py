@@ -14,13 +14,16 @@ from torchrl.objectives.value import MultiAgentGAE
 
 from mappo.config import LearnerConfig
 from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
+from mappo.gradients import Gradients
 from mappo.networks import VALUE, Networks
 
 LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
 VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
 
+_LEARNED_FROM = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
 _LOSS_TERMS = {"loss_policy": "loss_objective", "loss_critic": "loss_critic", "loss_entropy": "loss_entropy"}
+_MEASURED = {"kl": "kl_approx", "clip_fraction": "clip_fraction"}
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -76,10 +79,17 @@ class Learner:
             "critic": list(networks.critic.parameters()),
         }
         self.optimiser = torch.optim.Adam(
-            [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate
+            [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate, fused=True
         )
         self._gae = _make_gae(config, networks)
         self._loss = _make_loss(config, networks)
+        self._gradients = Gradients(
+            networks.modules(),
+            self._loss,
+            in_keys=_LEARNED_FROM,
+            out_keys=[key for key in (*_LOSS_TERMS.values(), *_MEASURED.values()) if key in self._loss.out_keys],
+            is_compiled=config.update == "fast",
+        )
         self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
 
     def update(self, batch: TensorDictBase) -> Losses:
@@ -169,7 +179,7 @@ class Learner:
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
-        return batch.select(OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE).reshape(-1)
+        return batch.select(*_LEARNED_FROM).reshape(-1)
 
     def _standardise_values(self, batch: TensorDictBase) -> None:
         """Where the critic predicts standardised values: what it did predict, and targets to learn."""
@@ -196,20 +206,17 @@ class Learner:
         if self.config.advantage_normalisation == "minibatch":
             minibatch[ADVANTAGE] = standardise(minibatch[ADVANTAGE])
         assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
-        output = self._loss(minibatch)
-        terms = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
-        _require_finite(terms)
-        self.optimiser.zero_grad()
-        sum(terms.values()).backward()
+        output = self._gradients(minibatch)
+        losses = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
+        _require_finite(losses)
         norms = {
             f"gradient_norm_{name}": nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
             for name, parameters in self._parameters.items()
         }
         _require_finite(norms)
         self.optimiser.step()
-        terms.setdefault("loss_entropy", torch.zeros(()))
-        measured = {"kl": output["kl_approx"], "clip_fraction": output["clip_fraction"]}
-        return {name: value.detach() for name, value in {**terms, **norms, **measured}.items()}
+        losses.setdefault("loss_entropy", torch.zeros(()))
+        return {**losses, **norms, **{name: output[key] for name, key in _MEASURED.items()}}
 
 
 def standardise(values: Tensor, each_agent: bool = False) -> Tensor:

@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
+from mappo.compiling import compile_graph
 from mappo.environment import ACTION
 from mappo.simulation import SimulationStateError
 from mappo.slots import (
@@ -63,9 +64,7 @@ class PureStep:
 
     def compiled(self, state: State, action: Tensor) -> "PureStep":
         """The same, through the compiler, whose results are kept on disk for later processes."""
-        inputs: list[Any] = [*(state[name] for name in self.names), action]
-        with torch.no_grad():
-            run = torch._inductor.standalone_compile(self.graph, inputs, dynamic_shapes="from_example_inputs")
+        run = compile_graph(self.graph, [*(state[name] for name in self.names), action])
         return PureStep(self.names, self.constants, self.graph, run, is_compiled=True)
 
 

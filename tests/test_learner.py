@@ -269,8 +269,8 @@ def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
     plain = prepare(raw, batch.clone())[ADVANTAGE]
     prepared = prepare(learner, batch.clone())[ADVANTAGE]
     seen = []
-    loss = learner._loss
-    learner._loss = lambda minibatch: (seen.append(minibatch[ADVANTAGE].clone()), loss(minibatch))[1]
+    gradients = learner._gradients
+    learner._gradients = lambda minibatch: (seen.append(minibatch[ADVANTAGE].clone()), gradients(minibatch))[1]
     learner.update(batch.clone())
     over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
     for values in over:

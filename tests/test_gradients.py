@@ -1,0 +1,60 @@
+"""Recorded gradients against those of TorchRL's loss, called directly and differentiated by autograd."""
+
+import pytest
+import torch
+
+from mappo.config import override
+from mappo.learner import standardise
+from tests.test_learner import ADVANTAGE, make, prepare
+
+CASES = {
+    "continuous": {},
+    "entropy bonus": {"learner": {"entropy_coefficient": 0.1}},
+    "clipped values": {"learner": {"value_clip_epsilon": 0.01, "value_loss": "smooth_l1"}},
+    "normalised": {"networks": {"normalise_observations": True, "normalise_values": True}},
+    "one policy an agent": {"networks": {"share_policy": False, "activation": "relu"}},
+    "discrete": {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
+    "multi-discrete": {"environment": {"actions": "multi-discrete"}, "learner": {"entropy_coefficient": 0.1}},
+}
+MEASURED = ("kl_approx", "clip_fraction")
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_recorded_gradients_are_those_of_autograd_bit_by_bit(tiny, changes):
+    learner, minibatches = after_an_update(override(tiny, changes))
+    for minibatch in minibatches:
+        for recorded, direct in zip(*both(learner, minibatch), strict=True):
+            assert torch.equal(recorded, direct)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_compiled_gradients_agree_with_those_of_autograd(tiny, changes):
+    learner, minibatches = after_an_update(override(tiny, changes, {"learner": {"update": "fast"}}))
+    for minibatch in minibatches:
+        for compiled, direct in zip(*both(learner, minibatch), strict=True):
+            torch.testing.assert_close(compiled, direct, rtol=1e-4, atol=1e-6)
+
+
+def after_an_update(config):
+    """A learner whose networks have left the collecting policy, and minibatches of two sizes."""
+    _, _, learner, batch = make(config)
+    learner.update(batch)
+    frames = prepare(learner, batch)
+    frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
+    return learner, [frames[:50], frames[50:100], frames[100:]]
+
+
+def both(learner, minibatch):
+    """Terms and gradients, recorded and computed directly from the same random state."""
+    parameters = list(learner.networks.modules().parameters())
+    state = torch.get_rng_state()
+    terms = learner._gradients(minibatch)
+    recorded = [*terms.values(), *(parameter.grad for parameter in parameters)]
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    output = learner._loss(minibatch)
+    total = sum(value for name, value in output.items() if name.startswith("loss_"))
+    direct = [*(output[name].detach() for name in terms), *torch.autograd.grad(total, parameters)]
+    assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
+    return recorded, direct
