@@ -29,7 +29,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any
         try:
             with torch.no_grad(), _inductor.config.patch(fallback_random=True):
                 run: Callable[..., Any] = _inductor.standalone_compile(
-                    graph, inputs, dynamic_shapes="from_example_inputs"
+                    graph, [*inputs], dynamic_shapes="from_example_inputs"
                 )
         except InductorError as error:
             raise ConfigError(

@@ -141,8 +141,8 @@ class LearnerConfig:
     update: Annotated[
         Literal["plain", "fast"],
         Field(
-            description="how the gradients of a minibatch are computed: operation by operation (plain), or compiled "
-            "(fast), which differs by rounding and pays in longer runs"
+            description="how the gradients of a minibatch are computed: operation by operation (plain), or "
+            "compiled (fast), which differs by rounding and pays in longer runs"
         ),
     ] = "plain"
 

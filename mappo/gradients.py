@@ -89,8 +89,8 @@ class _WithLoss(nn.Module):
 class _FirstValues(TorchFunctionMode):
     """Python that asks for a value while it is recorded is told that of the first minibatch.
 
-    TorchRL asks only whether parameters of distributions and entropies are valid; if a later one is not, the loss is
-    not finite.
+    TorchRL asks only whether parameters of distributions and entropies are valid; if a later one is not, the loss
+    is not finite.
     """
 
     def __torch_function__(

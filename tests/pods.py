@@ -15,8 +15,8 @@ def stage_pod(
 ) -> dict[str, Any]:
     """A pod for one stage of a compiled pipeline, run with these arguments, its artifacts below a root.
 
-    Under the restricted Pod Security Standard, with a root file system that cannot be written. Its /dev/shm is podman's
-    own: a volume there would belong to root.
+    Under the restricted Pod Security Standard, with a root file system that cannot be written. Its /dev/shm is
+    podman's own: a volume there would belong to root.
     """
     spec, platform = yaml.safe_load_all(compiled.read_text())
     container = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]

@@ -1,0 +1,71 @@
+"""BenchMARL's MAPPO on navigation, at a configuration of ours.
+
+    .venv-benchmarl/bin/python -m benchmarks.benchmarl_loop SETTINGS DIRECTORY
+
+It runs in BenchMARL's own environment, so nothing of mappo is imported. SETTINGS is a configuration as JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from benchmarl.algorithms import MappoConfig
+from benchmarl.environments import VmasTask
+from benchmarl.experiment import Callback, Experiment, ExperimentConfig
+from benchmarl.models.mlp import MlpConfig
+
+from benchmarks.progress import Progress
+
+
+class _Reporting(Callback):
+    """Tells what an iteration took, and the policy after it."""
+
+    def __init__(self, progress):
+        super().__init__()
+        self._progress, self._began = progress, time.perf_counter()
+
+    def on_batch_collected(self, batch):
+        self._collected = time.perf_counter()
+
+    def on_train_end(self, training_td, group):
+        self._progress.iteration(
+            self.experiment.total_frames,
+            self._collected - self._began,
+            time.perf_counter() - self._collected,
+            dict(self.experiment.group_policies[group].named_parameters()),
+        )
+        self._began = time.perf_counter()
+
+
+def main():
+    """Train, telling of every iteration."""
+    settings, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
+    learner, collection = settings["learner"], settings["collection"]
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    progress = Progress(directory)
+    algorithm, config = MappoConfig.get_from_yaml(), ExperimentConfig.get_from_yaml()
+    algorithm.clip_epsilon, algorithm.lmbda = learner["clip_epsilon"], learner["gae_lambda"]
+    config.gamma, config.lr = learner["discount"], learner["learning_rate"]
+    config.on_policy_collected_frames_per_batch = collection["num_envs"] * collection["rollout_frames"]
+    config.on_policy_n_envs_per_worker = collection["num_envs"]
+    config.on_policy_n_minibatch_iters = learner["epochs"]
+    config.on_policy_minibatch_size = learner["minibatch_frames"]
+    config.max_n_frames = collection["total_frames"]
+    config.loggers, config.create_json, config.evaluation, config.render = [], False, False, False
+    config.save_folder = str(directory)
+    Experiment(
+        task=VmasTask.NAVIGATION.get_from_yaml(),
+        algorithm_config=algorithm,
+        model_config=MlpConfig.get_from_yaml(),
+        critic_model_config=MlpConfig.get_from_yaml(),
+        seed=settings["seed"],
+        config=config,
+        callbacks=[_Reporting(progress)],
+    ).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""This project's trainer, told to train and heard as the other contenders are.
+
+    python -m benchmarks.mappo_loop SETTINGS DIRECTORY
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from benchmarks.progress import Progress
+from mappo.config import from_json
+from mappo.history import HistoryFile, IterationReport
+from mappo.resources import use_threads
+from mappo.runs import Run
+from mappo.train import train
+
+
+def main() -> None:
+    """Train, telling of every iteration."""
+    config, directory = from_json(sys.argv[1]), Path(sys.argv[2])
+    use_threads(config.threads)
+    progress = Progress(directory)
+
+    def tell(report: IterationReport) -> None:
+        value = report.evaluation_return_mean
+        evaluation = None if math.isnan(value) else (value, report.evaluate_seconds)
+        progress.iteration(
+            report.progress.frames, report.collect_seconds, report.learn_seconds, evaluation=evaluation
+        )
+
+    train(config, Run.at(directory / "run"), HistoryFile(directory / "history.csv"), tell)
+
+
+if __name__ == "__main__":
+    main()
