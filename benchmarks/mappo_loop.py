@@ -7,10 +7,11 @@ import math
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks.progress import Progress
 from mappo.config import from_json
 from mappo.history import HistoryFile, IterationReport
-from mappo.resources import use_threads
 from mappo.runs import Run
 from mappo.train import train
 
@@ -18,7 +19,7 @@ from mappo.train import train
 def main() -> None:
     """Train, telling of every iteration."""
     config, directory = from_json(sys.argv[1]), Path(sys.argv[2])
-    use_threads(config.threads)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     progress = Progress(directory)
 
     def tell(report: IterationReport) -> None:

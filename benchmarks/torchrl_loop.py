@@ -1,11 +1,17 @@
 """TorchRL's canonical multi-agent PPO loop at a configuration of ours: its collector, replay buffer and loss.
 
+    python -m benchmarks.torchrl_loop SETTINGS DIRECTORY
+
 The task, the sizes of the networks and the hyperparameters are the configuration's; what TorchRL's examples do not
 have (evaluation during training, checkpoints, a learning-rate schedule) is left out.
 """
 
 import logging
+import sys
+import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModuleBase
@@ -18,7 +24,8 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MultiAgentMLP, ProbabilisticActor, TanhNormal
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
-from mappo.config import ExperimentConfig
+from benchmarks.progress import Progress
+from mappo.config import ExperimentConfig, from_json
 from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, Stream, make_environment, private_random_streams
 
 VALUE, LOG_PROB = ("agents", "state_value"), ("agents", "action_log_prob")
@@ -26,15 +33,33 @@ _LOC, _SCALE = ("agents", "loc"), ("agents", "scale")
 _EXPANDED = {name: ("next", "agents", name) for name in ("done", "terminated")}
 
 
-def train(config: ExperimentConfig) -> TensorDictModuleBase:
-    """Train from scratch to the end; the policy."""
+OnIteration = Callable[[int, float, float, TensorDictModuleBase], object]
+
+
+def main() -> None:
+    """Train, telling of every iteration."""
+    config = from_json(sys.argv[1])
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    progress = Progress(Path(sys.argv[2]))
+
+    def tell(frames: int, collect_seconds: float, learn_seconds: float, policy: TensorDictModuleBase) -> None:
+        progress.iteration(frames, collect_seconds, learn_seconds, dict(policy.named_parameters()))
+
+    train(config, tell)
+
+
+def train(config: ExperimentConfig, on_iteration: OnIteration = lambda *_: None) -> TensorDictModuleBase:
+    """Train from scratch to the end; the policy.
+
+    `on_iteration` hears of frames so far, of the seconds of collection and learning, and of the policy.
+    """
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "You requested advantage normalization", UserWarning)
-        return _train(config)
+        return _train(config, on_iteration)
 
 
-def _train(config: ExperimentConfig) -> TensorDictModuleBase:
+def _train(config: ExperimentConfig, on_iteration: OnIteration) -> TensorDictModuleBase:
     device = torch.device("cpu")
     learner, collection = config.learner, config.collection
     with private_random_streams(config.seed, Stream.TRAINING, device):
@@ -57,7 +82,9 @@ def _train(config: ExperimentConfig) -> TensorDictModuleBase:
         )
         loss = _loss(config, policy, critic)
         optimiser = torch.optim.Adam(loss.parameters(), learner.learning_rate)
+        frames, learned = 0, time.perf_counter()
         for batch in collector:
+            collected = time.perf_counter()
             _expand(batch)
             with torch.no_grad():
                 loss.value_estimator(
@@ -74,6 +101,9 @@ def _train(config: ExperimentConfig) -> TensorDictModuleBase:
                 optimiser.step()
                 optimiser.zero_grad()
             collector.update_policy_weights_()
+            frames += batch.numel()
+            on_iteration(frames, collected - learned, time.perf_counter() - collected, policy)
+            learned = time.perf_counter()
         collector.shutdown()
     return policy
 
@@ -132,3 +162,7 @@ def _expand(batch) -> None:  # type: ignore[no-untyped-def]
     shape = batch["next", *REWARD].shape
     for name, key in (("done", DONE), ("terminated", "terminated")):
         batch[_EXPANDED[name]] = batch["next", key].unsqueeze(-1).expand(shape)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Frames a second at equal hyperparameters, and memory: BenchMARL, TorchRL's loop, and mappo plain and fast.
+
+    python -m benchmarks.throughput benchmarl-base                         3 iterations each, the first not counted
+    python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
+    python -m benchmarks.throughput navigation --collection.num-envs 600   any recipe of navigation, changed by flags
+
+Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. Returns are
+evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
+chance. Each contender may use all CPU cores; `--threads 1` gives each one.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from tempfile import TemporaryDirectory
+
+from benchmarks.contenders import Contender, Iteration, contenders
+from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.config import ExperimentConfig, override
+from mappo.recipes import RECIPES, recipe
+
+_CONTENDERS = {  # program, changes
+    "BenchMARL": ("BenchMARL", {}),
+    "TorchRL": ("TorchRL", {}),
+    "mappo plain": ("mappo", {}),
+    "mappo fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
+}
+_EVALUATION = {"interval_iterations": 1, "seeds": [1, 2], "episodes_per_seed": 64}
+
+
+def main() -> None:
+    """Print a table: medians over iterations, and ratios to the first contender."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser, with_recipe=False)
+    parser.usage = "%(prog)s RECIPE [--iterations N] [--contenders NAME,...] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE")
+    parser.add_argument("--iterations", type=int, default=3, metavar="N", help="of each, at least 2 (default: 3)")
+    parser.add_argument("--contenders", default=",".join(_CONTENDERS), metavar="NAME,...", help="default: all")
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
+    base = override(
+        recipe(arguments.recipe),
+        {"threads": 0},
+        *changes_from_arguments(arguments),
+        {"selection": _EVALUATION, "learner": {"learning_rate_schedule": "constant"}},
+    )
+    names = arguments.contenders.split(",")
+    configs = {name: (_CONTENDERS[name][0], override(base, _CONTENDERS[name][1])) for name in names}
+    with TemporaryDirectory() as cache, contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_:
+        turns = [_turn(all_) for _ in range(max(2, arguments.iterations))]
+    _show(arguments.recipe, base, turns)
+
+
+def _turn(all_: dict[str, Contender]) -> dict[str, Iteration]:
+    return {name: contender.iteration(is_evaluated=True) for name, contender in all_.items()}
+
+
+def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]) -> None:
+    collection, learner = config.collection, config.learner
+    print(
+        f"{name}: {collection.num_envs} x {collection.rollout_frames} frames, {learner.epochs} epochs, minibatches of "
+        f"{learner.minibatch_frames}; medians of {len(turns) - 1} iterations"
+    )
+    print(
+        f"{'':<12} {'frames/s':>8} {'ratio':>6} {'least':>6} {'most':>6} {'collect s':>9} {'learn s':>8} "
+        f"{'peak MiB':>8} {'return':>7}"
+    )
+    first = next(iter(turns[0]))
+    for each in turns[0]:
+        ratios = [_seconds(turn[first]) / _seconds(turn[each]) for turn in turns[1:]]
+        found = [turn[each] for turn in turns[1:]]
+        rate = collection.frames_per_batch / statistics.median(_seconds(iteration) for iteration in found)
+        print(
+            f"{each:<12} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
+            f"{statistics.median(iteration.collect_seconds for iteration in found):>9.2f} "
+            f"{statistics.median(iteration.learn_seconds for iteration in found):>8.2f} "
+            f"{found[-1].peak_memory_bytes / 2**20:>8.0f} {found[-1].evaluation_return:>7.2f}"
+        )
+
+
+def _seconds(iteration: Iteration) -> float:
+    return iteration.collect_seconds + iteration.learn_seconds
+
+
+if __name__ == "__main__":
+    main()
