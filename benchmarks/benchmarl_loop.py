@@ -19,17 +19,17 @@ from benchmarl.models.mlp import MlpConfig
 from benchmarks.progress import Progress
 
 
-class _Reporting(Callback):
+class _Reporting(Callback):  # type: ignore[misc]
     """Tells what an iteration took, and the policy after it."""
 
-    def __init__(self, progress):
+    def __init__(self, progress: Progress):
         super().__init__()
         self._progress, self._began = progress, time.perf_counter()
 
-    def on_batch_collected(self, batch):
+    def on_batch_collected(self, batch: object) -> None:  # noqa: ARG002
         self._collected = time.perf_counter()
 
-    def on_train_end(self, training_td, group):
+    def on_train_end(self, training_td: object, group: str) -> None:  # noqa: ARG002
         self._progress.iteration(
             self.experiment.total_frames,
             self._collected - self._began,
@@ -39,7 +39,7 @@ class _Reporting(Callback):
         self._began = time.perf_counter()
 
 
-def main():
+def main() -> None:
     """Train, telling of every iteration."""
     settings, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
     learner, collection = settings["learner"], settings["collection"]

@@ -93,7 +93,8 @@ class Contender:
             )
 
     def _say(self, word: str) -> None:
-        assert self._process and self._process.stdin
+        assert self._process is not None
+        assert self._process.stdin is not None
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
 

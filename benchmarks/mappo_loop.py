@@ -1,6 +1,6 @@
 """This project's trainer, told to train and heard as the other contenders are.
 
-    python -m benchmarks.mappo_loop SETTINGS DIRECTORY
+python -m benchmarks.mappo_loop SETTINGS DIRECTORY
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How a contender tells what its iterations took, and waits in between. Imports nothing that others do not have."""
+"""How a contender tells what its iterations took, and waits in between; nothing of mappo is imported."""
 
 import json
 import resource
@@ -26,7 +26,7 @@ class Progress:
         weights: Mapping[str, torch.Tensor] | None = None,
         evaluation: tuple[float, float] | None = None,
     ) -> None:
-        """Write a line, and wait for one. `evaluation`: a mean return, and the seconds of this iteration it took."""
+        """Write a line, and wait for one. `evaluation`: a mean return, and how many of the seconds it took."""
         now = time.perf_counter()
         if evaluation:
             self._paused += evaluation[1]

@@ -4,15 +4,16 @@
     python -m benchmarks.returns --seeds 0,1,2,3,4 --contenders mappo,BenchMARL  five of these
 
 Contenders take turns, iteration by iteration, so that they share whatever else the machine does, until each has
-passed. All are evaluated after every iteration, off the clock, by the same code on the same 128 episodes. The clock
-starts when an imported program makes its environments, and includes compilation: `cold` has the compiler's cache
-empty, `warm` what `cold` left there. Each contender may use all CPU cores.
+passed. All are evaluated after every iteration, off the clock, by the same code on the same 128 episodes. The
+clock starts when an imported program makes its environments, and includes compilation: `cold` has the compiler's
+cache empty, `warm` what `cold` left there. Each contender may use all CPU cores.
 """
 
 import argparse
 import os
 import statistics
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.contenders import contenders
 from mappo.config import ExperimentConfig, override
@@ -21,7 +22,7 @@ from mappo.recipes import recipe
 GOAL = 0.9
 MAX_FRAMES = 300_000
 _FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
-CONTENDERS = {  # program, recipe, changes
+CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # program, recipe, changes
     "BenchMARL": ("BenchMARL", "benchmarl-base", {"collection": {"total_frames": MAX_FRAMES}}),
     "TorchRL": ("TorchRL", "navigation", {}),
     "mappo": ("mappo", "navigation", {}),
@@ -90,7 +91,8 @@ def _summarise(passings: dict[str, list[Passing]], num_seeds: int) -> None:
     for name, found in passings.items():
         if found:
             seconds, frames = (statistics.median(values) for values in zip(*found, strict=True))
-            print(f"{name:<12} {len(found):>3}/{num_seeds:<2} {seconds:>8.1f} {frames:>8,.0f} {base / seconds:>12.1f}")
+            numbers = f"{seconds:>8.1f} {frames:>8,.0f} {base / seconds:>12.1f}"
+            print(f"{name:<12} {len(found):>3}/{num_seeds:<2} {numbers}")
         else:
             print(f"{name:<12} {0:>3}/{num_seeds:<2}")
 

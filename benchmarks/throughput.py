@@ -1,8 +1,8 @@
 """Frames a second at equal hyperparameters, and memory: BenchMARL, TorchRL's loop, and mappo plain and fast.
 
-    python -m benchmarks.throughput benchmarl-base                         3 iterations each, the first not counted
+    python -m benchmarks.throughput benchmarl-base                 3 iterations each, the first not counted
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
-    python -m benchmarks.throughput navigation --collection.num-envs 600   any recipe of navigation, changed by flags
+    python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation, changed by flags
 
 Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. Returns are
 evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
@@ -50,7 +50,10 @@ def main() -> None:
     )
     names = arguments.contenders.split(",")
     configs = {name: (_CONTENDERS[name][0], override(base, _CONTENDERS[name][1])) for name in names}
-    with TemporaryDirectory() as cache, contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_:
+    with (
+        TemporaryDirectory() as cache,
+        contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_,
+    ):
         turns = [_turn(all_) for _ in range(max(2, arguments.iterations))]
     _show(arguments.recipe, base, turns)
 
@@ -62,8 +65,8 @@ def _turn(all_: dict[str, Contender]) -> dict[str, Iteration]:
 def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]) -> None:
     collection, learner = config.collection, config.learner
     print(
-        f"{name}: {collection.num_envs} x {collection.rollout_frames} frames, {learner.epochs} epochs, minibatches of "
-        f"{learner.minibatch_frames}; medians of {len(turns) - 1} iterations"
+        f"{name}: {collection.num_envs} x {collection.rollout_frames} frames, {learner.epochs} epochs, "
+        f"minibatches of {learner.minibatch_frames}; medians of {len(turns) - 1} iterations"
     )
     print(
         f"{'':<12} {'frames/s':>8} {'ratio':>6} {'least':>6} {'most':>6} {'collect s':>9} {'learn s':>8} "

@@ -7,13 +7,9 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import ConfigError, ExperimentConfig
-from mappo.environment import OBSERVATION, Stream, make_environment
+from mappo.environment import OBSERVATION, Stream, make_environment, require_finite_observations
 from mappo.fast_simulation import FastEnvironment
 from mappo.resources import free_memory_bytes, gibibytes
-
-
-class NonFiniteObservation(ArithmeticError):
-    """An observation is NaN or infinite; the policy did not act on it."""
 
 
 def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> int:
@@ -49,26 +45,13 @@ def collect(
     Raises:
         NonFiniteObservation: naming the environment and the agent.
     """
+    if isinstance(environment, FastEnvironment):
+        return environment.collect(policy, rollout_frames, carried)
     frames = []
     names = list(carried.keys(True, True))
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         for _ in range(rollout_frames):
-            require_finite_observations(carried)
+            require_finite_observations(carried[OBSERVATION])
             frame, carried = environment.step_and_maybe_reset(policy(carried))
             frames.append(frame)
     return torch.stack(frames, dim=1), carried.select(*names)
-
-
-def require_finite_observations(state: TensorDictBase) -> None:
-    """Look at the observations [envs, agents, features] before a policy acts on them.
-
-    Raises:
-        NonFiniteObservation: naming the environment and the agent.
-    """
-    observation = state[OBSERVATION]
-    if not observation.isfinite().all():
-        env, agent, feature = (~observation.isfinite()).nonzero()[0].tolist()
-        raise NonFiniteObservation(
-            f"feature {feature} of the observation of agent {agent} is {observation[env, agent, feature].item()} "
-            f"in environment {env}: the scenario must keep its observations finite"
-        )

@@ -61,6 +61,10 @@ class Stream(IntEnum):
     TUNING = 5
 
 
+class NonFiniteObservation(ArithmeticError):
+    """An observation is NaN or infinite; the policy did not act on it."""
+
+
 def make_environment(
     config: EnvironmentConfig,
     num_envs: int,
@@ -88,6 +92,20 @@ def make_environment(
     environment = TransformedEnv(vmas_env, transforms)
     environment.set_seed(_stream_seed(seed, stream, 0, after_frames))
     return environment
+
+
+def require_finite_observations(observation: Tensor) -> None:
+    """Look at observations [envs, agents, features] before a policy acts on them.
+
+    Raises:
+        NonFiniteObservation: naming the environment and the agent.
+    """
+    if not observation.isfinite().all():
+        env, agent, feature = (~observation.isfinite()).nonzero()[0].tolist()
+        raise NonFiniteObservation(
+            f"feature {feature} of the observation of agent {agent} is {observation[env, agent, feature].item()} "
+            f"in environment {env}: the scenario must keep its observations finite"
+        )
 
 
 @contextmanager

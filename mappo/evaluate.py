@@ -13,7 +13,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo import statistics
 from mappo.checkpoint import Checkpoint, restore_networks
-from mappo.collection import require_finite_observations
 from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig, config_hash, to_dict
 from mappo.environment import (
     ACTION,
@@ -23,6 +22,7 @@ from mappo.environment import (
     Stream,
     make_environment,
     private_random_streams,
+    require_finite_observations,
     resolve_device,
     scenario_module,
 )
@@ -198,7 +198,7 @@ def _first_episodes(
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     with set_exploration_type(exploration):
         while running.any():
-            require_finite_observations(state)
+            require_finite_observations(state[OBSERVATION])
             state = environment.step(act(state))["next"]
             reward = state[REWARD].mean((-2, -1))
             returns = torch.where(running, returns + reward, returns)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.agreement import check_steps, slots_of_resets
 from mappo.config import EnvironmentConfig, ExperimentConfig
@@ -23,6 +25,7 @@ from mappo.environment import (
     DONE,
     EPISODE_RETURN,
     OBSERVATION,
+    REWARD,
     STEP_COUNT,
     TERMINATED,
     TRUNCATED,
@@ -30,13 +33,16 @@ from mappo.environment import (
     make_environment,
     private_random_streams,
     random_states,
+    require_finite_observations,
     set_random_states,
 )
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
+from mappo.recording import Recorded
 from mappo.slots import changed, copies, find_slots, signatures
 
 _log = logging.getLogger(__name__)
-_CARRIED = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)
+Key = str | tuple[str, ...]
+_CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,14 @@ def make_fast_simulation(
 
 
 class FastEnvironment:
-    """The fast path as batches are collected from it: two methods of a TorchRL environment.
+    """The fast path as batches are collected from it.
 
     Step counts, the time limit and sums of rewards are those of the transforms that the plain environment has.
     """
 
     def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
+        self._acting: dict[TensorDictModuleBase, Recorded] = {}
 
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
@@ -135,35 +142,72 @@ class FastEnvironment:
         fresh = self._simulation.make_fresh()
         return _carried(started.set(OBSERVATION, observation), state, fresh)
 
-    def step_and_maybe_reset(self, carried: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """The frame [envs] that the actions of `carried` make, and what is carried on, finished episodes reset."""
-        simulation = carried["simulation"]
-        state, observation, reward, terminated = self._simulation.step(
-            dict(simulation["state"].items()), carried[ACTION]
-        )
-        step_count = carried[STEP_COUNT] + 1
-        truncated = step_count >= self._max_frames
-        done = terminated | truncated
-        following = carried.select(*_CARRIED)
-        following.update(
-            {
-                "agents": {
-                    "observation": observation,
-                    "reward": reward,
-                    "episode_return": carried[EPISODE_RETURN] + reward,
-                },
-                **{STEP_COUNT: step_count, TERMINATED: terminated, TRUNCATED: truncated, DONE: done},
-            }
-        )
-        frame = carried.exclude("simulation").set("next", following)
+    def collect(
+        self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        """As `mappo.collection.collect`; frames have what is learned from, not the policy's intermediate results.
+
+        Raises:
+            NonFiniteObservation: naming the environment and the agent.
+        """
+        act, simulation, frames = self._act_by(policy), carried["simulation"], []
+        state, shown = dict(simulation["state"].items()), {key: carried[key] for key in _CARRIED}
         fresh = Fresh(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], int(simulation["is_taken"].sum())
         )
-        state, observation, fresh = self._simulation.reset_finished(done, state, observation, fresh)
-        following = following.select(*_CARRIED)
-        if done.any():
-            following = following.apply(lambda value: _where(done.squeeze(-1), torch.zeros_like(value), value))
-        return frame, _carried(following.set(OBSERVATION, observation), state, fresh)
+        for _ in range(rollout_frames):
+            require_finite_observations(shown[OBSERVATION])
+            (action,) = act(shown[OBSERVATION])
+            state, observation, reward, terminated = self._simulation.step(state, action)
+            following = self._following(shown, observation, reward, terminated)
+            frames.append({**shown, ACTION: action, **{_next(key): value for key, value in following.items()}})
+            done = following[DONE]
+            state, observation, fresh = self._simulation.reset_finished(done, state, observation, fresh)
+            shown = {key: following[key] for key in _CARRIED}
+            if done.any():
+                shown = {key: value.masked_fill(_rows(done, value), 0) for key, value in shown.items()}
+            shown[OBSERVATION] = observation
+        batch = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[0]}
+        shape = [len(observation), rollout_frames]
+        return _nested(batch, shape), _carried(_nested(shown, shape[:1]), state, fresh)
+
+    def _following(
+        self, shown: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
+    ) -> dict[Key, Tensor]:
+        """What is shown after a frame, before finished episodes are reset."""
+        step_count = shown[STEP_COUNT] + 1
+        truncated = step_count >= self._max_frames
+        return {
+            OBSERVATION: observation,
+            REWARD: reward,
+            EPISODE_RETURN: shown[EPISODE_RETURN] + reward,
+            STEP_COUNT: step_count,
+            TERMINATED: terminated,
+            TRUNCATED: truncated,
+            DONE: terminated | truncated,
+        }
+
+    def _act_by(self, policy: TensorDictModuleBase) -> Recorded:
+        """Observations -> actions drawn by a policy."""
+
+        def act(observation: Tensor) -> list[Tensor]:
+            with set_exploration_type(ExplorationType.RANDOM):
+                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
+
+        if policy not in self._acting:
+            self._acting[policy] = Recorded(act, policy, self._environment.device, is_compiled=False)
+        return self._acting[policy]
+
+
+def _next(key: Key) -> Key:
+    return ("next", *((key,) if isinstance(key, str) else key))
+
+
+def _nested(tensors: dict[Key, Tensor], batch_size: list[int]) -> TensorDictBase:
+    nested = TensorDict({}, batch_size=batch_size)
+    for key, value in tensors.items():
+        nested[key] = value
+    return nested
 
 
 def _carried(shown: TensorDictBase, state: State, fresh: Fresh) -> TensorDictBase:
@@ -208,4 +252,9 @@ def _same_random_states(device: torch.device) -> Iterator[None]:
 
 
 def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
-    return torch.where(rows.reshape(-1, *[1] * (others.ndim - 1)), chosen, others)
+    return torch.where(_rows(rows, others), chosen, others)
+
+
+def _rows(rows: Tensor, like: Tensor) -> Tensor:
+    """A flag for each environment, to be used beside a tensor [envs, ...]."""
+    return rows.reshape(-1, *[1] * (like.ndim - 1))

@@ -30,7 +30,6 @@ from mappo import train as training
 from mappo import validate as validation
 from mappo.champions import Champions, task_name
 from mappo.checkpoint import CheckpointError
-from mappo.collection import NonFiniteObservation
 from mappo.compare import ComparisonReport
 from mappo.config import (
     ConfigError,
@@ -56,6 +55,7 @@ from mappo.console import (
     say_trained,
     training_progress,
 )
+from mappo.environment import NonFiniteObservation
 from mappo.evaluate import EvaluationReport, NonFiniteReturn
 from mappo.exporting import NotExportable
 from mappo.history import Beginning, HistoryFile, IterationReport

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from mappo.checkpoint import Checkpoint, CheckpointError, Platform
-from mappo.collection import NonFiniteObservation
 from mappo.config import EvaluationConfig, config_hash, override
-from mappo.environment import REWARD, Stream, make_environment, private_random_streams
+from mappo.environment import REWARD, NonFiniteObservation, Stream, make_environment, private_random_streams
 from mappo.evaluate import NonFiniteReturn, evaluate, play_episodes
 from mappo.networks import make_networks
 from mappo.simulation import State

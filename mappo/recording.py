@@ -1,0 +1,99 @@
+"""A function of tensors and of a module's parameters, recorded once and played from then on.
+
+Python decides what to call, and calls one operation after the other; with small tensors that takes longer than the
+operations. A recorded function is the list of its operations: it gives the same bits. Compiled, operations are
+fused, and round differently.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
+
+from mappo.compiling import compile_graph
+
+
+class Recorded:
+    """Plays what a function of tensors does with a module, whose parameters and buffers may change in between.
+
+    The function is recorded when it is first called with tensors of some shapes, without drawing random numbers of
+    the caller's; those that it draws itself, it draws in every call.
+    """
+
+    def __init__(
+        self, function: Callable[..., Sequence[Tensor]], module: nn.Module, device: torch.device, is_compiled: bool
+    ):
+        """`function` takes tensors and returns tensors; it may write into none.
+
+        Of values, it may ask only whether they are valid: Python goes the way that it went when it was recorded.
+        """
+        self._caller, self._device, self._is_compiled = _Caller(function, module), device, is_compiled
+        self._names = [name for name, _ in (*self._caller.named_parameters(), *self._caller.named_buffers())]
+        self._tensors = [*self._caller.parameters(), *self._caller.buffers()]
+        self._recorded: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """What the function returns, without a graph of autograd."""
+        shapes, inputs = tuple(each.shape for each in tensors), [*self._tensors, *tensors]
+        if shapes not in self._recorded:
+            with _same_random_states(self._device):
+                graph = self._record(inputs)
+                self._recorded[shapes] = compile_graph(graph, inputs) if self._is_compiled else graph
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = self._recorded[shapes](*inputs)
+        return outputs
+
+    def _record(self, inputs: list[Tensor]) -> GraphModule:
+        """(parameters, buffers, tensors) -> what the function returns."""
+        names = self._names
+
+        def call(*inputs: Tensor) -> list[Tensor]:
+            tensors = dict(zip(names, inputs, strict=False))
+            outputs: Sequence[Tensor] = functional_call(self._caller, tensors, inputs[len(names) :])
+            return [each.detach() for each in outputs]
+
+        with _FirstValues():
+            graph = make_fx(call)(*inputs)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return graph
+
+
+class _Caller(nn.Module):
+    """Has the module's parameters, so that they can be given for one call of the function that uses them."""
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], module: nn.Module):
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self, *tensors: Tensor) -> Sequence[Tensor]:
+        return self._function(*tensors)
+
+
+class _FirstValues(TorchFunctionMode):
+    """Python that asks for a truth value while it is recorded is told the present one.
+
+    TorchRL asks only whether parameters of distributions and entropies are valid; if later ones are not, the loss
+    is not finite.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") == "__bool__":
+            with disable_proxy_modes_tracing():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _same_random_states(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
