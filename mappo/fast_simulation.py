@@ -204,7 +204,7 @@ def _next(key: Key) -> Key:
 
 
 def _nested(tensors: dict[Key, Tensor], batch_size: list[int]) -> TensorDictBase:
-    nested = TensorDict({}, batch_size=batch_size)
+    nested = TensorDict({}, batch_size=batch_size, device=tensors[OBSERVATION].device)
     for key, value in tensors.items():
         nested[key] = value
     return nested

@@ -1,6 +1,7 @@
 """Small VMAS scenarios whose values are known by hand."""
 
 import math
+import os
 import random
 from collections import deque, namedtuple
 from enum import Enum
@@ -472,6 +473,14 @@ class HostBranch(Endless):
         if (self.age > 5).any():
             self.age += 1
         self.age += 1
+
+
+class HostBranchIfAsked(HostBranch):
+    """The same where the environment says so, and otherwise always the same."""
+
+    def post_step(self):
+        if os.environ.get("MAPPO_TEST_HOST_BRANCH"):
+            super().post_step()
 
 
 class NoisyObservation(Endless):

@@ -214,12 +214,17 @@ def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
     assert hits >= 10
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # torch's compiler itself
-def test_resumed_run_equals_uninterrupted_run_when_the_simulation_is_fast(tmp_path, caplog):
-    """With environments that end at different times, so that sets of fresh states are left half taken."""
+def test_resumed_run_equals_uninterrupted_run_when_all_is_fast(tmp_path, caplog):
+    """With environments that end at different times, so that sets of fresh states are left half taken.
+
+    The entropy bonus draws random numbers inside the compiled update.
+    """
     caplog.set_level(logging.INFO, "mappo")
     environment = {"scenario": "dropout", "scenario_kwargs": {}}
-    config = small(recipe("navigation"), environment=environment, collection={"simulation": "fast"})
+    learner = {"update": "fast", "entropy_coefficient": 0.01}
+    config = small(
+        recipe("navigation"), environment=environment, learner=learner, collection={"simulation": "fast"}
+    )
     assert_resumes_exactly(config, tmp_path)
     assert "the simulation is fast: compiled and checked in" in caplog.text
 
@@ -233,3 +238,16 @@ def test_run_that_cannot_be_fast_is_plain_and_says_why(tmp_path, caplog):
         "the simulation is plain: tests.scenarios:HostBranch cannot be compiled: Python depends on" in caplog.text
     )
     assert all(torch.equal(value, fast.tensors[name]) for name, value in trained.tensors.items())
+
+
+def test_run_does_not_go_on_where_what_was_fast_cannot_be(tmp_path, monkeypatch):
+    """Nor the other way round: the checkpoint has what the one path carries, and not the other."""
+    environment = {"scenario": "tests.scenarios:HostBranchIfAsked", "scenario_kwargs": {}}
+    config = small(recipe("navigation"), environment=environment, collection={"simulation": "fast"})
+    for begun, resumed in (("", "yes"), ("yes", "")):
+        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", begun)
+        with pytest.raises(Stopped):
+            run_training(config, tmp_path / f"begun{begun}", stop_at=2)
+        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", resumed)
+        with pytest.raises(CheckpointError, match="carried between batches are"):
+            run_training(config, tmp_path / f"begun{begun}")

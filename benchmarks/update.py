@@ -1,0 +1,120 @@
+"""Where the time of an update goes, and how far it is from the matrix multiplications that it cannot do without.
+
+    python -m benchmarks.update                                   navigation, one thread
+    python -m benchmarks.update benchmarl-base --threads 2
+
+A step is one optimiser step on a minibatch: gradients, their clipping, Adam. `bound` multiplies matrices of the same
+shapes and nothing else: for each linear layer the output, the weights' gradient and, but for the first layer, the
+input's; the policy is shared. Ways take turns, a few calls each; ratios are those of the same turn.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+
+from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.collection import collect
+from mappo.config import ExperimentConfig, override
+from mappo.environment import OBSERVATION, Stream, make_environment, private_random_streams, resolve_device
+from mappo.learner import Learner
+from mappo.networks import Networks, make_networks
+from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
+
+_CALLS = 5
+Way = Callable[[], object]
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.update",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser, with_recipe=False)
+    parser.usage = "%(prog)s [RECIPE] [--turns N] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, choices=RECIPES, metavar="RECIPE")
+    parser.add_argument("--turns", type=int, default=25, metavar="N", help="of each way (default: 25)")
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
+    config = override(recipe(arguments.recipe), *changes_from_arguments(arguments))
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    ways = {f"{name} {update}": way for update in ("plain", "fast") for name, way in _ways(config, update).items()}
+    networks, minibatch = _prepared(config)[1:]
+    ways["bound"] = _multiplications(networks, minibatch)
+    took = _in_turns(ways, arguments.turns)
+    print(f"minibatches of {len(minibatch)} frames, {torch.get_num_threads()} threads, {config.device}")
+    print(f"{'':<16} {'ms':>7} {'x bound':>8} {'least':>6} {'most':>6}")
+    for name, seconds in took.items():
+        ratios = [each / bound for each, bound in zip(seconds, took["bound"], strict=True)]
+        middle, ratio = 1000 * statistics.median(seconds), statistics.median(ratios)
+        print(f"{name:<16} {middle:>7.2f} {ratio:>8.2f} {min(ratios):>6.2f} {max(ratios):>6.2f}")
+
+
+def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, TensorDictBase]:
+    """A learner, and a minibatch of a real batch that is just large enough."""
+    device, frames = resolve_device(config.device), config.learner.minibatch_frames
+    with private_random_streams(config.seed, Stream.TRAINING, device):
+        environment = make_environment(
+            config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, device
+        )
+        networks = make_networks(config.networks, environment)
+        learner = Learner(config.learner, networks, 1)
+        batch, _ = collect(
+            environment, networks.policy, -(-frames // len(environment.reset())), environment.reset()
+        )
+        learner._estimate(batch)
+    return learner, networks, learner._frames(batch)[:frames].clone()
+
+
+def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
+    """The whole step, and its parts."""
+    learner, _, minibatch = _prepared(override(config, {"learner": {"update": update}}))
+    learner._step(minibatch.clone())
+    return {
+        "step": lambda: learner._step(minibatch.clone()),
+        "gradients": lambda: learner._gradients(minibatch),
+        "clipping": lambda: [nn.utils.clip_grad_norm_(each, 5.0) for each in learner._parameters.values()],
+        "Adam": learner.optimiser.step,
+    }
+
+
+def _multiplications(networks: Networks, minibatch: TensorDictBase) -> Way:
+    """Those of the forward and the backward pass, on matrices that are there already."""
+    frames, agents = minibatch[OBSERVATION].shape[:2]
+    matrices = []
+    for network, rows in ((networks.policy, frames * agents), (networks.critic, frames)):
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        for index, layer in enumerate(layers):
+            inputs, outputs = torch.randn(rows, layer.in_features), torch.randn(rows, layer.out_features)
+            matrices.append((index == 0, layer.weight.detach(), inputs, outputs))
+
+    def multiply() -> None:
+        for is_first, weight, inputs, outputs in matrices:
+            torch.mm(inputs, weight.t())
+            torch.mm(outputs.t(), inputs)
+            if not is_first:
+                torch.mm(outputs, weight)
+
+    return multiply
+
+
+def _in_turns(ways: dict[str, Way], turns: int) -> dict[str, list[float]]:
+    """Seconds a call, of each turn after the first, which only warms up."""
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            for _ in range(_CALLS):
+                way()
+            took[name].append((time.perf_counter() - started) / _CALLS)
+    return {name: seconds[1:] for name, seconds in took.items()}
+
+
+if __name__ == "__main__":
+    main()
