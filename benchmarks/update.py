@@ -3,9 +3,9 @@
     python -m benchmarks.update                                   navigation, one thread
     python -m benchmarks.update benchmarl-base --threads 2
 
-A step is one optimiser step on a minibatch: gradients, their clipping, Adam. `bound` multiplies matrices of the same
-shapes and nothing else: for each linear layer the output, the weights' gradient and, but for the first layer, the
-input's; the policy is shared. Ways take turns, a few calls each; ratios are those of the same turn.
+A step is one optimiser step on a minibatch: gradients, their clipping, Adam. `bound` multiplies matrices of the
+same shapes and nothing else: for each linear layer the output, the weights' gradient and, but for the first layer,
+the input's; the policy is shared. Ways take turns, a few calls each; ratios are those of the same turn.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mappo.__main__ import main
+from mappo.checkpoint import CheckpointError
 from mappo.config import ExperimentConfig, from_dict, override
 from mappo.recipes import RECIPES, recipe
 from mappo.runs import Run
