@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long observe image check format generate lock clean
+.PHONY: help run test test-long bench observe image check format generate lock clean
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -37,11 +37,14 @@ help: ## list the targets
 run: $(INSTALLED) ## run the training pipeline here: validate, train, evaluate (ARGS="balance --seed 3")
 	@$(BIN)/python -m pipelines run $(ARGS)
 
-test: check ## checks and tests, about 7 minutes on 2 cores (ARGS="-k learner" for some)
+test: check ## checks and tests, about 11 minutes on 2 cores (ARGS="-k learner" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(INSTALLED) ## the tests that take minutes each: learning, killing
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+bench: $(INSTALLED) .venv-benchmarl/.installed ## how fast it is, beside BenchMARL and TorchRL, under 15 minutes (ARGS=--full)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 image: ## build the container image with docker, podman or buildah (VARIANT=cuda IMAGE=registry/mappo:1 PIP_CONF=pip.conf)
 	@test -n "$(BUILDER)" || { echo "No docker, podman or buildah: sudo apt install buildah"; exit 1; }
@@ -73,7 +76,14 @@ lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
 	@rm -rf $(VENV)-lock
 
 clean: ## remove the virtual environment and caches, not runs/
-	@rm -rf $(VENV) *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) .venv-benchmarl *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.venv-benchmarl/.installed: benchmarks/requirements-benchmarl.txt
+	@echo "Installing BenchMARL into .venv-benchmarl, an environment of its own, since it needs an older TorchRL ..."
+	@$(PYTHON) -m venv --clear .venv-benchmarl
+	@if [ -n "$(TORCH_INDEX)" ]; then .venv-benchmarl/bin/pip install -q --index-url "$(TORCH_INDEX)" torch==2.13.0; fi
+	@.venv-benchmarl/bin/pip --disable-pip-version-check install -q -r benchmarks/requirements-benchmarl.txt
+	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
