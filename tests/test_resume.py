@@ -241,6 +241,7 @@ def test_run_that_cannot_be_fast_is_plain_and_says_why(tmp_path, caplog):
     assert all(torch.equal(value, fast.tensors[name]) for name, value in trained.tensors.items())
 
 
+@pytest.mark.long
 def test_run_does_not_go_on_where_what_was_fast_cannot_be(tmp_path, monkeypatch):
     """Nor the other way round: the checkpoint has what the one path carries, and not the other."""
     environment = {"scenario": "tests.scenarios:HostBranchIfAsked", "scenario_kwargs": {}}
