@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 QUICK = {
-    "returns": "benchmarks.returns --seeds 0 --contenders BenchMARL,mappo,cold,warm",
+    "returns": "benchmarks.returns --seeds 0",
     "throughput-base": "benchmarks.throughput benchmarl-base --iterations 2",
     "simulator": "benchmarks.simulator navigation balance --envs 60 --turns 5",
     "update": "benchmarks.update benchmarl-base --turns 10",

@@ -3,11 +3,12 @@
     python -m benchmarks.returns --seeds 0                                       one seed of each
     python -m benchmarks.returns --seeds 0,1,2,3,4 --contenders mappo,BenchMARL  five of these
 
-BenchMARL trains at its base configuration; mappo by the recipe navigation-quick, and TorchRL's loop at the same
-hyperparameters, which tells tuning from engineering. Contenders take turns, iteration by iteration, so that they share whatever else the machine does, until each has
-passed. All are evaluated after every iteration, off the clock, by the same code on the same 128 episodes. The
-clock starts when an imported program makes its environments, and includes compilation: `cold` has the compiler's
-cache empty, `warm` what `cold` left there. Each contender may use all CPU cores.
+BenchMARL trains at its base configuration, mappo by the recipe navigation-quick, and TorchRL's loop at the same
+hyperparameters, which tells tuning from engineering; `cold` and `warm` are mappo compiled, with the compiler's
+cache empty and with what `cold` left there. Contenders take turns, iteration by iteration, so that they share
+whatever else the machine does, until each has passed. All are evaluated after every iteration, off the clock, by
+the same code on the same 128 episodes. The clock starts when an imported program makes its environments. Each may
+use all CPU cores.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from mappo.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
 _CALLS = 5
+_UPDATES = ("plain", "fast")
 Way = Callable[[], object]
 
 
@@ -44,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = override(recipe(arguments.recipe), *changes_from_arguments(arguments))
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    ways = {f"{name} {update}": way for update in ("plain", "fast") for name, way in _ways(config, update).items()}
+    ways = {f"{name} {update}": way for update in _UPDATES for name, way in _ways(config, update).items()}
     networks, minibatch = _prepared(config)[1:]
     ways["bound"] = _multiplications(networks, minibatch)
     took = _in_turns(ways, arguments.turns)

@@ -31,9 +31,9 @@ def navigation() -> ExperimentConfig:
 
 
 def navigation_quick() -> ExperimentConfig:
-    """Navigation in the least time to a return of 0.9: smaller networks and batches, nearer horizon.
+    """Navigation in the least time to a return of 0.9: smaller networks and batches, and a nearer horizon.
 
-    Measured: @@.
+    Measured: passes it after 15,000 to 21,000 frames, seeds 0 to 4 (docs/speed.md).
     """
     return ExperimentConfig(
         environment=_NAVIGATION,

@@ -1,8 +1,15 @@
+import os
 import re
 import subprocess
 import sys
 
-from benchmarks import recipes, startup, tuning
+import pytest
+
+from benchmarks import recipes, startup, tuning, update
+from benchmarks.contenders import contenders, evaluation_return
+from mappo.config import override
+from mappo.runs import load
+from tests.runs import train_here
 from tests.test_main import TINY
 
 
@@ -40,3 +47,27 @@ def test_what_start_up_is_measured_with_starts():
         [sys.executable, *startup.COMMANDS["first frame"]], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_contenders_take_turns_and_are_evaluated_alike(tiny, tmp_path):
+    config = override(tiny, {"selection": {"interval_iterations": 1, "episodes_per_seed": 4}})
+    with contenders({name: (name, config) for name in ("mappo", "TorchRL")}, os.environ) as started:
+        turns = [{name: each.iteration(is_evaluated=True) for name, each in started.items()} for _ in range(2)]
+    for name in started:
+        first, second = (turn[name] for turn in turns)
+        assert (first.frames, second.frames) == (120, 240)
+        assert second.seconds - first.seconds >= second.collect_seconds + second.learn_seconds
+        assert first.evaluation_return != second.evaluation_return
+    train_here(override(config, {"collection": {"total_frames": 120}}), tmp_path)
+    checkpoint = load(str(tmp_path), "last")
+    policy = {name: value for name, value in checkpoint.tensors.items() if name.startswith("policy")}
+    assert evaluation_return(config, policy) == pytest.approx(checkpoint.selection_return, abs=1e-6)
+
+
+def test_update_is_beside_its_multiplications(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["update", "navigation", "--turns", "1", *TINY])
+    monkeypatch.setattr(update, "_UPDATES", ("plain",))
+    update.main()
+    rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()[2:]}
+    assert list(rows) == ["step plain", "gradients plain", "clipping plain", "Adam plain", "bound"]
+    assert float(rows["step plain"][1]) > float(rows["bound"][1]) == 1

@@ -1,10 +1,15 @@
 """Recorded gradients against those of TorchRL's loss, called directly and differentiated by autograd."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from mappo.config import override
 from mappo.learner import standardise
+from tests import test_main
 from tests.test_learner import ADVANTAGE, make, prepare
 
 CASES = {
@@ -58,3 +63,14 @@ def both(learner, minibatch):
     direct = [*(output[name].detach() for name in terms), *torch.autograd.grad(total, parameters)]
     assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
     return recorded, direct
+
+
+@pytest.mark.long
+def test_without_a_compiler_training_says_what_is_missing(tmp_path):
+    variables = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    options = [*test_main.TINY, "--learner.update", "fast", "--run", "first", "--store", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "mappo", "train", *options], capture_output=True, text=True, env=variables
+    )
+    assert done.returncode == 1
+    assert "learner.update = fast need a C++ compiler and Python's headers" in done.stdout + done.stderr
