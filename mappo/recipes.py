@@ -137,7 +137,16 @@ def _benchmarl_learner(discount: float, minibatch_frames: int) -> LearnerConfig:
 DEFAULT_RECIPE = "navigation"
 RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (navigation, navigation_quick, balance, swarm, seed_document, benchmarl_base, benchmarl_fine_tuned, gpu)
+    for recipe in (
+        navigation,
+        navigation_quick,
+        balance,
+        swarm,
+        seed_document,
+        benchmarl_base,
+        benchmarl_fine_tuned,
+        gpu,
+    )
 }
 
 
