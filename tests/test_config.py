@@ -105,7 +105,7 @@ def test_every_field_is_described():
 
 
 def test_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="'nav'.*navigation, balance"):
+    with pytest.raises(ConfigError, match="'nav'.*navigation, navigation-quick, balance"):
         recipe("nav")
 
 
