@@ -78,7 +78,7 @@ class Contender:
         """End the training where it is."""
         if self._process:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
     def _start(self) -> "subprocess.Popen[str]":
         self._directory.mkdir(parents=True)

@@ -49,6 +49,7 @@ def test_what_start_up_is_measured_with_starts():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_contenders_take_turns_and_are_evaluated_alike(tiny, tmp_path):
     config = override(tiny, {"selection": {"interval_iterations": 1, "episodes_per_seed": 4}})
     with contenders({name: (name, config) for name in ("mappo", "TorchRL")}, os.environ) as started:

@@ -132,7 +132,7 @@ def test_going_on_elsewhere_is_said_to_be_inexact(tmp_path, monkeypatch, caplog)
 
 KILLED = small(
     from_dict(TINY),
-    collection={"total_frames": 60 * 35},
+    collection={"total_frames": 60 * 200},
     learner={"target_kl": 0.05},
     networks={"normalise_observations": True, "normalise_values": True},
 )
@@ -222,7 +222,7 @@ def test_resumed_run_equals_uninterrupted_run_when_all_is_fast(tmp_path, caplog)
     """
     caplog.set_level(logging.INFO, "mappo")
     environment = {"scenario": "dropout", "scenario_kwargs": {}}
-    learner = {"update": "fast", "entropy_coefficient": 0.01}
+    learner = {"update": "fast", "entropy_coefficient": 0.01, "minibatch_frames": 30}
     config = small(
         recipe("navigation"), environment=environment, learner=learner, collection={"simulation": "fast"}
     )
