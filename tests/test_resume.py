@@ -132,7 +132,7 @@ def test_going_on_elsewhere_is_said_to_be_inexact(tmp_path, monkeypatch, caplog)
 
 KILLED = small(
     from_dict(TINY),
-    collection={"total_frames": 60 * 200},
+    collection={"total_frames": 60 * 100},
     learner={"target_kl": 0.05},
     networks={"normalise_observations": True, "normalise_values": True},
 )
@@ -168,11 +168,12 @@ def go_on(folder):
 def test_run_killed_at_random_moments_and_inside_a_save_equals_uninterrupted_run(tmp_path, capsys):
     whole = train_here(KILLED, tmp_path / "whole")
     moments = random.Random(4)
-    assert kill_in_the_middle(KILLED, tmp_path, [moments.uniform(0.2, 1.0) for _ in range(3)]) == 3
+    assert kill_in_the_middle(KILLED, tmp_path, [moments.uniform(1, 2.5) for _ in range(3)]) == 3
     run = Run.at(tmp_path / "killed")
     process = start_training(KILLED, tmp_path, "killed", tmp_path)
     before = len(list((tmp_path / "killed" / "attempts").glob("????.json")))
     assert wait_for(lambda: len(list((tmp_path / "killed" / "attempts").glob("????.json"))) > before, process)
+    assert wait_for(lambda: iterations(tmp_path / "killed"), process)
     assert wait_for(lambda: is_saving(run), process)
     kill(process)
     go_on(tmp_path)
@@ -205,10 +206,10 @@ def test_interrupted_training_says_how_to_go_on_and_does(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["navigation", "balance", "swarm", "seed-document", "benchmarl-base"])
 def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
     """Twelve kills each, at random moments: 60 in all."""
-    config = small(recipe(name), collection={"total_frames": 60 * 120})
+    config = small(recipe(name), collection={"total_frames": 60 * 400})
     finish(start_training(config, tmp_path, "whole", tmp_path))
     moments = random.Random(name)
-    hits = kill_in_the_middle(config, tmp_path, [moments.uniform(0.05, 1.2) for _ in range(12)])
+    hits = kill_in_the_middle(config, tmp_path, [moments.uniform(0.05, 2.5) for _ in range(12)])
     finish(start_training(config, tmp_path, "killed", tmp_path))
     assert_same_training(last(tmp_path / "whole"), last(tmp_path / "killed"))
     print(f"{name}: {hits} of 12 kills hit training")
