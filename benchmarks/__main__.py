@@ -22,11 +22,15 @@ QUICK = {
     "update": "benchmarks.update benchmarl-base --turns 10",
     "startup": "benchmarks.startup --turns 2",
 }
+_PROCESSES = "'mappo plain,mappo 2 processes'"
 FULL = {
     "returns": "benchmarks.returns --seeds 0,1,2,3,4",
     "throughput-base": "benchmarks.throughput benchmarl-base --iterations 6",
     "throughput-fine-tuned": "benchmarks.throughput benchmarl-fine-tuned --iterations 2",
     "throughput-navigation": "benchmarks.throughput navigation --iterations 6",
+    "processes": f"benchmarks.throughput navigation --contenders {_PROCESSES} --learner.epochs 1 --iterations 6",
+    "processes-4096": f"benchmarks.throughput navigation --contenders {_PROCESSES} --learner.epochs 1 "
+    "--collection.num-envs 4096 --learner.minibatch-frames 40960 --iterations 4",
     "simulator": "benchmarks.simulator",
     "update": "benchmarks.update benchmarl-base",
     "update-two-threads": "benchmarks.update benchmarl-base --threads 2",

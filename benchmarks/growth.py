@@ -1,6 +1,6 @@
 """How time and memory grow with environments, agents and frames, and whether memory stays where it is.
 
-    python -m benchmarks.growth                                 plain and fast
+    python -m benchmarks.growth                                 TorchRL's loop, mappo plain and fast
     python -m benchmarks.growth --ways plain --iterations 200   memory over 200 iterations
 
 Navigation with one epoch and minibatches of a tenth of the batch. Each row is a process of its own.
@@ -21,9 +21,10 @@ SIZES = [  # environments, agents, frames of each environment
     *((60, agents, 100) for agents in (1, 6, 12)),
     *((60, 3, frames) for frames in (25, 400)),
 ]
-WAYS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "fast": {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}},
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
+    "TorchRL": ("TorchRL", {}),
+    "plain": ("mappo", {}),
+    "fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
 }
 
 
@@ -35,10 +36,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--iterations", type=int, default=4, metavar="N", help="of each, at least 3 (default: 4)")
-    parser.add_argument("--ways", default=",".join(WAYS), metavar="NAME,...", help="default: plain,fast")
+    parser.add_argument("--ways", default=",".join(WAYS), metavar="NAME,...", help="default: all")
     arguments = parser.parse_args()
     print(
-        f"{'way':<6} {'envs':>5} {'agents':>6} {'frames':>6} {'collect s':>9} {'learn s':>8} {'frames/s':>9} "
+        f"{'way':<7} {'envs':>5} {'agents':>6} {'frames':>6} {'collect s':>9} {'learn s':>8} {'frames/s':>9} "
         f"{'MiB':>6} {'grown MiB':>9}"
     )
     with TemporaryDirectory() as cache:
@@ -56,13 +57,13 @@ def _config(way: str, num_envs: int, num_agents: int, rollout_frames: int) -> Ex
             "collection": {"num_envs": num_envs, "rollout_frames": rollout_frames, "total_frames": 10**9},
             "selection": {"interval_iterations": 0},
         },
-        WAYS[way],
+        WAYS[way][1],
     )
 
 
 def _measure(way: str, config: ExperimentConfig, iterations: int, cache: str) -> None:
     """`grown`: by how much the peak of the last iteration is above that of the second."""
-    with contenders({way: ("mappo", config)}, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as started:
+    with contenders({way: (WAYS[way][0], config)}, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as started:
         done = [started[way].iteration() for _ in range(iterations)]
     collect, learn = (
         statistics.median(values)
@@ -70,7 +71,7 @@ def _measure(way: str, config: ExperimentConfig, iterations: int, cache: str) ->
     )
     collection, peak = config.collection, done[-1].peak_memory_bytes
     print(
-        f"{way:<6} {collection.num_envs:>5} {config.environment.scenario_kwargs['n_agents']:>6} "
+        f"{way:<7} {collection.num_envs:>5} {config.environment.scenario_kwargs['n_agents']:>6} "
         f"{collection.rollout_frames:>6} {collect:>9.2f} {learn:>8.2f} "
         f"{collection.frames_per_batch / (collect + learn):>9,.0f} {peak / 2**20:>6.0f} "
         f"{(peak - done[1].peak_memory_bytes) / 2**20:>9.1f}",

@@ -16,13 +16,13 @@ import time
 
 _FIRST_FRAME = """
 import mappo.stages
-from mappo.collection import collect
+from mappo.config import override
 from mappo.recipes import recipe
 from mappo.training_state import begin, first_progress
 import torch
-config = recipe("navigation")
+config = override(recipe("navigation"), {"collection": {"rollout_frames": 1}, "learner": {"minibatch_frames": 1}})
 training = begin(config, first_progress(config, None), None, torch.device("cpu"))
-collect(training.environment, training.learner.networks.policy, 1, training.carried)
+training.collector.collect(training.networks.policy)
 """
 _PEERS = "import torchrl.envs.libs.vmas, torchrl.modules, torchrl.objectives, vmas"
 COMMANDS = {

@@ -1,8 +1,9 @@
-"""Frames a second at equal hyperparameters, and memory: BenchMARL, TorchRL's loop, and mappo plain and fast.
+"""Frames a second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain and fast.
 
     python -m benchmarks.throughput benchmarl-base                 3 iterations each, the first not counted
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
     python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation, changed by flags
+    python -m benchmarks.throughput navigation --contenders "mappo plain,mappo 2 processes"
 
 Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. Returns are
 evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
@@ -25,7 +26,9 @@ _CONTENDERS = {  # program, changes
     "TorchRL": ("TorchRL", {}),
     "mappo plain": ("mappo", {}),
     "mappo fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
+    "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
 }
+_BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast")
 _EVALUATION = {"interval_iterations": 1, "seeds": [1, 2], "episodes_per_seed": 64}
 
 
@@ -40,7 +43,9 @@ def main() -> None:
     parser.usage = "%(prog)s RECIPE [--iterations N] [--contenders NAME,...] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE")
     parser.add_argument("--iterations", type=int, default=3, metavar="N", help="of each, at least 2 (default: 3)")
-    parser.add_argument("--contenders", default=",".join(_CONTENDERS), metavar="NAME,...", help="default: all")
+    parser.add_argument(
+        "--contenders", default=",".join(_BESIDE_PEERS), metavar="NAME,...", help=f"of {', '.join(_CONTENDERS)}"
+    )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     base = override(
         recipe(arguments.recipe),
@@ -69,8 +74,8 @@ def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]
         f"minibatches of {learner.minibatch_frames}; medians of {len(turns) - 1} iterations"
     )
     print(
-        f"{'':<12} {'frames/s':>8} {'ratio':>6} {'least':>6} {'most':>6} {'collect s':>9} {'learn s':>8} "
-        f"{'peak MiB':>8} {'return':>7}"
+        f"{'':<17} {'frames/s':>8} {'ratio':>6} {'least':>6} {'most':>6} {'collect s':>9} {'learn s':>8} "
+        f"{'return':>7}"
     )
     first = next(iter(turns[0]))
     for each in turns[0]:
@@ -78,10 +83,10 @@ def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]
         found = [turn[each] for turn in turns[1:]]
         rate = collection.frames_per_batch / statistics.median(_seconds(iteration) for iteration in found)
         print(
-            f"{each:<12} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
+            f"{each:<17} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
             f"{statistics.median(iteration.collect_seconds for iteration in found):>9.2f} "
             f"{statistics.median(iteration.learn_seconds for iteration in found):>8.2f} "
-            f"{found[-1].peak_memory_bytes / 2**20:>8.0f} {found[-1].evaluation_return:>7.2f}"
+            f"{found[-1].evaluation_return:>7.2f}"
         )
 
 

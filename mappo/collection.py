@@ -7,7 +7,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import ConfigError, ExperimentConfig
-from mappo.environment import OBSERVATION, Stream, make_environment, require_finite_observations
+from mappo.environment import OBSERVATION, Stream, make_environment, require_finite_observations, stack_frames
 from mappo.fast_simulation import FastEnvironment
 from mappo.resources import free_memory_bytes, gibibytes
 
@@ -54,4 +54,4 @@ def collect(
             require_finite_observations(carried[OBSERVATION])
             frame, carried = environment.step_and_maybe_reset(policy(carried))
             frames.append(frame)
-    return torch.stack(frames, dim=1), carried.select(*names)
+    return stack_frames(frames), carried.select(*names)

@@ -160,6 +160,14 @@ class CollectionConfig:
         int,
         Field(ge=1, le=10**12, description="frames to train for; training stops after the batch that reaches it"),
     ] = 84_000
+    processes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=256,
+            description="processes that simulate on the CPU, each an equal share of num_envs; 1 is training's own",
+        ),
+    ] = 1
     simulation: Annotated[
         Literal["plain", "fast"],
         Field(
@@ -167,6 +175,13 @@ class CollectionConfig:
             "compiled (fast); where a scenario cannot be compiled faithfully, training says why and is plain"
         ),
     ] = "plain"
+
+    def __post_init__(self) -> None:
+        if self.num_envs % self.processes:
+            raise ConfigError(
+                f"collection.processes = {self.processes}: collection.num_envs = {self.num_envs} cannot be shared "
+                "equally; choose a divisor of it"
+            )
 
     @property
     def frames_per_batch(self) -> int:

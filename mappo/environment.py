@@ -8,7 +8,7 @@ import copy
 import importlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from enum import IntEnum
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import vmas
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
@@ -33,6 +34,9 @@ REWARD = ("agents", "reward")  # [envs, time, agents, 1]
 EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed since the reset
 STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
 DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
+
+Key = str | tuple[str, ...]
+CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)  # between frames
 
 _MODULES = {  # of the scenarios that have names
     "swarm": "mappo.scenarios.swarm",
@@ -72,11 +76,12 @@ def make_environment(
     stream: Stream,
     device: torch.device,
     after_frames: int = 0,
+    process: int = 0,
 ) -> TransformedEnv:
     """Build `num_envs` copies of the task, simulated together.
 
     Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated and truncated [envs, 1].
-    A run that goes on `after_frames` draws other episodes than from its start.
+    A run that goes on `after_frames` draws other episodes than from its start, and so does each `process` of it.
     Call it inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
@@ -90,8 +95,30 @@ def make_environment(
         RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),
     )
     environment = TransformedEnv(vmas_env, transforms)
-    environment.set_seed(_stream_seed(seed, stream, 0, after_frames))
+    environment.set_seed(_stream_seed(seed, stream, 2 * process, after_frames))
     return environment
+
+
+def next_key(key: Key) -> Key:
+    """The key of what is shown after a frame."""
+    return ("next", *((key,) if isinstance(key, str) else key))
+
+
+FRAME: tuple[Key, ...] = (*CARRIED, ACTION, *(next_key(key) for key in (*CARRIED, REWARD)))
+
+
+def nested(tensors: Mapping[Key, Tensor], batch_size: list[int]) -> TensorDictBase:
+    """Tensors by key, together."""
+    together = TensorDict({}, batch_size=batch_size, device=tensors[OBSERVATION].device)
+    for key, value in tensors.items():
+        together[key] = value
+    return together
+
+
+def stack_frames(frames: Sequence[Mapping[Key, Tensor] | TensorDictBase]) -> TensorDictBase:
+    """Frames [envs] as a batch [envs, time], without what policies leave beside their actions."""
+    batch = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in FRAME}
+    return nested(batch, [*batch[DONE].shape[:2]])
 
 
 def require_finite_observations(observation: Tensor) -> None:
@@ -110,7 +137,7 @@ def require_finite_observations(observation: Tensor) -> None:
 
 @contextmanager
 def private_random_streams(
-    seed: int, stream: Stream, device: torch.device, after_frames: int = 0
+    seed: int, stream: Stream, device: torch.device, after_frames: int = 0, process: int = 0
 ) -> Iterator[None]:
     """Seed every source of randomness for the block, and give the caller's back afterwards.
 
@@ -120,7 +147,7 @@ def private_random_streams(
     outside = random.getstate(), np.random.get_state(), list(VmasEnvironment.vmas_random_state)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            private_seed = _stream_seed(seed, stream, 1, after_frames)
+            private_seed = _stream_seed(seed, stream, 2 * process + 1, after_frames)
             torch.manual_seed(private_seed)
             random.seed(private_seed)
             np.random.seed(private_seed)
@@ -209,7 +236,7 @@ def scenario_module(name: str) -> ModuleType:
 
 
 def _stream_seed(seed: int, stream: Stream, owner: int, after_frames: int) -> int:
-    """A 32-bit seed of its own for each combination; owner 0 is the simulator, 1 everything else."""
+    """A 32-bit seed of its own for each combination; even owners are simulators, odd ones all else."""
     words = [seed, int(stream), owner, *([after_frames] if after_frames else [])]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 

@@ -5,7 +5,6 @@ set. A scenario that cannot be captured faithfully is refused with the reason, a
 with the plain environment before it is used. docs/fast-simulation.md explains how.
 """
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from mappo.agreement import check_steps, slots_of_resets
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment import (
     ACTION,
+    CARRIED,
     DONE,
     EPISODE_RETURN,
     OBSERVATION,
@@ -29,20 +29,20 @@ from mappo.environment import (
     STEP_COUNT,
     TERMINATED,
     TRUNCATED,
+    Key,
     Stream,
     make_environment,
+    nested,
+    next_key,
     private_random_streams,
     random_states,
     require_finite_observations,
     set_random_states,
+    stack_frames,
 )
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
 from mappo.recording import Recorded
 from mappo.slots import changed, copies, find_slots, signatures
-
-_log = logging.getLogger(__name__)
-Key = str | tuple[str, ...]
-_CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class FastSimulation:
     ) -> tuple[State, Tensor, Fresh]:
         """Environments that are done [envs, 1] take the next fresh states in order, or those of a new set.
 
-        The others, and slots that resets do not write, stay as they are.
+        The others, and slots that resets do not write, stay as they are. Where none is, all is what was given.
         """
         finished = done.squeeze(-1)
         needed = int(finished.sum())
@@ -138,7 +138,7 @@ class FastEnvironment:
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
         state, observation = self._simulation.begin()
-        started = self._environment.fake_tensordict().select(*_CARRIED).zero_()
+        started = self._environment.fake_tensordict().select(*CARRIED).zero_()
         fresh = self._simulation.make_fresh()
         return _carried(started.set(OBSERVATION, observation), state, fresh)
 
@@ -151,25 +151,26 @@ class FastEnvironment:
             NonFiniteObservation: naming the environment and the agent.
         """
         act, simulation, frames = self._act_by(policy), carried["simulation"], []
-        state, shown = dict(simulation["state"].items()), {key: carried[key] for key in _CARRIED}
+        state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
         fresh = Fresh(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], int(simulation["is_taken"].sum())
         )
         for _ in range(rollout_frames):
-            require_finite_observations(shown[OBSERVATION])
             (action,) = act(shown[OBSERVATION])
             state, observation, reward, terminated = self._simulation.step(state, action)
             following = self._following(shown, observation, reward, terminated)
-            frames.append({**shown, ACTION: action, **{_next(key): value for key, value in following.items()}})
-            done = following[DONE]
+            frames.append({**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}})
+            shown = {key: following[key] for key in CARRIED}
+            done, before = following[DONE], fresh
             state, observation, fresh = self._simulation.reset_finished(done, state, observation, fresh)
-            shown = {key: following[key] for key in _CARRIED}
-            if done.any():
+            if fresh is not before:
                 shown = {key: value.masked_fill(_rows(done, value), 0) for key, value in shown.items()}
-            shown[OBSERVATION] = observation
-        batch = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in frames[0]}
-        shape = [len(observation), rollout_frames]
-        return _nested(batch, shape), _carried(_nested(shown, shape[:1]), state, fresh)
+                shown[OBSERVATION] = observation
+        batch = stack_frames(frames)
+        if not batch[OBSERVATION].isfinite().all():
+            for frame in frames:
+                require_finite_observations(frame[OBSERVATION])
+        return batch, _carried(nested(shown, [len(observation)]), state, fresh)
 
     def _following(
         self, shown: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
@@ -199,17 +200,6 @@ class FastEnvironment:
         return self._acting[policy]
 
 
-def _next(key: Key) -> Key:
-    return ("next", *((key,) if isinstance(key, str) else key))
-
-
-def _nested(tensors: dict[Key, Tensor], batch_size: list[int]) -> TensorDictBase:
-    nested = TensorDict({}, batch_size=batch_size, device=tensors[OBSERVATION].device)
-    for key, value in tensors.items():
-        nested[key] = value
-    return nested
-
-
 def _carried(shown: TensorDictBase, state: State, fresh: Fresh) -> TensorDictBase:
     rows = torch.arange(len(fresh.observation), device=fresh.observation.device)
     simulation = {
@@ -221,8 +211,8 @@ def _carried(shown: TensorDictBase, state: State, fresh: Fresh) -> TensorDictBas
     return shown.set("simulation", TensorDict(simulation, shown.batch_size))
 
 
-def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> EnvBase | FastEnvironment:
-    """What `collection.simulation` asks for, or the plain environment where that cannot be; the log says which.
+def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> tuple[EnvBase | FastEnvironment, str]:
+    """What `collection.simulation` asks for, or the plain environment where that cannot be; a line for the log.
 
     The choice depends on the configuration and the versions of libraries alone. A checkpoint of the one does not
     restore the other.
@@ -231,15 +221,15 @@ def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> EnvBase
         ConfigError: the fast one is asked for, and there is no compiler.
     """
     if config.collection.simulation == "plain":
-        return environment
+        return environment, ""
     started = time.perf_counter()
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:
-        _log.warning("the simulation is plain: %s cannot be compiled: %s", config.environment.scenario, reason)
-        return environment
-    _log.warning("the simulation is fast: compiled and checked in %.0f s", time.perf_counter() - started)
-    return FastEnvironment(simulation, environment, config.environment.max_episode_frames)
+        return environment, f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
+    seconds = time.perf_counter() - started
+    fast = FastEnvironment(simulation, environment, config.environment.max_episode_frames)
+    return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """One batch in, improved policy and losses out: advantages, epochs, minibatches, optimiser."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -109,9 +110,11 @@ class Learner:
         frames = self._frames(batch)
         minibatches = self._refill(frames)
         steps: list[dict[str, Tensor]] = []
+        self._set_failed(torch.zeros((), device=frames.device))
         epochs = 0
         while epochs < self.config.epochs:
             epoch = [self._step(minibatch) for minibatch in minibatches]
+            self._require_finite(epoch)
             steps += epoch
             epochs += 1
             if self.config.target_kl and _mean(step["kl"] for step in epoch) > self.config.target_kl:
@@ -151,9 +154,7 @@ class Learner:
                     f"the optimiser's {', '.join(bad)} of {name}: missing, of another shape or type, or not finite"
                 )
             state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in own.items()
-                if value is not None
+                key: value.to(parameter.device, copy=True) for key, value in own.items() if value is not None
             }
         self.optimiser.state.update(state)
 
@@ -169,8 +170,9 @@ class Learner:
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
         self._gae(batch)
-        distribution = self.networks.policy.get_dist(batch.select(OBSERVATION))
-        batch[LOG_PROB] = distribution.log_prob(batch[ACTION])
+        minibatches = batch.select(OBSERVATION, ACTION).reshape(-1).split(self.config.minibatch_frames)
+        log_probs = [self.networks.policy.get_dist(each).log_prob(each[ACTION]) for each in minibatches]
+        batch[LOG_PROB] = torch.cat(log_probs).reshape(*batch.shape, -1)
 
     def _frames(self, batch: TensorDictBase) -> TensorDictBase:
         """The frames to learn from, [envs x time], in the units that the losses compare."""
@@ -208,15 +210,27 @@ class Learner:
         assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
         output = self._gradients(minibatch)
         losses = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
-        _require_finite(losses)
         norms = {
             f"gradient_norm_{name}": nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
             for name, parameters in self._parameters.items()
         }
-        _require_finite(norms)
+        terms = {**losses, **norms}
+        self._set_failed(torch.where(torch.stack([*terms.values()]).isfinite().all(), self._failed, 1.0))
         self.optimiser.step()
-        losses.setdefault("loss_entropy", torch.zeros(()))
-        return {**losses, **norms, **{name: output[key] for name, key in _MEASURED.items()}}
+        terms.setdefault("loss_entropy", torch.zeros(()))
+        return {**terms, **{name: output[key] for name, key in _MEASURED.items()}}
+
+    def _set_failed(self, failed: Tensor) -> None:
+        """Whether a term was not finite: once it is 1, Adam changes nothing, and no GPU is waited for to know."""
+        self._failed = self.optimiser.found_inf = failed  # type: ignore[attr-defined]
+
+    def _require_finite(self, steps: list[dict[str, Tensor]]) -> None:
+        if not self._failed:
+            return
+        for step in steps:
+            terms = {name: value.item() for name, value in step.items() if name not in _MEASURED}
+            if bad := [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]:
+                raise NonFiniteLoss(f"{', '.join(bad)}; training stopped before the optimiser stepped")
 
 
 def standardise(values: Tensor, each_agent: bool = False) -> Tensor:
@@ -272,13 +286,6 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
 
 def _is_like(value: Tensor, shape: torch.Size) -> bool:
     return value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all())
-
-
-def _require_finite(terms: dict[str, Tensor]) -> None:
-    bad = {name: value.item() for name, value in terms.items() if not torch.isfinite(value)}
-    if bad:
-        listed = ", ".join(f"{name} = {value}" for name, value in bad.items())
-        raise NonFiniteLoss(f"{listed}; training stopped before the optimiser stepped")
 
 
 def _mean(values: Iterable[Tensor]) -> float:

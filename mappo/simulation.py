@@ -61,9 +61,18 @@ class State:
 
 def capture(environment: EnvBase, **others: Any) -> State:
     """Copies of all state of a simulation, and of `others`: nested tensors, arrays, lists, dicts and scalars."""
+    return _captured(dict(_roots(environment)), others)
+
+
+def capture_values(**others: Any) -> State:
+    """Copies of nested tensors, arrays, lists, dicts and scalars, without a simulation."""
+    return _captured({}, others)
+
+
+def _captured(roots: dict[str, Any], others: dict[str, Any]) -> State:
     capturing = _Capture()
     structure = {
-        "simulation": {name: capturing.walk(root, name) for name, root in _roots(environment)},
+        "simulation": {name: capturing.walk(root, name) for name, root in roots.items()},
         "others": {name: capturing.walk(value, name) for name, value in others.items()},
     }
     return State({**structure, "objects": capturing.objects, "views": capturing.views}, capturing.memories())
@@ -79,9 +88,21 @@ def restore(state: State, environment: EnvBase) -> dict[str, Any]:
             `capture` makes. The environment is then not to be used.
     """
     environment.rand_step(environment.reset())
-    living = reachable(environment)
+    return _restored(state, reachable(environment), environment.device)
+
+
+def restore_values(state: State) -> dict[str, Any]:
+    """The `others` of `capture_values`.
+
+    Raises:
+        SimulationStateError: the data is not what `capture_values` makes.
+    """
+    return _restored(state, {}, None)
+
+
+def _restored(state: State, living: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
     try:
-        restoring = _Restore(state, living, environment.device)
+        restoring = _Restore(state, living, device)
         restoring.fill_objects()
         return {name: restoring.decode(value, name) for name, value in state.structure["others"].items()}
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:

@@ -30,6 +30,7 @@ from mappo import train as training
 from mappo import validate as validation
 from mappo.champions import Champions, task_name
 from mappo.checkpoint import CheckpointError
+from mappo.collectors import ProcessDied
 from mappo.compare import ComparisonReport
 from mappo.config import (
     ConfigError,
@@ -75,7 +76,7 @@ T = TypeVar("T")
 _READABLE = (  # errors that people can mend, with messages that say how
     *(CheckpointError, ConfigError, EnvironmentUnfit, NotExportable),
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
-    *(SimulationStateError, StoreError, OSError),
+    *(ProcessDied, SimulationStateError, StoreError, OSError),
 )
 
 

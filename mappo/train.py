@@ -4,9 +4,10 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from mappo.checkpoint import Checkpoint
-from mappo.collection import collect, require_memory_for_batch
+from mappo.collection import require_memory_for_batch
 from mappo.config import ExperimentConfig
 from mappo.environment import Stream, private_random_streams, resolve_device
 from mappo.evaluate import play_episodes
@@ -52,6 +53,7 @@ def train(
             stopped.
         NonFiniteLoss: training diverged.
         NonFiniteReturn: an evaluation met a reward that is not finite.
+        ProcessDied: a process that collects ended.
         NotSaved: the run ended, and its last checkpoint or its best could not be saved.
         StoreError: the run cannot be read, or not be written to.
         Superseded: another process began to train this run.
@@ -74,18 +76,20 @@ def train(
             history.restore(resumed[1].history)
         else:
             training = begin(config, first, start, device)
-        on_begin(Beginning(training.progress, attempt.number, resumed is not None))
-        saver = Saver(attempt, on_save)
-        try:
-            if start and not resumed and config.selection.interval_iterations:
-                training.selection_return = training.highest_return = _selection_return(config, training.networks)
-                saver.save(snapshot(config, training, history.text))
-            checkpoint = _iterate(config, training, history, saver, on_report)
-        except BaseException:
-            _save_what_is_waiting(saver)
-            raise
-        saver.close(_PATIENCE_SECONDS)
-        return checkpoint
+        with closing(training.collector):
+            on_begin(Beginning(training.progress, attempt.number, resumed is not None))
+            saver = Saver(attempt, on_save)
+            try:
+                if start and not resumed and config.selection.interval_iterations:
+                    training.selection_return = _selection_return(config, training.networks)
+                    training.highest_return = training.selection_return
+                    saver.save(snapshot(config, training, history.text))
+                checkpoint = _iterate(config, training, history, saver, on_report)
+            except BaseException:
+                _save_what_is_waiting(saver)
+                raise
+            saver.close(_PATIENCE_SECONDS)
+            return checkpoint
 
 
 def _iterate(
@@ -95,14 +99,12 @@ def _iterate(
     saver: Saver,
     on_report: Callable[[IterationReport], object],
 ) -> Checkpoint:
-    device = training.environment.device
+    device = resolve_device(config.device)
     elapsed_before, start_time = history.elapsed_seconds, time.perf_counter()
     saving_seconds = 0.0
     while training.progress.iteration < config.collection.num_iterations:
         began = time.perf_counter()
-        batch, training.carried = collect(
-            training.simulation, training.networks.policy, config.collection.rollout_frames, training.carried
-        )
+        batch = training.collector.collect(training.networks.policy)
         collected = time.perf_counter()
         losses = training.learner.update(batch)
         learned = time.perf_counter()

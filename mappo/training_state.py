@@ -3,22 +3,20 @@
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
 
 from mappo.checkpoint import Checkpoint, CheckpointError, Platform, restore_networks
+from mappo.collectors import Collector, make_collector
 from mappo.config import ConfigError, ExperimentConfig, config_hash, differences
-from mappo.environment import Stream, make_environment, random_states, resolve_device, set_random_states
-from mappo.fast_simulation import FastEnvironment, choose_simulation
+from mappo.environment import resolve_device
 from mappo.history import Progress
 from mappo.learner import Learner
 from mappo.networks import Networks, make_networks
 from mappo.resources import cpu_limit
 from mappo.runs import Run
-from mappo.simulation import SimulationStateError, capture, restore
+from mappo.simulation import SimulationStateError
 
 _log = logging.getLogger(__name__)
 _FREE_IN_EXTENSION = ("collection.total_frames", "device", "evaluation.", "selection.", "threads")
@@ -48,10 +46,8 @@ class Start:
 class TrainingState:
     """All that changes from iteration to iteration."""
 
-    environment: EnvBase
-    simulation: EnvBase | FastEnvironment  # what batches are collected from: the environment, or its fast path
+    collector: Collector
     learner: Learner
-    carried: TensorDictBase
     progress: Progress
     started_from: str
     highest_return: float = -math.inf
@@ -89,17 +85,17 @@ def first_progress(config: ExperimentConfig, start: Start | None) -> Progress:
 
 def begin(config: ExperimentConfig, first: Progress, start: Start | None, device: torch.device) -> TrainingState:
     """Training as it is before its first iteration."""
-    environment = make_environment(
-        config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, device, first.frames
-    )
-    networks = make_networks(config.networks, environment)
+    collector = make_collector(config, device, first.frames)
+    networks = make_networks(config.networks, collector.environment)
     learner = Learner(config.learner, networks, config.collection.num_iterations, first.iteration)
     if start:
         restore_networks(start.checkpoint, networks)
         if start.kind == "extend":
             _restore_optimiser(start.checkpoint, learner)
-    simulation = choose_simulation(config, environment)
-    return TrainingState(environment, simulation, learner, simulation.reset(), first, str(start) if start else "")
+    collector.begin()
+    if collector.said:
+        _log.warning(collector.said)
+    return TrainingState(collector, learner, first, str(start) if start else "")
 
 
 def resume(
@@ -143,32 +139,20 @@ def _require_same_run(run: Run, checkpoint: Checkpoint, config: ExperimentConfig
 
 def snapshot(config: ExperimentConfig, training: TrainingState, history: str) -> Checkpoint:
     """Copies of everything, which training does not change any more, with the history so far as CSV."""
-    device, learner = training.environment.device, training.learner
+    learner = training.learner
     return Checkpoint(
         config,
         training.progress.iteration,
         training.progress.frames,
         tensors=_copies(learner.networks.modules().state_dict()),
         optimiser=_copies(learner.optimiser_tensors()),
-        state=capture(
-            training.environment,
-            carried=_carried_tensors(training.carried),
-            random_states=random_states(device),
-        ),
+        state=training.collector.capture(),
         history=history,
-        platform=Platform.here(device),
+        platform=Platform.here(resolve_device(config.device)),
         selection_return=_finite_or_none(training.selection_return),
         highest_return=_finite_or_none(training.highest_return),
         started_from=training.started_from,
     )
-
-
-def _carried_tensors(carried: TensorDictBase) -> dict[str, torch.Tensor]:
-    """By names such as `agents/observation`."""
-    return {
-        key if isinstance(key, str) else "/".join(key): value
-        for key, value in sorted(carried.items(True, True), key=str)
-    }
 
 
 def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -195,17 +179,11 @@ def _restored(
     if checkpoint.iteration > first.iteration or (start and start.kind == "extend"):
         _restore_optimiser(checkpoint, training.learner)
     training.learner.iteration = checkpoint.iteration
-    restore(checkpoint.state, training.environment)
     try:
-        training.environment.rand_step(training.carried.clone())
-    except Exception as error:  # a scenario is foreign code, here with numbers that it may never have made
-        raise CheckpointError(f"the restored simulation cannot play: {type(error).__name__}: {error}") from error
-    others = restore(checkpoint.state, training.environment)  # again: that frame was only a trial
-    try:
-        _restore_carried(others["carried"], training.carried)
-        set_random_states(others["random_states"], device)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{type(error).__name__}: {error}") from error
+        training.collector.restore(checkpoint.state)
+    except BaseException:
+        training.collector.close()
+        raise
     training.progress = Progress(checkpoint.iteration, checkpoint.frames)
     training.started_from = checkpoint.started_from
     if checkpoint.highest_return is not None:
@@ -220,23 +198,6 @@ def _require_possible(config: ExperimentConfig, checkpoint: Checkpoint) -> None:
             f"{done} iterations of {planned} and {checkpoint.frames} frames are not possible with batches of "
             f"{config.collection.frames_per_batch} frames"
         )
-
-
-def _restore_carried(tensors: dict[str, Any], carried: TensorDictBase) -> None:
-    """Copy what is carried from batch to batch over what a reset gives."""
-    target = _carried_tensors(carried)
-    if tensors.keys() != target.keys():
-        raise CheckpointError(f"carried between batches are {sorted(tensors)}, not {sorted(target)}")
-    for name, value in target.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (value.shape, value.dtype):
-            raise CheckpointError(
-                f"{name}, carried between batches, is {list(found.shape)} {found.dtype}, not "
-                f"{list(value.shape)} {value.dtype}"
-            )
-        if not name.startswith("simulation/") and not found.isfinite().all():
-            raise CheckpointError(f"{name}, carried between batches, is not finite")
-        value.copy_(found)
 
 
 def match_platform(then: Platform, device: torch.device) -> None:

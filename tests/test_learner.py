@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.config import LearnerConfig, override
 from mappo.environment import (
@@ -210,6 +211,47 @@ def test_non_finite_loss_in_the_only_minibatch_changes_no_parameter(tiny):
         learner.update(batch)
     after = networks.modules().state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_parameters_stay_those_of_the_last_good_step(tiny):
+    """Though the steps after it, whose losses are finite, are made before anybody looks."""
+    _, networks, learner, batch = make(tiny)
+    frames = prepare(learner, batch)
+    good, bad = frames[:40], frames[40:80].clone()
+    bad[VALUE_TARGET][0] = float("nan")
+    learner._set_failed(torch.zeros(()))
+    learner._step(good.clone())
+    after_good = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    remembered = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
+    steps = [learner._step(each) for each in (bad, good.clone())]
+    assert all(torch.equal(value, after_good[name]) for name, value in networks.modules().state_dict().items())
+    assert all(torch.equal(value, remembered[name]) for name, value in learner.optimiser_tensors().items())
+    with pytest.raises(NonFiniteLoss, match="loss_critic = nan, gradient_norm_critic = nan; training stopped"):
+        learner._require_finite(steps)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_steps_do_not_wait_for_a_gpu(tiny):
+    """However many steps and frames an update has, it asks for as many numbers."""
+    waits = {}
+    for minibatch_frames in (20, 40, 120):
+        _, _, learner, batch = make(override(tiny, {"learner": {"minibatch_frames": minibatch_frames}}))
+        learner.update(batch.clone())  # recording asks, too
+        with Waits() as mode:
+            learner.update(batch)
+        waits[minibatch_frames] = mode.count
+    assert len(set(waits.values())) == 1, waits
 
 
 def test_entropy_is_that_of_the_distribution(tiny):
