@@ -15,13 +15,14 @@ import os
 import statistics
 import sys
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.contenders import Contender, Iteration, contenders
 from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import RECIPES, recipe
 
-_CONTENDERS = {  # program, changes
+_CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "BenchMARL": ("BenchMARL", {}),
     "TorchRL": ("TorchRL", {}),
     "mappo plain": ("mappo", {}),

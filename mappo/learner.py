@@ -107,10 +107,9 @@ class Learner:
         learning_rate = self._set_learning_rate()
         self._estimate(batch)
         explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
-        frames = self._frames(batch)
-        minibatches = self._refill(frames)
+        minibatches = self._refill(self._frames(batch))
         steps: list[dict[str, Tensor]] = []
-        self._set_failed(torch.zeros((), device=frames.device))
+        self._set_failed(torch.zeros((), device=batch.device))
         epochs = 0
         while epochs < self.config.epochs:
             epoch = [self._step(minibatch) for minibatch in minibatches]
@@ -120,7 +119,7 @@ class Learner:
             if self.config.target_kl and _mean(step["kl"] for step in epoch) > self.config.target_kl:
                 break
         self.iteration += 1
-        self.networks.update_observation_moments(frames[OBSERVATION])
+        self.networks.update_observation_moments(batch[OBSERVATION])
         means = {name: _mean(step[name] for step in steps) for name in steps[0]}
         return Losses(
             **means,

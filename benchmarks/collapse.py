@@ -1,0 +1,70 @@
+"""Whether a recipe that has learned its task goes on knowing it: the least return after it passed a goal.
+
+    python -m benchmarks.collapse navigation-quick --seeds 0,1,2,3,4
+    python -m benchmarks.collapse navigation --goal 0.85 --collection.total-frames 500000
+
+Trains for a million frames unless told otherwise, and evaluates every ten iterations on the 128 episodes of
+`python -m benchmarks.returns`. Exit status 1 if a seed never passes the goal.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.config import ExperimentConfig, override
+from mappo.history import HistoryFile, IterationReport
+from mappo.recipes import RECIPES, recipe
+from mappo.runs import Run
+from mappo.train import train
+
+_EVALUATION = {"interval_iterations": 10, "seeds": [1, 2], "episodes_per_seed": 64}
+
+
+def main() -> None:
+    """Print a line for each seed as it ends."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.collapse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser, with_recipe=False)
+    parser.usage = "%(prog)s RECIPE [--seeds N,N,...] [--goal RETURN] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE")
+    parser.add_argument("--seeds", default="0", metavar="N,N,...", help="training seeds (default: 0)")
+    parser.add_argument("--goal", type=float, default=0.9, metavar="RETURN", help="default: 0.9")
+    arguments = parser.parse_args(dashed(sys.argv[1:]))
+    million = {"collection": {"total_frames": 1_000_000}}
+    base = override(
+        recipe(arguments.recipe), million, *changes_from_arguments(arguments), {"selection": _EVALUATION}
+    )
+    print(f"{'seed':<6} {'frames':>10} {'passed at':>10} {'least after':>12} {'at':>10} {'last':>6}", flush=True)
+    has_failed = False
+    for seed in map(int, arguments.seeds.split(",")):
+        returns = _returns(override(base, {"seed": seed}))
+        after = [(value, frames) for frames, value in returns]
+        while after and after[0][0] < arguments.goal:
+            after.pop(0)
+        has_failed |= not after
+        shown = f"{after[0][1]:>10,} {min(after)[0]:>12.3f} {min(after)[1]:>10,}" if after else f"{'never':>10}"
+        print(f"{seed:<6} {returns[-1][0]:>10,} {shown:<34} {returns[-1][1]:>6.3f}", flush=True)
+    sys.exit(has_failed)
+
+
+def _returns(config: ExperimentConfig) -> list[tuple[int, float]]:
+    """Frames so far and mean return of each evaluation."""
+    returns: list[tuple[int, float]] = []
+
+    def tell(report: IterationReport) -> None:
+        if not math.isnan(report.evaluation_return_mean):
+            returns.append((report.progress.frames, report.evaluation_return_mean))
+
+    with TemporaryDirectory() as directory:
+        train(config, Run.at(Path(directory) / "run"), HistoryFile(Path(directory) / "history.csv"), tell)
+    return returns
+
+
+if __name__ == "__main__":
+    main()
