@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
@@ -17,6 +19,7 @@ from mappo.config import LearnerConfig
 from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
 from mappo.gradients import Gradients
 from mappo.networks import VALUE, Networks
+from mappo.recording import Recorded
 
 LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
@@ -90,6 +93,12 @@ class Learner:
             in_keys=_LEARNED_FROM,
             out_keys=[key for key in (*_LOSS_TERMS.values(), *_MEASURED.values()) if key in self._loss.out_keys],
             is_compiled=config.update == "fast",
+        )
+        self._log_prob = Recorded(
+            partial(_log_prob, networks.policy),
+            networks.policy,
+            self._parameters["policy"][0].device,
+            is_compiled=False,
         )
         self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
 
@@ -169,8 +178,10 @@ class Learner:
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
         self._gae(batch)
-        minibatches = batch.select(OBSERVATION, ACTION).reshape(-1).split(self.config.minibatch_frames)
-        log_probs = [self.networks.policy.get_dist(each).log_prob(each[ACTION]) for each in minibatches]
+        observations, actions = (batch[key].flatten(0, 1) for key in (OBSERVATION, ACTION))
+        rows = self.config.minibatch_frames
+        minibatches = zip(observations.split(rows), actions.split(rows), strict=True)
+        log_probs = [self._log_prob(*minibatch)[0] for minibatch in minibatches]
         batch[LOG_PROB] = torch.cat(log_probs).reshape(*batch.shape, -1)
 
     def _frames(self, batch: TensorDictBase) -> TensorDictBase:
@@ -249,6 +260,12 @@ def explained_variance(value: Tensor, value_target: Tensor) -> float:
     """
     variance = value_target.var(correction=0)
     return float(1 - (value_target - value).var(correction=0) / variance) if variance > 0 else float("nan")
+
+
+def _log_prob(policy: ProbabilisticActor, observation: Tensor, action: Tensor) -> list[Tensor]:
+    """Observations and actions [frames, agents, ...] -> log pi(a|o) [frames, agents]."""
+    frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
+    return [policy.get_dist(frames).log_prob(action)]
 
 
 def _make_gae(config: LearnerConfig, networks: Networks) -> MultiAgentGAE:

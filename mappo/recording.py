@@ -5,6 +5,7 @@ operations. A recorded function is the list of its operations: it gives the same
 fused, and round differently.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 from mappo.compiling import compile_graph
 
+DIRECT_CALLS = 50  # before it is recorded, which takes some hundred times as long as it then saves in a call
+
 
 class Recorded:
     """Plays what a function of tensors does with a module, whose parameters and buffers may change in between.
 
-    The function is recorded when it is first called with tensors of some shapes, without drawing random numbers of
-    the caller's; those that it draws itself, it draws in every call.
+    The function is recorded when it has been called with tensors of the same shapes for a while, which until then
+    gives the same bits without the time that recording takes; compiled, it is so from the first call. Recording
+    draws no random numbers of the caller's; those that the function draws itself, it draws in every call.
     """
 
     def __init__(
@@ -37,10 +41,14 @@ class Recorded:
         self._names = [name for name, _ in (*self._caller.named_parameters(), *self._caller.named_buffers())]
         self._tensors = [*self._caller.parameters(), *self._caller.buffers()]
         self._recorded: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
+        self._calls: Counter[tuple[torch.Size, ...]] = Counter()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """What the function returns, without a graph of autograd."""
         shapes, inputs = tuple(each.shape for each in tensors), [*self._tensors, *tensors]
+        self._calls[shapes] += 1
+        if not self._is_compiled and self._calls[shapes] <= DIRECT_CALLS:
+            return [each.detach() for each in self._caller(*tensors)]
         if shapes not in self._recorded:
             with _same_random_states(self._device):
                 graph = self._record(inputs)

@@ -6,10 +6,14 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from mappo.config import override
+from mappo.environment import ACTION, OBSERVATION
 from mappo.learner import standardise
+from mappo.recording import Recorded
 from tests import test_main
+from tests.conftest import CPU
 from tests.test_learner import ADVANTAGE, make, prepare
 
 CASES = {
@@ -24,12 +28,41 @@ CASES = {
 MEASURED = ("kl_approx", "clip_fraction")
 
 
+@pytest.fixture(autouse=True)
+def recorded_at_once(monkeypatch):
+    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 0)
+
+
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_recorded_gradients_are_those_of_autograd_bit_by_bit(tiny, changes):
     learner, minibatches = after_an_update(override(tiny, changes))
     for minibatch in minibatches:  # the second is recorded here
         for recorded, direct in zip(*both(learner, minibatch), strict=True):
             assert torch.equal(recorded, direct)
+        observation, action = minibatch[OBSERVATION], minibatch[ACTION]
+        with torch.no_grad():
+            direct = learner.networks.policy.get_dist(minibatch.select(OBSERVATION)).log_prob(action)
+        assert torch.equal(learner._log_prob(observation, action)[0], direct)
+
+
+def test_function_is_recorded_once_it_has_been_called_for_a_while(monkeypatch):
+    """What Python does it does until then; random numbers go on in their order."""
+    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 2)
+    module, called = nn.Linear(3, 2), []
+
+    def noisy(values):
+        called.append(len(values))
+        return [module(values) + torch.randn(len(values), 2)]
+
+    recorded = Recorded(noisy, module, CPU, is_compiled=False)
+    inputs = torch.randn(5, 3)
+    torch.manual_seed(0)
+    values = [recorded(inputs)[0] for _ in range(5)] + [recorded(inputs[:4])[0]]
+    assert called == [5, 5, 5, 4], "two direct calls, one to record, and one of another shape"
+    torch.manual_seed(0)
+    expected = [noisy(inputs)[0] for _ in range(5)] + [noisy(inputs[:4])[0]]
+    assert all(torch.equal(*pair) for pair in zip(values, expected, strict=True))
+    assert not any(value.requires_grad for value in values)
 
 
 @pytest.mark.long

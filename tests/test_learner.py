@@ -242,8 +242,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_steps_do_not_wait_for_a_gpu(tiny):
-    """However many steps and frames an update has, it asks for as many numbers."""
+def test_steps_do_not_wait_for_a_gpu(tiny, monkeypatch):
+    """However many steps and frames an update has, it asks for as many numbers, once all is recorded."""
+    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 0)
     waits = {}
     for minibatch_frames in (20, 40, 120):
         _, _, learner, batch = make(override(tiny, {"learner": {"minibatch_frames": minibatch_frames}}))
