@@ -182,8 +182,8 @@ class ProcessCollector:
 
     def restore(self, state: State) -> None:
         structures = state.structure.get("processes", [])
-        if len(structures) != len(self._processes):
-            raise SimulationStateError(f"{len(structures)} processes collected, not {len(self._processes)}")
+        if not isinstance(structures, list) or len(structures) != len(self._processes):
+            raise SimulationStateError(f"it is not the state of {len(self._processes)} processes")
         states = [State(each, _share(state.tensors, f"{index}/")) for index, each in enumerate(structures)]
         self._ask_each("restore", [(each,) for each in states])
         _set_random_states(restore_values(state), self._device)

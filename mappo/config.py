@@ -165,7 +165,8 @@ class CollectionConfig:
         Field(
             ge=1,
             le=256,
-            description="processes that simulate on the CPU, each an equal share of num_envs; 1 is training's own",
+            description="processes that simulate on the CPU, each an equal share of num_envs and of threads; "
+            "1 is training's own",
         ),
     ] = 1
     simulation: Annotated[

@@ -85,6 +85,7 @@ class Learner:
         self.optimiser = torch.optim.Adam(
             [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate, fused=True
         )
+        self._set_failed(torch.zeros((), device=self._parameters["policy"][0].device))
         self._gae = _make_gae(config, networks)
         self._loss = _make_loss(config, networks)
         self._gradients = Gradients(
@@ -118,7 +119,7 @@ class Learner:
         explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
         minibatches = self._refill(self._frames(batch))
         steps: list[dict[str, Tensor]] = []
-        self._set_failed(torch.zeros((), device=batch.device))
+        self._set_failed(torch.zeros_like(self._failed))
         epochs = 0
         while epochs < self.config.epochs:
             epoch = [self._step(minibatch) for minibatch in minibatches]

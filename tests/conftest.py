@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, from_dict
@@ -129,3 +130,15 @@ def rgw_endpoint() -> Iterator[str]:
 def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a fresh bucket, with all that boto3 needs to find it in the environment."""
     return use_s3(monkeypatch, moto_endpoint)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))

@@ -16,7 +16,7 @@ from mappo.environment import (
 )
 from mappo.fast_simulation import FastEnvironment, make_fast_simulation
 from mappo.networks import make_networks
-from tests.conftest import CPU
+from tests.conftest import CPU, Waits
 
 
 def batches(count, max_episode_frames=7):
@@ -83,6 +83,23 @@ def collected_by(fast, seed=0):
         first, carried = collect(environment, policy, 5, environment.reset())
         second, carried = collect(environment, policy, 5, carried)
     return torch.cat([first, second], dim=1), carried
+
+
+def test_frame_of_the_fast_simulation_waits_for_a_gpu_once(monkeypatch):
+    """For how many environments ended, so that it is known whether any is to be reset."""
+    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 0)
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        config = EnvironmentConfig(scenario="tests.scenarios:PushRight", max_episode_frames=100)
+        plain = make_environment(config, 4, 0, Stream.TRAINING, CPU)
+        policy = make_networks(NetworksConfig(hidden_sizes=(8,)), plain).policy
+        environment = FastEnvironment(make_fast_simulation(config, plain, is_compiled=False), plain, 100)
+        _, carried = collect(environment, policy, 1, environment.reset())
+        waits = {}
+        for frames in (5, 15):
+            with Waits() as mode:
+                _, carried = collect(environment, policy, frames, carried)
+            waits[frames] = mode.count
+    assert waits[15] - waits[5] == 10
 
 
 def test_fast_simulation_collects_what_the_plain_environment_does():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.config import LearnerConfig, override
 from mappo.environment import (
@@ -27,7 +26,7 @@ from mappo.learner import (
     standardise,
 )
 from mappo.networks import VALUE, CentralisedCritic, Networks, make_networks
-from tests.conftest import CPU, endless
+from tests.conftest import CPU, Waits, endless
 from tests.runs import batches
 
 
@@ -219,7 +218,6 @@ def test_parameters_stay_those_of_the_last_good_step(tiny):
     frames = prepare(learner, batch)
     good, bad = frames[:40], frames[40:80].clone()
     bad[VALUE_TARGET][0] = float("nan")
-    learner._set_failed(torch.zeros(()))
     learner._step(good.clone())
     after_good = {name: value.clone() for name, value in networks.modules().state_dict().items()}
     remembered = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
@@ -228,18 +226,6 @@ def test_parameters_stay_those_of_the_last_good_step(tiny):
     assert all(torch.equal(value, remembered[name]) for name, value in learner.optimiser_tensors().items())
     with pytest.raises(NonFiniteLoss, match="loss_critic = nan, gradient_norm_critic = nan; training stopped"):
         learner._require_finite(steps)
-
-
-class Waits(TorchDispatchMode):
-    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
 
 
 def test_steps_do_not_wait_for_a_gpu(tiny, monkeypatch):
