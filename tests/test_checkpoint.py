@@ -239,7 +239,7 @@ def test_checkpoint_from_before_a_field_was_added_is_read_with_its_default(tiny,
     assert load(run).config == tiny
 
 
-def test_nothing_is_pickled():
+def test_nothing_is_pickled_but_between_processes_of_one_training():
     root = Path(__file__).parents[1]
     sources = [path for folder in ("mappo", "components", "pipelines") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 25
@@ -248,7 +248,7 @@ def test_nothing_is_pickled():
         r"|\bjoblib\b|\bmarshal\b|\bshelve\b"
     )
     found = [path for path in sources if forbidden.search(path.read_text())]
-    assert found == []
+    assert found == [root / "mappo" / "collectors.py"]
 
 
 class Enough(Exception):
