@@ -33,7 +33,7 @@ from mappo.networks import make_networks
 from mappo.simulation import SimulationStateError, State, capture, capture_values, restore, restore_values
 
 _CPU = torch.device("cpu")
-_EXIT_SECONDS = 5.0
+_EXIT_SECONDS = 2.0
 
 
 class ProcessDied(RuntimeError):
@@ -190,7 +190,9 @@ class ProcessCollector:
 
     def close(self) -> None:
         for process in self._processes:
-            process.close()
+            process.hang_up()
+        for process in self._processes:
+            process.end()
 
     def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
         return self._ask_each(method, [arguments] * len(self._processes))
@@ -233,11 +235,15 @@ class _Process:
         except (EOFError, OSError) as error:
             raise self._died() from error
 
-    def close(self) -> None:
-        """End it, whatever it is doing."""
+    def hang_up(self) -> None:
+        """Ask no more, upon which it ends."""
+        self._connection.close()
+
+    def end(self) -> None:
+        """Wait for its end, or kill it where it is too busy."""
+        self._process.join(_EXIT_SECONDS)
         self._process.kill()
         self._process.join()
-        self._connection.close()
 
     def _died(self) -> ProcessDied:
         self._process.join(_EXIT_SECONDS)
