@@ -1,4 +1,5 @@
-"""Frames a second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain and fast.
+"""Frames a second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain,
+fast and mixed.
 
     python -m benchmarks.throughput benchmarl-base                 3 iterations each, the first not counted
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
@@ -27,9 +28,10 @@ _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "TorchRL": ("TorchRL", {}),
     "mappo plain": ("mappo", {}),
     "mappo fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
+    "mappo mixed": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "mixed"}}),
     "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
 }
-_BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast")
+_BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
 _EVALUATION = {"interval_iterations": 1, "seeds": [1, 2], "episodes_per_seed": 64}
 
 

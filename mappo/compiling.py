@@ -33,7 +33,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any
                 )
         except InductorError as error:
             raise ConfigError(
-                "collection.simulation = fast and learner.update = fast need a C++ compiler and Python's headers "
-                f"(sudo apt install g++ python3-dev), or be plain: {str(error).partition(chr(10))[0]}"
+                "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
+                f"headers (sudo apt install g++ python3-dev), or be plain: {str(error).partition(chr(10))[0]}"
             ) from error
     return run

@@ -139,10 +139,11 @@ class LearnerConfig:
         ),
     ] = "minibatch"
     update: Annotated[
-        Literal["plain", "fast"],
+        Literal["plain", "fast", "mixed"],
         Field(
-            description="how the gradients of a minibatch are computed: operation by operation (plain), or "
-            "compiled (fast), which differs by rounding and pays in longer runs"
+            description="how the gradients of a minibatch are computed: operation by operation (plain), compiled "
+            "(fast), which differs by rounding and pays in longer runs, or compiled with matrices multiplied in "
+            "bfloat16 (mixed precision), which rounds more and pays where the CPU or GPU multiplies these faster"
         ),
     ] = "plain"
 

@@ -196,7 +196,7 @@ class FastEnvironment:
                 return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
 
         if policy not in self._acting:
-            self._acting[policy] = Recorded(act, policy, self._environment.device, is_compiled=False)
+            self._acting[policy] = Recorded(act, policy, self._environment.device)
         return self._acting[policy]
 
 

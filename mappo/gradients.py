@@ -7,7 +7,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from mappo.recording import Recorded
+from mappo.recording import Recorded, Way
 
 
 class Gradients:
@@ -19,7 +19,7 @@ class Gradients:
         loss: LossModule,
         in_keys: Sequence[NestedKey],
         out_keys: Sequence[str],
-        is_compiled: bool,
+        way: Way,
     ):
         """`in_keys` and `out_keys`: of the loss, as far as needed; differentiated is the sum of all its losses."""
         self._parameters = list(networks.parameters())
@@ -31,7 +31,7 @@ class Gradients:
             total = sum(value for key, value in output.items() if key.startswith("loss_"))
             return [*(output[key] for key in out_keys), *torch.autograd.grad(total, list(networks.parameters()))]
 
-        self._differentiate = Recorded(differentiate, networks, self._parameters[0].device, is_compiled)
+        self._differentiate = Recorded(differentiate, networks, self._parameters[0].device, way)
 
     def __call__(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """The loss's outputs on a minibatch [frames], scalars; gradients are left in the parameters' `grad`."""

@@ -9,8 +9,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.data.replay_buffers import SamplerWithoutReplacement
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
@@ -93,15 +91,13 @@ class Learner:
             self._loss,
             in_keys=_LEARNED_FROM,
             out_keys=[key for key in (*_LOSS_TERMS.values(), *_MEASURED.values()) if key in self._loss.out_keys],
-            is_compiled=config.update == "fast",
+            way=config.update,
         )
         self._log_prob = Recorded(
             partial(_log_prob, networks.policy),
             networks.policy,
             self._parameters["policy"][0].device,
-            is_compiled=False,
         )
-        self._minibatches: TensorDictReplayBuffer | None = None  # made for the first batch, then refilled
 
     def update(self, batch: TensorDictBase) -> Losses:
         """Improve the networks on a contiguous batch [envs, time].
@@ -117,12 +113,12 @@ class Learner:
         learning_rate = self._set_learning_rate()
         self._estimate(batch)
         explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
-        minibatches = self._refill(self._frames(batch))
+        frames = self._frames(batch)
         steps: list[dict[str, Tensor]] = []
         self._set_failed(torch.zeros_like(self._failed))
         epochs = 0
         while epochs < self.config.epochs:
-            epoch = [self._step(minibatch) for minibatch in minibatches]
+            epoch = [self._step(minibatch) for minibatch in self._shuffled(frames)]
             self._require_finite(epoch)
             steps += epoch
             epochs += 1
@@ -202,17 +198,11 @@ class Learner:
             moments.update(batch[VALUE_TARGET])
             batch[VALUE_TARGET] = moments.standardise(batch[VALUE_TARGET])
 
-    def _refill(self, frames: TensorDictBase) -> TensorDictReplayBuffer:
-        """The batch's frames in minibatches; each iteration over the buffer is an epoch, shuffled anew."""
-        if self._minibatches is None:
-            self._minibatches = TensorDictReplayBuffer(
-                storage=LazyTensorStorage(len(frames), device=frames.device),
-                sampler=SamplerWithoutReplacement(),
-                batch_size=self.config.minibatch_frames,
-            )
-        self._minibatches.empty()
-        self._minibatches.extend(frames)
-        return self._minibatches
+    def _shuffled(self, frames: TensorDictBase) -> Iterable[TensorDictBase]:
+        """An epoch: every frame once, in minibatches. All are copied at once, in a tenth of the time."""
+        order = torch.randperm(len(frames), device=frames.device)
+        minibatches: Iterable[TensorDictBase] = frames[order].split(self.config.minibatch_frames)
+        return minibatches
 
     def _step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
         """One optimiser step on a minibatch [frames]."""

@@ -54,7 +54,7 @@ def test_function_is_recorded_once_it_has_been_called_for_a_while(monkeypatch):
         called.append(len(values))
         return [module(values) + torch.randn(len(values), 2)]
 
-    recorded = Recorded(noisy, module, CPU, is_compiled=False)
+    recorded = Recorded(noisy, module, CPU)
     inputs = torch.randn(5, 3)
     torch.manual_seed(0)
     values = [recorded(inputs)[0] for _ in range(5)] + [recorded(inputs[:4])[0]]
@@ -72,6 +72,31 @@ def test_compiled_gradients_agree_with_those_of_autograd(tiny, changes):
     for minibatch in minibatches:
         for compiled, direct in zip(*both(learner, minibatch), strict=True):
             torch.testing.assert_close(compiled, direct, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_mixed_gradients_agree_with_those_of_autograd_to_what_bfloat16_holds(tiny, monkeypatch, shares):
+    monkeypatch.setattr("mappo.recording.compile_graph", lambda graph, _: graph)
+    differences_of_mixed_gradients(tiny, shares)
+
+
+@pytest.mark.long
+def test_compiled_mixed_gradients_agree_with_those_of_autograd_to_what_bfloat16_holds(tiny):
+    differences_of_mixed_gradients(tiny, shares=True)
+
+
+def differences_of_mixed_gradients(tiny, shares):
+    networks = {"hidden_sizes": [64, 64], "share_policy": shares}
+    config = override(tiny, {"networks": networks, "learner": {"update": "mixed", "minibatch_frames": 100}})
+    learner, minibatches = after_an_update(config)
+    minibatch = torch.cat(minibatches)
+    assert len(minibatch) >= 64
+    ratios = []
+    for mixed, direct in zip(*both(learner, minibatch), strict=True):
+        assert mixed.dtype == torch.float32
+        ratios.append(float((mixed - direct).norm() / direct.norm().clamp_min(1e-3)))
+    assert max(ratios) < 0.05, ratios
+    assert max(ratios) > 1e-4, "nothing was multiplied in bfloat16"
 
 
 def after_an_update(config):
@@ -106,4 +131,4 @@ def test_without_a_compiler_training_says_what_is_missing(tmp_path):
         [sys.executable, "-m", "mappo", "train", *options], capture_output=True, text=True, env=variables
     )
     assert done.returncode == 1
-    assert "learner.update = fast need a C++ compiler and Python's headers" in done.stdout + done.stderr
+    assert "learner.update = fast or mixed need a C++ compiler and Python's headers" in done.stdout + done.stderr

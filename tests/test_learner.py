@@ -176,19 +176,17 @@ def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_
     config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
     _, _, learner, batch = make(config)
     frames = prepare(learner, batch).set("number", torch.arange(120))
-    for _ in range(2):  # a second batch goes through the same buffer
-        minibatches = learner._refill(frames)
-        for _ in range(2):
-            seen = [minibatch["number"] for minibatch in minibatches]
-            assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
-            assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
+    for _ in range(2):
+        seen = [minibatch["number"] for minibatch in learner._shuffled(frames)]
+        assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
+        assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
     assert len(seen) == math.ceil(120 / minibatch_frames)
 
 
 def test_epochs_are_shuffled_differently(tiny):
     _, _, learner, batch = make(tiny)
-    minibatches = learner._refill(prepare(learner, batch).set("number", torch.arange(120)))
-    one, other = ([minibatch["number"].tolist() for minibatch in minibatches] for _ in range(2))
+    frames = prepare(learner, batch).set("number", torch.arange(120))
+    one, other = ([minibatch["number"].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
     assert one != other
 
 
