@@ -54,7 +54,11 @@ def main() -> None:
         recipe(arguments.recipe),
         {"threads": 0},
         *changes_from_arguments(arguments),
-        {"selection": _EVALUATION, "learner": {"learning_rate_schedule": "constant"}},
+        {
+            "collection": {"total_frames": 10**9},
+            "selection": _EVALUATION,
+            "learner": {"learning_rate_schedule": "constant"},
+        },
     )
     names = arguments.contenders.split(",")
     configs = {name: (_CONTENDERS[name][0], override(base, _CONTENDERS[name][1])) for name in names}
