@@ -7,7 +7,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import ConfigError, ExperimentConfig
-from mappo.environment import OBSERVATION, Stream, make_environment, require_finite_observations, stack_frames
+from mappo.environment import OBSERVATION, Frames, Stream, make_environment, require_finite_observations
 from mappo.fast_simulation import FastEnvironment
 from mappo.resources import free_memory_bytes, gibibytes
 
@@ -47,11 +47,11 @@ def collect(
     """
     if isinstance(environment, FastEnvironment):
         return environment.collect(policy, rollout_frames, carried)
-    frames = []
+    frames = Frames(rollout_frames)
     names = list(carried.keys(True, True))
     with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
         for _ in range(rollout_frames):
             require_finite_observations(carried[OBSERVATION])
             frame, carried = environment.step_and_maybe_reset(policy(carried))
             frames.append(frame)
-    return stack_frames(frames), carried.select(*names)
+    return frames.batch(), carried.select(*names)

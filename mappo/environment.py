@@ -115,10 +115,26 @@ def nested(tensors: Mapping[Key, Tensor], batch_size: list[int]) -> TensorDictBa
     return together
 
 
-def stack_frames(frames: Sequence[Mapping[Key, Tensor] | TensorDictBase]) -> TensorDictBase:
-    """Frames [envs] as a batch [envs, time], without what policies leave beside their actions."""
-    batch = {key: torch.stack([frame[key] for frame in frames], dim=1) for key in FRAME}
-    return nested(batch, [*batch[DONE].shape[:2]])
+class Frames:
+    """A batch [envs, time], filled frame by frame [envs]: no frame is kept beside it."""
+
+    def __init__(self, rollout_frames: int):
+        self._rollout_frames = rollout_frames
+        self._batch: dict[Key, Tensor] = {}
+        self._places: Iterator[tuple[Tensor, ...]] = iter(())
+
+    def append(self, frame: Mapping[Key, Tensor] | TensorDictBase) -> None:
+        """Copy what is learned from; what policies leave beside their actions is not."""
+        values = [frame[key] for key in FRAME]
+        if not self._batch:
+            for key, value in zip(FRAME, values, strict=True):
+                self._batch[key] = value.new_empty(len(value), self._rollout_frames, *value.shape[1:])
+            self._places = zip(*(value.unbind(1) for value in self._batch.values()), strict=True)
+        torch._foreach_copy_(next(self._places), values)
+
+    def batch(self) -> TensorDictBase:
+        """All frames, once all are there."""
+        return nested(self._batch, [*self._batch[DONE].shape[:2]])
 
 
 def require_finite_observations(observation: Tensor) -> None:

@@ -29,6 +29,7 @@ from mappo.environment import (
     STEP_COUNT,
     TERMINATED,
     TRUNCATED,
+    Frames,
     Key,
     Stream,
     make_environment,
@@ -38,7 +39,6 @@ from mappo.environment import (
     random_states,
     require_finite_observations,
     set_random_states,
-    stack_frames,
 )
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
 from mappo.recording import Recorded
@@ -150,7 +150,7 @@ class FastEnvironment:
         Raises:
             NonFiniteObservation: naming the environment and the agent.
         """
-        act, simulation, frames = self._act_by(policy), carried["simulation"], []
+        act, simulation, frames = self._act_by(policy), carried["simulation"], Frames(rollout_frames)
         state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
         fresh = Fresh(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], int(simulation["is_taken"].sum())
@@ -166,10 +166,10 @@ class FastEnvironment:
             if fresh is not before:
                 shown = {key: value.masked_fill(_rows(done, value), 0) for key, value in shown.items()}
                 shown[OBSERVATION] = observation
-        batch = stack_frames(frames)
+        batch = frames.batch()
         if not batch[OBSERVATION].isfinite().all():
-            for frame in frames:
-                require_finite_observations(frame[OBSERVATION])
+            for seen in batch[OBSERVATION].unbind(1):
+                require_finite_observations(seen)
         return batch, _carried(nested(shown, [len(observation)]), state, fresh)
 
     def _following(

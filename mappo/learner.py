@@ -1,7 +1,7 @@
 """One batch in, improved policy and losses out: advantages, epochs, minibatches, optimiser."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
 from mappo.config import LearnerConfig
-from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
+from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.gradients import Gradients
 from mappo.networks import VALUE, Networks
 from mappo.recording import Recorded
@@ -84,7 +84,7 @@ class Learner:
             [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate, fused=True
         )
         self._set_failed(torch.zeros((), device=self._parameters["policy"][0].device))
-        self._gae = _make_gae(config, networks)
+        self._gae = _make_gae(config)
         self._loss = _make_loss(config, networks)
         self._gradients = Gradients(
             networks.modules(),
@@ -174,12 +174,18 @@ class Learner:
     @torch.no_grad()
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
+        for key, observation in ((VALUE, OBSERVATION), (next_key(VALUE), next_key(OBSERVATION))):
+            batch[key] = self._in_minibatches(self.networks.critic.module, batch[observation])
         self._gae(batch)
-        observations, actions = (batch[key].flatten(0, 1) for key in (OBSERVATION, ACTION))
+        batch[LOG_PROB] = self._in_minibatches(
+            lambda *each: self._log_prob(*each)[0], batch[OBSERVATION], batch[ACTION]
+        )
+
+    def _in_minibatches(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """What a function of frames gives for tensors [envs, time, ...], in little memory."""
         rows = self.config.minibatch_frames
-        minibatches = zip(observations.split(rows), actions.split(rows), strict=True)
-        log_probs = [self._log_prob(*minibatch)[0] for minibatch in minibatches]
-        batch[LOG_PROB] = torch.cat(log_probs).reshape(*batch.shape, -1)
+        minibatches = zip(*(each.flatten(0, 1).split(rows) for each in tensors), strict=True)
+        return torch.cat([function(*each) for each in minibatches]).unflatten(0, tensors[0].shape[:2])
 
     def _frames(self, batch: TensorDictBase) -> TensorDictBase:
         """The frames to learn from, [envs x time], in the units that the losses compare."""
@@ -259,8 +265,8 @@ def _log_prob(policy: ProbabilisticActor, observation: Tensor, action: Tensor) -
     return [policy.get_dist(frames).log_prob(action)]
 
 
-def _make_gae(config: LearnerConfig, networks: Networks) -> MultiAgentGAE:
-    gae = MultiAgentGAE(gamma=config.discount, lmbda=config.gae_lambda, value_network=networks.critic)
+def _make_gae(config: LearnerConfig) -> MultiAgentGAE:
+    gae = MultiAgentGAE(gamma=config.discount, lmbda=config.gae_lambda, value_network=None)
     gae.set_keys(
         value=VALUE,
         advantage=ADVANTAGE,

@@ -127,6 +127,7 @@ def _iterate(
             episodes=finished_episodes(batch),
             losses=losses,
         )
+        del batch  # or there are two of them while the next is collected
         history.append(report)
         on_report(report)
         reported = time.perf_counter()
