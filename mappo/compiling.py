@@ -1,39 +1,136 @@
-"""The compiler behind the fast paths: a recorded graph of tensor operations as machine code."""
+"""The compiler behind the fast paths: a recorded graph of tensor operations as machine code.
 
+PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It works in a
+process of its own, `python -m mappo.compiling`: a compiler that has been used stays in memory. What it makes is
+kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
+"""
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mappo.config import ConfigError
 
+_NO_COMPILER = 3  # exit status
 
-def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+
+def record(
+    function: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    replaced: Mapping[OpOverload, Callable[..., Any]] = MappingProxyType({}),
+) -> GraphModule:
+    """The graph of what a function does with tensors like these; some operations may be replaced by others."""
+    shapes = FakeTensorMode(allow_fallback_kernels=True)  # or each node has one, which takes as long as the rest
+    with tracing(TracingContext(shapes)):
+        graph: GraphModule = make_fx(function, dict(replaced))(*inputs)
+    return graph
+
+
+def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
     """A function that does what the graph does with inputs of these shapes and types, but for rounding.
 
-    Results are kept on disk for later processes, in `TORCHINDUCTOR_CACHE_DIR`. Random numbers are those that the
-    graph itself would draw.
+    Random numbers are those that the graph itself would draw.
 
     Raises:
         ConfigError: there is no compiler.
     """
-    with warnings.catch_warnings():  # PyTorch's compiler uses what PyTorch deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        from torch import _inductor  # takes a second, which those who do not compile need not wait
-        from torch._inductor.exc import InductorError
+    kinds = [(tuple(each.shape), each.dtype, each.device) for each in inputs]
+    library = Path(cache_dir()) / "mappo" / f"{_digest(graph, kinds)}.so"
+    if not library.exists():
+        _compile_elsewhere(graph, kinds, library)
+    run = _load(library.resolve(), inputs[0].device).run
 
-        try:
-            with torch.no_grad(), _inductor.config.patch(fallback_random=True):
-                run: Callable[..., Any] = _inductor.standalone_compile(
-                    graph, [*inputs], dynamic_shapes="from_example_inputs"
-                )
-        except InductorError as error:
-            raise ConfigError(
-                "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
-                f"headers (sudo apt install g++ python3-dev), or be plain: {str(error).partition(chr(10))[0]}"
-            ) from error
-    return run
+    def call(*tensors: Tensor) -> list[Tensor]:
+        if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
+            raise TypeError("compiled for tensors of other shapes, types or devices")
+        outputs: list[Tensor] = run([each.contiguous() for each in tensors])
+        return outputs
+
+    return call
+
+
+def _digest(graph: GraphModule, kinds: list[Any]) -> str:
+    """A name for what the compiler makes: of all that this depends on."""
+    machine = torch.cpu.get_capabilities(), torch.get_num_threads()
+    gpus = [torch.cuda.get_device_properties(device).name for *_, device in kinds if device.type == "cuda"]
+    digest = hashlib.sha256(repr((graph.code, kinds, torch.__version__, machine, gpus)).encode())
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            constant: Tensor = getattr(graph, node.target)
+            digest.update(repr((constant.shape, constant.dtype)).encode())
+            digest.update(constant.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _load(library: Path, device: torch.device) -> Any:
+    """PyTorch's public function for it leaves a copy of the library in the temporary directory."""
+    if device.type == "cuda":
+        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device))
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+
+
+def _compile_elsewhere(graph: GraphModule, kinds: list[Any], library: Path) -> None:
+    """Let `library` be a link to what the compiler made."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mappo.compiling"],
+        input=pickle.dumps((graph, kinds, torch.get_num_threads())),
+        capture_output=True,
+        check=False,
+    )
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode == _NO_COMPILER:
+        raise ConfigError(
+            "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
+            f"headers (sudo apt install g++ python3-dev), or be plain: {said.splitlines()[-1]}"
+        )
+    if done.returncode:
+        raise RuntimeError(f"the compiler's process ended with {done.returncode}:\n{said}")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    link = library.with_suffix(f".{os.getpid()}")
+    link.symlink_to(os.path.relpath(done.stdout.decode().splitlines()[-1], library.parent))
+    link.replace(library)
+
+
+def main() -> None:
+    """Compile what standard input says: a graph, its inputs, and the number of threads; print where it is."""
+    _ignore_deprecations()
+    from torch._inductor import aot_compile, config
+    from torch._inductor.exc import InductorError
+
+    graph, kinds, threads = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that began this
+    torch.set_num_threads(threads)
+    for node in graph.graph.nodes:
+        node.meta.clear()  # fake tensors, which pickling makes, and the compiler does not expect
+    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kinds)
+    try:
+        with torch.no_grad(), config.patch(fallback_random=True):
+            print(aot_compile(graph, inputs))
+    except InductorError as error:
+        print(str(error).partition("\n")[0], file=sys.stderr)
+        sys.exit(_NO_COMPILER)
+
+
+def _ignore_deprecations() -> None:
+    """PyTorch's compiler uses what PyTorch deprecates."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+
+
+if __name__ == "__main__":
+    main()

@@ -183,9 +183,11 @@ class Learner:
 
     def _in_minibatches(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """What a function of frames gives for tensors [envs, time, ...], in little memory."""
-        rows = self.config.minibatch_frames
-        minibatches = zip(*(each.flatten(0, 1).split(rows) for each in tensors), strict=True)
-        return torch.cat([function(*each) for each in minibatches]).unflatten(0, tensors[0].shape[:2])
+        minibatches = zip(
+            *(torch.split(each.flatten(0, 1), self.config.minibatch_frames) for each in tensors), strict=True
+        )
+        together = torch.cat([function(*each) for each in minibatches])
+        return together.reshape(*tensors[0].shape[:2], *together.shape[1:])
 
     def _frames(self, batch: TensorDictBase) -> TensorDictBase:
         """The frames to learn from, [envs x time], in the units that the losses compare."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
-from mappo.compiling import compile_graph
+from mappo.compiling import compile_graph, record
 
 _ATEN = torch.ops.aten
 
@@ -76,7 +76,7 @@ class Recorded:
             return [each.detach() for each in outputs]
 
         with _FirstValues():
-            graph = make_fx(call, _REPLACED[self._way])(*inputs)
+            graph = record(call, inputs, _REPLACED[self._way])
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph

@@ -29,9 +29,11 @@ import vmas
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.overrides import TorchFunctionMode
 from vmas.simulator.core import Sphere, World
+
+from mappo.compiling import record
 
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "is_nonzero"}
 _ELEMENTWISE = {  # what may be done with x[mask] before it is written to some y[mask]
@@ -64,14 +66,14 @@ def trace(
     try:
         recording = _Recording()
         with torch.no_grad(), recording, _broad_phase(world, recording):
-            recorded = make_fx(function)(*(each.clone() for each in inputs))
+            recorded = record(function, [each.clone() for each in inputs])
     except NotTraceable:
         raise
     except Exception as error:  # a scenario is foreign code, and tensors that are traced do not allow everything
         raise NotTraceable(f"{_first_line(error)} ({_place_of(error)})") from error
     _require_deterministic(recorded)
     with torch.no_grad():
-        graph = make_fx(functionalize(recorded))(*inputs)
+        graph = record(functionalize(recorded), inputs)
     written = _forget_writes(graph)
     _fold_constants(graph)
     return graph, written
