@@ -6,15 +6,15 @@ kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
 """
 
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mappo.config import ConfigError
 
 _NO_COMPILER = 3  # exit status
+_NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
 
 
 def record(
@@ -51,10 +53,11 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., lis
         ConfigError: there is no compiler.
     """
     kinds = [(tuple(each.shape), each.dtype, each.device) for each in inputs]
-    library = Path(cache_dir()) / "mappo" / f"{_digest(graph, kinds)}.so"
-    if not library.exists():
-        _compile_elsewhere(graph, kinds, library)
-    run = _load(library.resolve(), inputs[0].device).run
+    compiled = Path(cache_dir()) / "mappo" / _digest(graph, kinds)
+    if not compiled.exists():
+        _compile_elsewhere(graph, kinds, compiled)
+    [library] = compiled.glob("*.so")
+    run = _load(library, inputs[0].device).run
 
     def call(*tensors: Tensor) -> list[Tensor]:
         if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
@@ -85,42 +88,50 @@ def _load(library: Path, device: torch.device) -> Any:
     return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
 
 
-def _compile_elsewhere(graph: GraphModule, kinds: list[Any], library: Path) -> None:
-    """Let `library` be a link to what the compiler made."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mappo.compiling"],
-        input=pickle.dumps((graph, kinds, torch.get_num_threads())),
-        capture_output=True,
-        check=False,
-    )
-    said = done.stderr.decode(errors="replace").strip()
-    if done.returncode == _NO_COMPILER:
-        raise ConfigError(
-            "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
-            f"headers (sudo apt install g++ python3-dev), or be plain: {said.splitlines()[-1]}"
+def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> None:
+    """Let `compiled` be a directory with the library, and what it reads.
+
+    The compiler is told where: by itself it gives graphs that differ in constants alone the same name. And plain
+    pickling would trace the graph anew, and draw its random numbers once and for all.
+    """
+    compiled.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=compiled.parent) as directory:
+        made = Path(directory) / "made"
+        done = subprocess.run(
+            [sys.executable, "-m", "mappo.compiling"],
+            input=pickle.dumps((GraphPickler.dumps(graph, _NODES), kinds, torch.get_num_threads(), str(made))),
+            capture_output=True,
+            check=False,
         )
-    if done.returncode:
-        raise RuntimeError(f"the compiler's process ended with {done.returncode}:\n{said}")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    link = library.with_suffix(f".{os.getpid()}")
-    link.symlink_to(os.path.relpath(done.stdout.decode().splitlines()[-1], library.parent))
-    link.replace(library)
+        said = done.stderr.decode(errors="replace").strip()
+        if done.returncode == _NO_COMPILER:
+            raise ConfigError(
+                "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
+                f"headers (sudo apt install g++ python3-dev), or be plain: {said.splitlines()[-1]}"
+            )
+        if done.returncode:
+            raise RuntimeError(f"the compiler's process ended with {done.returncode}:\n{said}")
+        try:
+            made.rename(compiled)
+        except OSError:
+            if not compiled.exists():  # it is there if another process was faster
+                raise
 
 
 def main() -> None:
-    """Compile what standard input says: a graph, its inputs, and the number of threads; print where it is."""
+    """Compile what standard input says: a graph, its inputs, the number of threads, and where to."""
     _ignore_deprecations()
-    from torch._inductor import aot_compile, config
+    from torch._inductor import aot_compile
     from torch._inductor.exc import InductorError
 
-    graph, kinds, threads = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that began this
+    pickled, kinds, threads, made = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that began this
+    graph = cast(GraphModule, GraphPickler.loads(pickled, FakeTensorMode()))
     torch.set_num_threads(threads)
-    for node in graph.graph.nodes:
-        node.meta.clear()  # fake tensors, which pickling makes, and the compiler does not expect
     inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kinds)
+    options = {"fallback_random": True, "aot_inductor.output_path": made}
     try:
-        with torch.no_grad(), config.patch(fallback_random=True):
-            print(aot_compile(graph, inputs))
+        with torch.no_grad():
+            aot_compile(graph, inputs, options=options)
     except InductorError as error:
         print(str(error).partition("\n")[0], file=sys.stderr)
         sys.exit(_NO_COMPILER)

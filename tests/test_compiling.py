@@ -1,0 +1,44 @@
+"""Compiled graphs against the functions that they were recorded from, run by PyTorch."""
+
+import pytest
+import torch
+
+from mappo.compiling import compile_graph, record
+
+
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+def test_compiled_graph_does_what_the_function_does(factor, monkeypatch):
+    """Random numbers and constants, in this process and, without the compiler, in a later one."""
+
+    def function(values):
+        shape = values.shape
+        return [
+            values * torch.tensor([1.0, 1.0, factor]),
+            torch.randn(shape),
+            torch.rand(shape),
+            torch.randint(0, 5, shape),
+            torch.rand_like(values),
+            torch.empty_like(values).uniform_(-1, 1),
+            torch.normal(values, torch.ones_like(values)),
+            torch.bernoulli(values.clamp(0, 1)),
+            torch.multinomial(values.abs() + 1, 1),
+        ]
+
+    values = torch.linspace(-1, 1, 120).reshape(40, 3)
+    graph = record(function, [values])
+    compare(compile_graph(graph, [values]), function, values)
+    monkeypatch.setattr("mappo.compiling._compile_elsewhere", None)
+    later = compile_graph(graph, [values])
+    compare(later, function, values.flip(0))
+    assert torch.equal(later(values.t().contiguous().t())[0], function(values)[0])
+    with pytest.raises(TypeError, match="other shapes"):
+        later(values[:20])
+
+
+def compare(compiled, function, values):
+    torch.manual_seed(0)
+    expected, state = function(values), torch.get_rng_state()
+    torch.manual_seed(0)
+    for one, other in zip(compiled(values), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
