@@ -13,6 +13,7 @@ _ROUNDING_COMPILED = 1e-5  # compilers reorder, and contact amplifies
 _EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole trial that may be further off, compiled
 _CHECKED_FRAMES = 60
 _HELD_FRAMES = 7  # random actions are kept for as long, so that agents get somewhere
+_RESETS = 8  # of finished environments after a frame, which VMAS resets one by one; the others play on
 
 
 def slots_of_resets(environment: EnvBase, step: PureStep) -> frozenset[str]:
@@ -72,57 +73,68 @@ def _nonsense(value: Tensor) -> Tensor:
     return ~value if value.dtype == torch.bool else value + 1
 
 
-def check_steps(environment: EnvBase, step: PureStep, frames: int = _CHECKED_FRAMES) -> None:
-    """Play on plainly, with resets of some environments on the way, and compare each frame with the pure step.
+def check_steps(environment: EnvBase, *steps: PureStep, frames: int = _CHECKED_FRAMES) -> None:
+    """Play on plainly, with resets of some environments on the way, and compare each frame with the pure steps.
 
     Rounding is allowed for. Compiled, it may also take a few numbers in ten thousand further, where contact
-    amplifies it or a threshold is near; the graph itself, which is checked before, may not.
+    amplifies it or a threshold is near; the graph itself, which is to be given too, may not.
 
     Raises:
         NotFaithful: state, observations, rewards or flags differ by more than rounding explains.
     """
-    slots = find_slots(environment)
+    slots, names = find_slots(environment), steps[0].names
     carried = environment.reset()
-    constants = signatures({path: slots[path] for path in step.constants})
-    compared = excused = 0
+    constants = signatures({path: slots[path] for path in steps[0].constants})
+    compared, excused = 0, dict.fromkeys(range(len(steps)), 0)
     for index in range(frames):
         if index % _HELD_FRAMES == 0:
             action = environment.rand_action(carried)[ACTION]
-        before = copies(slots, step.names)
+        before = copies(slots, names)
         played = environment.step(carried.set(ACTION, action))["next"]
-        state, *shown = step(before, action)
-        pairs = [(path, state[path], slots[path].get()) for path in step.names]
-        expected = (played[OBSERVATION], played[REWARD], played[TERMINATED])
-        pairs += zip(("observation", "reward", "terminated"), shown, expected, strict=True)
-        rounding = _ROUNDING_COMPILED if step.is_compiled else _ROUNDING
-        rounding *= max([1.0, *(_largest(value) for value in before.values())])
-        for name, found, plain in pairs:
-            compared += plain.numel()
-            if difference := _difference(found, plain, rounding):
-                excused += difference[0]
-                if not step.is_compiled or excused > max(_EXCUSED, _EXCUSED_RATIO * compared):
-                    raise NotFaithful(f"{name} differs after frame {index + 1} of a trial: {difference[1]}")
-        finished = played["done"].clone()
+        plain = _by_name(copies(slots, names), played[OBSERVATION], played[REWARD], played[TERMINATED])
+        compared += sum(value.numel() for value in plain.values())
+        for number, step in enumerate(steps):
+            wrong, first = _differences(_by_name(*step(before, action)), plain, _rounding(step, before))
+            excused[number] += wrong
+            allowed = max(_EXCUSED, _EXCUSED_RATIO * compared) if step.is_compiled else 0
+            if excused[number] > allowed:
+                raise NotFaithful(f"{first} differ after frame {index + 1} of a trial")
+        finished = played["done"] & (played["done"].cumsum(0) <= _RESETS)
         finished[index % len(finished)] = True
         carried = environment.reset(played.exclude(REWARD).set("_reset", finished))
-        if written := changed(constants, {path: slots[path] for path in step.constants}):
+        if written := changed(constants, {path: slots[path] for path in steps[0].constants}):
             raise NotFaithful(f"it is written into, though rarely: {min(written)}")
     if replaced := replaced_owners(environment, slots):
         raise NotFaithful(f"it replaces objects, though rarely: {min(replaced)}")
 
 
-def _difference(found: Tensor, plain: Tensor, rounding: float) -> tuple[int, str] | None:
+def _by_name(state: State, observation: Tensor, reward: Tensor, terminated: Tensor) -> dict[str, Tensor]:
+    return {**state, "observation": observation, "reward": reward, "terminated": terminated}
+
+
+def _rounding(step: PureStep, before: State) -> float:
+    """How far numbers may be apart, and be called equal."""
+    ratio = _ROUNDING_COMPILED if step.is_compiled else _ROUNDING
+    return ratio * max([1.0, *(_largest(value) for value in before.values())])
+
+
+def _differences(found: dict[str, Tensor], plain: dict[str, Tensor], rounding: float) -> tuple[int, str]:
     """How many numbers differ by more than rounding, and the first of them in words."""
-    if found.shape != plain.shape or found.dtype != plain.dtype:
-        raise NotFaithful(f"it is {list(found.shape)} {found.dtype}, and not {list(plain.shape)} {plain.dtype}")
-    close = torch.isclose(found.double(), plain.double(), rtol=rounding, atol=rounding, equal_nan=True)
-    wrong = int((~close).sum())
-    if not wrong:
-        return None
-    index = tuple((~close).nonzero()[0].tolist())
-    return wrong, (
-        f"it is {found[index].item()!r} and not {plain[index].item()!r}; {wrong} of {close.numel()} numbers differ"
-    )
+    wrong, first = 0, ""
+    for name, value in plain.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise NotFaithful(
+                f"{name} is {list(found[name].shape)} {found[name].dtype}, and not {list(value.shape)} {value.dtype}"
+            )
+        close = torch.isclose(found[name].double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
+        if differing := int((~close).sum()):
+            index = tuple((~close).nonzero()[0].tolist())
+            first = first or (
+                f"{name}: {found[name][index].item()!r} and not {value[index].item()!r}; {differing} of "
+                f"{close.numel()} numbers"
+            )
+            wrong += differing
+    return wrong, first
 
 
 def _largest(value: Tensor) -> float:

@@ -115,13 +115,12 @@ def make_fast_simulation(
     device, (num_envs,) = environment.device, environment.batch_size
     with private_random_streams(0, Stream.VALIDATION, device):
         rehearsal = make_environment(config, num_envs, 0, Stream.VALIDATION, device)
-        step = capture_step(rehearsal)
-        resets = slots_of_resets(rehearsal, step)
-        check_steps(rehearsal, step)
+        graph = step = capture_step(rehearsal)
+        resets = slots_of_resets(rehearsal, graph)
         if is_compiled:
             slots = find_slots(rehearsal)
-            step = step.compiled(copies(slots, step.names), rehearsal.rand_action()[ACTION])
-            check_steps(rehearsal, step)
+            step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
+        check_steps(rehearsal, graph, *([step] if is_compiled else []))
     return FastSimulation(environment, step, resets)
 
 
