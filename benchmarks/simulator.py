@@ -89,8 +89,7 @@ def _ways(
     environment: EnvBase, wrapped: EnvBase, simulation: FastSimulation, actions: list[Tensor]
 ) -> list[Callable[[], object]]:
     """Functions that play one frame each: plain VMAS, TorchRL, the fast path without resets and with them."""
-    state, observation = simulation.begin()
-    fresh = simulation.make_fresh()
+    state, observation, fresh = simulation.begin()
     carried = wrapped.reset()
     free, age = state, torch.zeros_like(carried[DONE], dtype=torch.int64)
     turn = iter(range(10**9))

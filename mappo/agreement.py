@@ -122,17 +122,15 @@ def _differences(found: dict[str, Tensor], plain: dict[str, Tensor], rounding: f
     """How many numbers differ by more than rounding, and the first of them in words."""
     wrong, first = 0, ""
     for name, value in plain.items():
-        if found[name].shape != value.shape or found[name].dtype != value.dtype:
-            raise NotFaithful(
-                f"{name} is {list(found[name].shape)} {found[name].dtype}, and not {list(value.shape)} {value.dtype}"
-            )
-        close = torch.isclose(found[name].double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
+        got = found[name]
+        if got.shape != value.shape or got.dtype != value.dtype:
+            kinds = f"{list(got.shape)} {got.dtype}, and not {list(value.shape)} {value.dtype}"
+            raise NotFaithful(f"{name} is {kinds}")
+        close = torch.isclose(got.double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
         if differing := int((~close).sum()):
             index = tuple((~close).nonzero()[0].tolist())
-            first = first or (
-                f"{name}: {found[name][index].item()!r} and not {value[index].item()!r}; {differing} of "
-                f"{close.numel()} numbers"
-            )
+            numbers = f"{differing} of {close.numel()} numbers"
+            first = first or f"{name}: {got[index].item()!r} and not {value[index].item()!r}; {numbers}"
             wrong += differing
     return wrong, first
 

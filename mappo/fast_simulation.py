@@ -8,7 +8,6 @@ with the plain environment before it is used. docs/fast-simulation.md explains h
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -40,18 +39,10 @@ from mappo.environment import (
     require_finite_observations,
     set_random_states,
 )
+from mappo.fresh_states import FreshStates
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
-from mappo.recording import Recorded
+from mappo.recording import Recorded, Way
 from mappo.slots import changed, copies, find_slots, signatures
-
-
-@dataclass(frozen=True)
-class Fresh:
-    """States that finished environments start from, and the observations of these; some are taken already."""
-
-    state: State
-    observation: Tensor
-    taken: int
 
 
 class FastSimulation:
@@ -59,46 +50,55 @@ class FastSimulation:
 
     def __init__(self, environment: EnvBase, step: PureStep, resets: frozenset[str]):
         self._environment, self._step, self._resets = environment, step, resets
+        self._is_waited_for = environment.device.type == "cpu"  # then a look at a tensor costs nothing
         with _same_random_states(environment.device):
             environment.rand_step(environment.reset())
         self._slots = find_slots(environment)
         if missing := {*step.names, *step.constants} - self._slots.keys():
             raise NotFaithful(f"what was found in a trial is not there: {min(missing)}")
 
-    def begin(self) -> tuple[State, Tensor]:
-        """All environments reset, as the plain environment resets them, and their observations."""
-        fresh = self.make_fresh()
-        return {**copies(self._slots, self._step.names), **fresh.state}, fresh.observation
+    def begin(self) -> tuple[State, Tensor, FreshStates]:
+        """All environments reset as the plain one resets them, their observations, and states for later."""
+        state, observation = self._reset()
+        rest = {**copies(self._slots, self._step.names), **state}
+        states, observations = zip(self._reset(), self._reset(), strict=True)
+        fresh = {name: torch.stack([each[name] for each in states], 1) for name in self._resets}
+        none = torch.zeros(len(observation), 2, dtype=torch.bool, device=observation.device)
+        return rest, observation, FreshStates.of(fresh, torch.stack(observations, 1), none)
+
+    @property
+    def way(self) -> Way:
+        """How frames are computed."""
+        return "fast" if self._step.is_compiled else "plain"
 
     def step(self, state: State, action: Tensor) -> Frame:
         """One frame of all environments; no argument is changed."""
         return self._step(state, action)
 
-    def make_fresh(self) -> Fresh:
+    def reset_finished(
+        self, done: Tensor, state: State, observation: Tensor, fresh: FreshStates
+    ) -> tuple[State, Tensor, FreshStates]:
+        """Environments that are done [envs, 1] take the next fresh states in order.
+
+        The others, and slots that resets do not write, stay as they are. Where none is, all may be what was given.
+        A GPU is not waited for: that another set is needed is known from the frame before.
+        """
+        finished = done.squeeze(-1)
+        if self._is_waited_for and not finished.any():
+            return state, observation, fresh
+        if fresh.num_left() < len(finished):
+            fresh = fresh.with_another_set(*self._reset())
+        starts, seen, fresh = fresh.take(finished)
+        after = {name: _where(finished, starts[name], state[name]) for name in self._resets}
+        return {**state, **after}, _where(finished, seen, observation), fresh
+
+    def _reset(self) -> tuple[State, Tensor]:
         """One fresh state for each environment, by one reset of all; draws from the simulator's random state."""
         constants = {path: self._slots[path] for path in self._step.constants}
         before = signatures(constants)
         observation = self._environment.reset()[OBSERVATION]
         assert not changed(before, constants), "resets write into what never varied before"
-        return Fresh(copies(self._slots, self._resets), observation, 0)
-
-    def reset_finished(
-        self, done: Tensor, state: State, observation: Tensor, fresh: Fresh
-    ) -> tuple[State, Tensor, Fresh]:
-        """Environments that are done [envs, 1] take the next fresh states in order, or those of a new set.
-
-        The others, and slots that resets do not write, stay as they are. Where none is, all is what was given.
-        """
-        finished = done.squeeze(-1)
-        needed = int(finished.sum())
-        if not needed:
-            return state, observation, fresh
-        if needed > len(finished) - fresh.taken:
-            fresh = self.make_fresh()
-        source = (finished.cumsum(0) - 1 + fresh.taken).clamp_min(0)
-        after = {name: _where(finished, fresh.state[name][source], state[name]) for name in self._resets}
-        shown = _where(finished, fresh.observation[source], observation)
-        return {**state, **after}, shown, Fresh(fresh.state, fresh.observation, fresh.taken + needed)
+        return copies(self._slots, self._resets), observation
 
 
 def make_fast_simulation(
@@ -136,9 +136,8 @@ class FastEnvironment:
 
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
-        state, observation = self._simulation.begin()
+        state, observation, fresh = self._simulation.begin()
         started = self._environment.fake_tensordict().select(*CARRIED).zero_()
-        fresh = self._simulation.make_fresh()
         return _carried(started.set(OBSERVATION, observation), state, fresh)
 
     def collect(
@@ -151,8 +150,8 @@ class FastEnvironment:
         """
         act, simulation, frames = self._act_by(policy), carried["simulation"], Frames(rollout_frames)
         state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
-        fresh = Fresh(
-            dict(simulation["fresh"].items()), simulation["fresh_observation"], int(simulation["is_taken"].sum())
+        fresh = FreshStates.of(
+            dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
         for _ in range(rollout_frames):
             (action,) = act(shown[OBSERVATION])
@@ -195,17 +194,17 @@ class FastEnvironment:
                 return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
 
         if policy not in self._acting:
-            self._acting[policy] = Recorded(act, policy, self._environment.device)
+            self._acting[policy] = Recorded(act, policy, self._environment.device, self._simulation.way)
         return self._acting[policy]
 
 
-def _carried(shown: TensorDictBase, state: State, fresh: Fresh) -> TensorDictBase:
-    rows = torch.arange(len(fresh.observation), device=fresh.observation.device)
+def _carried(shown: TensorDictBase, state: State, fresh: FreshStates) -> TensorDictBase:
+    fresh_state, fresh_observation, is_taken = fresh.sets()
     simulation = {
         "state": state,
-        "fresh": fresh.state,
-        "fresh_observation": fresh.observation,
-        "is_taken": rows < fresh.taken,
+        "fresh": fresh_state,
+        "fresh_observation": fresh_observation,
+        "is_taken": is_taken,
     }
     return shown.set("simulation", TensorDict(simulation, shown.batch_size))
 

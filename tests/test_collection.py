@@ -85,21 +85,22 @@ def collected_by(fast, seed=0):
     return torch.cat([first, second], dim=1), carried
 
 
-def test_frame_of_the_fast_simulation_waits_for_a_gpu_once(monkeypatch):
-    """For how many environments ended, so that it is known whether any is to be reset."""
+def test_frames_of_the_fast_simulation_wait_for_no_gpu(monkeypatch):
     monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 0)
     with private_random_streams(0, Stream.TRAINING, CPU):
-        config = EnvironmentConfig(scenario="tests.scenarios:PushRight", max_episode_frames=100)
+        config = EnvironmentConfig(scenario="tests.scenarios:PushRight", max_episode_frames=7)
         plain = make_environment(config, 4, 0, Stream.TRAINING, CPU)
         policy = make_networks(NetworksConfig(hidden_sizes=(8,)), plain).policy
-        environment = FastEnvironment(make_fast_simulation(config, plain, is_compiled=False), plain, 100)
+        simulation = make_fast_simulation(config, plain, is_compiled=False)
+        monkeypatch.setattr(simulation, "_is_waited_for", False)
+        environment = FastEnvironment(simulation, plain, 7)
         _, carried = collect(environment, policy, 1, environment.reset())
         waits = {}
         for frames in (5, 15):
             with Waits() as mode:
                 _, carried = collect(environment, policy, frames, carried)
             waits[frames] = mode.count
-    assert waits[15] - waits[5] == 10
+    assert waits[15] == waits[5]
 
 
 def test_fast_simulation_collects_what_the_plain_environment_does():

@@ -18,6 +18,7 @@ from mappo.environment import (
     set_random_states,
 )
 from mappo.fast_simulation import make_fast_simulation
+from mappo.fresh_states import FreshStates
 from mappo.pure_step import NotFaithful, capture_step
 from mappo.slots import copies, find_slots, same_bits
 from tests.conftest import CPU
@@ -141,12 +142,15 @@ def test_scenario_whose_environments_differ_is_refused():
         make_fast_simulation(config, make_environment(config, 4, 0, Stream.TRAINING, CPU), False)
 
 
+def _a_little_more(value):
+    return 1.01 * value if value.dtype.is_floating_point else value
+
+
 def test_step_that_is_wrong_is_found_by_the_check():
     with private_random_streams(0, Stream.VALIDATION, CPU):
         environment = environment_of("balance")
         step = capture_step(environment)
-        run = step.run
-        wrong = replace(step, run=lambda *inputs: [1.01 * each if each.dtype.is_floating_point else each for each in run(*inputs)])
+        wrong = replace(step, run=lambda *inputs: [_a_little_more(each) for each in step.run(*inputs)])
         with pytest.raises(NotFaithful, match=r"and not .*; \d+ of \d+ numbers differ after frame 1 of a trial"):
             check_steps(environment, step, wrong)
 
@@ -169,43 +173,64 @@ def test_first_state_is_that_of_the_plain_environment():
         expected = environment_of("navigation", stream=Stream.TRAINING).reset()[OBSERVATION]
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, _ = simulation_of("navigation")
-        _, observation = simulation.begin()
+        _, observation, _ = simulation.begin()
     assert torch.equal(observation, expected)
+
+
+GOAL = "world._landmarks[0]._state._pos"
 
 
 def test_finished_environments_take_fresh_states_in_order_and_others_stay():
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, _ = simulation_of("navigation", 4)
-        state, observation = simulation.begin()
-        fresh = simulation.make_fresh()
+        state, observation, fresh = simulation.begin()
         done = torch.tensor([[False], [True], [False], [True]])
         after, shown, left = simulation.reset_finished(done, state, observation, fresh)
-        goal = "world._landmarks[0]._state._pos"
-        assert torch.equal(after[goal][[1, 3]], fresh.state[goal][[0, 1]])
-        assert torch.equal(after[goal][[0, 2]], state[goal][[0, 2]])
-        assert torch.equal(shown[[1, 3]], fresh.observation[[0, 1]])
-        assert left.taken == 2
-        assert simulation.reset_finished(~torch.zeros_like(done), state, observation, left)[2].taken == 4
+        assert torch.equal(after[GOAL][[1, 3]], fresh.state[GOAL][[0, 1], 0])
+        assert torch.equal(after[GOAL][[0, 2]], state[GOAL][[0, 2]])
+        assert torch.equal(shown[[1, 3]], fresh.observation[[0, 1], 0])
+        assert torch.equal(shown[[0, 2]], observation[[0, 2]])
+        assert left.num_left() == 6
+
+
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_every_fresh_state_is_taken_once_and_in_the_order_in_which_resets_made_them(is_waited_for, monkeypatch):
+    """Kept in between, as in checkpoints; a GPU is not waited for, which leads to the same."""
+    made, taken = [], []
+    with private_random_streams(3, Stream.TRAINING, CPU):
+        simulation, _ = simulation_of("navigation", 4)
+        monkeypatch.setattr(simulation, "_is_waited_for", is_waited_for)
+        resets = simulation._reset
+        monkeypatch.setattr(simulation, "_reset", lambda: made.append(resets()) or made[-1])
+        state, observation, fresh = simulation.begin()
+        for index in range(40):
+            done = torch.rand(4, 1) < index / 40
+            state, observation, fresh = simulation.reset_finished(done, state, observation, fresh)
+            taken += state[GOAL][done.squeeze(-1)].tolist()
+            if index % 3 == 0:
+                fresh = FreshStates.of(*fresh.sets())
+    assert taken == [goal for start, _ in made[1:] for goal in start[GOAL].tolist()][: len(taken)]
+    assert len(taken) <= 4 * (len(made) - 1) < len(taken) + 8
 
 
 def test_fresh_state_is_one_that_the_plain_environment_plays_on_from():
     """The observation that goes with a fresh state is the one that a step of nothing but zeros starts from."""
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("navigation", 4)
-        fresh = simulation.make_fresh()
+        _, _, fresh = simulation.begin()
         slots = find_slots(environment)
-        state = {**copies(slots, fresh.state), **fresh.state}
-        for path, value in state.items():
+        starts = {path: value[:, 0] for path, value in fresh.state.items()}
+        for path, value in {**copies(slots, starts), **starts}.items():
             slots[path].put(value)
         seen = environment.base_env._env.get_from_scenario(True, False, False, False)[0]
-    assert torch.equal(torch.stack(seen, 1), fresh.observation)
+    assert torch.equal(torch.stack(seen, 1), fresh.observation[:, 0])
 
 
 def test_equal_seeds_play_the_same_bits():
     def played():
         with private_random_streams(3, Stream.TRAINING, CPU):
             simulation, environment = simulation_of("transport")
-            start = (*simulation.begin(), simulation.make_fresh())
+            start = simulation.begin()
             return play(simulation, environment, 30, *start)[0]
 
     assert same(played(), played())
@@ -219,7 +244,7 @@ def test_play_goes_on_bit_by_bit_from_what_is_carried():
 
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("transport")
-        _, carried = play(simulation, environment, 11, *simulation.begin(), simulation.make_fresh())
+        _, carried = play(simulation, environment, 11, *simulation.begin())
         carried, torch_state = copy(carried), random_states(CPU)
         expected, _ = play(simulation, environment, 30, *carried)
         again, another = simulation_of("transport")
@@ -232,7 +257,7 @@ def test_play_goes_on_bit_by_bit_from_what_is_carried():
 def test_compiled_step_agrees_with_plain_vmas(scenario):
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of(scenario, is_compiled=True)
-        seen, _ = play(simulation, environment, 30, *simulation.begin(), simulation.make_fresh())
+        seen, _ = play(simulation, environment, 30, *simulation.begin())
     assert all(each.isfinite().all() for each in seen)
 
 
@@ -245,7 +270,7 @@ def test_compiled_step_agrees_with_plain_vmas_in_every_accepted_scenario(scenari
 def test_arguments_of_a_step_are_not_changed():
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("transport")
-        state, _ = simulation.begin()
+        state, *_ = simulation.begin()
         before = {path: value.clone() for path, value in state.items()}
         simulation.step(state, environment.rand_action()[ACTION])
     assert all(same_bits(state[path], value) for path, value in before.items())
