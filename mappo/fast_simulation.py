@@ -58,13 +58,10 @@ class FastSimulation:
             raise NotFaithful(f"what was found in a trial is not there: {min(missing)}")
 
     def begin(self) -> tuple[State, Tensor, FreshStates]:
-        """All environments reset as the plain one resets them, their observations, and states for later."""
-        state, observation = self._reset()
-        rest = {**copies(self._slots, self._step.names), **state}
-        states, observations = zip(self._reset(), self._reset(), strict=True)
-        fresh = {name: torch.stack([each[name] for each in states], 1) for name in self._resets}
-        none = torch.zeros(len(observation), 2, dtype=torch.bool, device=observation.device)
-        return rest, observation, FreshStates.of(fresh, torch.stack(observations, 1), none)
+        """All environments reset as the plain one resets them, their observations, and no fresh states yet."""
+        fresh, observation = self._reset()
+        state = {**copies(self._slots, self._step.names), **fresh}
+        return state, observation, FreshStates.none_like(fresh, observation)
 
     @property
     def way(self) -> Way:

@@ -14,7 +14,7 @@ class _Later:
     def __init__(self, value: Tensor):
         self._copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         self._copy.copy_(value, non_blocking=True)
-        self._copied = torch.cuda.Event() if value.is_cuda else None
+        self._copied = torch.cuda.Event() if value.is_cuda else None  # type: ignore[no-untyped-call]
         if self._copied:
             self._copied.record()
 
@@ -37,6 +37,13 @@ class FreshStates:
     made: int
     taken: Tensor
     noted: _Later
+
+    @staticmethod
+    def none_like(state: State, observation: Tensor) -> "FreshStates":
+        """None is left; each [envs, ...]."""
+        sets = {name: torch.stack([value, value], 1) for name, value in state.items()}
+        is_taken = torch.ones(len(observation), 2, dtype=torch.bool, device=observation.device)
+        return FreshStates.of(sets, torch.stack([observation, observation], 1), is_taken)
 
     @staticmethod
     def of(state: State, observation: Tensor, is_taken: Tensor) -> "FreshStates":

@@ -186,11 +186,11 @@ def test_finished_environments_take_fresh_states_in_order_and_others_stay():
         state, observation, fresh = simulation.begin()
         done = torch.tensor([[False], [True], [False], [True]])
         after, shown, left = simulation.reset_finished(done, state, observation, fresh)
-        assert torch.equal(after[GOAL][[1, 3]], fresh.state[GOAL][[0, 1], 0])
+        assert torch.equal(after[GOAL][[1, 3]], left.state[GOAL][[0, 1], 0])
         assert torch.equal(after[GOAL][[0, 2]], state[GOAL][[0, 2]])
-        assert torch.equal(shown[[1, 3]], fresh.observation[[0, 1], 0])
+        assert torch.equal(shown[[1, 3]], left.observation[[0, 1], 0])
         assert torch.equal(shown[[0, 2]], observation[[0, 2]])
-        assert left.num_left() == 6
+        assert (fresh.num_left(), left.num_left()) == (0, 2)
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False])
@@ -217,7 +217,9 @@ def test_fresh_state_is_one_that_the_plain_environment_plays_on_from():
     """The observation that goes with a fresh state is the one that a step of nothing but zeros starts from."""
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("navigation", 4)
-        _, _, fresh = simulation.begin()
+        *_, fresh = simulation.begin()
+        for _ in range(2):
+            fresh = fresh.with_another_set(*simulation._reset())
         slots = find_slots(environment)
         starts = {path: value[:, 0] for path, value in fresh.state.items()}
         for path, value in {**copies(slots, starts), **starts}.items():
