@@ -8,7 +8,8 @@ fast and mixed.
 
 Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. Returns are
 evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
-chance. Each contender may use all CPU cores; `--threads 1` gives each one.
+chance, and where they are further apart than `--tolerance` after the last iteration, speed is not compared (exit
+status 1). Each contender may use all CPU cores; `--threads 1` gives each one.
 """
 
 import argparse
@@ -49,6 +50,9 @@ def main() -> None:
     parser.add_argument(
         "--contenders", default=",".join(_BESIDE_PEERS), metavar="NAME,...", help=f"of {', '.join(_CONTENDERS)}"
     )
+    parser.add_argument(
+        "--tolerance", type=float, default=0.2, metavar="RETURN", help="of last returns (default: 0.2)"
+    )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     base = override(
         recipe(arguments.recipe),
@@ -67,11 +71,20 @@ def main() -> None:
         contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_,
     ):
         turns = [_turn(all_) for _ in range(max(2, arguments.iterations))]
+    _require_agreement(turns[-1], arguments.tolerance)
     _show(arguments.recipe, base, turns)
 
 
 def _turn(all_: dict[str, Contender]) -> dict[str, Iteration]:
     return {name: contender.iteration(is_evaluated=True) for name, contender in all_.items()}
+
+
+def _require_agreement(turn: dict[str, Iteration], tolerance: float) -> None:
+    """Ways that learn differently are not compared."""
+    returns = {name: each.evaluation_return or 0.0 for name, each in turn.items()}
+    if not max(returns.values()) - min(returns.values()) <= tolerance:
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in returns.items())
+        sys.exit(f"returns differ by more than {tolerance}, so speed is not compared: {shown}")
 
 
 def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]) -> None:

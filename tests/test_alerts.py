@@ -88,6 +88,7 @@ def _metric_names(node: object, function: str = "") -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 def test_faults_of_real_trainings_reach_a_webhook(tiny, tmp_path):
     """NaN, a store that is not there, a stall: from trainings through Prometheus and Alertmanager to a webhook."""
     nan, cut_off, nowhere = free_ports(3)

@@ -313,6 +313,7 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
     assert str(path) in shown
 
 
+@pytest.mark.long
 def test_tuning_pipeline_runs_end_to_end_with_two_workers(tmp_path, capsys, monkeypatch):
     """The study is that of the database, the best is trained again beside the default, and promoted."""
     monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db")

@@ -235,6 +235,7 @@ def test_a_worker_asked_to_end_releases_its_trial_at_once(tmp_path, database, un
     assert {attempt.outcome for trial in study.trials() for attempt in trial.attempts} == {"released", "complete"}
 
 
+@pytest.mark.long
 def test_two_workers_survive_a_restart_of_the_database(server, tmp_path, undisturbed):
     url = server.create("restarted_below_workers")
     database = Database(url)
