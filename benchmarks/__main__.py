@@ -32,10 +32,14 @@ FULL = {
     "processes-4096": f"benchmarks.throughput navigation --contenders {_PROCESSES} --learner.epochs 1 "
     "--collection.num-envs 4096 --learner.minibatch-frames 40960 --iterations 4",
     "simulator": "benchmarks.simulator",
+    "simulator-one-thread": "benchmarks.simulator --envs 60,4096 --threads 1",
     "update": "benchmarks.update benchmarl-base",
     "update-two-threads": "benchmarks.update benchmarl-base --threads 2",
     "growth": "benchmarks.growth",
+    "memory": "benchmarks.growth --iterations 200",
     "startup": "benchmarks.startup",
+    "collapse": "benchmarks.collapse navigation-quick --seeds 0,1,2,3,4 --collection.simulation fast "
+    "--learner.update fast",
 }
 
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.simulator                                       eight scenarios, 10 to 4096 environments
     python -m benchmarks.simulator navigation wheel --envs 60,4096       these
+    python -m benchmarks.simulator --threads 1                           on one CPU thread
 
 The three ways step in turns, a block of frames each, with the same random actions, so that they share whatever
 else the machine does. Times are medians over the blocks, in ms a frame of all environments. Plain VMAS and the
@@ -25,6 +26,7 @@ from mappo.config import EnvironmentConfig
 from mappo.environment import ACTION, DONE, Stream, make_environment, private_random_streams
 from mappo.fast_simulation import FastSimulation, make_fast_simulation
 from mappo.pure_step import NotFaithful
+from mappo.resources import cpu_limit
 
 _CPU = torch.device("cpu")
 _SCENARIOS = (
@@ -44,9 +46,12 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", default=_SCENARIOS, metavar="SCENARIO")
     parser.add_argument("--envs", default="10,60,600,4096", metavar="N,N,...", help="default: 10,60,600,4096")
     parser.add_argument("--turns", type=int, default=15, metavar="N", help="blocks of each way (default: 15)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of torch; 0: all (default)"
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads or cpu_limit())
+    print(f"CPU threads: {torch.get_num_threads()}")
     print(
         f"{'scenario':<18} {'envs':>5} {'VMAS':>8} {'TorchRL':>8} {'fast':>8} {'resetting':>9} {'x VMAS':>7} "
         f"{'x TorchRL':>9} {'check s':>8} {'compile s':>9}",
