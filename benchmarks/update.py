@@ -3,7 +3,7 @@
     python -m benchmarks.update                                   navigation, one thread
     python -m benchmarks.update benchmarl-base --threads 2
 
-A step is one optimiser step on a minibatch: gradients, their clipping, Adam. `bound` multiplies matrices of the
+A step is one optimiser step on a minibatch: clipped gradients and Adam. `bound` multiplies matrices of the
 same shapes and nothing else: for each linear layer the output, the weights' gradient and, but for the first layer,
 the input's; the policy is shared. Ways take turns, a few calls each; ratios are those of the same turn. `off by`:
 the distance of gradients from those of plain, in multiples of their length.
@@ -92,7 +92,6 @@ def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
     return {
         "step": lambda: learner._step(minibatch.clone()),
         "gradients": lambda: learner._gradients(minibatch),
-        "clipping": lambda: [nn.utils.clip_grad_norm_(each, 5.0) for each in learner._parameters.values()],
         "Adam": learner.optimiser.step,
     }
 

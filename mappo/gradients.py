@@ -1,4 +1,4 @@
-"""The loss of a minibatch and the gradients of all parameters, as one recorded function."""
+"""The loss of a minibatch and the clipped gradients of all parameters, as one recorded function."""
 
 from collections.abc import Sequence
 
@@ -15,27 +15,45 @@ class Gradients:
 
     def __init__(
         self,
-        networks: nn.Module,
+        networks: nn.ModuleDict,
         loss: LossModule,
         in_keys: Sequence[NestedKey],
         out_keys: Sequence[str],
+        max_norm: float,
         way: Way,
     ):
-        """`in_keys` and `out_keys`: of the loss, as far as needed; differentiated is the sum of all its losses."""
+        """`in_keys` and `out_keys`: of the loss, as far as needed; differentiated is the sum of all its losses.
+
+        The gradient of each network is scaled to `max_norm` at most.
+        """
         self._parameters = list(networks.parameters())
-        self._in_keys, self._out_keys = in_keys, out_keys
+        self._in_keys, self._out_keys = in_keys, [*out_keys, *(f"gradient_norm_{name}" for name in networks)]
 
         def differentiate(*tensors: Tensor) -> list[Tensor]:
             frames = dict(zip(in_keys, tensors, strict=True))
             output = loss(TensorDict(frames, batch_size=[len(tensors[0])]))
             total = sum(value for key, value in output.items() if key.startswith("loss_"))
-            return [*(output[key] for key in out_keys), *torch.autograd.grad(total, list(networks.parameters()))]
+            groups = {name: list(network.parameters()) for name, network in networks.items()}
+            left = iter(torch.autograd.grad(total, [each for group in groups.values() for each in group]))
+            clipped = [_clipped([next(left) for _ in group], max_norm) for group in groups.values()]
+            norms, gradients = zip(*clipped, strict=True)
+            return [*(output[key] for key in out_keys), *norms, *(each for group in gradients for each in group)]
 
         self._differentiate = Recorded(differentiate, networks, self._parameters[0].device, way)
 
     def __call__(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        """The loss's outputs on a minibatch [frames], scalars; gradients are left in the parameters' `grad`."""
+        """Outputs of the loss on a minibatch [frames] and gradients' norms before they were clipped, scalars.
+
+        Gradients are left in the parameters' `grad`.
+        """
         outputs = self._differentiate(*(minibatch[key] for key in self._in_keys))
         for parameter, gradient in zip(self._parameters, outputs[len(self._out_keys) :], strict=True):
             parameter.grad = gradient
         return dict(zip(self._out_keys, outputs, strict=False))
+
+
+def _clipped(gradients: list[Tensor], max_norm: float) -> tuple[Tensor, list[Tensor]]:
+    """Their common norm, and all scaled so that it is `max_norm` at most, as `clip_grad_norm_` scales in place."""
+    norm = nn.utils.get_total_norm(gradients, foreach=False)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return norm, [gradient * scale for gradient in gradients]

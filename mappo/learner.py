@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
@@ -76,14 +76,10 @@ class Learner:
         self.config = config
         self.networks = networks
         self.num_iterations, self.iteration = num_iterations, iteration
-        self._parameters = {
-            "policy": list(networks.policy.parameters()),
-            "critic": list(networks.critic.parameters()),
-        }
-        self.optimiser = torch.optim.Adam(
-            [*self._parameters["policy"], *self._parameters["critic"]], lr=config.learning_rate, fused=True
-        )
-        self._set_failed(torch.zeros((), device=self._parameters["policy"][0].device))
+        parameters = list(networks.modules().parameters())
+        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
+        device = parameters[0].device
+        self._set_failed(torch.zeros((), device=device))
         self._gae = _make_gae(config)
         self._loss = _make_loss(config, networks)
         self._gradients = Gradients(
@@ -91,13 +87,10 @@ class Learner:
             self._loss,
             in_keys=_LEARNED_FROM,
             out_keys=[key for key in (*_LOSS_TERMS.values(), *_MEASURED.values()) if key in self._loss.out_keys],
+            max_norm=config.max_gradient_norm,
             way=config.update,
         )
-        self._log_prob = Recorded(
-            partial(_log_prob, networks.policy),
-            networks.policy,
-            self._parameters["policy"][0].device,
-        )
+        self._log_prob = Recorded(partial(_log_prob, networks.policy), networks.policy, device)
 
     def update(self, batch: TensorDictBase) -> Losses:
         """Improve the networks on a contiguous batch [envs, time].
@@ -219,10 +212,7 @@ class Learner:
         assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
         output = self._gradients(minibatch)
         losses = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
-        norms = {
-            f"gradient_norm_{name}": nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
-            for name, parameters in self._parameters.items()
-        }
+        norms = {name: value for name, value in output.items() if name.startswith("gradient_norm_")}
         terms = {**losses, **norms}
         self._set_failed(torch.where(torch.stack([*terms.values()]).isfinite().all(), self._failed, 1.0))
         self.optimiser.step()

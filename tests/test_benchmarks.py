@@ -70,5 +70,5 @@ def test_update_is_beside_its_multiplications(monkeypatch, capsys):
     monkeypatch.setattr(update, "_UPDATES", ("plain",))
     update.main()
     rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()[2:]}
-    assert list(rows) == ["step plain", "gradients plain", "clipping plain", "Adam plain", "bound"]
+    assert list(rows) == ["step plain", "gradients plain", "Adam plain", "bound"]
     assert float(rows["step plain"][1]) > float(rows["bound"][1]) == 1

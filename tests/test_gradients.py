@@ -22,6 +22,7 @@ CASES = {
     "clipped values": {"learner": {"value_clip_epsilon": 0.01, "value_loss": "smooth_l1"}},
     "normalised": {"networks": {"normalise_observations": True, "normalise_values": True}},
     "one policy an agent": {"networks": {"share_policy": False, "activation": "relu"}},
+    "clipped gradients": {"learner": {"max_gradient_norm": 0.01}},
     "discrete": {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
     "multi-discrete": {"environment": {"actions": "multi-discrete"}, "learner": {"entropy_coefficient": 0.1}},
 }
@@ -114,11 +115,19 @@ def both(learner, minibatch):
     state = torch.get_rng_state()
     terms = learner._gradients(minibatch)
     recorded = [*terms.values(), *(parameter.grad for parameter in parameters)]
+    learner.optimiser.zero_grad()
     after = torch.get_rng_state()
     torch.set_rng_state(state)
     output = learner._loss(minibatch)
     total = sum(value for name, value in output.items() if name.startswith("loss_"))
-    direct = [*(output[name].detach() for name in terms), *torch.autograd.grad(total, parameters)]
+    total.backward()
+    networks, max_norm = learner.networks.modules(), learner.config.max_gradient_norm
+    norms = {
+        f"gradient_norm_{name}": nn.utils.clip_grad_norm_(networks[name].parameters(), max_norm)
+        for name in networks
+    }
+    output = {**dict(output.items()), **norms}
+    direct = [*(output[name].detach() for name in terms), *(parameter.grad for parameter in parameters)]
     assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
     return recorded, direct
 
