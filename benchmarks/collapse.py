@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
 from mappo.history import HistoryFile, IterationReport
@@ -40,6 +42,7 @@ def main() -> None:
     base = override(
         recipe(arguments.recipe), million, *changes_from_arguments(arguments), {"selection": _EVALUATION}
     )
+    torch.set_num_threads(base.threads or 1)
     print(f"{'seed':<6} {'frames':>10} {'passed at':>10} {'least after':>12} {'at':>10} {'last':>6}", flush=True)
     has_failed = False
     for seed in map(int, arguments.seeds.split(",")):
