@@ -3,7 +3,7 @@
     python -m benchmarks.collapse navigation-quick --seeds 0,1,2,3,4
     python -m benchmarks.collapse navigation --goal 0.85 --collection.total-frames 500000
 
-Trains for a million frames unless told otherwise, and evaluates every ten iterations on the 128 episodes of
+Trains for a million frames unless told otherwise, and evaluates every three iterations on the 128 episodes of
 `python -m benchmarks.returns`. Exit status 1 if a seed never passes the goal.
 """
 
@@ -22,7 +22,7 @@ from mappo.recipes import RECIPES, recipe
 from mappo.runs import Run
 from mappo.train import train
 
-_EVALUATION = {"interval_iterations": 10, "seeds": [1, 2], "episodes_per_seed": 64}
+_EVALUATION = {"interval_iterations": 3, "seeds": [1, 2], "episodes_per_seed": 64}
 
 
 def main() -> None:
