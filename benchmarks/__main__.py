@@ -28,7 +28,7 @@ FULL = {
     "throughput-base": "benchmarks.throughput benchmarl-base --iterations 6",
     "throughput-fine-tuned": "benchmarks.throughput benchmarl-fine-tuned --iterations 2",
     "throughput-navigation": "benchmarks.throughput navigation --iterations 6",
-    "processes": f"benchmarks.throughput navigation --contenders {_PROCESSES} --learner.epochs 1 --iterations 6",
+    "processes": f"benchmarks.throughput navigation --contenders {_PROCESSES} --iterations 6",
     "processes-4096": f"benchmarks.throughput navigation --contenders {_PROCESSES} --learner.epochs 1 "
     "--collection.num-envs 4096 --learner.minibatch-frames 40960 --iterations 4",
     "simulator": "benchmarks.simulator",
