@@ -85,7 +85,7 @@ def check_steps(environment: EnvBase, *steps: PureStep, frames: int = _CHECKED_F
     slots, names = find_slots(environment), steps[0].names
     carried = environment.reset()
     constants = signatures({path: slots[path] for path in steps[0].constants})
-    compared, excused = 0, dict.fromkeys(range(len(steps)), 0)
+    compared, excused = 0, [0] * len(steps)
     for index in range(frames):
         if index % _HELD_FRAMES == 0:
             action = environment.rand_action(carried)[ACTION]

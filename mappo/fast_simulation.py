@@ -78,7 +78,7 @@ class FastSimulation:
         """Environments that are done [envs, 1] take the next fresh states in order.
 
         The others, and slots that resets do not write, stay as they are. Where none is, all may be what was given.
-        A GPU is not waited for: that another set is needed is known from the frame before.
+        A GPU is waited for no longer than for its frame before this one, from which it is known what is left.
         """
         finished = done.squeeze(-1)
         if self._is_waited_for and not finished.any():
