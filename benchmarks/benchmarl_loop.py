@@ -54,6 +54,7 @@ def main() -> None:
     config.on_policy_n_minibatch_iters = learner["epochs"]
     config.on_policy_minibatch_size = learner["minibatch_frames"]
     config.max_n_frames = collection["total_frames"]
+    config.sampling_device = config.train_device = config.buffer_device = settings["device"]
     config.loggers, config.create_json, config.evaluation, config.render = [], False, False, False
     config.save_folder = str(directory)
     Experiment(

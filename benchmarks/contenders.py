@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mappo.config import ExperimentConfig, to_json
-from mappo.environment import Stream, make_environment, private_random_streams
+from mappo.config import ExperimentConfig, override, to_json
+from mappo.environment import Stream, make_environment, private_random_streams, resolve_device
 from mappo.evaluate import play_episodes
 from mappo.networks import make_networks
 
@@ -24,14 +24,14 @@ PROGRAMS = {
     "TorchRL": (Path(sys.executable), "benchmarks.torchrl_loop"),
     "BenchMARL": (BENCHMARL_PYTHON, "benchmarks.benchmarl_loop"),
 }
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Iteration:
     """What one iteration took; frames and seconds are counted from the start of training.
 
-    seconds: without evaluation, and without waiting. evaluation_return: mean over the selection's episodes.
+    seconds: without evaluation, and without waiting. gpu_utilisation: percent of the time in which it did anything;
+    None without a GPU. evaluation_return: mean over the selection's episodes.
     """
 
     frames: int
@@ -39,6 +39,7 @@ class Iteration:
     collect_seconds: float
     learn_seconds: float
     peak_memory_bytes: int
+    gpu_utilisation: float | None
     evaluation_return: float | None
 
 
@@ -54,7 +55,8 @@ class Contender:
         self._python, self._module = PROGRAMS[program]
         if not self._python.exists():
             raise FileNotFoundError(f"{self._python} is not there: make bench installs it")
-        self._config, self._directory, self._environment = config, directory, environment
+        self._config = override(config, {"device": resolve_device(config.device).type})
+        self._directory, self._environment = directory, environment
         self._process: subprocess.Popen[str] | None = None
 
     def iteration(self, is_evaluated: bool = False) -> Iteration:
@@ -123,8 +125,9 @@ def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -
         number, kind = name.split(".")[-2:]
         return int(number), kind == "bias"
 
-    with private_random_streams(0, Stream.SELECTION, _CPU):
-        environment = make_environment(config.environment, 1, 0, Stream.SELECTION, _CPU)
+    device = resolve_device(config.device)
+    with private_random_streams(0, Stream.SELECTION, device):
+        environment = make_environment(config.environment, 1, 0, Stream.SELECTION, device)
         policy = make_networks(config.networks, environment).policy
     with torch.no_grad():
         for parameter, name in zip(policy.parameters(), sorted(weights, key=place), strict=True):

@@ -2,10 +2,12 @@
 
 import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ class Progress:
     def __init__(self, directory: Path):
         self._directory = directory
         self._started, self._paused = time.perf_counter(), 0.0
+        self._utilisation = _Utilisation() if torch.cuda.is_available() else None
 
     def iteration(
         self,
@@ -28,14 +31,15 @@ class Progress:
     ) -> None:
         """Write a line, and wait for one. `evaluation`: a mean return, and how many of the seconds it took."""
         now = time.perf_counter()
-        if evaluation:
-            self._paused += evaluation[1]
+        evaluation_seconds = evaluation[1] if evaluation else 0.0
+        self._paused += evaluation_seconds
         line: dict[str, Any] = {
             "frames": frames,
             "seconds": now - self._started - self._paused,
             "collect_seconds": collect_seconds,
             "learn_seconds": learn_seconds,
             "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "gpu_utilisation": self._utilisation and self._utilisation.mean(now - evaluation_seconds),
             "evaluation_return": evaluation[0] if evaluation else None,
         }
         if weights is not None:
@@ -44,3 +48,29 @@ class Progress:
         if not sys.stdin.readline():
             sys.exit(0)
         self._paused += time.perf_counter() - now
+        if self._utilisation:
+            self._utilisation.begin()
+
+
+class _Utilisation:
+    """Percent of the time in which a GPU runs anything, as its driver samples it."""
+
+    def __init__(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=50"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._samples: list[tuple[float, float]] = []  # when, and how much
+        self.begin()
+        Thread(target=self._read, daemon=True).start()
+
+    def begin(self) -> None:
+        self._samples.clear()
+
+    def mean(self, until: float) -> float | None:
+        """Since the beginning; None where no sample was taken."""
+        values = [value for when, value in list(self._samples) if when <= until]
+        return sum(values) / len(values) if values else None
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._samples.append((time.perf_counter(), float(line)))

@@ -6,10 +6,10 @@ fast and mixed.
     python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation, changed by flags
     python -m benchmarks.throughput navigation --contenders "mappo plain,mappo 2 processes"
 
-Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. Returns are
-evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
-chance, and where they are further apart than `--tolerance` after the last iteration, speed is not compared (exit
-status 1). Each contender may use all CPU cores; `--threads 1` gives each one.
+Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. At last, returns
+are evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
+chance, and where they are further apart than `--tolerance`, speed is not compared (exit status 1). Each contender
+may use all CPU cores; `--threads 1` gives each one. Where there is a GPU, all use it; its utilisation is shown.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
 }
 _BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
-_EVALUATION = {"interval_iterations": 1, "seeds": [1, 2], "episodes_per_seed": 64}
+_EVALUATION = {"seeds": [1, 2], "episodes_per_seed": 64}
 
 
 def main() -> None:
@@ -54,13 +54,14 @@ def main() -> None:
         "--tolerance", type=float, default=0.2, metavar="RETURN", help="of last returns (default: 0.2)"
     )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
+    last = max(2, arguments.iterations)
     base = override(
         recipe(arguments.recipe),
         {"threads": 0},
         *changes_from_arguments(arguments),
         {
             "collection": {"total_frames": 10**9},
-            "selection": _EVALUATION,
+            "selection": {**_EVALUATION, "interval_iterations": last},
             "learner": {"learning_rate_schedule": "constant"},
         },
     )
@@ -70,13 +71,13 @@ def main() -> None:
         TemporaryDirectory() as cache,
         contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_,
     ):
-        turns = [_turn(all_) for _ in range(max(2, arguments.iterations))]
+        turns = [_turn(all_, number == last) for number in range(1, last + 1)]
     _require_agreement(turns[-1], arguments.tolerance)
     _show(arguments.recipe, base, turns)
 
 
-def _turn(all_: dict[str, Contender]) -> dict[str, Iteration]:
-    return {name: contender.iteration(is_evaluated=True) for name, contender in all_.items()}
+def _turn(all_: dict[str, Contender], is_evaluated: bool) -> dict[str, Iteration]:
+    return {name: contender.iteration(is_evaluated) for name, contender in all_.items()}
 
 
 def _require_agreement(turn: dict[str, Iteration], tolerance: float) -> None:
@@ -95,7 +96,7 @@ def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]
     )
     print(
         f"{'':<17} {'frames/s':>8} {'ratio':>6} {'least':>6} {'most':>6} {'collect s':>9} {'learn s':>8} "
-        f"{'return':>7}"
+        f"{'return':>7} {'GPU %':>6}"
     )
     first = next(iter(turns[0]))
     for each in turns[0]:
@@ -106,8 +107,13 @@ def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]
             f"{each:<17} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
             f"{statistics.median(iteration.collect_seconds for iteration in found):>9.2f} "
             f"{statistics.median(iteration.learn_seconds for iteration in found):>8.2f} "
-            f"{found[-1].evaluation_return:>7.2f}"
+            f"{found[-1].evaluation_return:>7.2f} {_utilisation(found):>6}"
         )
+
+
+def _utilisation(iterations: list[Iteration]) -> str:
+    values = [each.gpu_utilisation for each in iterations if each.gpu_utilisation is not None]
+    return f"{statistics.median(values):.0f}" if values else "-"
 
 
 def _seconds(iteration: Iteration) -> float:

@@ -26,7 +26,16 @@ from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from benchmarks.progress import Progress
 from mappo.config import ExperimentConfig, from_json
-from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, Stream, make_environment, private_random_streams
+from mappo.environment import (
+    ACTION,
+    DONE,
+    OBSERVATION,
+    REWARD,
+    Stream,
+    make_environment,
+    private_random_streams,
+    resolve_device,
+)
 
 VALUE, LOG_PROB = ("agents", "state_value"), ("agents", "action_log_prob")
 _LOC, _SCALE = ("agents", "loc"), ("agents", "scale")
@@ -60,13 +69,13 @@ def train(config: ExperimentConfig, on_iteration: OnIteration = lambda *_: None)
 
 
 def _train(config: ExperimentConfig, on_iteration: OnIteration) -> TensorDictModuleBase:
-    device = torch.device("cpu")
+    device = resolve_device(config.device)
     learner, collection = config.learner, config.collection
     with private_random_streams(config.seed, Stream.TRAINING, device):
         environment = make_environment(
             config.environment, collection.num_envs, config.seed, Stream.TRAINING, device
         )
-        policy, critic = _networks(config, environment)
+        policy, critic = (network.to(device) for network in _networks(config, environment))
         collector = Collector(
             environment,
             policy,

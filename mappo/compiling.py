@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mappo.config import ConfigError
 
 _NO_COMPILER = 3  # exit status
+_Run = Callable[[list[Tensor]], list[Tensor]]
 _NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
 
 
@@ -57,15 +58,39 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., lis
     if not compiled.exists():
         _compile_elsewhere(graph, kinds, compiled)
     [library] = compiled.glob("*.so")
-    run = _load(library, inputs[0].device).run
+    run = _load(library, inputs[0].device)
+    if inputs[0].is_cuda:
+        run = _Launches(run, inputs)
 
     def call(*tensors: Tensor) -> list[Tensor]:
         if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
             raise TypeError("compiled for tensors of other shapes, types or devices")
-        outputs: list[Tensor] = run([each.contiguous() for each in tensors])
-        return outputs
+        return run([each.contiguous() for each in tensors])
 
     return call
+
+
+class _Launches:
+    """What a function launches on a GPU, as one CUDA graph: a host starts it by one call, and does not wait."""
+
+    def __init__(self, run: _Run, inputs: Sequence[Tensor]):
+        """`run` is called with inputs like these, and its random numbers are drawn."""
+        self._inputs = [each.detach().contiguous().clone() for each in inputs]
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(current)
+        with torch.cuda.stream(aside):
+            run(self._inputs)  # loads the kernels, which cannot be done while launches are recorded
+        current.wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads save checkpoints
+            self._outputs = run(self._inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        torch._foreach_copy_(self._inputs, inputs)
+        self._graph.replay()
+        outputs = [torch.empty_like(each) for each in self._outputs]
+        torch._foreach_copy_(outputs, self._outputs)  # the next call writes over them
+        return outputs
 
 
 def _digest(graph: GraphModule, kinds: list[Any]) -> str:
@@ -81,11 +106,19 @@ def _digest(graph: GraphModule, kinds: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _load(library: Path, device: torch.device) -> Any:
+def _load(library: Path, device: torch.device) -> _Run:
     """PyTorch's public function for it leaves a copy of the library in the temporary directory."""
     if device.type == "cuda":
-        return torch._C._aoti.AOTIModelContainerRunnerCuda(str(library), 1, str(device))
-    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+        kernels, is_single_threaded = (
+            str(library.parent),
+            True,
+        )  # with several threads, it asks when launches ended
+        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(  # type: ignore[call-overload]  # has more arguments
+            str(library), 1, str(device), kernels, is_single_threaded
+        )
+    else:
+        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    return cast(_Run, runner.run)
 
 
 def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> None:

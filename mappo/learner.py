@@ -112,11 +112,11 @@ class Learner:
         epochs = 0
         while epochs < self.config.epochs:
             epoch = [self._step(minibatch) for minibatch in self._shuffled(frames)]
-            self._require_finite(epoch)
             steps += epoch
             epochs += 1
             if self.config.target_kl and _mean(step["kl"] for step in epoch) > self.config.target_kl:
                 break
+        self._require_finite(steps)
         self.iteration += 1
         self.networks.update_observation_moments(batch[OBSERVATION])
         means = {name: _mean(step[name] for step in steps) for name in steps[0]}

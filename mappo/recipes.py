@@ -38,8 +38,8 @@ def navigation_quick() -> ExperimentConfig:
     return ExperimentConfig(
         environment=_NAVIGATION,
         networks=NetworksConfig(hidden_sizes=(128, 128)),
-        learner=LearnerConfig(discount=0.95, gae_lambda=0.8),
-        collection=CollectionConfig(rollout_frames=50),
+        learner=LearnerConfig(discount=0.95, gae_lambda=0.8, minibatch_frames=1_000),
+        collection=CollectionConfig(num_envs=120, rollout_frames=50),
     )
 
 

@@ -1,0 +1,174 @@
+"""The fast paths on a GPU: kernels and CUDA graphs against plain PyTorch there. Skipped where there is none.
+
+It needs no fixture of the others, so that a machine with a GPU needs little:
+
+    python -m pytest --noconftest tests/test_gpu.py
+"""
+
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from mappo.config import from_dict, override
+from mappo.environment import ACTION, OBSERVATION, REWARD, Stream, make_environment, private_random_streams
+from mappo.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.history import HistoryFile
+from mappo.learner import Learner
+from mappo.networks import make_networks
+from mappo.recording import Recorded
+from mappo.runs import Run
+from mappo.train import train
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a build of torch for it"),
+    pytest.mark.filterwarnings("default"),  # of compilers and drivers
+]
+
+FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
+TINY = {
+    "environment": {"scenario": "navigation", "scenario_kwargs": {"n_agents": 2}, "max_episode_frames": 30},
+    "networks": {"hidden_sizes": [32]},
+    "learner": {"epochs": 2, "minibatch_frames": 400},
+    "collection": {"num_envs": 64, "rollout_frames": 25, "total_frames": 6_400},
+    "device": "cuda",
+}
+
+
+@pytest.fixture
+def gpu():
+    return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("scenario", ["navigation", "balance"])
+def test_fast_simulation_agrees_with_plain_vmas(scenario, gpu):
+    """Its own check compares each frame of a trial, and refuses where they differ."""
+    fast, _ = fast_environment({**TINY, "environment": {"scenario": scenario}}, gpu)
+    assert fast._simulation.way == "fast"
+
+
+def test_what_calls_return_is_not_written_over_by_later_ones(gpu):
+    module = nn.Linear(8, 4).to(gpu)
+    compiled, plain = (
+        Recorded(lambda x: [module(x).tanh(), x * 2], module, gpu, way) for way in ("fast", "plain")
+    )
+    inputs = [torch.randn(16, 8, device=gpu) for _ in range(3)]
+    found = [compiled(each) for each in inputs]
+    for each, outputs in zip(inputs, found, strict=True):
+        torch.testing.assert_close(list(outputs), list(plain(each)))
+    with torch.no_grad():
+        module.weight.mul_(-1)
+    torch.testing.assert_close(list(compiled(inputs[0])), list(plain(inputs[0])))
+
+
+def test_random_numbers_of_a_graph_go_on_from_the_generator(gpu):
+    def noisy(values):
+        return [values + torch.randn_like(values)]
+
+    compiled = Recorded(noisy, nn.Linear(1, 1).to(gpu), gpu, "fast")
+    zeros = torch.zeros(1_000, device=gpu)
+    compiled(zeros)
+    state = torch.cuda.get_rng_state(gpu)
+    first, second = compiled(zeros)[0], compiled(zeros)[0]
+    assert not torch.equal(first, second)
+    torch.cuda.set_rng_state(state, gpu)
+    assert torch.equal(compiled(zeros)[0], first)
+    torch.testing.assert_close(first.std(), torch.ones((), device=gpu), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(("way", "tolerance"), [("fast", 1e-4), ("mixed", 2e-2)])
+def test_gradients_agree_with_plain_ones(way, tolerance, gpu):
+    losses, changes = {}, []
+    for each in ("plain", way):
+        learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": each}}), gpu)
+        before = [parameter.clone() for parameter in learner.networks.modules().parameters()]
+        torch.manual_seed(0)
+        losses[each] = learner.update(batch)
+        after = learner.networks.modules().parameters()
+        changes.append(torch.cat([(one - other).flatten() for one, other in zip(after, before, strict=True)]))
+    assert losses[way].loss_critic == pytest.approx(losses["plain"].loss_critic, rel=tolerance)
+    assert losses[way].gradient_norm_policy == pytest.approx(
+        losses["plain"].gradient_norm_policy, rel=10 * tolerance
+    )
+    assert torch.nn.functional.cosine_similarity(*changes, dim=0) > 1 - 10 * tolerance
+
+
+def test_no_frame_waits_for_the_gpu(gpu):
+    fast, policy = fast_environment(TINY, gpu)
+    with torch.no_grad():
+        _, carried = fast.collect(policy, 5, fast.reset())
+        counts = []
+        for frames in (5, 15):
+            with waits() as found:
+                _, carried = fast.collect(policy, frames, carried)
+            counts.append(len(found))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("way", ["plain", "fast"])
+def test_no_optimiser_step_waits_for_the_gpu(way, gpu, monkeypatch):
+    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 1)
+    learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": way}}), gpu)
+    learner.update(batch.clone())
+    counts = []
+    for epochs in (2, 6):
+        learner.config = override(from_dict(TINY), {"learner": {"epochs": epochs}}).learner
+        with waits() as found:
+            learner.update(batch.clone())
+        counts.append(len(found))
+    assert counts[0] == counts[1]
+
+
+def test_training_that_goes_on_ends_as_if_it_had_never_stopped(tmp_path):
+    config = override(from_dict(TINY), FAST)
+    expected = train(config, Run.at(tmp_path / "whole"), HistoryFile(tmp_path / "whole.csv"), lambda _: None)
+
+    class Stop(Exception):
+        pass
+
+    def stop(report):
+        if report.progress.iteration == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(config, Run.at(tmp_path / "halves"), HistoryFile(tmp_path / "first.csv"), stop)
+    found = train(config, Run.at(tmp_path / "halves"), HistoryFile(tmp_path / "second.csv"), lambda _: None)
+    assert found.iteration == expected.iteration == 4
+    differing = [name for name, value in expected.tensors.items() if not torch.equal(value, found.tensors[name])]
+    assert not differing
+
+
+def fast_environment(values, gpu):
+    config = from_dict(values)
+    with private_random_streams(0, Stream.TRAINING, gpu):
+        environment = make_environment(config.environment, config.collection.num_envs, 0, Stream.TRAINING, gpu)
+        policy = make_networks(config.networks, environment).policy
+        simulation = make_fast_simulation(config.environment, environment)
+    return FastEnvironment(simulation, environment, config.environment.max_episode_frames), policy
+
+
+def learner_and_batch(config, gpu):
+    with private_random_streams(0, Stream.TRAINING, gpu):
+        environment = make_environment(config.environment, 64, 0, Stream.TRAINING, gpu)
+        networks = make_networks(config.networks, environment)
+        with torch.no_grad():
+            batch = environment.rollout(25, networks.policy, break_when_any_done=False)
+    assert {ACTION, OBSERVATION, ("next", *REWARD)} <= set(batch.keys(True, True))
+    return Learner(config.learner, networks, num_iterations=10), batch
+
+
+@contextmanager
+def waits():
+    """Each time that the host waits for the GPU."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        found = []
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            found += [each for each in caught if "synchroniz" in str(each.message)]
