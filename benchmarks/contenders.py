@@ -30,8 +30,8 @@ PROGRAMS = {
 class Iteration:
     """What one iteration took; frames and seconds are counted from the start of training.
 
-    seconds: without evaluation, and without waiting. gpu_utilisation: percent of the time in which it did anything;
-    None without a GPU. evaluation_return: mean over the selection's episodes.
+    seconds: without evaluation, and without waiting. gpu_utilisation: percent of the time in which it ran
+    anything; None without a GPU. evaluation_return: mean over the selection's episodes.
     """
 
     frames: int

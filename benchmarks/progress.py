@@ -19,7 +19,7 @@ class Progress:
     def __init__(self, directory: Path):
         self._directory = directory
         self._started, self._paused = time.perf_counter(), 0.0
-        self._utilisation = _Utilisation() if torch.cuda.is_available() else None
+        self._utilisation: _Utilisation | None = None  # of the iterations after the first
 
     def iteration(
         self,
@@ -48,7 +48,8 @@ class Progress:
         if not sys.stdin.readline():
             sys.exit(0)
         self._paused += time.perf_counter() - now
-        if self._utilisation:
+        if torch.cuda.is_available():
+            self._utilisation = self._utilisation or _Utilisation()
             self._utilisation.begin()
 
 
@@ -59,7 +60,6 @@ class _Utilisation:
         command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=50"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._samples: list[tuple[float, float]] = []  # when, and how much
-        self.begin()
         Thread(target=self._read, daemon=True).start()
 
     def begin(self) -> None:

@@ -1,10 +1,12 @@
 """The compiler behind the fast paths: a recorded graph of tensor operations as machine code.
 
-PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It works in a
-process of its own, `python -m mappo.compiling`: a compiler that has been used stays in memory. What it makes is
-kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
+For the CPU, PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It
+works in a process of its own, `python -m mappo.compiling`: a compiler that has been used stays in memory. For a
+GPU, PyTorch's Inductor compiles kernels, and all their launches become one CUDA graph. What compilers make is kept
+in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
 """
 
+import copy
 import hashlib
 import pickle
 import subprocess
@@ -29,7 +31,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mappo.config import ConfigError
 
 _NO_COMPILER = 3  # exit status
-_Run = Callable[[list[Tensor]], list[Tensor]]
 _NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
 
 
@@ -54,13 +55,7 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., lis
         ConfigError: there is no compiler.
     """
     kinds = [(tuple(each.shape), each.dtype, each.device) for each in inputs]
-    compiled = Path(cache_dir()) / "mappo" / _digest(graph, kinds)
-    if not compiled.exists():
-        _compile_elsewhere(graph, kinds, compiled)
-    [library] = compiled.glob("*.so")
-    run = _load(library, inputs[0].device)
-    if inputs[0].is_cuda:
-        run = _Launches(run, inputs)
+    run = _Launches(graph, inputs) if inputs[0].is_cuda else _load(_library(graph, kinds))
 
     def call(*tensors: Tensor) -> list[Tensor]:
         if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
@@ -71,19 +66,25 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., lis
 
 
 class _Launches:
-    """What a function launches on a GPU, as one CUDA graph: a host starts it by one call, and does not wait."""
+    """What a compiled graph launches on a GPU, as one CUDA graph: a host starts it by one call, and does not wait.
 
-    def __init__(self, run: _Run, inputs: Sequence[Tensor]):
-        """`run` is called with inputs like these, and its random numbers are drawn."""
-        self._inputs = [each.detach().contiguous().clone() for each in inputs]
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            run(self._inputs)  # loads the kernels, which cannot be done while launches are recorded
-        current.wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads save checkpoints
-            self._outputs = run(self._inputs)
+    Python between the operations costs nothing then, so that nothing needs to be compiled ahead of time.
+    """
+
+    def __init__(self, graph: GraphModule, inputs: list[Tensor]):
+        """Run it with these inputs."""
+        self._inputs = [each.detach().clone(memory_format=torch.contiguous_format) for each in inputs]
+        with torch.no_grad(), warnings.catch_warnings():
+            _ignore_deprecations()
+            run = _compile_here(graph, self._inputs)
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                run(*self._inputs)  # loads the kernels, which cannot be done while launches are recorded
+            current.wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others save checkpoints
+                self._outputs = list(run(*self._inputs))
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         torch._foreach_copy_(self._inputs, inputs)
@@ -93,11 +94,32 @@ class _Launches:
         return outputs
 
 
+def _compile_here(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    from torch._inductor import compile
+    from torch._inductor.exc import InductorError
+
+    bare = copy.deepcopy(graph)
+    for node in bare.graph.nodes:
+        node.meta = {}  # of the tensors that it was recorded with
+    try:
+        return cast(Callable[..., Sequence[Tensor]], compile(bare, [*inputs], {"fallback_random": True}))
+    except InductorError as error:
+        raise _no_compiler(str(error)) from error
+
+
+def _library(graph: GraphModule, kinds: list[Any]) -> Path:
+    """For the CPU, made ahead of time unless it is there."""
+    compiled = Path(cache_dir()) / "mappo" / _digest(graph, kinds)
+    if not compiled.exists():
+        _compile_elsewhere(graph, kinds, compiled)
+    [library] = compiled.glob("*.so")
+    return library
+
+
 def _digest(graph: GraphModule, kinds: list[Any]) -> str:
     """A name for what the compiler makes: of all that this depends on."""
     machine = torch.cpu.get_capabilities(), torch.get_num_threads()
-    gpus = [torch.cuda.get_device_properties(device).name for *_, device in kinds if device.type == "cuda"]
-    digest = hashlib.sha256(repr((graph.code, kinds, torch.__version__, machine, gpus)).encode())
+    digest = hashlib.sha256(repr((graph.code, kinds, torch.__version__, machine)).encode())
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             constant: Tensor = getattr(graph, node.target)
@@ -106,19 +128,9 @@ def _digest(graph: GraphModule, kinds: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _load(library: Path, device: torch.device) -> _Run:
+def _load(library: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     """PyTorch's public function for it leaves a copy of the library in the temporary directory."""
-    if device.type == "cuda":
-        kernels, is_single_threaded = (
-            str(library.parent),
-            True,
-        )  # with several threads, it asks when launches ended
-        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(  # type: ignore[call-overload]  # has more arguments
-            str(library), 1, str(device), kernels, is_single_threaded
-        )
-    else:
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-    return cast(_Run, runner.run)
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
 
 
 def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> None:
@@ -138,10 +150,7 @@ def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> 
         )
         said = done.stderr.decode(errors="replace").strip()
         if done.returncode == _NO_COMPILER:
-            raise ConfigError(
-                "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's "
-                f"headers (sudo apt install g++ python3-dev), or be plain: {said.splitlines()[-1]}"
-            )
+            raise _no_compiler(said.splitlines()[-1])
         if done.returncode:
             raise RuntimeError(f"the compiler's process ended with {done.returncode}:\n{said}")
         try:
@@ -149,6 +158,13 @@ def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> 
         except OSError:
             if not compiled.exists():  # it is there if another process was faster
                 raise
+
+
+def _no_compiler(reason: str) -> ConfigError:
+    return ConfigError(
+        "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's headers "
+        f"(sudo apt install g++ python3-dev), or be plain: {reason}"
+    )
 
 
 def main() -> None:
