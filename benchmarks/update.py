@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.collection import collect
 from mappo.config import ExperimentConfig, override
 from mappo.environment import OBSERVATION, Stream, make_environment, private_random_streams, resolve_device
-from mappo.learner import Learner
+from mappo.learner import LEARNED_FROM, Learner
 from mappo.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
@@ -62,7 +61,7 @@ def main() -> None:
         print(f"{update} off by {float((gradients[update] - exact).norm() / exact.norm()):.1g}")
 
 
-def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, TensorDictBase]:
+def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]]:
     """A learner, and a minibatch of a real batch that is just large enough."""
     device, frames = resolve_device(config.device), config.learner.minibatch_frames
     with private_random_streams(config.seed, Stream.TRAINING, device):
@@ -75,30 +74,31 @@ def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, TensorDictBa
             environment, networks.policy, -(-frames // len(environment.reset())), environment.reset()
         )
         learner._estimate(batch)
-    return learner, networks, learner._frames(batch)[:frames].clone()
+    minibatch = learner._frames(batch)[:frames]
+    return learner, networks, [minibatch[key].clone() for key in LEARNED_FROM]
 
 
 def _gradients(config: ExperimentConfig, update: str) -> Tensor:
     """Of all parameters, flat, on the first minibatch."""
     learner, networks, minibatch = _prepared(override(config, {"learner": {"update": update}}))
-    learner._gradients(minibatch)
+    learner._gradients(*minibatch)
     return torch.cat([value.grad.flatten() for value in networks.modules().parameters() if value.grad is not None])
 
 
 def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
     """The whole step, and its parts."""
     learner, _, minibatch = _prepared(override(config, {"learner": {"update": update}}))
-    learner._step(minibatch.clone())
+    learner._step(*minibatch)
     return {
-        "step": lambda: learner._step(minibatch.clone()),
-        "gradients": lambda: learner._gradients(minibatch),
+        "step": lambda: learner._step(*minibatch),
+        "gradients": lambda: learner._gradients(*minibatch),
         "Adam": learner.optimiser.step,
     }
 
 
-def _multiplications(networks: Networks, minibatch: TensorDictBase) -> Way:
+def _multiplications(networks: Networks, minibatch: list[Tensor]) -> Way:
     """Those of the forward and the backward pass, on matrices that are there already."""
-    frames, agents = minibatch[OBSERVATION].shape[:2]
+    frames, agents = minibatch[LEARNED_FROM.index(OBSERVATION)].shape[:2]
     matrices = []
     for network, rows in ((networks.policy, frames * agents), (networks.critic, frames)):
         layers = [module for module in network.modules() if isinstance(module, nn.Linear)]

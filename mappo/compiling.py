@@ -2,8 +2,8 @@
 
 For the CPU, PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It
 works in a process of its own, `python -m mappo.compiling`: a compiler that has been used stays in memory. For a
-GPU, PyTorch's Inductor compiles kernels, and all their launches become one CUDA graph. What compilers make is kept
-in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
+GPU, PyTorch's Inductor compiles kernels, whose launches become one CUDA graph (mappo/launching.py). What compilers
+make is kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
 """
 
 import copy
@@ -29,6 +29,7 @@ from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mappo.config import ConfigError
+from mappo.launching import Function, Launched
 
 _NO_COMPILER = 3  # exit status
 _NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
@@ -46,7 +47,7 @@ def record(
     return graph
 
 
-def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Function:
     """A function that does what the graph does with inputs of these shapes and types, but for rounding.
 
     Random numbers are those that the graph itself would draw.
@@ -55,56 +56,32 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., lis
         ConfigError: there is no compiler.
     """
     kinds = [(tuple(each.shape), each.dtype, each.device) for each in inputs]
-    run = _Launches(graph, inputs) if inputs[0].is_cuda else _load(_library(graph, kinds))
+    run = _compile_for_gpu(graph, inputs) if inputs[0].is_cuda else _load(_library(graph, kinds))
 
-    def call(*tensors: Tensor) -> list[Tensor]:
+    def call(*tensors: Tensor) -> Sequence[Tensor]:
         if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
             raise TypeError("compiled for tensors of other shapes, types or devices")
-        return run([each.contiguous() for each in tensors])
+        return run(*(each.contiguous() for each in tensors))
 
     return call
 
 
-class _Launches:
-    """What a compiled graph launches on a GPU, as one CUDA graph: a host starts it by one call, and does not wait.
-
-    Python between the operations costs nothing then, so that nothing needs to be compiled ahead of time.
-    """
-
-    def __init__(self, graph: GraphModule, inputs: list[Tensor]):
-        """Run it with these inputs."""
-        self._inputs = [each.detach().clone(memory_format=torch.contiguous_format) for each in inputs]
-        with torch.no_grad(), warnings.catch_warnings():
-            _ignore_deprecations()
-            run = _compile_here(graph, self._inputs)
-            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            aside.wait_stream(current)
-            with torch.cuda.stream(aside):
-                run(*self._inputs)  # loads the kernels, which cannot be done while launches are recorded
-            current.wait_stream(aside)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others save checkpoints
-                self._outputs = list(run(*self._inputs))
-
-    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        torch._foreach_copy_(self._inputs, inputs)
-        self._graph.replay()
-        outputs = [torch.empty_like(each) for each in self._outputs]
-        torch._foreach_copy_(outputs, self._outputs)  # the next call writes over them
-        return outputs
-
-
-def _compile_here(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def _compile_for_gpu(graph: GraphModule, inputs: list[Tensor]) -> Function:
+    """In this process: Python is left between its operations, until their launches are recorded."""
     from torch._inductor import compile
     from torch._inductor.exc import InductorError
 
     bare = copy.deepcopy(graph)
     for node in bare.graph.nodes:
         node.meta = {}  # of the tensors that it was recorded with
+    like = [torch.zeros_like(each, memory_format=torch.contiguous_format) for each in inputs]
     try:
-        return cast(Callable[..., Sequence[Tensor]], compile(bare, [*inputs], {"fallback_random": True}))
+        with torch.no_grad(), warnings.catch_warnings():
+            _ignore_deprecations()
+            run = cast(Function, compile(bare, [*like], {"fallback_random": True}))
     except InductorError as error:
         raise _no_compiler(str(error)) from error
+    return Launched(run)
 
 
 def _library(graph: GraphModule, kinds: list[Any]) -> Path:
@@ -128,9 +105,10 @@ def _digest(graph: GraphModule, kinds: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _load(library: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+def _load(library: Path) -> Function:
     """PyTorch's public function for it leaves a copy of the library in the temporary directory."""
-    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+    run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+    return lambda *tensors: run([*tensors])
 
 
 def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> None:

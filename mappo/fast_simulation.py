@@ -40,9 +40,12 @@ from mappo.environment import (
     set_random_states,
 )
 from mappo.fresh_states import FreshStates
+from mappo.launching import Function, Launched
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
 from mappo.recording import Recorded, Way
 from mappo.slots import changed, copies, find_slots, signatures
+
+_FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # after a frame
 
 
 class FastSimulation:
@@ -62,6 +65,11 @@ class FastSimulation:
         fresh, observation = self._reset()
         state = {**copies(self._slots, self._step.names), **fresh}
         return state, observation, FreshStates.none_like(fresh, observation)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the state."""
+        return self._step.names
 
     @property
     def way(self) -> Way:
@@ -129,7 +137,7 @@ class FastEnvironment:
 
     def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
-        self._acting: dict[TensorDictModuleBase, Recorded] = {}
+        self._frames_by: dict[TensorDictModuleBase, Function] = {}
 
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
@@ -145,19 +153,19 @@ class FastEnvironment:
         Raises:
             NonFiniteObservation: naming the environment and the agent.
         """
-        act, simulation, frames = self._act_by(policy), carried["simulation"], Frames(rollout_frames)
+        play, simulation, frames = self._frame_by(policy), carried["simulation"], Frames(rollout_frames)
         state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
         fresh = FreshStates.of(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
         for _ in range(rollout_frames):
-            (action,) = act(shown[OBSERVATION])
-            state, observation, reward, terminated = self._simulation.step(state, action)
-            following = self._following(shown, observation, reward, terminated)
+            action, *played = play(*shown.values(), *(state[name] for name in self._simulation.names))
+            following = dict(zip(_FOLLOWING, played, strict=False))
+            state = dict(zip(self._simulation.names, played[len(_FOLLOWING) :], strict=True))
             frames.append({**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}})
             shown = {key: following[key] for key in CARRIED}
             done, before = following[DONE], fresh
-            state, observation, fresh = self._simulation.reset_finished(done, state, observation, fresh)
+            state, observation, fresh = self._simulation.reset_finished(done, state, shown[OBSERVATION], fresh)
             if fresh is not before:
                 shown = {key: value.masked_fill(_rows(done, value), 0) for key, value in shown.items()}
                 shown[OBSERVATION] = observation
@@ -166,6 +174,32 @@ class FastEnvironment:
             for seen in batch[OBSERVATION].unbind(1):
                 require_finite_observations(seen)
         return batch, _carried(nested(shown, [len(observation)]), state, fresh)
+
+    def _frame_by(self, policy: TensorDictModuleBase) -> Function:
+        if policy not in self._frames_by:
+            play = self._make_frame(policy)
+            self._frames_by[policy] = Launched(play) if self._simulation.way == "fast" else play
+        return self._frames_by[policy]
+
+    def _make_frame(self, policy: TensorDictModuleBase) -> Function:
+        """(what is `CARRIED`, the state) -> (action drawn by the policy, what is `_FOLLOWING`, the state)."""
+
+        def act(observation: Tensor) -> list[Tensor]:
+            with set_exploration_type(ExplorationType.RANDOM):
+                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
+
+        acting = Recorded(act, policy, self._environment.device, self._simulation.way)
+        names = self._simulation.names
+
+        def play(*tensors: Tensor) -> list[Tensor]:
+            shown = dict(zip(CARRIED, tensors, strict=False))
+            (action,) = acting(shown[OBSERVATION])
+            before = dict(zip(names, tensors[len(CARRIED) :], strict=True))
+            state, *seen = self._simulation.step(before, action)
+            following = self._following(shown, *seen)
+            return [action, *(following[key] for key in _FOLLOWING), *(state[name] for name in names)]
+
+        return play
 
     def _following(
         self, shown: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
@@ -182,17 +216,6 @@ class FastEnvironment:
             TRUNCATED: truncated,
             DONE: terminated | truncated,
         }
-
-    def _act_by(self, policy: TensorDictModuleBase) -> Recorded:
-        """Observations -> actions drawn by a policy."""
-
-        def act(observation: Tensor) -> list[Tensor]:
-            with set_exploration_type(ExplorationType.RANDOM):
-                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
-
-        if policy not in self._acting:
-            self._acting[policy] = Recorded(act, policy, self._environment.device, self._simulation.way)
-        return self._acting[policy]
 
 
 def _carried(shown: TensorDictBase, state: State, fresh: FreshStates) -> TensorDictBase:

@@ -1,9 +1,9 @@
 """The loss of a minibatch and the clipped gradients of all parameters, as one recorded function."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
@@ -18,16 +18,17 @@ class Gradients:
         networks: nn.ModuleDict,
         loss: LossModule,
         in_keys: Sequence[NestedKey],
-        out_keys: Sequence[str],
+        outputs: Mapping[str, str],
         max_norm: float,
         way: Way,
     ):
-        """`in_keys` and `out_keys`: of the loss, as far as needed; differentiated is the sum of all its losses.
+        """`in_keys` and `outputs`, by names: of the loss, as far as needed. Differentiated is the sum of all
+        its losses.
 
         The gradient of each network is scaled to `max_norm` at most.
         """
         self._parameters = list(networks.parameters())
-        self._in_keys, self._out_keys = in_keys, [*out_keys, *(f"gradient_norm_{name}" for name in networks)]
+        self._names = [*outputs, *(f"gradient_norm_{name}" for name in networks)]
 
         def differentiate(*tensors: Tensor) -> list[Tensor]:
             frames = dict(zip(in_keys, tensors, strict=True))
@@ -37,19 +38,24 @@ class Gradients:
             left = iter(torch.autograd.grad(total, [each for group in groups.values() for each in group]))
             clipped = [_clipped([next(left) for _ in group], max_norm) for group in groups.values()]
             norms, gradients = zip(*clipped, strict=True)
-            return [*(output[key] for key in out_keys), *norms, *(each for group in gradients for each in group)]
+            return [
+                *(output[key] for key in outputs.values()),
+                *norms,
+                *(each for group in gradients for each in group),
+            ]
 
         self._differentiate = Recorded(differentiate, networks, self._parameters[0].device, way)
 
-    def __call__(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        """Outputs of the loss on a minibatch [frames] and gradients' norms before they were clipped, scalars.
+    def __call__(self, *minibatch: Tensor) -> dict[str, Tensor]:
+        """Outputs of the loss on a minibatch, which is by `in_keys`, each [frames, ...]; scalars.
 
-        Gradients are left in the parameters' `grad`.
+        With them, as `gradient_norm_<network>`, norms before gradients were clipped. Gradients are left in the
+        parameters' `grad`.
         """
-        outputs = self._differentiate(*(minibatch[key] for key in self._in_keys))
-        for parameter, gradient in zip(self._parameters, outputs[len(self._out_keys) :], strict=True):
+        outputs = self._differentiate(*minibatch)
+        for parameter, gradient in zip(self._parameters, outputs[len(self._names) :], strict=True):
             parameter.grad = gradient
-        return dict(zip(self._out_keys, outputs, strict=False))
+        return dict(zip(self._names, outputs, strict=False))
 
 
 def _clipped(gradients: list[Tensor], max_norm: float) -> tuple[Tensor, list[Tensor]]:

@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Adam
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
@@ -16,6 +18,7 @@ from torchrl.objectives.value import MultiAgentGAE
 from mappo.config import LearnerConfig
 from mappo.environment import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.gradients import Gradients
+from mappo.launching import Launched
 from mappo.networks import VALUE, Networks
 from mappo.recording import Recorded
 
@@ -23,9 +26,9 @@ LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collect
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
 VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
 
-_LEARNED_FROM = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
-_LOSS_TERMS = {"loss_policy": "loss_objective", "loss_critic": "loss_critic", "loss_entropy": "loss_entropy"}
-_MEASURED = {"kl": "kl_approx", "clip_fraction": "clip_fraction"}
+LEARNED_FROM = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
+LOSS_TERMS = {"loss_policy": "loss_objective", "loss_critic": "loss_critic", "loss_entropy": "loss_entropy"}
+MEASURED = {"kl": "kl_approx", "clip_fraction": "clip_fraction"}  # names of ours, and of TorchRL's loss
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -77,19 +80,22 @@ class Learner:
         self.networks = networks
         self.num_iterations, self.iteration = num_iterations, iteration
         parameters = list(networks.modules().parameters())
-        self.optimiser = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
         device = parameters[0].device
-        self._set_failed(torch.zeros((), device=device))
+        self.optimiser = _make_optimiser(parameters, config.learning_rate)
+        self._failed = self.optimiser.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
         self._gae = _make_gae(config)
         self._loss = _make_loss(config, networks)
         self._gradients = Gradients(
             networks.modules(),
             self._loss,
-            in_keys=_LEARNED_FROM,
-            out_keys=[key for key in (*_LOSS_TERMS.values(), *_MEASURED.values()) if key in self._loss.out_keys],
+            in_keys=LEARNED_FROM,
+            outputs={name: key for name, key in {**LOSS_TERMS, **MEASURED}.items() if key in self._loss.out_keys},
             max_norm=config.max_gradient_norm,
             way=config.update,
         )
+        self._terms = [name for name, key in LOSS_TERMS.items() if key in self._loss.out_keys]
+        self._terms += [f"gradient_norm_{name}" for name in networks.modules()]
+        self._step = self._step_on if config.update == "plain" else Launched(self._step_on)
         self._log_prob = Recorded(partial(_log_prob, networks.policy), networks.policy, device)
 
     def update(self, batch: TensorDictBase) -> Losses:
@@ -107,21 +113,20 @@ class Learner:
         self._estimate(batch)
         explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
         frames = self._frames(batch)
-        steps: list[dict[str, Tensor]] = []
-        self._set_failed(torch.zeros_like(self._failed))
+        steps: list[Tensor] = []
+        self._failed.zero_()
         epochs = 0
         while epochs < self.config.epochs:
-            epoch = [self._step(minibatch) for minibatch in self._shuffled(frames)]
+            epoch = [self._step(*minibatch)[0] for minibatch in self._shuffled(frames)]
             steps += epoch
             epochs += 1
-            if self.config.target_kl and _mean(step["kl"] for step in epoch) > self.config.target_kl:
+            if self.config.target_kl and self._means(epoch)["kl"] > self.config.target_kl:
                 break
         self._require_finite(steps)
         self.iteration += 1
         self.networks.update_observation_moments(batch[OBSERVATION])
-        means = {name: _mean(step[name] for step in steps) for name in steps[0]}
         return Losses(
-            **means,
+            **{"loss_entropy": 0.0, **self._means(steps)},
             epochs=epochs,
             learning_rate=learning_rate,
             entropy=entropy,
@@ -161,7 +166,10 @@ class Learner:
         left = 1 - self.iteration / self.num_iterations if self.config.learning_rate_schedule == "linear" else 1.0
         learning_rate = self.config.learning_rate * left
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
         return learning_rate
 
     @torch.no_grad()
@@ -189,7 +197,7 @@ class Learner:
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
-        return batch.select(*_LEARNED_FROM).reshape(-1)
+        return batch.select(*LEARNED_FROM).reshape(-1)
 
     def _standardise_values(self, batch: TensorDictBase) -> None:
         """Where the critic predicts standardised values: what it did predict, and targets to learn."""
@@ -199,36 +207,34 @@ class Learner:
             moments.update(batch[VALUE_TARGET])
             batch[VALUE_TARGET] = moments.standardise(batch[VALUE_TARGET])
 
-    def _shuffled(self, frames: TensorDictBase) -> Iterable[TensorDictBase]:
+    def _shuffled(self, frames: TensorDictBase) -> Iterable[tuple[Tensor, ...]]:
         """An epoch: every frame once, in minibatches. All are copied at once, in a tenth of the time."""
         order = torch.randperm(len(frames), device=frames.device)
-        minibatches: Iterable[TensorDictBase] = frames[order].split(self.config.minibatch_frames)
-        return minibatches
+        shuffled = (frames[key][order] for key in LEARNED_FROM)
+        return zip(*(torch.split(each, self.config.minibatch_frames) for each in shuffled), strict=True)
 
-    def _step(self, minibatch: TensorDictBase) -> dict[str, Tensor]:
-        """One optimiser step on a minibatch [frames]."""
+    def _step_on(self, *minibatch: Tensor) -> list[Tensor]:
+        """One optimiser step on a minibatch of what is `LEARNED_FROM`; its terms and measures, as one tensor."""
+        frames = dict(zip(LEARNED_FROM, minibatch, strict=True))
         if self.config.advantage_normalisation == "minibatch":
-            minibatch[ADVANTAGE] = standardise(minibatch[ADVANTAGE])
-        assert ADVANTAGE in minibatch.keys(True), "without it the loss would compute GAE on shuffled frames"
-        output = self._gradients(minibatch)
-        losses = {name: output[key] for name, key in _LOSS_TERMS.items() if key in output}
-        norms = {name: value for name, value in output.items() if name.startswith("gradient_norm_")}
-        terms = {**losses, **norms}
-        self._set_failed(torch.where(torch.stack([*terms.values()]).isfinite().all(), self._failed, 1.0))
+            frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
+        output = self._gradients(*frames.values())
+        terms = torch.stack([output[name] for name in self._terms])
+        self._failed.masked_fill_(~terms.isfinite().all(), 1.0)
         self.optimiser.step()
-        terms.setdefault("loss_entropy", torch.zeros(()))
-        return {**terms, **{name: output[key] for name, key in _MEASURED.items()}}
+        return [torch.cat([terms, torch.stack([output[name] for name in MEASURED])])]
 
-    def _set_failed(self, failed: Tensor) -> None:
-        """Whether a term was not finite: once it is 1, Adam changes nothing, and no GPU is waited for to know."""
-        self._failed = self.optimiser.found_inf = failed  # type: ignore[attr-defined]
+    def _means(self, steps: list[Tensor]) -> dict[str, float]:
+        """Of each term and measure, by name."""
+        return dict(zip([*self._terms, *MEASURED], torch.stack(steps).mean(0).tolist(), strict=True))
 
-    def _require_finite(self, steps: list[dict[str, Tensor]]) -> None:
+    def _require_finite(self, steps: list[Tensor]) -> None:
+        """Once a term was not, Adam has changed nothing, and no GPU was waited for to know."""
         if not self._failed:
             return
         for step in steps:
-            terms = {name: value.item() for name, value in step.items() if name not in _MEASURED}
-            if bad := [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]:
+            terms = zip(self._terms, step.tolist(), strict=False)
+            if bad := [f"{name} = {value}" for name, value in terms if not math.isfinite(value)]:
                 raise NonFiniteLoss(f"{', '.join(bad)}; training stopped before the optimiser stepped")
 
 
@@ -255,6 +261,16 @@ def _log_prob(policy: ProbabilisticActor, observation: Tensor, action: Tensor) -
     """Observations and actions [frames, agents, ...] -> log pi(a|o) [frames, agents]."""
     frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
     return [policy.get_dist(frames).log_prob(action)]
+
+
+def _make_optimiser(parameters: list[Parameter], learning_rate: float) -> Adam:
+    """On a GPU, one whose steps can be recorded: the learning rate is there, too."""
+    device = parameters[0].device
+    if device.type != "cuda":
+        return Adam(parameters, learning_rate, fused=True)
+    optimiser = Adam(parameters, torch.tensor(learning_rate, device=device), fused=True, capturable=True)
+    optimiser._warned_capturable_if_run_uncaptured = True  # fused, it costs nothing
+    return optimiser
 
 
 def _make_gae(config: LearnerConfig) -> MultiAgentGAE:
@@ -291,7 +307,3 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
 
 def _is_like(value: Tensor, shape: torch.Size) -> bool:
     return value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all())
-
-
-def _mean(values: Iterable[Tensor]) -> float:
-    return torch.stack(list(values)).mean().item()

@@ -10,11 +10,11 @@ from torch import nn
 
 from mappo.config import override
 from mappo.environment import ACTION, OBSERVATION
-from mappo.learner import standardise
+from mappo.learner import LOSS_TERMS, MEASURED, standardise
 from mappo.recording import Recorded
 from tests import test_main
 from tests.conftest import CPU
-from tests.test_learner import ADVANTAGE, make, prepare
+from tests.test_learner import ADVANTAGE, make, prepare, tensors
 
 CASES = {
     "continuous": {},
@@ -26,7 +26,6 @@ CASES = {
     "discrete": {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
     "multi-discrete": {"environment": {"actions": "multi-discrete"}, "learner": {"entropy_coefficient": 0.1}},
 }
-MEASURED = ("kl_approx", "clip_fraction")
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +102,7 @@ def differences_of_mixed_gradients(tiny, shares):
 def after_an_update(config):
     """A learner whose networks have left the collecting policy, and minibatches of two sizes."""
     _, _, learner, batch = make(config)
+    torch.manual_seed(0)
     learner.update(batch)
     frames = prepare(learner, batch)
     frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
@@ -113,7 +113,7 @@ def both(learner, minibatch):
     """Terms and gradients, recorded and computed directly from the same random state."""
     parameters = list(learner.networks.modules().parameters())
     state = torch.get_rng_state()
-    terms = learner._gradients(minibatch)
+    terms = learner._gradients(*tensors(minibatch))
     recorded = [*terms.values(), *(parameter.grad for parameter in parameters)]
     learner.optimiser.zero_grad()
     after = torch.get_rng_state()
@@ -127,7 +127,8 @@ def both(learner, minibatch):
         for name in networks
     }
     output = {**dict(output.items()), **norms}
-    direct = [*(output[name].detach() for name in terms), *(parameter.grad for parameter in parameters)]
+    names = [{**LOSS_TERMS, **MEASURED}.get(name, name) for name in terms]
+    direct = [*(output[name].detach() for name in names), *(parameter.grad for parameter in parameters)]
     assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
     return recorded, direct
 

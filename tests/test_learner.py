@@ -18,6 +18,7 @@ from mappo.environment import (
 )
 from mappo.learner import (
     ADVANTAGE,
+    LEARNED_FROM,
     LOG_PROB,
     VALUE_TARGET,
     Learner,
@@ -52,6 +53,16 @@ def prepare(learner, batch):
     """The frames that `learner.update` makes of a batch, before it learns from them."""
     learner._estimate(batch)
     return learner._frames(batch)
+
+
+def tensors(minibatch):
+    """What a step takes."""
+    return [minibatch[key].clone() for key in LEARNED_FROM]
+
+
+def numbered(frames):
+    """Frames whose observations are their numbers."""
+    return frames.set(OBSERVATION, torch.arange(len(frames)))
 
 
 def observation_is_value():
@@ -175,9 +186,9 @@ def test_terminating_task_is_worth_its_own_rewards_only():
 def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames):
     config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
     _, _, learner, batch = make(config)
-    frames = prepare(learner, batch).set("number", torch.arange(120))
+    frames = numbered(prepare(learner, batch))
     for _ in range(2):
-        seen = [minibatch["number"] for minibatch in learner._shuffled(frames)]
+        seen = [minibatch[0] for minibatch in learner._shuffled(frames)]
         assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
         assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
     assert len(seen) == math.ceil(120 / minibatch_frames)
@@ -185,8 +196,8 @@ def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_
 
 def test_epochs_are_shuffled_differently(tiny):
     _, _, learner, batch = make(tiny)
-    frames = prepare(learner, batch).set("number", torch.arange(120))
-    one, other = ([minibatch["number"].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
+    frames = numbered(prepare(learner, batch))
+    one, other = ([minibatch[0].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
     assert one != other
 
 
@@ -216,10 +227,10 @@ def test_parameters_stay_those_of_the_last_good_step(tiny):
     frames = prepare(learner, batch)
     good, bad = frames[:40], frames[40:80].clone()
     bad[VALUE_TARGET][0] = float("nan")
-    learner._step(good.clone())
+    learner._step(*tensors(good))
     after_good = {name: value.clone() for name, value in networks.modules().state_dict().items()}
     remembered = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
-    steps = [learner._step(each) for each in (bad, good.clone())]
+    steps = [learner._step(*tensors(each))[0] for each in (bad, good)]
     assert all(torch.equal(value, after_good[name]) for name, value in networks.modules().state_dict().items())
     assert all(torch.equal(value, remembered[name]) for name, value in learner.optimiser_tensors().items())
     with pytest.raises(NonFiniteLoss, match="loss_critic = nan, gradient_norm_critic = nan; training stopped"):
@@ -296,8 +307,8 @@ def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
     plain = prepare(raw, batch.clone())[ADVANTAGE]
     prepared = prepare(learner, batch.clone())[ADVANTAGE]
     seen = []
-    gradients = learner._gradients
-    learner._gradients = lambda minibatch: (seen.append(minibatch[ADVANTAGE].clone()), gradients(minibatch))[1]
+    gradients, index = learner._gradients, LEARNED_FROM.index(ADVANTAGE)
+    learner._gradients = lambda *minibatch: (seen.append(minibatch[index].clone()), gradients(*minibatch))[1]
     learner.update(batch.clone())
     over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
     for values in over:
