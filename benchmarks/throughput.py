@@ -83,7 +83,7 @@ def _turn(all_: dict[str, Contender], is_evaluated: bool) -> dict[str, Iteration
 def _require_agreement(turn: dict[str, Iteration], tolerance: float) -> None:
     """Ways that learn differently are not compared."""
     returns = {name: each.evaluation_return or 0.0 for name, each in turn.items()}
-    if not max(returns.values()) - min(returns.values()) <= tolerance:
+    if not all(abs(one - other) <= tolerance for one in returns.values() for other in returns.values()):
         shown = ", ".join(f"{name} {value:.2f}" for name, value in returns.items())
         sys.exit(f"returns differ by more than {tolerance}, so speed is not compared: {shown}")
 

@@ -50,7 +50,7 @@ def main() -> None:
     networks, minibatch = _prepared(config)[1:]
     ways["bound"] = _multiplications(networks, minibatch)
     took = _in_turns(ways, arguments.turns)
-    print(f"minibatches of {len(minibatch)} frames, {torch.get_num_threads()} threads, {config.device}")
+    print(f"minibatches of {len(minibatch[0])} frames, {torch.get_num_threads()} threads, {config.device}")
     print(f"{'':<16} {'ms':>7} {'x bound':>8} {'least':>6} {'most':>6}")
     for name, seconds in took.items():
         ratios = [each / bound for each, bound in zip(seconds, took["bound"], strict=True)]

@@ -33,7 +33,7 @@ def navigation() -> ExperimentConfig:
 def navigation_quick() -> ExperimentConfig:
     """Navigation in the least time to a return of 0.9: smaller networks and batches, and a nearer horizon.
 
-    Measured: passes it after 15,000 to 21,000 frames, seeds 0 to 4 (docs/speed.md).
+    Measured: passes it after 24,000 to 36,000 frames, and stays above for a million, seeds 0 to 4 (docs/speed.md).
     """
     return ExperimentConfig(
         environment=_NAVIGATION,

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import subprocess
@@ -5,8 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import recipes, startup, tuning, update
-from benchmarks.contenders import contenders, evaluation_return
+from benchmarks import recipes, startup, throughput, tuning, update
+from benchmarks.contenders import Iteration, contenders, evaluation_return
 from mappo.config import override
 from mappo.runs import load
 from tests.runs import train_here
@@ -72,3 +73,13 @@ def test_update_is_beside_its_multiplications(monkeypatch, capsys):
     rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()[2:]}
     assert list(rows) == ["step plain", "gradients plain", "Adam plain", "bound"]
     assert float(rows["step plain"][1]) > float(rows["bound"][1]) == 1
+
+
+def test_speed_is_not_compared_where_returns_disagree():
+    def iteration(value):
+        return Iteration(1, 1.0, 1.0, 1.0, 1, None, value)
+
+    throughput._require_agreement({"one": iteration(0.9), "other": iteration(0.75)}, 0.2)
+    for far in (0.6, math.nan):
+        with pytest.raises(SystemExit, match=r"differ by more than 0\.2.*one 0\.90, other"):
+            throughput._require_agreement({"one": iteration(0.9), "other": iteration(far)}, 0.2)
