@@ -57,7 +57,8 @@ class _Utilisation:
     """Percent of the time in which a GPU runs anything, as its driver samples it."""
 
     def __init__(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=50"]
+        what = ("--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=50")
+        command = ["nvidia-smi", "--id=0", *what]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._samples: list[tuple[float, float]] = []  # when, and how much
         Thread(target=self._read, daemon=True).start()
@@ -73,4 +74,5 @@ class _Utilisation:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._samples.append((time.perf_counter(), float(line)))
+            if line.strip().isdigit():  # some GPUs do not say
+                self._samples.append((time.perf_counter(), float(line)))

@@ -103,8 +103,9 @@ def _multiplications(networks: Networks, minibatch: list[Tensor]) -> Way:
     for network, rows in ((networks.policy, frames * agents), (networks.critic, frames)):
         layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
         for index, layer in enumerate(layers):
-            inputs, outputs = torch.randn(rows, layer.in_features), torch.randn(rows, layer.out_features)
-            matrices.append((index == 0, layer.weight.detach(), inputs, outputs))
+            weight = layer.weight.detach()
+            inputs, outputs = (torch.randn(rows, size, device=weight.device) for size in weight.shape[::-1])
+            matrices.append((index == 0, weight, inputs, outputs))
 
     def multiply() -> None:
         for is_first, weight, inputs, outputs in matrices:
@@ -124,6 +125,8 @@ def _in_turns(ways: dict[str, Way], turns: int) -> dict[str, list[float]]:
             started = time.perf_counter()
             for _ in range(_CALLS):
                 way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             took[name].append((time.perf_counter() - started) / _CALLS)
     return {name: seconds[1:] for name, seconds in took.items()}
 

@@ -29,7 +29,7 @@ from torch.fx._graph_pickler import GraphPickler, Options
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mappo.config import ConfigError
-from mappo.launching import Function, Launched
+from mappo.launching import Function
 
 _NO_COMPILER = 3  # exit status
 _NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
@@ -67,9 +67,9 @@ def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Function:
 
 
 def _compile_for_gpu(graph: GraphModule, inputs: list[Tensor]) -> Function:
-    """In this process: Python is left between its operations, until their launches are recorded."""
+    """In this process: Python is left between its operations, which `Launched` records."""
     from torch._inductor import compile
-    from torch._inductor.exc import InductorError
+    from torch._inductor.exc import GPUTooOldForTriton, InductorError, TritonMissing
 
     bare = copy.deepcopy(graph)
     for node in bare.graph.nodes:
@@ -78,10 +78,9 @@ def _compile_for_gpu(graph: GraphModule, inputs: list[Tensor]) -> Function:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             _ignore_deprecations()
-            run = cast(Function, compile(bare, [*like], {"fallback_random": True}))
-    except InductorError as error:
-        raise _no_compiler(str(error)) from error
-    return Launched(run)
+            return cast(Function, compile(bare, [*like], {"fallback_random": True}))
+    except (InductorError, TritonMissing, GPUTooOldForTriton) as error:
+        raise _no_compiler(str(error).partition("\n")[0]) from error
 
 
 def _library(graph: GraphModule, kinds: list[Any]) -> Path:

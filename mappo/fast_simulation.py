@@ -137,7 +137,7 @@ class FastEnvironment:
 
     def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
-        self._frames_by: dict[TensorDictModuleBase, Function] = {}
+        self._plays: dict[TensorDictModuleBase, Function] = {}  # by policy
 
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
@@ -153,15 +153,15 @@ class FastEnvironment:
         Raises:
             NonFiniteObservation: naming the environment and the agent.
         """
-        play, simulation, frames = self._frame_by(policy), carried["simulation"], Frames(rollout_frames)
+        play, simulation, frames = self._play_by(policy), carried["simulation"], Frames(rollout_frames)
         state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
         fresh = FreshStates.of(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
         for _ in range(rollout_frames):
-            action, *played = play(*shown.values(), *(state[name] for name in self._simulation.names))
-            following = dict(zip(_FOLLOWING, played, strict=False))
-            state = dict(zip(self._simulation.names, played[len(_FOLLOWING) :], strict=True))
+            action, *after = play(*shown.values(), *(state[name] for name in self._simulation.names))
+            following = dict(zip(_FOLLOWING, after[: len(_FOLLOWING)], strict=True))
+            state = dict(zip(self._simulation.names, after[len(_FOLLOWING) :], strict=True))
             frames.append({**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}})
             shown = {key: following[key] for key in CARRIED}
             done, before = following[DONE], fresh
@@ -175,14 +175,14 @@ class FastEnvironment:
                 require_finite_observations(seen)
         return batch, _carried(nested(shown, [len(observation)]), state, fresh)
 
-    def _frame_by(self, policy: TensorDictModuleBase) -> Function:
-        if policy not in self._frames_by:
-            play = self._make_frame(policy)
-            self._frames_by[policy] = Launched(play) if self._simulation.way == "fast" else play
-        return self._frames_by[policy]
+    def _play_by(self, policy: TensorDictModuleBase) -> Function:
+        """A frame: (what is `CARRIED`, the state) -> (the policy's action, what is `_FOLLOWING`, the state)."""
+        if policy not in self._plays:
+            play = self._make_play(policy)
+            self._plays[policy] = Launched(play) if self._simulation.way == "fast" else play
+        return self._plays[policy]
 
-    def _make_frame(self, policy: TensorDictModuleBase) -> Function:
-        """(what is `CARRIED`, the state) -> (action drawn by the policy, what is `_FOLLOWING`, the state)."""
+    def _make_play(self, policy: TensorDictModuleBase) -> Function:
 
         def act(observation: Tensor) -> list[Tensor]:
             with set_exploration_type(ExplorationType.RANDOM):
@@ -192,7 +192,7 @@ class FastEnvironment:
         names = self._simulation.names
 
         def play(*tensors: Tensor) -> list[Tensor]:
-            shown = dict(zip(CARRIED, tensors, strict=False))
+            shown = dict(zip(CARRIED, tensors[: len(CARRIED)], strict=True))
             (action,) = acting(shown[OBSERVATION])
             before = dict(zip(names, tensors[len(CARRIED) :], strict=True))
             state, *seen = self._simulation.step(before, action)

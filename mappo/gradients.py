@@ -22,13 +22,14 @@ class Gradients:
         max_norm: float,
         way: Way,
     ):
-        """`in_keys` and `outputs`, by names: of the loss, as far as needed. Differentiated is the sum of all
-        its losses.
+        """`in_keys`: of the loss, as far as needed. `outputs`: names for its outputs that are wanted, where it has
+        them. Differentiated is the sum of all its losses.
 
-        The gradient of each network is scaled to `max_norm` at most.
+        The gradient of each network is scaled to `max_norm` at most. `names` are those of what a call returns.
         """
+        wanted = {name: key for name, key in outputs.items() if key in loss.out_keys}
+        self.names = [*wanted, *(f"gradient_norm_{name}" for name in networks)]
         self._parameters = list(networks.parameters())
-        self._names = [*outputs, *(f"gradient_norm_{name}" for name in networks)]
 
         def differentiate(*tensors: Tensor) -> list[Tensor]:
             frames = dict(zip(in_keys, tensors, strict=True))
@@ -38,24 +39,20 @@ class Gradients:
             left = iter(torch.autograd.grad(total, [each for group in groups.values() for each in group]))
             clipped = [_clipped([next(left) for _ in group], max_norm) for group in groups.values()]
             norms, gradients = zip(*clipped, strict=True)
-            return [
-                *(output[key] for key in outputs.values()),
-                *norms,
-                *(each for group in gradients for each in group),
-            ]
+            values = torch.stack([*(output[key] for key in wanted.values()), *norms])
+            return [values, *(each for group in gradients for each in group)]
 
         self._differentiate = Recorded(differentiate, networks, self._parameters[0].device, way)
 
-    def __call__(self, *minibatch: Tensor) -> dict[str, Tensor]:
-        """Outputs of the loss on a minibatch, which is by `in_keys`, each [frames, ...]; scalars.
+    def __call__(self, *minibatch: Tensor) -> Tensor:
+        """Outputs of the loss on a minibatch, by `in_keys` each [frames, ...], and norms before clipping: [names].
 
-        With them, as `gradient_norm_<network>`, norms before gradients were clipped. Gradients are left in the
-        parameters' `grad`.
+        Gradients are left in the parameters' `grad`.
         """
-        outputs = self._differentiate(*minibatch)
-        for parameter, gradient in zip(self._parameters, outputs[len(self._names) :], strict=True):
+        values, *gradients = self._differentiate(*minibatch)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
-        return dict(zip(self._names, outputs, strict=False))
+        return values
 
 
 def _clipped(gradients: list[Tensor], max_norm: float) -> tuple[Tensor, list[Tensor]]:

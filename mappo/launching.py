@@ -1,6 +1,7 @@
 """What a function does on a GPU, as one CUDA graph: a host starts it by one call, and does not wait."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,27 +12,26 @@ Function = Callable[..., Sequence[Tensor]]
 class Launched:
     """Calls a function of tensors; on a GPU, what it launches is recorded and played from then on.
 
-    The first call with tensors of the same shapes is direct, as it compiles and loads what it needs; the second
-    records. What else the function reads or writes must be the same tensors in every call. What it asks of Python
-    it asks no more once it is recorded. On a CPU, and where another such function calls this one, each call is
-    direct.
+    The first call with tensors of the same shapes and types is direct, as it compiles and loads what it needs; the
+    second records. What else the function reads or writes must be the same tensors in every call. What it asks of
+    Python it asks no more once it is recorded. On a CPU, each call is direct.
     """
 
     def __init__(self, function: Function):
         self._function = function
-        self._graphs: dict[tuple[torch.Size, ...], _Graph | None] = {}  # by shapes; None: called once
+        self._graphs: dict[tuple[Any, ...], _Graph | None] = {}  # by shapes and types; None: called once
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """What the function returns, which no later call changes."""
-        if not tensors[0].is_cuda or torch.cuda.is_current_stream_capturing():
+        if not tensors[0].is_cuda:
             return self._function(*tensors)
-        shapes = tuple(each.shape for each in tensors)
-        if shapes not in self._graphs:
-            self._graphs[shapes] = None
+        kinds = tuple((each.shape, each.dtype) for each in tensors)
+        if kinds not in self._graphs:
+            self._graphs[kinds] = None
             return self._function(*tensors)
-        graph = self._graphs[shapes]
+        graph = self._graphs[kinds]
         if graph is None:
-            graph = self._graphs[shapes] = _Graph(self._function, tensors)
+            graph = self._graphs[kinds] = _Graph(self._function, tensors)
         return graph(tensors)
 
 

@@ -27,8 +27,13 @@ ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
 VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
 
 LEARNED_FROM = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
-LOSS_TERMS = {"loss_policy": "loss_objective", "loss_critic": "loss_critic", "loss_entropy": "loss_entropy"}
-MEASURED = {"kl": "kl_approx", "clip_fraction": "clip_fraction"}  # names of ours, and of TorchRL's loss
+LOSS_OUTPUTS = {  # names of ours, and of TorchRL's loss
+    "loss_policy": "loss_objective",
+    "loss_critic": "loss_critic",
+    "loss_entropy": "loss_entropy",
+    "kl": "kl_approx",
+    "clip_fraction": "clip_fraction",
+}
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -89,12 +94,10 @@ class Learner:
             networks.modules(),
             self._loss,
             in_keys=LEARNED_FROM,
-            outputs={name: key for name, key in {**LOSS_TERMS, **MEASURED}.items() if key in self._loss.out_keys},
+            outputs=LOSS_OUTPUTS,
             max_norm=config.max_gradient_norm,
             way=config.update,
         )
-        self._terms = [name for name, key in LOSS_TERMS.items() if key in self._loss.out_keys]
-        self._terms += [f"gradient_norm_{name}" for name in networks.modules()]
         self._step = self._step_on if config.update == "plain" else Launched(self._step_on)
         self._log_prob = Recorded(partial(_log_prob, networks.policy), networks.policy, device)
 
@@ -117,7 +120,7 @@ class Learner:
         self._failed.zero_()
         epochs = 0
         while epochs < self.config.epochs:
-            epoch = [self._step(*minibatch)[0] for minibatch in self._shuffled(frames)]
+            epoch = [values for minibatch in self._shuffled(frames) for values in self._step(*minibatch)]
             steps += epoch
             epochs += 1
             if self.config.target_kl and self._means(epoch)["kl"] > self.config.target_kl:
@@ -142,7 +145,7 @@ class Learner:
         }
 
     def restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `optimiser_tensors` of the same networks gave.
+        """Take over what `optimiser_tensors` of the same networks gave, before the first update.
 
         Raises:
             ValueError: a tensor is missing, of another shape or type, or not finite; nothing is changed.
@@ -214,28 +217,27 @@ class Learner:
         return zip(*(torch.split(each, self.config.minibatch_frames) for each in shuffled), strict=True)
 
     def _step_on(self, *minibatch: Tensor) -> list[Tensor]:
-        """One optimiser step on a minibatch of what is `LEARNED_FROM`; its terms and measures, as one tensor."""
+        """One optimiser step on a minibatch of what is `LEARNED_FROM`; its losses and measures, in one tensor."""
         frames = dict(zip(LEARNED_FROM, minibatch, strict=True))
         if self.config.advantage_normalisation == "minibatch":
             frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
-        output = self._gradients(*frames.values())
-        terms = torch.stack([output[name] for name in self._terms])
-        self._failed.masked_fill_(~terms.isfinite().all(), 1.0)
+        values = self._gradients(*frames.values())
+        self._failed.masked_fill_(~values.isfinite().all(), 1.0)
         self.optimiser.step()
-        return [torch.cat([terms, torch.stack([output[name] for name in MEASURED])])]
+        return [values]
 
     def _means(self, steps: list[Tensor]) -> dict[str, float]:
-        """Of each term and measure, by name."""
-        return dict(zip([*self._terms, *MEASURED], torch.stack(steps).mean(0).tolist(), strict=True))
+        """Of each loss and measure, by name."""
+        return dict(zip(self._gradients.names, torch.stack(steps).mean(0).tolist(), strict=True))
 
     def _require_finite(self, steps: list[Tensor]) -> None:
-        """Once a term was not, Adam has changed nothing, and no GPU was waited for to know."""
+        """Once a loss was not finite, Adam has changed nothing, and no GPU was waited for to know."""
         if not self._failed:
             return
         for step in steps:
-            terms = zip(self._terms, step.tolist(), strict=False)
-            if bad := [f"{name} = {value}" for name, value in terms if not math.isfinite(value)]:
-                raise NonFiniteLoss(f"{', '.join(bad)}; training stopped before the optimiser stepped")
+            named = zip(self._gradients.names, step.tolist(), strict=True)
+            if bad := [f"{name} = {value}" for name, value in named if not math.isfinite(value)]:
+                raise NonFiniteLoss(f"{', '.join(bad)}; training stopped, and the optimiser did not step on it")
 
 
 def standardise(values: Tensor, each_agent: bool = False) -> Tensor:

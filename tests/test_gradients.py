@@ -10,7 +10,7 @@ from torch import nn
 
 from mappo.config import override
 from mappo.environment import ACTION, OBSERVATION
-from mappo.learner import LOSS_TERMS, MEASURED, standardise
+from mappo.learner import LOSS_OUTPUTS, standardise
 from mappo.recording import Recorded
 from tests import test_main
 from tests.conftest import CPU
@@ -113,8 +113,8 @@ def both(learner, minibatch):
     """Terms and gradients, recorded and computed directly from the same random state."""
     parameters = list(learner.networks.modules().parameters())
     state = torch.get_rng_state()
-    terms = learner._gradients(*tensors(minibatch))
-    recorded = [*terms.values(), *(parameter.grad for parameter in parameters)]
+    values = learner._gradients(*tensors(minibatch))
+    recorded = [*values, *(parameter.grad for parameter in parameters)]
     learner.optimiser.zero_grad()
     after = torch.get_rng_state()
     torch.set_rng_state(state)
@@ -127,7 +127,7 @@ def both(learner, minibatch):
         for name in networks
     }
     output = {**dict(output.items()), **norms}
-    names = [{**LOSS_TERMS, **MEASURED}.get(name, name) for name in terms]
+    names = [LOSS_OUTPUTS.get(name, name) for name in learner._gradients.names]
     direct = [*(output[name].detach() for name in names), *(parameter.grad for parameter in parameters)]
     assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
     return recorded, direct

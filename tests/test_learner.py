@@ -308,7 +308,8 @@ def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
     prepared = prepare(learner, batch.clone())[ADVANTAGE]
     seen = []
     gradients, index = learner._gradients, LEARNED_FROM.index(ADVANTAGE)
-    learner._gradients = lambda *minibatch: (seen.append(minibatch[index].clone()), gradients(*minibatch))[1]
+    learn = gradients._differentiate
+    gradients._differentiate = lambda *minibatch: (seen.append(minibatch[index].clone()), learn(*minibatch))[1]
     learner.update(batch.clone())
     over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
     for values in over:
