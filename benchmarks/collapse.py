@@ -15,14 +15,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.contenders import EVALUATION
 from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
 from mappo.history import HistoryFile, IterationReport
 from mappo.recipes import RECIPES, recipe
 from mappo.runs import Run
 from mappo.train import train
-
-_EVALUATION = {"interval_iterations": 3, "seeds": [1, 2], "episodes_per_seed": 64}
 
 
 def main() -> None:
@@ -40,7 +39,10 @@ def main() -> None:
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     million = {"collection": {"total_frames": 1_000_000}}
     base = override(
-        recipe(arguments.recipe), million, *changes_from_arguments(arguments), {"selection": _EVALUATION}
+        recipe(arguments.recipe),
+        million,
+        *changes_from_arguments(arguments),
+        {"selection": {**EVALUATION, "interval_iterations": 3}},
     )
     torch.set_num_threads(base.threads or 1)
     print(f"{'seed':<6} {'frames':>10} {'passed at':>10} {'least after':>12} {'at':>10} {'last':>6}", flush=True)

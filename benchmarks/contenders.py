@@ -26,6 +26,9 @@ PROGRAMS = {
 }
 
 
+EVALUATION = {"seeds": [1, 2], "episodes_per_seed": 64}  # on which contenders are compared, in every benchmark
+
+
 @dataclass(frozen=True)
 class Iteration:
     """What one iteration took; frames and seconds are counted from the start of training.

@@ -17,7 +17,7 @@ import statistics
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import contenders
+from benchmarks.contenders import EVALUATION, contenders
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import recipe
 
@@ -31,7 +31,7 @@ CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # program, recipe, c
     "cold": ("mappo", "navigation-quick", _FAST),
     "warm": ("mappo", "navigation-quick", _FAST),
 }
-_SAME = {"selection": {"interval_iterations": 1, "seeds": [1, 2], "episodes_per_seed": 64}, "threads": 0}
+_SAME = {"selection": {**EVALUATION, "interval_iterations": 1}, "threads": 0}
 Passing = tuple[float, int]  # seconds and frames
 
 

@@ -19,7 +19,7 @@ import sys
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import Contender, Iteration, contenders
+from benchmarks.contenders import EVALUATION, Contender, Iteration, contenders
 from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import RECIPES, recipe
@@ -33,7 +33,6 @@ _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
 }
 _BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
-_EVALUATION = {"seeds": [1, 2], "episodes_per_seed": 64}
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def main() -> None:
         *changes_from_arguments(arguments),
         {
             "collection": {"total_frames": 10**9},
-            "selection": {**_EVALUATION, "interval_iterations": last},
+            "selection": {**EVALUATION, "interval_iterations": last},
             "learner": {"learning_rate_schedule": "constant"},
         },
     )

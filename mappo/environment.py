@@ -37,6 +37,7 @@ DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 
 
 Key = str | tuple[str, ...]
 CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)  # between frames
+FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # what is shown after a frame
 
 _MODULES = {  # of the scenarios that have names
     "swarm": "mappo.scenarios.swarm",
@@ -104,7 +105,7 @@ def next_key(key: Key) -> Key:
     return ("next", *((key,) if isinstance(key, str) else key))
 
 
-FRAME: tuple[Key, ...] = (*CARRIED, ACTION, *(next_key(key) for key in (*CARRIED, REWARD)))
+FRAME: tuple[Key, ...] = (*CARRIED, ACTION, *(next_key(key) for key in FOLLOWING))
 
 
 def nested(tensors: Mapping[Key, Tensor], batch_size: list[int]) -> TensorDictBase:

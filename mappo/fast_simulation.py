@@ -23,6 +23,7 @@ from mappo.environment import (
     CARRIED,
     DONE,
     EPISODE_RETURN,
+    FOLLOWING,
     OBSERVATION,
     REWARD,
     STEP_COUNT,
@@ -44,8 +45,6 @@ from mappo.launching import Function, Launched
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
 from mappo.recording import Recorded, Way
 from mappo.slots import changed, copies, find_slots, signatures
-
-_FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # after a frame
 
 
 class FastSimulation:
@@ -160,8 +159,8 @@ class FastEnvironment:
         )
         for _ in range(rollout_frames):
             action, *after = play(*shown.values(), *(state[name] for name in self._simulation.names))
-            following = dict(zip(_FOLLOWING, after[: len(_FOLLOWING)], strict=True))
-            state = dict(zip(self._simulation.names, after[len(_FOLLOWING) :], strict=True))
+            following = dict(zip(FOLLOWING, after[: len(FOLLOWING)], strict=True))
+            state = dict(zip(self._simulation.names, after[len(FOLLOWING) :], strict=True))
             frames.append({**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}})
             shown = {key: following[key] for key in CARRIED}
             done, before = following[DONE], fresh
@@ -176,7 +175,7 @@ class FastEnvironment:
         return batch, _carried(nested(shown, [len(observation)]), state, fresh)
 
     def _play_by(self, policy: TensorDictModuleBase) -> Function:
-        """A frame: (what is `CARRIED`, the state) -> (the policy's action, what is `_FOLLOWING`, the state)."""
+        """A frame: (what is `CARRIED`, the state) -> (the policy's action, what is `FOLLOWING`, the state)."""
         if policy not in self._plays:
             play = self._make_play(policy)
             self._plays[policy] = Launched(play) if self._simulation.way == "fast" else play
@@ -197,7 +196,7 @@ class FastEnvironment:
             before = dict(zip(names, tensors[len(CARRIED) :], strict=True))
             state, *seen = self._simulation.step(before, action)
             following = self._following(shown, *seen)
-            return [action, *(following[key] for key in _FOLLOWING), *(state[name] for name in names)]
+            return [action, *(following[key] for key in FOLLOWING), *(state[name] for name in names)]
 
         return play
 
