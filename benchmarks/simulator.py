@@ -94,7 +94,7 @@ def _ways(
     environment: EnvBase, wrapped: EnvBase, simulation: FastSimulation, actions: list[Tensor]
 ) -> list[Callable[[], object]]:
     """Functions that play one frame each: plain VMAS, TorchRL, the fast path without resets and with them."""
-    state, observation, fresh = simulation.begin()
+    state, observation, supply = simulation.begin()
     carried = wrapped.reset()
     free, age = state, torch.zeros_like(carried[DONE], dtype=torch.int64)
     turn = iter(range(10**9))
@@ -112,12 +112,14 @@ def _ways(
         free = simulation.step(free, actions[next(turn) % len(actions)])[0]
 
     def resetting() -> None:
-        nonlocal state, observation, fresh, age
+        nonlocal state, observation, supply, age
+        supply = simulation.supplied(supply)
         state, observation, _, terminated = simulation.step(state, actions[next(turn) % len(actions)])
         age = age + 1
         done = terminated | (age >= 100)
         age = torch.where(done, 0, age)
-        state, observation, fresh = simulation.reset_finished(done, state, observation, fresh)
+        state, observation, fresh = simulation.reset_finished(done, state, observation, supply.fresh)
+        supply = supply.after(fresh)
 
     return [plain, torchrl, fast, resetting]
 

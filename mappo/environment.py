@@ -27,6 +27,7 @@ from vmas.simulator.environment import Environment as VmasEnvironment
 from vmas.simulator.scenario import BaseScenario
 
 from mappo.config import ConfigError, EnvironmentConfig
+from mappo.launching import copy_each
 
 OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
 ACTION = ("agents", "action")  # [envs, time, agents, features]; discrete: [envs, time, agents]
@@ -131,7 +132,7 @@ class Frames:
             for key, value in zip(FRAME, values, strict=True):
                 self._batch[key] = value.new_empty(len(value), self._rollout_frames, *value.shape[1:])
             self._places = zip(*(value.unbind(1) for value in self._batch.values()), strict=True)
-        torch._foreach_copy_(next(self._places), values)
+        copy_each(next(self._places), values)
 
     def batch(self) -> TensorDictBase:
         """All frames, once all are there."""

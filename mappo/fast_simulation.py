@@ -6,8 +6,9 @@ with the plain environment before it is used. docs/fast-simulation.md explains h
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -23,7 +24,7 @@ from mappo.environment import (
     CARRIED,
     DONE,
     EPISODE_RETURN,
-    FOLLOWING,
+    FRAME,
     OBSERVATION,
     REWARD,
     STEP_COUNT,
@@ -40,7 +41,7 @@ from mappo.environment import (
     require_finite_observations,
     set_random_states,
 )
-from mappo.fresh_states import FreshStates
+from mappo.fresh_states import FreshStates, Supply
 from mappo.launching import Function, Launched
 from mappo.pure_step import Frame, NotFaithful, PureStep, State, capture_step
 from mappo.recording import Recorded, Way
@@ -51,7 +52,8 @@ class FastSimulation:
     """Plays with a pure step, and lets a plain environment make fresh states."""
 
     def __init__(self, environment: EnvBase, step: PureStep, resets: frozenset[str]):
-        self._environment, self._step, self._resets = environment, step, resets
+        self._environment, self._step = environment, step
+        self.resets = tuple(sorted(resets))  # names of the state's slots that resets write
         self._is_waited_for = environment.device.type == "cpu"  # then a look at a tensor costs nothing
         with _same_random_states(environment.device):
             environment.rand_step(environment.reset())
@@ -59,11 +61,11 @@ class FastSimulation:
         if missing := {*step.names, *step.constants} - self._slots.keys():
             raise NotFaithful(f"what was found in a trial is not there: {min(missing)}")
 
-    def begin(self) -> tuple[State, Tensor, FreshStates]:
+    def begin(self) -> tuple[State, Tensor, Supply]:
         """All environments reset as the plain one resets them, their observations, and no fresh states yet."""
         fresh, observation = self._reset()
         state = {**copies(self._slots, self._step.names), **fresh}
-        return state, observation, FreshStates.none_like(fresh, observation)
+        return state, observation, Supply.none_like(fresh, observation)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,21 +81,27 @@ class FastSimulation:
         """One frame of all environments; no argument is changed."""
         return self._step(state, action)
 
+    def supplied(self, supply: Supply) -> Supply:
+        """With enough fresh states for a frame, in which all environments may finish. Call it before each.
+
+        A GPU is waited for no longer than for the frame before the last one.
+        """
+        while supply.is_low():
+            supply = supply.with_another_set(*self._reset())
+        return supply
+
     def reset_finished(
         self, done: Tensor, state: State, observation: Tensor, fresh: FreshStates
     ) -> tuple[State, Tensor, FreshStates]:
         """Environments that are done [envs, 1] take the next fresh states in order.
 
         The others, and slots that resets do not write, stay as they are. Where none is, all may be what was given.
-        A GPU is waited for no longer than for its frame before this one, from which it is known what is left.
         """
         finished = done.squeeze(-1)
         if self._is_waited_for and not finished.any():
             return state, observation, fresh
-        if fresh.num_left() < len(finished):
-            fresh = fresh.with_another_set(*self._reset())
         starts, seen, fresh = fresh.take(finished)
-        after = {name: _where(finished, starts[name], state[name]) for name in self._resets}
+        after = {name: _where(finished, starts[name], state[name]) for name in self.resets}
         return {**state, **after}, _where(finished, seen, observation), fresh
 
     def _reset(self) -> tuple[State, Tensor]:
@@ -102,7 +110,7 @@ class FastSimulation:
         before = signatures(constants)
         observation = self._environment.reset()[OBSERVATION]
         assert not changed(before, constants), "resets write into what never varied before"
-        return copies(self._slots, self._resets), observation
+        return copies(self._slots, self.resets), observation
 
 
 def make_fast_simulation(
@@ -140,9 +148,9 @@ class FastEnvironment:
 
     def reset(self) -> TensorDictBase:
         """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
-        state, observation, fresh = self._simulation.begin()
+        state, observation, supply = self._simulation.begin()
         started = self._environment.fake_tensordict().select(*CARRIED).zero_()
-        return _carried(started.set(OBSERVATION, observation), state, fresh)
+        return _carried(started.set(OBSERVATION, observation), state, supply)
 
     def collect(
         self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
@@ -153,32 +161,38 @@ class FastEnvironment:
             NonFiniteObservation: naming the environment and the agent.
         """
         play, simulation, frames = self._play_by(policy), carried["simulation"], Frames(rollout_frames)
-        state, shown = dict(simulation["state"].items()), {key: carried[key] for key in CARRIED}
-        fresh = FreshStates.of(
+        shown, state = {key: carried[key] for key in CARRIED}, dict(simulation["state"].items())
+        supply = Supply.of(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
         for _ in range(rollout_frames):
-            action, *after = play(*shown.values(), *(state[name] for name in self._simulation.names))
-            following = dict(zip(FOLLOWING, after[: len(FOLLOWING)], strict=True))
-            state = dict(zip(self._simulation.names, after[len(FOLLOWING) :], strict=True))
-            frames.append({**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}})
-            shown = {key: following[key] for key in CARRIED}
-            done, before = following[DONE], fresh
-            state, observation, fresh = self._simulation.reset_finished(done, state, shown[OBSERVATION], fresh)
-            if fresh is not before:
-                shown = {key: value.masked_fill(_rows(done, value), 0) for key, value in shown.items()}
-                shown[OBSERVATION] = observation
+            supply = self._simulation.supplied(supply)
+            played = iter(play(*self._flat(shown, state, supply.fresh)))
+            shown, state, fresh = self._apart(played)
+            frames.append(_named(FRAME, played))
+            supply = supply.after(fresh)
         batch = frames.batch()
-        if not batch[OBSERVATION].isfinite().all():
+        if not batch[OBSERVATION].sum().isfinite():  # which costs a tenth of a look at each
             for seen in batch[OBSERVATION].unbind(1):
                 require_finite_observations(seen)
-        return batch, _carried(nested(shown, [len(observation)]), state, fresh)
+        return batch, _carried(nested(shown, [len(batch)]), state, supply).clone()
+
+    def _flat(self, shown: dict[Key, Tensor], state: State, fresh: FreshStates) -> list[Tensor]:
+        """What goes from frame to frame."""
+        states = (state[name] for name in self._simulation.names)
+        starts = (fresh.state[name] for name in self._simulation.resets)
+        return [*(shown[key] for key in CARRIED), *states, *starts, fresh.observation, fresh.taken]
+
+    def _apart(self, flat: Iterator[Tensor]) -> tuple[dict[Key, Tensor], State, FreshStates]:
+        """What `_flat` put together, from the next tensors."""
+        shown, state = _named(CARRIED, flat), _named(self._simulation.names, flat)
+        return shown, state, FreshStates(_named(self._simulation.resets, flat), next(flat), next(flat))
 
     def _play_by(self, policy: TensorDictModuleBase) -> Function:
-        """A frame: (what is `CARRIED`, the state) -> (the policy's action, what is `FOLLOWING`, the state)."""
+        """A frame: what is `_flat` before it -> what is so after it, and what is `FRAME`."""
         if policy not in self._plays:
             play = self._make_play(policy)
-            self._plays[policy] = Launched(play) if self._simulation.way == "fast" else play
+            self._plays[policy] = Launched(play, is_chained=True) if self._simulation.way == "fast" else play
         return self._plays[policy]
 
     def _make_play(self, policy: TensorDictModuleBase) -> Function:
@@ -188,17 +202,27 @@ class FastEnvironment:
                 return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
 
         acting = Recorded(act, policy, self._environment.device, self._simulation.way)
-        names = self._simulation.names
 
-        def play(*tensors: Tensor) -> list[Tensor]:
-            shown = dict(zip(CARRIED, tensors[: len(CARRIED)], strict=True))
+        def play(*flat: Tensor) -> list[Tensor]:
+            shown, state, fresh = self._apart(iter(flat))
             (action,) = acting(shown[OBSERVATION])
-            before = dict(zip(names, tensors[len(CARRIED) :], strict=True))
-            state, *seen = self._simulation.step(before, action)
+            state, *seen = self._simulation.step(state, action)
             following = self._following(shown, *seen)
-            return [action, *(following[key] for key in FOLLOWING), *(state[name] for name in names)]
+            frame = {**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}}
+            return [*self._flat(*self._restarted(following, state, fresh)), *(frame[key] for key in FRAME)]
 
         return play
+
+    def _restarted(
+        self, following: dict[Key, Tensor], state: State, fresh: FreshStates
+    ) -> tuple[dict[Key, Tensor], State, FreshStates]:
+        """What the next frame begins with."""
+        done, before = following[DONE], fresh
+        state, observation, fresh = self._simulation.reset_finished(done, state, following[OBSERVATION], fresh)
+        if fresh is before:
+            return following, state, fresh
+        shown = {key: following[key].masked_fill(_rows(done, following[key]), 0) for key in CARRIED}
+        return {**shown, OBSERVATION: observation}, state, fresh
 
     def _following(
         self, shown: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
@@ -217,8 +241,8 @@ class FastEnvironment:
         }
 
 
-def _carried(shown: TensorDictBase, state: State, fresh: FreshStates) -> TensorDictBase:
-    fresh_state, fresh_observation, is_taken = fresh.sets()
+def _carried(shown: TensorDictBase, state: State, supply: Supply) -> TensorDictBase:
+    fresh_state, fresh_observation, is_taken = supply.kept()
     simulation = {
         "state": state,
         "fresh": fresh_state,
@@ -256,6 +280,11 @@ def _same_random_states(device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_random_states(before, device)
+
+
+def _named(names: Iterable[Any], tensors: Iterator[Tensor]) -> dict[Any, Tensor]:
+    """The next tensors, by name."""
+    return {name: next(tensors) for name in names}
 
 
 def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """States that finished environments start from, kept until they are needed."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mappo.pure_step import State
+
+_SETS = 3  # one for the frame to come, one for the last, of which nothing is known yet, and one to be taken from
 
 
 class _Later:
@@ -24,58 +27,74 @@ class _Later:
         return int(self._copy.numpy())
 
 
-@dataclass(frozen=True)
-class FreshStates:
-    """Two sets of states, one state for each environment, which are taken in order, one set after the other.
+class FreshStates(NamedTuple):
+    """Sets of states, one state for each environment, which are taken in order, one set after the other.
 
-    When too few are left, another set takes the place of the first. state, observation: [envs, 2, ...].
-    made: sets so far. taken: states so far, an integer on the device; noted: the same, for the host.
+    state, observation: [envs, sets, ...], the place of a set being its number % sets. taken: states so far, an
+    integer.
     """
 
     state: State
     observation: Tensor
-    made: int
     taken: Tensor
-    noted: _Later
-
-    @staticmethod
-    def none_like(state: State, observation: Tensor) -> "FreshStates":
-        """None is left; each [envs, ...]."""
-        sets = {name: torch.stack([value, value], 1) for name, value in state.items()}
-        is_taken = torch.ones(len(observation), 2, dtype=torch.bool, device=observation.device)
-        return FreshStates.of(sets, torch.stack([observation, observation], 1), is_taken)
-
-    @staticmethod
-    def of(state: State, observation: Tensor, is_taken: Tensor) -> "FreshStates":
-        """Two sets of which some states are taken: is_taken [envs, 2]."""
-        taken = is_taken.sum()
-        return FreshStates(state, observation, 2, taken, _Later(taken))
-
-    def sets(self) -> tuple[State, Tensor, Tensor]:
-        """What `of` makes the same from."""
-        num_envs, turned = len(self.observation), self.made % 2
-        number = torch.arange(2 * num_envs, device=self.taken.device).reshape(2, num_envs).t()
-        is_taken = number < self.taken - (self.made - 2) * num_envs
-        state = {name: value.flip(1) if turned else value for name, value in self.state.items()}
-        return state, self.observation.flip(1) if turned else self.observation, is_taken
-
-    def num_left(self) -> int:
-        """How many are not taken; a GPU is waited for until it has taken what was taken last."""
-        return self.made * len(self.observation) - self.noted.read()
-
-    def with_another_set(self, state: State, observation: Tensor) -> "FreshStates":
-        """In place of the one of which all are taken; each [envs, ...]."""
-        both = {name: value.clone() for name, value in self.state.items()}
-        for name, value in both.items():
-            value[:, self.made % 2] = state[name]
-        shown = self.observation.clone()
-        shown[:, self.made % 2] = observation
-        return replace(self, state=both, observation=shown, made=self.made + 1)
 
     def take(self, finished: Tensor) -> tuple[State, Tensor, "FreshStates"]:
         """The next state and observation for each environment that finished [envs]; of the others, any."""
         number, num_envs = self.taken + finished.cumsum(0) - 1, len(finished)
-        source = number % num_envs, number // num_envs % 2
-        taken = self.taken + finished.sum()
+        source = number % num_envs, number // num_envs % _SETS
         state = {name: value[source] for name, value in self.state.items()}
-        return state, self.observation[source], replace(self, taken=taken, noted=_Later(taken))
+        return state, self.observation[source], self._replace(taken=self.taken + finished.sum())
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Fresh states, of which another set takes the place of the oldest when too few are left.
+
+    made: sets so far. known, noted: states taken before the last frame, and with it.
+    """
+
+    fresh: FreshStates
+    made: int
+    known: _Later
+    noted: _Later
+
+    @staticmethod
+    def none_like(state: State, observation: Tensor) -> "Supply":
+        """None is left; each [envs, ...]."""
+        sets = {name: torch.stack([value] * _SETS, 1) for name, value in state.items()}
+        is_taken = torch.ones(len(observation), _SETS, dtype=torch.bool, device=observation.device)
+        return Supply.of(sets, torch.stack([observation] * _SETS, 1), is_taken)
+
+    @staticmethod
+    def of(state: State, observation: Tensor, is_taken: Tensor) -> "Supply":
+        """Sets of which some states are taken: is_taken [envs, sets]."""
+        taken = is_taken.sum()
+        noted = _Later(taken)
+        return Supply(FreshStates(state, observation, taken), _SETS, noted, noted)
+
+    def kept(self) -> tuple[State, Tensor, Tensor]:
+        """What `of` makes the same from."""
+        num_envs, first = len(self.fresh.observation), self.made % _SETS
+        number = torch.arange(_SETS * num_envs, device=self.fresh.taken.device).reshape(_SETS, num_envs).t()
+        is_taken = number < self.fresh.taken - (self.made - _SETS) * num_envs
+        state = {name: value.roll(-first, 1) for name, value in self.fresh.state.items()}
+        return state, self.fresh.observation.roll(-first, 1), is_taken
+
+    def is_low(self) -> bool:
+        """Whether fewer may be left than environments; a GPU is waited for no longer than for the frame before."""
+        num_envs = len(self.fresh.observation)
+        return self.made * num_envs - self.known.read() < 2 * num_envs  # the last frame took one set at most
+
+    def with_another_set(self, state: State, observation: Tensor) -> "Supply":
+        """In place of the oldest, of which all are taken when it is low; each [envs, ...]."""
+        sets = {name: value.clone() for name, value in self.fresh.state.items()}
+        for name, value in sets.items():
+            value[:, self.made % _SETS] = state[name]
+        shown = self.fresh.observation.clone()
+        shown[:, self.made % _SETS] = observation
+        fresh = self.fresh._replace(state=sets, observation=shown)
+        return replace(self, fresh=fresh, made=self.made + 1)
+
+    def after(self, fresh: FreshStates) -> "Supply":
+        """A frame, which took some."""
+        return replace(self, fresh=fresh, known=self.noted, noted=_Later(fresh.taken))

@@ -120,7 +120,7 @@ class Learner:
         self._failed.zero_()
         epochs = 0
         while epochs < self.config.epochs:
-            epoch = [self._step(*minibatch)[0] for minibatch in self._shuffled(frames)]
+            epoch = [self._step(*minibatch)[0].clone() for minibatch in self._shuffled(frames)]
             steps += epoch
             epochs += 1
             if self.config.target_kl and self._means(epoch)["kl"] > self.config.target_kl:

@@ -18,7 +18,7 @@ from mappo.environment import (
     set_random_states,
 )
 from mappo.fast_simulation import make_fast_simulation
-from mappo.fresh_states import FreshStates
+from mappo.fresh_states import Supply
 from mappo.pure_step import NotFaithful, capture_step
 from mappo.slots import copies, find_slots, same_bits
 from tests.conftest import CPU
@@ -50,16 +50,18 @@ def simulation_of(scenario, num_envs=16, is_compiled=False):
     return make_fast_simulation(config, environment, is_compiled), environment
 
 
-def play(simulation, environment, frames, state, observation, fresh):
+def play(simulation, environment, frames, state, observation, supply):
     """What random play shows, where one environment ends in every other frame; and what is carried."""
     seen = []
     for index in range(frames):
+        supply = simulation.supplied(supply)
         state, observation, reward, done = simulation.step(state, environment.rand_action()[ACTION])
         seen += [observation, reward]
         done = done.clone()
         done[index % len(done)] |= index % 2 == 0
-        state, observation, fresh = simulation.reset_finished(done, state, observation, fresh)
-    return seen, (state, observation, fresh)
+        state, observation, fresh = simulation.reset_finished(done, state, observation, supply.fresh)
+        supply = supply.after(fresh)
+    return seen, (state, observation, supply)
 
 
 def same(one, other):
@@ -183,14 +185,15 @@ GOAL = "world._landmarks[0]._state._pos"
 def test_finished_environments_take_fresh_states_in_order_and_others_stay():
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, _ = simulation_of("navigation", 4)
-        state, observation, fresh = simulation.begin()
+        state, observation, supply = simulation.begin()
+        fresh = simulation.supplied(supply).fresh
         done = torch.tensor([[False], [True], [False], [True]])
         after, shown, left = simulation.reset_finished(done, state, observation, fresh)
         assert torch.equal(after[GOAL][[1, 3]], left.state[GOAL][[0, 1], 0])
         assert torch.equal(after[GOAL][[0, 2]], state[GOAL][[0, 2]])
         assert torch.equal(shown[[1, 3]], left.observation[[0, 1], 0])
         assert torch.equal(shown[[0, 2]], observation[[0, 2]])
-        assert (fresh.num_left(), left.num_left()) == (0, 2)
+        assert left.taken - fresh.taken == 2
 
 
 @pytest.mark.parametrize("is_waited_for", [True, False])
@@ -202,24 +205,25 @@ def test_every_fresh_state_is_taken_once_and_in_the_order_in_which_resets_made_t
         monkeypatch.setattr(simulation, "_is_waited_for", is_waited_for)
         resets = simulation._reset
         monkeypatch.setattr(simulation, "_reset", lambda: made.append(resets()) or made[-1])
-        state, observation, fresh = simulation.begin()
+        state, observation, supply = simulation.begin()
         for index in range(40):
             done = torch.rand(4, 1) < index / 40
-            state, observation, fresh = simulation.reset_finished(done, state, observation, fresh)
+            supply = simulation.supplied(supply)
+            state, observation, fresh = simulation.reset_finished(done, state, observation, supply.fresh)
+            supply = supply.after(fresh)
             taken += state[GOAL][done.squeeze(-1)].tolist()
             if index % 3 == 0:
-                fresh = FreshStates.of(*fresh.sets())
+                supply = Supply.of(*supply.kept())
     assert taken == [goal for start, _ in made[1:] for goal in start[GOAL].tolist()][: len(taken)]
-    assert len(taken) <= 4 * (len(made) - 1) < len(taken) + 8
+    assert len(taken) <= 4 * (len(made) - 1) < len(taken) + 12
 
 
 def test_fresh_state_is_one_that_the_plain_environment_plays_on_from():
     """The observation that goes with a fresh state is the one that a step of nothing but zeros starts from."""
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("navigation", 4)
-        *_, fresh = simulation.begin()
-        for _ in range(2):
-            fresh = fresh.with_another_set(*simulation._reset())
+        *_, supply = simulation.begin()
+        fresh = supply.with_another_set(*simulation._reset()).fresh
         slots = find_slots(environment)
         starts = {path: value[:, 0] for path, value in fresh.state.items()}
         for path, value in {**copies(slots, starts), **starts}.items():
@@ -240,9 +244,9 @@ def test_equal_seeds_play_the_same_bits():
 
 def test_play_goes_on_bit_by_bit_from_what_is_carried():
     def copy(carried):
-        state, observation, fresh = carried
+        state, observation, supply = carried
         kept = {path: value.clone() for path, value in state.items()}
-        return kept, observation.clone(), fresh
+        return kept, observation.clone(), supply
 
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("transport")

@@ -50,17 +50,21 @@ def test_fast_simulation_agrees_with_plain_vmas(scenario, gpu):
     assert fast._simulation.way == "fast"
 
 
-def test_what_calls_return_is_not_written_over_by_later_ones(gpu):
-    module = nn.Linear(8, 4).to(gpu)
-    plain, fast = (Recorded(lambda x: [module(x).tanh(), x * 2], module, gpu, way) for way in ("plain", "fast"))
-    compiled = Launched(fast)
-    inputs = [torch.randn(16, 8, device=gpu) for _ in range(3)]
-    found = [compiled(each) for each in inputs]
-    for each, outputs in zip(inputs, found, strict=True):
-        torch.testing.assert_close(list(outputs), list(plain(each)))
-    with torch.no_grad():
-        module.weight.mul_(-1)
-    torch.testing.assert_close(list(compiled(inputs[0])), list(plain(inputs[0])))
+def test_what_goes_on_stays_where_it_is(gpu):
+    """Of a function whose results are its next arguments, moved by one place; and parameters may change."""
+    module = nn.Linear(4, 4).to(gpu)
+    function = Recorded(lambda one, other: [other, module(one), one + other], module, gpu, "fast")
+    launched, given = Launched(function, is_chained=True), [torch.randn(16, 4, device=gpu) for _ in range(2)]
+    expected, chained, places = given, given, []
+    for _ in range(6):
+        expected, chained = function(*expected[:2]), launched(*chained[:2])
+        for each, other in zip(chained, expected, strict=True):
+            torch.testing.assert_close(each, other)
+        places.append([each.data_ptr() for each in chained])
+        with torch.no_grad():
+            module.weight.mul_(-1)
+    assert places[1:] == places[1:2] * 5
+    torch.testing.assert_close(launched(*given)[2], given[0] + given[1])
 
 
 def test_random_numbers_of_a_graph_go_on_from_the_generator(gpu):
@@ -71,7 +75,7 @@ def test_random_numbers_of_a_graph_go_on_from_the_generator(gpu):
     zeros = torch.zeros(1_000, device=gpu)
     compiled(zeros)
     state = torch.cuda.get_rng_state(gpu)
-    first, second = compiled(zeros)[0], compiled(zeros)[0]
+    first, second = compiled(zeros)[0].clone(), compiled(zeros)[0].clone()
     assert not torch.equal(first, second)
     torch.cuda.set_rng_state(state, gpu)
     assert torch.equal(compiled(zeros)[0], first)
