@@ -9,10 +9,13 @@ make is kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
 import copy
 import hashlib
 import pickle
+import signal
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -32,6 +35,7 @@ from mappo.config import ConfigError
 from mappo.launching import Function
 
 _NO_COMPILER = 3  # exit status
+_ENDING = signal.SIGINT, signal.SIGTERM
 _NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
 
 
@@ -40,11 +44,35 @@ def record(
     inputs: Sequence[Tensor],
     replaced: Mapping[OpOverload, Callable[..., Any]] = MappingProxyType({}),
 ) -> GraphModule:
-    """The graph of what a function does with tensors like these; some operations may be replaced by others."""
+    """The graph of what a function does with tensors like these; some operations may be replaced by others.
+
+    Who asks this process to end is heard afterwards.
+    """
     shapes = FakeTensorMode(allow_fallback_kernels=True)  # or each node has one, which takes as long as the rest
-    with tracing(TracingContext(shapes)):
+    with _signals_wait(), tracing(TracingContext(shapes)):
         graph: GraphModule = make_fx(function, dict(replaced))(*inputs)
     return graph
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """SIGINT and SIGTERM come when the block is left.
+
+    While functions are recorded, PyTorch's C++ code calls Python in places that no exception may leave: one ends
+    the process there, with SIGABRT.
+    """
+    if threading.current_thread() is not threading.main_thread():  # the one that signals come to
+        yield
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _ENDING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Function:

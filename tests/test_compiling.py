@@ -1,5 +1,8 @@
 """Compiled graphs against the functions that they were recorded from, run by PyTorch."""
 
+import signal
+import sys
+
 import pytest
 import torch
 
@@ -42,3 +45,26 @@ def compare(compiled, function, values):
     for one, other in zip(compiled(values), expected, strict=True):
         torch.testing.assert_close(one, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_who_asks_to_end_while_a_function_is_recorded_is_heard_when_it_is(number, raised):
+    """An exception may come to C++ code of PyTorch there that ends the process upon it."""
+
+    def end(*_):
+        sys.exit(143)
+
+    def double(values):
+        signal.raise_signal(number)
+        reached.append(True)
+        return 2 * values
+
+    reached, before = [], signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(raised):
+            record(double, [torch.ones(2)])
+        assert reached
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

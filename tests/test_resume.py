@@ -186,7 +186,7 @@ def test_sigterm_saves_what_is_done_and_says_preempted(tmp_path):
     process = start_training(config, tmp_path, "killed", tmp_path)
     assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
     output = kill(process, signal.SIGTERM)
-    assert process.returncode == 143
+    assert process.returncode == 143, output
     assert "[train] preempted: this process was asked to end" in output
     rows = len((tmp_path / "killed" / "history.csv").read_text().splitlines()) - 1
     assert iterations(tmp_path / "killed")[0] in (rows, rows - 1)  # the report of the last may have come, alone
@@ -196,7 +196,7 @@ def test_interrupted_training_says_how_to_go_on_and_does(tmp_path, capsys):
     process = start_training(KILLED, tmp_path, "killed", tmp_path)
     assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
     output = kill(process, signal.SIGINT)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "interrupted; to go on, give the same command with --run killed" in output
     go_on(tmp_path)
     assert "goes on after" in capsys.readouterr().out
