@@ -81,7 +81,7 @@ class Supply:
         return state, self.fresh.observation.roll(-first, 1), is_taken
 
     def is_low(self) -> bool:
-        """Whether fewer may be left than environments; a GPU is waited for no longer than for the frame before."""
+        """Whether fewer may be left than environments, by what was known before the last frame."""
         num_envs = len(self.fresh.observation)
         return self.made * num_envs - self.known.read() < 2 * num_envs  # the last frame took one set at most
 

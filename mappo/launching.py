@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
+_WITH_GRAPHS = "cuda"  # type of device
 
 
 class Launched:
@@ -24,7 +25,7 @@ class Launched:
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """What the function returns, until the next call, which may write over it."""
-        if not tensors[0].is_cuda:
+        if tensors[0].device.type != _WITH_GRAPHS:
             return self._function(*tensors)
         kinds = tuple((each.shape, each.dtype) for each in tensors)
         if kinds not in self._graphs:

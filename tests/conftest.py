@@ -132,13 +132,18 @@ def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return use_s3(monkeypatch, moto_endpoint)
 
 
-class Waits(TorchDispatchMode):
-    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
+class Operations(TorchDispatchMode):
+    """Counts the operations that Python launches, all or some of them."""
 
-    def __init__(self):
+    def __init__(self, *some):
         super().__init__()
-        self.count = 0
+        self.count, self._some = 0, some
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += not self._some or func in self._some
         return func(*args, **(kwargs or {}))
+
+
+def counted_waits():
+    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
+    return Operations(torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)

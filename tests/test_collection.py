@@ -16,7 +16,7 @@ from mappo.environment import (
 )
 from mappo.fast_simulation import FastEnvironment, make_fast_simulation
 from mappo.networks import make_networks
-from tests.conftest import CPU, Waits
+from tests.conftest import CPU, counted_waits
 
 
 def batches(count, max_episode_frames=7):
@@ -97,7 +97,7 @@ def test_frames_of_the_fast_simulation_wait_for_no_gpu(monkeypatch):
         _, carried = collect(environment, policy, 1, environment.reset())
         waits = {}
         for frames in (5, 15):
-            with Waits() as mode:
+            with counted_waits() as mode:
                 _, carried = collect(environment, policy, frames, carried)
             waits[frames] = mode.count
     assert waits[15] == waits[5]

@@ -10,9 +10,9 @@ from mappo.collection import collect
 from mappo.config import EnvironmentConfig, NetworksConfig
 from mappo.environment import DONE, Stream, make_environment, private_random_streams
 from mappo.fast_simulation import FastEnvironment, make_fast_simulation
-from mappo.launching import _Graph
+from mappo.launching import Launched
 from mappo.networks import make_networks
-from tests.conftest import CPU
+from tests.conftest import CPU, Operations
 
 
 class CpuGraph:
@@ -51,27 +51,9 @@ class Capture(TorchDispatchMode):
         return results
 
 
-class Played:
-    """As `Launched` on a GPU: called directly first, then recorded."""
-
-    def __init__(self, function, is_chained):
-        self._function, self._is_chained = function, is_chained
-        self._play = self._first
-
-    def __call__(self, *tensors):
-        return self._play(tensors)
-
-    def _first(self, tensors):
-        self._play = self._second
-        return self._function(*tensors)
-
-    def _second(self, tensors):
-        self._play = _Graph(self._function, self._is_chained, tensors)
-        return self._play(tensors)
-
-
 @pytest.fixture
 def graphs(monkeypatch):
+    monkeypatch.setattr("mappo.launching._WITH_GRAPHS", "cpu")
     monkeypatch.setattr("torch.cuda.CUDAGraph", CpuGraph)
     monkeypatch.setattr("torch.cuda.graph", Capture)
 
@@ -82,7 +64,7 @@ def moved(one, other, third):
 
 
 def test_what_goes_on_is_played_from_where_it_is(graphs):
-    played, given = Played(moved, is_chained=True), [torch.randn(4) for _ in range(3)]
+    played, given = Launched(moved, is_chained=True), [torch.randn(4) for _ in range(3)]
     expected = chained = given
     for _ in range(5):
         expected, chained = moved(*expected[:3]), played(*chained[:3])
@@ -91,7 +73,7 @@ def test_what_goes_on_is_played_from_where_it_is(graphs):
 
 
 def test_arguments_are_not_written_over(graphs):
-    played, given = Played(moved, is_chained=True), [torch.ones(4) for _ in range(3)]
+    played, given = Launched(moved, is_chained=True), [torch.ones(4) for _ in range(3)]
     played(*played(*given)[:3])
     assert all(torch.equal(each, torch.ones(4)) for each in given)
 
@@ -105,8 +87,7 @@ def environment_and_policy(is_played, monkeypatch, scenario, max_episode_frames)
     environment = FastEnvironment(simulation, plain, config.max_episode_frames)
     if is_played:
         monkeypatch.setattr(simulation, "_is_waited_for", False)
-        play = Played(environment._make_play(policy), is_chained=True)
-        monkeypatch.setattr(environment, "_play_by", lambda _: play)
+        environment._plays[policy] = Launched(environment._make_play(policy), is_chained=True)
     return environment, policy
 
 
@@ -132,16 +113,6 @@ def test_played_frames_are_those_of_direct_calls(graphs, monkeypatch):
             assert torch.equal(one[key], other[key]), key
 
 
-class Launches(TorchDispatchMode):
-    """Counts the operations that a host launches."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 def test_few_operations_of_a_frame_are_left_to_the_host(graphs, monkeypatch):
     """Copies into the batch, of numbers, counts and flags, and the note of how many fresh states are taken."""
     with private_random_streams(0, Stream.TRAINING, CPU):
@@ -149,7 +120,7 @@ def test_few_operations_of_a_frame_are_left_to_the_host(graphs, monkeypatch):
         _, carried = collect(environment, policy, 5, environment.reset())
         counts = []
         for frames in (5, 15):
-            with Launches() as launches:
+            with Operations() as launched:
                 _, carried = collect(environment, policy, frames, carried)
-            counts.append(launches.count)
+            counts.append(launched.count)
     assert counts[1] - counts[0] == 6 * 10

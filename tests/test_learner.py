@@ -27,7 +27,7 @@ from mappo.learner import (
     standardise,
 )
 from mappo.networks import VALUE, CentralisedCritic, Networks, make_networks
-from tests.conftest import CPU, Waits, endless
+from tests.conftest import CPU, counted_waits, endless
 from tests.runs import batches
 
 
@@ -244,7 +244,7 @@ def test_steps_do_not_wait_for_a_gpu(tiny, monkeypatch):
     for minibatch_frames in (20, 40, 120):
         _, _, learner, batch = make(override(tiny, {"learner": {"minibatch_frames": minibatch_frames}}))
         learner.update(batch.clone())  # recording asks, too
-        with Waits() as mode:
+        with counted_waits() as mode:
             learner.update(batch)
         waits[minibatch_frames] = mode.count
     assert len(set(waits.values())) == 1, waits
