@@ -25,7 +25,7 @@ _EXAMPLES = """examples:
 exit status: 0 done, 1 a stage or a run failed, 2 the command or the configuration is wrong,
 3 Kubeflow or the store did not do what was asked, 130 interrupted
 """
-_COMMANDS = ("here", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
+_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from pipelines.connection import ApiError
+    from pipelines.kubeflow.connection import ApiError
 
     return (ApiError, StoreError)
 

@@ -113,7 +113,7 @@ def test_a_root_that_the_run_does_not_name_is_given(kubeflow, read, s3, cli):
 def test_a_store_that_does_not_answer_is_one_line_and_status_3(finished, cli, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setattr("pipelines.artifacts.open_store", _impatient)
+    monkeypatch.setattr("pipelines.kubeflow.artifacts.open_store", _impatient)
     status, _, err = cli("artifacts", "list", "latest")
     assert status == 3
     assert "http://127.0.0.1:1" in err

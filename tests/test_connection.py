@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mappo.config import ConfigError
-from pipelines import client
 from pipelines.compiling import Compiled
-from pipelines.connection import Api, ApiError, Connection
+from pipelines.kubeflow import client
+from pipelines.kubeflow.connection import Api, ApiError, Connection
 from tests.kubeflow_server import KubeflowServer
 
 TRAINING = Compiled(Path("tests/golden/training.yaml").read_text())
@@ -288,8 +288,8 @@ def test_in_a_pod_its_own_files_lead_to_the_api(monkeypatch, tmp_path):
     (account / "token").write_text("of kubernetes")
     (account / "namespace").write_text("team\n")
     token.write_text("of the pipelines\n")
-    monkeypatch.setattr("pipelines.connection._SERVICE_ACCOUNT", account)
-    monkeypatch.setattr("pipelines.connection._PIPELINES_TOKEN", token)
+    monkeypatch.setattr("pipelines.kubeflow.connection._SERVICE_ACCOUNT", account)
+    monkeypatch.setattr("pipelines.kubeflow.connection._PIPELINES_TOKEN", token)
     kubeflow = Api(Connection(api_namespace="kf"))
     assert kubeflow.url == "http://ml-pipeline.kf.svc.cluster.local:8888"
     with KubeflowServer(multi_user=True, tokens={"of the pipelines"}) as server:

@@ -4,7 +4,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from mappo.config import ConfigError
-from pipelines.cron import Cron
+from pipelines.kubeflow.cron import Cron
 from tests.kubeflow_rules import check_cron
 
 MONDAY = datetime(2026, 11, 23, 12, tzinfo=ZoneInfo("UTC"))

@@ -17,11 +17,11 @@ from mappo.arguments import (
     tuning_from_arguments,
 )
 from mappo.config import ConfigError, to_dict, to_json
-from pipelines.client import Submission
 from pipelines.commands.output import warn
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
-from pipelines.connection import Api, Connection
 from pipelines.guards import check_parameters, parse_parameter
+from pipelines.kubeflow.client import Submission
+from pipelines.kubeflow.connection import Api, Connection
 from pipelines.site import Site, read_site, require_image
 
 _DEFAULT_SEEDS = "0,1,2"

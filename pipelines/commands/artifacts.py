@@ -8,10 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from mappo.config import ConfigError
-from pipelines import client
-from pipelines.artifacts import DEFAULT_ROOT, Artifact, artifacts_at, chosen, fetch, place_of
 from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, show_one, show_rows
+from pipelines.kubeflow import client
+from pipelines.kubeflow.artifacts import DEFAULT_ROOT, Artifact, artifacts_at, chosen, fetch, place_of
 
 _EPILOG = """examples:
   python -m pipelines artifacts list latest

@@ -13,7 +13,7 @@ from pipelines.commands.arguments import (
     site_of,
 )
 from pipelines.commands.output import add_output_argument, console, show_rows
-from pipelines.doctor import Finding, findings
+from pipelines.kubeflow.doctor import Finding, findings
 
 _EPILOG = """examples:
   python -m pipelines doctor --site site.yaml --store s3://bucket/runs

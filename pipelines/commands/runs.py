@@ -11,11 +11,11 @@ from typing import Any
 from rich.live import Live
 
 from mappo.config import ConfigError
-from pipelines import client
 from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
-from pipelines.connection import Api, ApiError
-from pipelines.progress import Stage, failure_of, log_of, stages_of
+from pipelines.kubeflow import client
+from pipelines.kubeflow.connection import Api, ApiError
+from pipelines.kubeflow.progress import Stage, failure_of, log_of, stages_of
 
 _WATCH_PATIENCE_SECONDS = 600.0
 _RUN_HELP = "its ID, its name, or latest"

@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mappo.arguments import add_config_arguments
 from mappo.config import ConfigError
-from pipelines import client
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,
@@ -20,7 +19,8 @@ from pipelines.commands.arguments import (
 )
 from pipelines.commands.output import add_output_argument, moment, show_one, show_rows
 from pipelines.commands.runs import described
-from pipelines.cron import Cron
+from pipelines.kubeflow import client
+from pipelines.kubeflow.cron import Cron
 
 _NUM_TIMES = 5
 _EPILOG = """examples:

@@ -4,7 +4,6 @@ import argparse
 from typing import Any
 
 from mappo.arguments import add_config_arguments
-from pipelines import client
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,
@@ -16,6 +15,7 @@ from pipelines.commands.arguments import (
 )
 from pipelines.commands.output import add_output_argument, show_one
 from pipelines.commands.runs import add_watch_arguments, described, watch
+from pipelines.kubeflow import client
 
 _EPILOG = """examples:
   python -m pipelines submit balance --image ghcr.io/you/mappo:1.0 --watch

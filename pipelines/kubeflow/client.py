@@ -15,8 +15,8 @@ import kfp_server_api as api
 
 from mappo.config import ConfigError
 from pipelines.compiling import Compiled
-from pipelines.connection import Api, ApiError, unique_name
-from pipelines.cron import Cron
+from pipelines.kubeflow.connection import Api, ApiError, unique_name
+from pipelines.kubeflow.cron import Cron
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _PAGE = 100

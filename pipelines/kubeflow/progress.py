@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pipelines.connection import Api, ApiError
+from pipelines.kubeflow.connection import Api, ApiError
 
 _NOT_STAGES = re.compile(r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*")
 _ITERATION = re.compile(r"\.iteration-iterations\((\d+):")

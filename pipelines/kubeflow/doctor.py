@@ -11,7 +11,7 @@ from typing import Any
 import mappo
 from mappo.config import ConfigError
 from mappo.storage import StoreError, honours_conditions, open_store
-from pipelines.connection import Api, ApiError, Connection, in_pod
+from pipelines.kubeflow.connection import Api, ApiError, Connection, in_pod
 from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, S3_KEYS
 from pipelines.site import Site, Stage
 

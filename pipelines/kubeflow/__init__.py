@@ -1,0 +1,1 @@
+"""The part of the pipelines that talks to a Kubeflow server. Open `client.py` first; nothing here knows argparse."""
