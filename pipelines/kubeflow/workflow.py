@@ -1,0 +1,186 @@
+"""The Argo workflow of a run, read from version v1beta1 of the API, which has all of it in one answer.
+
+Version v2beta1 lists nodes without names, pods and messages, and stops updating them when a workflow grows beyond
+1 MiB. Argo may wrap every template in a retry (Kubeflow 2.17 configures it so), and then a step is named
+`WORKFLOW(0).root(0).train(0).executor(1)`. The path of a node is its name without these attempts and without the
+workflow: `root`, `train`, `executor`.
+"""
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+from pipelines.kubeflow.connection import Api, ApiError
+
+Path = tuple[str, ...]
+_ATTEMPT = re.compile(r"(?P<step>.*?)(\((?P<attempt>\d+)\))?")
+_ITERATION = re.compile(r"iteration-iterations\((\d+):.*\)")
+_STAGE = "system-container-executor"  # the end of the template's name
+_NO_V1 = (403, 404, 405, 501)
+_MAX_NODES_BYTES = 256 * 1024**2  # decompressed
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a workflow.
+
+    path: the steps that lead to it, from `root` on. attempts: one number for each part of its name, the workflow's
+    own first; -1 where no attempt is named. kind: Pod, DAG, Retry, TaskGroup or Skipped. pods: names under which
+    the API may know its pod, the likeliest first. inputs, outputs: parameters by name.
+    """
+
+    id: str
+    path: Path
+    attempts: tuple[int, ...]
+    kind: str
+    template: str
+    phase: str
+    message: str
+    began: datetime | None
+    ended: datetime | None
+    pods: tuple[str, ...]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+class Workflow:
+    """The nodes of one workflow, by their paths. A stage is the path of a task that runs a container."""
+
+    def __init__(self, manifest: Mapping[str, Any]):
+        metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
+        self.name = str(metadata.get("name", ""))
+        self.message = str(status.get("message") or "")
+        has_pod_names = metadata.get("annotations", {}).get("workflows.argoproj.io/pod-name-format", "v2") == "v2"
+        self._by_path: dict[Path, list[Node]] = {}
+        for value in _nodes(status).values():
+            node = _node(self.name, value, has_pod_names)
+            self._by_path.setdefault(node.path, []).append(node)
+        for nodes in self._by_path.values():
+            nodes.sort(key=lambda node: node.attempts)
+        self._templates = manifest.get("spec", {}).get("templates", [])
+
+    def stages(self) -> list[Path]:
+        """The stages that the workflow has nodes of, in the order in which they began."""
+        found = [path for path, nodes in self._by_path.items() if nodes[0].template.endswith(_STAGE)]
+        return sorted(found, key=lambda path: (str(self._by_path[path][0].began), path))
+
+    def at(self, path: Path) -> Node | None:
+        """The newest node of a path; of an attempt and the retry around it, the retry."""
+        nodes = self._by_path.get(path, [])
+        newest = [node for node in nodes if node.attempts[:-1] == nodes[-1].attempts[:-1]]
+        return newest[0] if newest else None  # a retry is sorted before its attempts
+
+    def pods(self, stage: Path) -> list[Node]:
+        """The pods of a stage, one an attempt, oldest first."""
+        return [node for node in self._by_path.get((*stage, "executor"), []) if node.kind == "Pod"]
+
+    def executor_input(self, stage: Path) -> Mapping[str, Any]:
+        """What the newest driver of a stage gave it: inputs, and where each output artifact goes; empty if nothing."""
+        nodes = [node for node in reversed(self._by_path.get(driver_of(stage), [])) if node.outputs]
+        return _executor_input(nodes[0].outputs.get("pod-spec-patch", "")) if nodes else {}
+
+    def executor_inputs(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The name of every stage that has a driver, and its executor input."""
+        for stage in self.stages():
+            given = self.executor_input(stage)
+            if given:
+                yield stage_name(stage, self.repeated), given
+
+    @cached_property
+    def repeated(self) -> frozenset[str]:
+        """The names that tasks of several nested pipelines share."""
+        tasks = [task for each in self._templates for task in each.get("dag", {}).get("tasks", [])]
+        names = [task["name"] for task in tasks if str(task.get("template", "")).endswith(_STAGE)]
+        return frozenset(name for name in names if names.count(name) > 1)
+
+
+def workflow_of(kubeflow: Api, run_id: str) -> Workflow | None:
+    """Return the workflow of a run as it is now; None where the server has no v1beta1.
+
+    Raises:
+        ApiError: the server did not answer, or answered something else.
+    """
+    try:
+        text = kubeflow.text(f"/apis/v1beta1/runs/{run_id}")
+    except ApiError as error:
+        if error.status in _NO_V1:
+            return None
+        raise
+    try:
+        manifest = json.loads(text).get("pipeline_runtime", {}).get("workflow_manifest") or "{}"
+        return Workflow(json.loads(manifest))
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ApiError(f"run {run_id}: the server's workflow cannot be read: {error}") from None
+
+
+def driver_of(stage: Path) -> Path:
+    """The path of the driver before a stage."""
+    return (*stage[:-1], f"{stage[-1]}-driver")
+
+
+def stage_name(path: Path, repeated: frozenset[str]) -> str:
+    """The name of a stage for people: `train`; in a loop `train[0]`; `retrain-best/train[0]` where a name repeats."""
+    iterations = [match[1] for step in path if (match := _ITERATION.fullmatch(step))]
+    nested = f"{path[1]}/" if path[-1] in repeated and len(path) > 2 else ""
+    return nested + path[-1] + "".join(f"[{index}]" for index in iterations)
+
+
+def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The nodes, decompressed if Argo compressed them."""
+    compressed = status.get("compressedNodes")
+    if not compressed:
+        return status.get("nodes") or {}
+    with gzip.open(BytesIO(base64.b64decode(compressed))) as file:
+        text = file.read(_MAX_NODES_BYTES + 1)
+    if len(text) > _MAX_NODES_BYTES:
+        raise ValueError(f"its nodes take more than {_MAX_NODES_BYTES} bytes")
+    nodes = json.loads(text)
+    assert isinstance(nodes, dict)
+    return nodes
+
+
+def _node(workflow: str, value: Mapping[str, Any], has_pod_names: bool) -> Node:
+    identity, template = str(value["id"]), str(value.get("templateName", ""))
+    workflow_step, *steps = str(value["name"]).removeprefix(workflow).split(".")
+    parts = [_ATTEMPT.fullmatch(step) for step in (workflow_step, *steps)]
+    matched = [part for part in parts if part]
+    named = f"{workflow}-{template}"[:241] + f"-{identity.rpartition('-')[2]}"
+    return Node(
+        id=identity,
+        path=tuple(part["step"] for part in matched[1:]),
+        attempts=tuple(int(part["attempt"] or -1) for part in matched),
+        kind=str(value.get("type", "")),
+        template=template,
+        phase=str(value.get("phase", "")),
+        message=str(value.get("message") or ""),
+        began=_moment(value.get("startedAt")),
+        ended=_moment(value.get("finishedAt")),
+        pods=(named, identity) if has_pod_names else (identity, named),
+        inputs=_parameters(value.get("inputs")),
+        outputs=_parameters(value.get("outputs")),
+    )
+
+
+def _parameters(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {each["name"]: str(each.get("value", "")) for each in (values or {}).get("parameters", [])}
+
+
+def _executor_input(patch: str) -> Mapping[str, Any]:
+    """The executor input in a driver's patch of the pod, an argument of the launcher."""
+    containers = json.loads(patch or "{}").get("containers", [])
+    command = containers[0].get("command", []) if containers else []
+    if "--executor_input" not in command:
+        return {}
+    given = json.loads(command[command.index("--executor_input") + 1])
+    return given if isinstance(given, dict) else {}
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
