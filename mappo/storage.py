@@ -2,7 +2,8 @@
 
 Every failure is a `StoreError` that names the place and the cause. What may pass by itself (refused connections,
 time-outs, throttling, answers cut short) is tried again until `patience_seconds` are over. Credentials come from
-where boto3 looks for them (environment, mounted files, instance) and are never part of a location or a message.
+where boto3 looks for them (environment, mounted files, instance), or for minio:// from Kubeflow's own secret; see
+`s3_access`. They are never part of a location or a message.
 """
 
 import base64
@@ -13,14 +14,16 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import yaml
+from pydantic import BaseModel, Field, ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=:@+,-]+)*)/?")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_KUBEFLOW_MINIO = "http://minio-service.kubeflow:9000"  # what Kubeflow's own launcher takes minio:// to mean
+_KUBEFLOW_STORE = "http://seaweedfs.kubeflow:9000"  # since Kubeflow 2.16; minio-service.kubeflow:9000 before it
 _PARTIAL = ".partial-"  # in the names of files that are being written
 _PASSING = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"),
@@ -39,6 +42,16 @@ _CREDENTIALS = {
     *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
     *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
 }
+
+_AWS_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE")
+_AWS_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
+_KUBEFLOW_KEYS = (
+    "MAPPO_KUBEFLOW_ACCESS_KEY and MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret mlpipeline-minio-artifact; "
+    "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY together replace them"
+)
+_BOTO3 = "boto3; AWS_ENDPOINT_URL names another store than Amazon's"
+_PROVIDERS = "key providers of Kubeflow's config map kfp-launcher"
+_ANOTHER = "; MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store"
 
 T = TypeVar("T")
 
@@ -69,6 +82,81 @@ class KeyTaken(StoreError):
     """There is something else under a key that was to be created."""
 
     outcome = "taken"
+
+
+@dataclass(frozen=True)
+class S3Access:
+    """The endpoint and the keys of an S3 store. None leaves the choice to boto3.
+
+    `endpoint_origin` and `keys_origin` tell people where endpoint and keys come from.
+    """
+
+    endpoint: str | None
+    endpoint_origin: str
+    keys: tuple[str, str] | None = field(default=None, repr=False)
+    keys_origin: str = _AWS_KEYS
+    region: str | None = None
+
+
+def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
+    """Choose the endpoint and the keys of a store at s3:// or minio://.
+
+    boto3 chooses both for s3://. minio:// is the store at MAPPO_MINIO_ENDPOINT, else at AWS_ENDPOINT_URL, else at
+    the endpoint of MAPPO_KUBEFLOW_PROVIDERS, else Kubeflow's own. AWS credentials belong to the AWS_ENDPOINT_URL
+    beside them, and without one to Amazon: minio:// at any other endpoint takes MAPPO_KUBEFLOW_ACCESS_KEY and
+    MAPPO_KUBEFLOW_SECRET_KEY, if both are set.
+
+    Raises:
+        StoreError: the endpoint has to come from Kubeflow's providers, which cannot be read.
+    """
+    variable = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environment.get(name)), "")
+    if scheme == "s3":
+        return S3Access(None, f"from {variable or _BOTO3}")
+    access = _minio_endpoint(variable, environment)
+    keys = (environment.get("MAPPO_KUBEFLOW_ACCESS_KEY", ""), environment.get("MAPPO_KUBEFLOW_SECRET_KEY", ""))
+    is_for_aws = bool(variable) and access.endpoint == environment[variable]
+    if not all(keys) or (is_for_aws and any(environment.get(name) for name in _AWS_CREDENTIALS)):
+        return access
+    return replace(access, keys=keys, keys_origin=_KUBEFLOW_KEYS)
+
+
+def _minio_endpoint(aws_variable: str, environment: Mapping[str, str]) -> S3Access:
+    for variable in ("MAPPO_MINIO_ENDPOINT", aws_variable):
+        if endpoint := environment.get(variable):
+            return S3Access(endpoint, f"from {variable}")
+    provider = _minio_provider(environment.get("MAPPO_KUBEFLOW_PROVIDERS", ""))
+    if not provider.endpoint:
+        return S3Access(_KUBEFLOW_STORE, f"Kubeflow's default{_ANOTHER}")
+    scheme = "" if "://" in provider.endpoint else "http://" if provider.disable_ssl else "https://"
+    return S3Access(f"{scheme}{provider.endpoint}", f"from {_PROVIDERS}{_ANOTHER}", region=provider.region or None)
+
+
+class _Provider(BaseModel):
+    """The default of one provider in Kubeflow's config map kfp-launcher."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    disable_ssl: bool | None = Field(default=None, validation_alias="disableSSL")
+
+
+class _Minio(BaseModel):
+    default: _Provider | None = None
+
+
+class _Providers(BaseModel):
+    minio: _Minio | None = None
+
+
+def _minio_provider(text: str) -> _Provider:
+    """Read what Kubeflow's launcher takes minio:// to mean. The text may hold keys, and no message repeats it."""
+    try:
+        providers = _Providers.model_validate(yaml.safe_load(text) or {})
+    except (yaml.YAMLError, ValidationError):
+        raise StoreError(
+            f"MAPPO_KUBEFLOW_PROVIDERS: {_PROVIDERS} is not the YAML that Kubeflow's launcher reads: correct "
+            "minio.default.endpoint, region and disableSSL there, or set MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL"
+        ) from None
+    return (providers.minio and providers.minio.default) or _Provider()
 
 
 OnRequest = Callable[[str, str], object]
@@ -136,7 +224,7 @@ def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequ
     """The store at `s3://bucket/prefix`, `minio://bucket/prefix` or in a directory, which need not be there yet.
 
     `on_request` hears of every request, each try counted; it may be called from several threads.
-    The endpoint of an S3 store other than Amazon's is AWS_ENDPOINT_URL in the environment.
+    Endpoint and credentials come from the environment: see `s3_access`.
 
     Raises:
         StoreError: not a location.
@@ -265,7 +353,7 @@ class S3Store:
     ):
         self.location = "/".join(filter(None, [f"{scheme}:/", bucket, prefix]))
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._default_endpoint = _KUBEFLOW_MINIO if scheme == "minio" else None
+        self._scheme, self._access = scheme, S3Access(None, "from the environment")  # until the first request
         self._patience_seconds, self._on_request = patience_seconds, on_request
         self._made: S3Client | None = None
 
@@ -356,10 +444,11 @@ class S3Store:
         if status == 412:
             return KeyTaken(f"{place}: there is something already")
         if code in _CREDENTIALS or status in (401, 403):
+            endpoint = self._endpoint()
             self._made = None  # mounted credentials may have been renewed
             return StoreError(
-                f"{said}: the credentials are wrong, expired, or not allowed to do this; check AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
+                f"{said}: the credentials are wrong, expired, or not allowed to do this at {endpoint}; "
+                f"check {self._access.keys_origin}"
             )
         passing = status >= 500 or status in (409, 429) or code in _PASSING
         return StoreUnavailable(said) if passing else StoreError(said)
@@ -376,7 +465,7 @@ class S3Store:
         ):
             return StoreError(
                 f"{place}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
-                "credentials file and name it in AWS_SHARED_CREDENTIALS_FILE"
+                f"credentials file and name it in AWS_SHARED_CREDENTIALS_FILE; they are for {self._endpoint()}"
             )
         if isinstance(
             error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
@@ -395,15 +484,24 @@ class S3Store:
         from botocore.config import Config
 
         options: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
-        endpoint = None if _endpoint_from_environment() else self._default_endpoint
-        make: Callable[..., S3Client] = partial(boto3.session.Session().client, "s3", endpoint_url=endpoint)
+        self._access = access = s3_access(self._scheme, os.environ)
+        access_key, secret_key = access.keys or (None, None)
+        make: Callable[..., S3Client] = partial(
+            boto3.session.Session().client,
+            "s3",
+            endpoint_url=access.endpoint,
+            region_name=access.region,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+        )
         try:
             client = make(config=Config(**options))
             url = urlsplit(client.meta.endpoint_url)
             _ = url.port  # raises when it is none
         except ValueError:  # whose text holds what may be in the URL
             raise StoreError(
-                f"{self.location}: AWS_ENDPOINT_URL is not a URL such as http://host:9000 or https://host"
+                f"{self.location}: the endpoint ({access.endpoint_origin}) is not a URL such as http://host:9000 "
+                "or https://host"
             ) from None
         if (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
             return client
@@ -418,11 +516,8 @@ class S3Store:
         if self._made is None:
             return "its endpoint"
         url = urlsplit(self._made.meta.endpoint_url)
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
-
-
-def _endpoint_from_environment() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        host = url.netloc.rpartition("@")[2]
+        return f"{url.scheme}://{host} ({self._access.endpoint_origin})"
 
 
 def _log_retry(patience_seconds: float, state: RetryCallState) -> None:

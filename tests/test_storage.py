@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import re
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mappo.storage import (
     DirectoryStore,
@@ -19,9 +21,10 @@ from mappo.storage import (
     StoreUnavailable,
     honours_conditions,
     open_store,
+    s3_access,
 )
 from tests.fault_proxy import always, fault_proxy, first
-from tests.services import SECRET_KEY, file_system_of, free_ports, s3_client, use_s3
+from tests.services import ACCESS_KEY, SECRET_KEY, file_system_of, free_ports, s3_client, use_s3
 
 MEGABYTE = random.Random(1).randbytes(1 << 20)
 LONG, SHORT = 30.0, 1.0  # seconds of patience
@@ -219,12 +222,6 @@ def test_neighbours_of_a_prefix_are_not_its_entries(s3):
     assert keys(open_store(f"s3://{s3}/runs/a")) == []
 
 
-def test_minio_without_an_endpoint_is_that_of_kubeflow(s3, monkeypatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    with pytest.raises(StoreUnavailable, match=r"^minio://bucket/a/k: .* http://minio-service\.kubeflow:9000"):
-        open_store("minio://bucket/a", 0).read("k", 1)
-
-
 def test_entries_are_those_of_all_pages_when_one_fails(s3, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     store = open_store(f"s3://{s3}/a")
@@ -313,7 +310,9 @@ def test_endpoint_where_nothing_listens_is_named(s3, monkeypatch):
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     began = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=rf"no usable answer from http://127\.0\.0\.1:{port}: Endpoint"):
+    with pytest.raises(
+        StoreUnavailable, match=rf"from http://127\.0\.0\.1:{port} \(from AWS_ENDPOINT_URL\): Endpoint"
+    ):
         open_store(f"s3://{s3}/a", 0.2).write("k", b"1")
     assert time.monotonic() - began < 5
 
@@ -464,7 +463,9 @@ def test_missing_bucket_is_an_error_at_once_that_names_it(faulty):
         *(lambda: store.entries(), lambda: store.delete("k")),
     ]
     for call in calls:
-        with pytest.raises(StoreError, match=f"no bucket 'no-such-bucket' at {proxy.endpoint}; create") as raised:
+        with pytest.raises(
+            StoreError, match=f"no bucket 'no-such-bucket' at {proxy.endpoint} .*; create"
+        ) as raised:
             call()
         assert not isinstance(raised.value, StoreUnavailable | KeyMissing)
     assert len(proxy.requests) == len(calls)
@@ -475,7 +476,9 @@ def test_missing_bucket_is_an_error_at_once_that_names_it(faulty):
 )
 def test_endpoint_that_is_no_url_is_an_error_at_once_that_does_not_repeat_it(s3, monkeypatch, endpoint):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(StoreError, match=rf"^s3://{s3}/a: AWS_ENDPOINT_URL is not a URL such as") as raised:
+    with pytest.raises(
+        StoreError, match=rf"^s3://{s3}/a: the endpoint \(from AWS_ENDPOINT_URL\) is not a URL"
+    ) as raised:
         open_store(f"s3://{s3}/a", LONG).entries()
     assert not isinstance(raised.value, StoreUnavailable)
     assert "canary" not in str(raised.value)
@@ -483,7 +486,7 @@ def test_endpoint_that_is_no_url_is_an_error_at_once_that_does_not_repeat_it(s3,
 
 def test_ipv6_endpoint_is_named_with_its_brackets(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[::1]:1")
-    with pytest.raises(StoreUnavailable, match=r"from http://\[::1\]:1: "):
+    with pytest.raises(StoreUnavailable, match=r"from http://\[::1\]:1 \("):
         open_store(f"s3://{s3}/a", 0).entries()
 
 
@@ -513,6 +516,136 @@ def test_secrets_are_in_no_message(s3, monkeypatch, caplog):
         open_store(f"s3://{s3}/a", 3).write("k", b"1")
     assert caplog.records
     assert "canary" not in str(raised.value) + caplog.text
+
+
+# minio://
+
+
+CLOUD = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # keys of Amazon, or whose endpoint is not known
+OWN = {**CLOUD, "AWS_ENDPOINT_URL": "http://own:1"}  # all that secret mappo-s3 may hold
+KUBEFLOW = {"MAPPO_KUBEFLOW_ACCESS_KEY": "k", "MAPPO_KUBEFLOW_SECRET_KEY": "s"}
+SITE = {"MAPPO_MINIO_ENDPOINT": "http://site:1"}
+SEAWEEDFS = "http://seaweedfs.kubeflow:9000"
+
+
+def providers(text, scheme="minio"):
+    """The environment of a pod, and in it the providers of Kubeflow's config map, as k8s/base has them."""
+    default = "\n".join(f"    {line}" for line in text.split("; "))
+    return {"MAPPO_KUBEFLOW_PROVIDERS": f"{scheme}:\n  default:\n{default}\n    credentials: {{fromEnv: false}}\n"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoint", "keys"),
+    [
+        ({}, SEAWEEDFS, None),
+        (KUBEFLOW, SEAWEEDFS, ("k", "s")),
+        (CLOUD, SEAWEEDFS, None),
+        (CLOUD | KUBEFLOW, SEAWEEDFS, ("k", "s")),
+        (OWN, "http://own:1", None),
+        (OWN | KUBEFLOW, "http://own:1", None),
+        (OWN | KUBEFLOW | {"AWS_ENDPOINT_URL_S3": "http://s3:1"}, "http://s3:1", None),
+        ({"AWS_ENDPOINT_URL": "http://own:1"} | KUBEFLOW, "http://own:1", ("k", "s")),
+        ({"AWS_ENDPOINT_URL": "http://own:1", "AWS_PROFILE": "me"} | KUBEFLOW, "http://own:1", None),
+        (
+            {"AWS_ENDPOINT_URL": "http://own:1", "AWS_SHARED_CREDENTIALS_FILE": "/c"} | KUBEFLOW,
+            "http://own:1",
+            None,
+        ),
+        ({"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": ""} | KUBEFLOW, SEAWEEDFS, ("k", "s")),
+        ({"MAPPO_KUBEFLOW_ACCESS_KEY": "k"}, SEAWEEDFS, None),
+        (SITE | OWN, "http://site:1", None),
+        (SITE | OWN | KUBEFLOW, "http://site:1", ("k", "s")),
+        (SITE | OWN | KUBEFLOW | {"AWS_ENDPOINT_URL": "http://site:1"}, "http://site:1", None),
+        (SITE | {"MAPPO_KUBEFLOW_PROVIDERS": "{["}, "http://site:1", None),
+        (OWN | providers("endpoint: p:1"), "http://own:1", None),
+        (CLOUD | KUBEFLOW | providers("endpoint: p:1; disableSSL: true"), "http://p:1", ("k", "s")),
+        (KUBEFLOW | providers("endpoint: p:1"), "https://p:1", ("k", "s")),
+        (KUBEFLOW | providers("endpoint: http://p:1"), "http://p:1", ("k", "s")),
+        (KUBEFLOW | providers("endpoint: s3.amazonaws.com", scheme="s3"), SEAWEEDFS, ("k", "s")),
+        (KUBEFLOW | providers("region: a"), SEAWEEDFS, ("k", "s")),
+        (KUBEFLOW | {"MAPPO_KUBEFLOW_PROVIDERS": "minio:\n"}, SEAWEEDFS, ("k", "s")),
+        (KUBEFLOW | {"MAPPO_KUBEFLOW_PROVIDERS": ""}, SEAWEEDFS, ("k", "s")),
+    ],
+)
+def test_minio_means_the_store_that_the_environment_says(environment, endpoint, keys):
+    """None for keys: what boto3 finds."""
+    access = s3_access("minio", environment)
+    assert (access.endpoint, access.keys) == (endpoint, keys)
+
+
+@pytest.mark.parametrize("environment", [{}, CLOUD, OWN, SITE | providers("endpoint: p:1")])
+def test_s3_is_boto3s_choice_and_never_takes_kubeflows_keys(environment):
+    access = s3_access("s3", environment | KUBEFLOW)
+    assert (access.endpoint, access.keys, access.region) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{[", "text", "- a", "minio: text", "minio: {default: text}", "minio: {default: {endpoint: [canary]}}"],
+)
+def test_providers_that_cannot_be_read_are_an_error_where_they_are_needed(text):
+    environment = {"MAPPO_KUBEFLOW_PROVIDERS": text}
+    with pytest.raises(
+        StoreError, match="^MAPPO_KUBEFLOW_PROVIDERS: .* config map kfp-launcher .*set MAPPO_M"
+    ) as e:
+        s3_access("minio", environment)
+    assert "canary" not in str(e.value)
+    assert s3_access("s3", environment).endpoint is None
+    assert s3_access("minio", environment | OWN).endpoint == "http://own:1"
+
+
+@pytest.fixture(params=["moto", "rgw"])
+def kubeflows(request, monkeypatch):
+    """The bucket of a store that only what Kubeflow gives every pod leads to."""
+    endpoint = request.getfixturevalue(f"{request.param}_endpoint")
+    bucket = use_s3(monkeypatch, endpoint)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("MAPPO_KUBEFLOW_ACCESS_KEY", ACCESS_KEY)
+    monkeypatch.setenv("MAPPO_KUBEFLOW_SECRET_KEY", SECRET_KEY)
+    host = endpoint.removeprefix("http://")
+    for name, value in providers(f"endpoint: {host}; disableSSL: true; region: us-east-1").items():
+        monkeypatch.setenv(name, value)
+    return bucket
+
+
+def test_kubeflows_store_is_opened_with_what_kubeflow_gives_every_pod(kubeflows, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of another cloud")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of another cloud")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of another cloud")
+    store = open_store(f"minio://{kubeflows}/v2/artifacts", LONG)
+    store.write("a", b"1")
+    store.create("b", b"2")
+    assert keys(store) == ["a", "b"]
+    assert store.read("a", 1) == b"1"
+
+
+def test_refused_keys_of_kubeflow_are_an_error_that_says_where_they_come_from(kubeflows, monkeypatch):
+    monkeypatch.setenv("MAPPO_KUBEFLOW_SECRET_KEY", "canary")
+    provider = yaml.safe_load(os.environ["MAPPO_KUBEFLOW_PROVIDERS"])["minio"]["default"]
+    with fault_proxy(f"http://{provider['endpoint']}") as proxy:
+        proxy.rule = always("403 SignatureDoesNotMatch")
+        monkeypatch.setenv(
+            "MAPPO_KUBEFLOW_PROVIDERS", json.dumps({"minio": {"default": {"endpoint": proxy.endpoint}}})
+        )
+        with pytest.raises(
+            StoreError, match=f"not allowed to do this at {proxy.endpoint} .from key prov"
+        ) as raised:
+            open_store(f"minio://{kubeflows}/a").write("k", b"1")
+    assert "MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret mlpipeline-minio-artifact" in str(raised.value)
+    assert "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY together replace" in str(raised.value)
+    assert not re.search(f"canary|{ACCESS_KEY}", f"{raised.value}{s3_access('minio', os.environ)}")
+
+
+def test_minio_that_cannot_be_reached_is_an_error_that_says_what_to_set(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    with pytest.raises(
+        StoreUnavailable,
+        match=r"^minio://bucket/a/k: no usable answer from http://seaweedfs\.kubeflow:9000 \(Kubeflow's default; "
+        "MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store",
+    ):
+        open_store("minio://bucket/a", 0).read("k", 1)
 
 
 # Directories
