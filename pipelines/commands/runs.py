@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,8 @@ from pipelines.commands.arguments import add_command, add_connection_arguments, 
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
 from pipelines.kubeflow import client
 from pipelines.kubeflow.connection import Api, ApiError
-from pipelines.kubeflow.progress import Stage, failure_of, log_of, stages_of
+from pipelines.kubeflow.progress import Logs, stages_of, was_cancelled
+from pipelines.kubeflow.stages import Stage
 
 _WATCH_PATIENCE_SECONDS = 600.0
 _RUN_HELP = "its ID, its name, or latest"
@@ -42,8 +43,11 @@ def add(commands: Any) -> None:
     watching.add_argument("run", help=_RUN_HELP)
     add_watch_arguments(watching)
     logs = _verb(verbs, "logs", "what a stage has printed", _logs)
-    logs.add_argument("stage", help="validate, train, evaluate or compare; train[1] for the second of several")
+    logs.add_argument("stage", help="validate, train, evaluate ...; train[1] for the second of several")
     logs.add_argument("run", nargs="?", default="latest", help=f"{_RUN_HELP} (default: latest)")
+    logs.add_argument(
+        "--attempt", type=int, metavar="N", help="the log of attempt N, counted from 0 (default: the newest)"
+    )
     _verb(verbs, "cancel", "end a run", _cancel).add_argument("run", help=_RUN_HELP)
     retrying = _verb(verbs, "retry", "run the stages again that failed; training goes on where it was", _retry)
     retrying.add_argument("run", help=_RUN_HELP)
@@ -71,14 +75,13 @@ def described(kubeflow: Api, run: Any) -> dict[str, Any]:
 def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
     """Show a run until it ends; the exit status."""
     kubeflow = connect(arguments, _WATCH_PATIENCE_SECONDS)
-    reasons: dict[str, str] = {}
+    logs = Logs(kubeflow, run.run_id)
     try:
         specification = _specification(kubeflow, run)
         with _shown(arguments) as show:
             while True:
-                stages = stages_of(run, specification)
-                _find_reasons(kubeflow, run, stages, reasons)
-                show(run, stages, reasons)
+                stages = _stages(kubeflow, run, specification, logs)
+                show(run, stages)
                 if run.state in client.ENDED:
                     break
                 time.sleep(max(arguments.interval, 0.1))
@@ -95,9 +98,9 @@ def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
             f"{error}\nthe run goes on; to watch it again: runs watch {run.run_id}", error.status
         ) from None
     if arguments.output == "json":
-        show_one(arguments, {**described(kubeflow, run), "stages": _rows(stages, reasons)})
+        show_one(arguments, {**described(kubeflow, run), "stages": _rows(stages)})
     is_good = run.state in ("SUCCEEDED", "SKIPPED")
-    if not is_good and _was_cancelled(run):
+    if not is_good and was_cancelled(run):
         print(f"run {run.run_id} was cancelled", file=sys.stderr)
     elif not is_good:
         print(f"run {run.run_id} ended as {run.state}", file=sys.stderr)
@@ -134,10 +137,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run, _specification(kubeflow, run))
-    reasons: dict[str, str] = {}
-    _find_reasons(kubeflow, run, stages, reasons)
-    rows = _rows(stages, reasons)
+    rows = _rows(_stages(kubeflow, run, _specification(kubeflow, run), Logs(kubeflow, run.run_id)))
     if arguments.output == "json":
         config = run.runtime_config
         show_one(
@@ -158,13 +158,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     run = client.run_of(kubeflow, arguments.run)
-    stages = stages_of(run, _specification(kubeflow, run))
-    chosen = [each for each in stages if arguments.stage in (each.name, each.task)]
+    stages = stages_of(kubeflow, run, _specification(kubeflow, run))
+    chosen = [each for each in stages if arguments.stage in (each.name, each.name.partition("[")[0], each.task)]
     if not chosen:
         there = ", ".join(each.name for each in stages) or "none yet"
-        print(f"pipelines runs logs: error: stage {arguments.stage!r}: there is {there}", file=sys.stderr)
-        return 2
-    found = {stage.name: log_of(kubeflow, run.run_id, stage) for stage in chosen}
+        raise ConfigError(f"stage {arguments.stage!r}: there is {there}")
+    logs = Logs(kubeflow, run.run_id)
+    found = {stage.name: _chosen_log(logs.of_attempts(stage), stage.name, arguments.attempt) for stage in chosen}
     if arguments.output == "json":
         show_rows(arguments, [{"stage": name, "log": log} for name, log in found.items()], "")
         return 0
@@ -173,6 +173,13 @@ def _logs(arguments: argparse.Namespace) -> int:
             print(f"==> {name} <==")
         sys.stdout.write(log)
     return 0
+
+
+def _chosen_log(texts: Sequence[str], stage: str, attempt: int | None) -> str:
+    """Return the log of an attempt; of the newest without a number."""
+    if attempt is not None and not 0 <= attempt < len(texts):
+        raise ConfigError(f"--attempt {attempt}: stage {stage} has attempts 0 to {len(texts) - 1}")
+    return texts[-1 if attempt is None else attempt]
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
@@ -189,6 +196,11 @@ def _retry(arguments: argparse.Namespace) -> int:
     client.retry(kubeflow, run)
     show_one(arguments, described(kubeflow, client.get_run(kubeflow, run.run_id)))
     return 0
+
+
+def _stages(kubeflow: Api, run: Any, specification: Mapping[str, Any], logs: Logs) -> list[Stage]:
+    """Return the stages of a run with what their logs tell: attempts within one pod, and reasons."""
+    return [logs.told_by(stage) for stage in stages_of(kubeflow, run, specification)]
 
 
 def _specification(kubeflow: Api, run: Any) -> Mapping[str, Any]:
@@ -208,15 +220,16 @@ def _shown(arguments: argparse.Namespace) -> Any:
     """A function that shows how far a run is: a live table in a terminal, else a line for each change."""
     if sys.stdout.isatty() and arguments.output == "table":
         with Live(console=console(), auto_refresh=False) as live:
-            yield lambda run, stages, reasons: live.update(_live(run, stages, reasons), refresh=True)
+            yield lambda run, stages: live.update(_live(run, stages), refresh=True)
         return
     before: dict[str, tuple[Any, ...]] = {}
     out = sys.stderr if arguments.output == "json" else sys.stdout
 
-    def lines(run: Any, stages: list[Stage], reasons: dict[str, str]) -> None:
-        for row in [*_rows(stages, reasons), {"stage": "run", "state": run.state or "PENDING"}]:
+    def lines(run: Any, stages: list[Stage]) -> None:
+        for row in [*_rows(stages), {"stage": "run", "state": run.state or "PENDING"}]:
             now = (row["state"], row.get("attempt"), row.get("message"))
-            if before.get(row["stage"]) != now and row["state"] != "PENDING":
+            is_silent = row["state"] == "PENDING" and not row.get("message")
+            if before.get(row["stage"]) != now and not is_silent:
                 before[row["stage"]] = now
                 shown = [row["stage"], row["state"], row.get("duration", ""), row.get("message", "")]
                 print("  ".join(str(each) for each in shown if each), file=out, flush=True)
@@ -224,35 +237,24 @@ def _shown(arguments: argparse.Namespace) -> Any:
     yield lines
 
 
-def _live(run: Any, stages: list[Stage], reasons: dict[str, str]) -> Any:
-    shown = table(_rows(stages, reasons))
+def _live(run: Any, stages: list[Stage]) -> Any:
+    shown = table(_rows(stages))
     shown.title, shown.title_justify = f"{run.display_name}: {run.state or 'PENDING'}", "left"
     return shown
 
 
-def _rows(stages: list[Stage], reasons: dict[str, str]) -> list[dict[str, Any]]:
+def _rows(stages: list[Stage]) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
     return [
         {
             "stage": stage.name,
             "state": stage.state,
             "duration": duration(stage.seconds(now)),
-            "attempt": stage.attempts or "",
-            "message": reasons.get(stage.name, ""),
+            "attempt": stage.num_attempts or "",
+            "message": stage.reason,
         }
         for stage in stages
     ]
-
-
-def _find_reasons(kubeflow: Api, run: Any, stages: list[Stage], reasons: dict[str, str]) -> None:
-    """Why stages failed; asked for once, and of the newest attempt."""
-    for stage in stages:
-        if stage.state == "FAILED" and stage.name not in reasons and not _was_cancelled(run):
-            reasons[stage.name] = failure_of(kubeflow, run.run_id, stage)
-
-
-def _was_cancelled(run: Any) -> bool:
-    return run.state == "CANCELED" or any(each.state == "CANCELING" for each in run.state_history or [])
 
 
 def _seconds(run: Any, now: datetime) -> float | None:

@@ -1,188 +1,214 @@
-"""How far a run is: its stages, read from what the API tells of Argo's nodes.
+"""The stages of a run: their states, attempts, reasons and logs.
 
-The API lists nodes without their names in the workflow, without pods, in no order, and without the reason of a
-failure. But children are listed by ID, and an ID is the hash of the full name, so that names can be tried:
-`WORKFLOW.root.train.executor(0)` is the first attempt of training. Source: Argo's `NodeID` and `GeneratePodName`.
+The workflow of v1beta1 says everything (`workflow.py`). A server without it lists nodes by hashes of their names,
+so that names can be tried (`guessed_nodes.py`); it tells no reasons, which logs must then give.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
+from pipelines.kubeflow.client import ENDED
 from pipelines.kubeflow.connection import Api, ApiError
+from pipelines.kubeflow.guessed_nodes import guessed_stages
+from pipelines.kubeflow.reasons import in_words, is_exit
+from pipelines.kubeflow.stages import Attempt, Stage
+from pipelines.kubeflow.workflow import Node, Path, Workflow, driver_of, stage_name, workflow_of
 
-_NOT_STAGES = re.compile(r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*")
-_ITERATION = re.compile(r"\.iteration-iterations\((\d+):")
+_STATES = {
+    "Succeeded": "SUCCEEDED",
+    "Failed": "FAILED",
+    "Error": "FAILED",
+    "Skipped": "SKIPPED",
+    "Pending": "PENDING",
+}
 _SAID = re.compile(r"\[[a-z-]+\] (failed: .*|preempted: .*)")
-_MOST_ATTEMPTS = 101
+_ATTEMPT = re.compile(r"^\[[a-z-]+\] attempt (\d+) of \d+", re.MULTILINE)
+_FRESH_SECONDS = 30.0  # a log of a running pod is asked for again after this time
+_KUEUE = "kueue.x-k8s.io/queue-name"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a run. attempts: pods so far; pods: names that the newest may have, once there is one."""
-
-    name: str
-    state: str
-    began: datetime | None
-    ended: datetime | None
-    attempts: int
-    pods: tuple[str, ...]
-
-    @property
-    def task(self) -> str:
-        """Its name without the number of the loop's item."""
-        return self.name.partition("[")[0]
-
-    def seconds(self, now: datetime) -> float | None:
-        """How long it has run."""
-        return ((self.ended or now) - self.began).total_seconds() if self.began else None
-
-
-def stages_of(run: Any, specification: Mapping[str, Any]) -> list[Stage]:
-    """The stages of a run of this pipeline, also those to come, in the order in which they run."""
-    details = (run.run_details.task_details if run.run_details else None) or []
-    nodes = _Nodes(details, specification)
-    to_come = "PENDING" if run.state in (None, "PENDING", "RUNNING") else "NOT REACHED"
-    found = {(stage := nodes.stage(path, to_come)).name: stage for path in nodes.stages()}
-    config = run.runtime_config
-    planned = _planned(specification, (config.parameters if config else None) or {})
-    stages = [found.pop(name, Stage(name, to_come, None, None, 0, ())) for name in planned]
-    return stages + sorted(found.values(), key=lambda stage: (stage.began is None, stage.began, stage.name))
-
-
-def log_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
-    """What a stage's newest pod has printed.
+def stages_of(kubeflow: Api, run: Any, specification: Mapping[str, Any]) -> list[Stage]:
+    """Return the stages of a run of this pipeline, also those to come, in the order in which they run.
 
     Raises:
-        ApiError: there is no pod, or its log is gone.
+        ApiError: the server did not answer.
     """
-    error = ApiError(f"stage {stage.name}: no pod has been started for it")
-    for pod in stage.pods:
+    to_come = "NOT REACHED" if run.state in ENDED else "PENDING"
+    workflow = workflow_of(kubeflow, run.run_id)
+    if workflow is None:
+        found = guessed_stages(run, specification, to_come)
+        repeated: frozenset[str] = frozenset()
+    else:
+        found = {path: _stage(workflow, path, to_come, was_cancelled(run)) for path in workflow.stages()}
+        repeated = workflow.repeated
+    config = run.runtime_config
+    planned = _planned(specification, (config.parameters if config else None) or {})
+    repeated |= _repeated(specification)
+    ordered = [stage for path in planned for stage in _of_plan(path, found, to_come)]
+    ordered += [(path, stage) for path, stage in found.items() if path not in dict(ordered)]
+    return [replace(stage, name=stage_name(path, repeated)) for path, stage in ordered]
+
+
+def was_cancelled(run: Any) -> bool:
+    """Return whether somebody asked the run to end; the server calls such a run FAILED in the end."""
+    return run.state in ("CANCELED", "CANCELING") or any(
+        each.state in ("CANCELED", "CANCELING") for each in run.state_history or []
+    )
+
+
+class Logs:
+    """The logs of a run's stages; that of a pod that has ended is asked for once, others now and then."""
+
+    def __init__(self, kubeflow: Api, run_id: str):
+        self._kubeflow, self._run_id = kubeflow, run_id
+        self._read: dict[tuple[tuple[str, ...], bool], tuple[float, str]] = {}
+
+    def of_attempts(self, stage: Stage) -> list[str]:
+        """Return what each attempt of a stage printed, oldest first; a pod may hold several.
+
+        Raises:
+            ApiError: the stage has no pod, or a log is gone.
+        """
+        pods = [each for each in stage.attempts if each.pods]
+        if not pods:
+            raise ApiError(f"stage {stage.name}: no pod has been started for it")
+        return [text for pod in pods for text in _cut(self._text(pod))]
+
+    def told_by(self, stage: Stage) -> Stage:
+        """Return the stage with what only its newest log knows: attempts within one pod, and why it failed."""
+        newest = self._printed(stage.attempts[-1]) if stage.attempts else ""
+        count = max([stage.num_attempts, *(int(match[1]) for match in _ATTEMPT.finditer(newest))])
+        reason = stage.reason
+        if stage.state == "FAILED" and (not reason or is_exit(reason)):
+            reason = _last_words(newest) or "its log cannot be read"
+        for attempt in stage.attempts:
+            if is_exit(attempt.reason) and attempt.reason in reason:
+                reason = reason.replace(attempt.reason, _last_words(self._printed(attempt)) or attempt.reason)
+        return replace(stage, num_attempts=count, reason=reason)
+
+    def _printed(self, attempt: Attempt) -> str:
+        """Return what a pod printed; empty if that cannot be read."""
         try:
-            return kubeflow.text(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
-        except ApiError as refused:
-            error = refused
-    raise error
+            return self._text(attempt)
+        except ApiError:
+            return ""
 
-
-def failure_of(kubeflow: Api, run_id: str, stage: Stage) -> str:
-    """Why a stage failed, in its own words, as far as they are known."""
-    try:
-        lines = [line for line in log_of(kubeflow, run_id, stage).splitlines() if line.strip()]
-    except ApiError:
-        return "its log cannot be read"
-    said = [match[1].removeprefix("failed: ") for line in lines if (match := _SAID.search(line))]
-    return "; ".join(said) or (lines[-1].strip() if lines else "it ended without a word")
-
-
-class _Nodes:
-    """The nodes of a workflow, by their full names."""
-
-    def __init__(self, details: list[Any], specification: Mapping[str, Any]):
-        self._details, self._specification = details, specification
-        self._ids = {child.pod_name for detail in details for child in detail.child_tasks or []}
-        self._failed_pods = [
-            pod
-            for detail in details
-            if detail.executor_detail
-            for pod in detail.executor_detail.failed_main_jobs or []
-        ]
-        self._workflow = min((each.rpartition("-")[0] for each in self._ids), key=len, default="")
-        self._displays = sorted({detail.display_name for detail in details if detail.display_name})
-
-    def stages(self, path: str = "") -> Iterator[str]:
-        """Full names of the nodes that are stages."""
-        path = path or self._workflow
-        for display in self._displays:
-            inner = f"{path}.{display}"
-            if self._id(inner) not in self._ids or display.endswith("-driver") or display.startswith("executor"):
+    def _text(self, attempt: Attempt) -> str:
+        key, now = (attempt.pods, attempt.has_ended), time.monotonic()
+        when, text = self._read.get(key, (0.0, ""))
+        if key in self._read and (attempt.has_ended or now - when < _FRESH_SECONDS):
+            return text
+        error = ApiError("no pod has been started")
+        for pod in attempt.pods:
+            try:
+                text = self._kubeflow.text(f"/apis/v1alpha1/runs/{self._run_id}/nodes/{pod}/log")
+            except ApiError as refused:
+                error = refused
                 continue
-            below = list(self.stages(inner))
-            yield from below
-            if not below and not _NOT_STAGES.fullmatch(display):
-                yield inner
-
-    def stage(self, path: str, to_come: str) -> Stage:
-        """What is known of a stage; one that Argo leaves out has no state, and is `to_come`."""
-        detail = self._detail(path)
-        retried = [f"{path}.executor({index})" for index in range(_MOST_ATTEMPTS)]
-        attempts = [each for each in retried if self._id(each) in self._ids]
-        pods: tuple[str, ...] = ()
-        if attempts:
-            pods = self._pods(path, attempts[-1], "retry-system-container-impl")
-        elif self._id(f"{path}.executor") in self._ids:
-            pods = self._pods(path, f"{path}.executor", "system-container-impl")
-        iteration = _ITERATION.search(path)
-        name = path.rpartition(".")[2] + (f"[{iteration[1]}]" if iteration else "")
-        if not detail or not detail.state:
-            return Stage(name, to_come, None, None, 0, ())
-        state = str(detail.state)
-        return Stage(
-            name, state, _known(detail.start_time), _known(detail.end_time), len(attempts) or int(bool(pods)), pods
-        )
-
-    def _detail(self, path: str) -> Any:
-        """The entry of a node: that of its display name, and of several, the one with its pods below it.
-
-        One without pods is what the others leave over; None if they leave several that differ.
-        """
-        display = path.rpartition(".")[2]
-        named = [detail for detail in self._details if detail.display_name == display]
-        own = [detail for detail in named if self._has_executor(detail, path)]
-        others = [each for each in self.stages() if each != path and each.endswith(f".{display}")]
-        left = [detail for detail in named if not any(self._has_executor(detail, each) for each in others)]
-        alike = left if len({detail.state for detail in left}) == 1 else []
-        return next(iter(own or alike), None)
-
-    def _has_executor(self, detail: Any, path: str) -> bool:
-        return self._id(f"{path}.executor") in {child.pod_name for child in detail.child_tasks or []}
-
-    def _pods(self, stage: str, path: str, template: str) -> tuple[str, ...]:
-        """Names that a node's pod may have; that of a failed one may be told.
-
-        Pods with labels or annotations are made from a template that counts them.
-        """
-        digest = _fnv32a(path)
-        told = [pod for pod in self._failed_pods if pod.endswith(f"-{digest}")]
-        metadata = self._pod_metadata(stage.rpartition(".")[2])
-        counts = f"metadata-{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}-"
-        names = [f"{counts}{template}" if metadata else template, template]
-        guessed = [f"{self._workflow}-{name}-{digest}" for name in names]
-        return tuple(dict.fromkeys([*told, *guessed, f"{self._workflow}-{digest}"]))
-
-    def _pod_metadata(self, task: str) -> Mapping[str, Any]:
-        """The labels and annotations that a task's pod was given."""
-        platforms = self._specification.get("platform_spec", {}).get("platforms", {})
-        executors = platforms.get("kubernetes", {}).get("deploymentSpec", {}).get("executors", {})
-        pipeline = self._specification.get("pipeline_spec", self._specification)
-        components = pipeline.get("components", {})
-        for component in (pipeline.get("root", {}), *components.values()):
-            found = component.get("dag", {}).get("tasks", {}).get(task)
-            if found:
-                label = components.get(found["componentRef"]["name"], {}).get("executorLabel")
-                metadata = executors.get(label, {}).get("podMetadata", {})
-                return metadata if isinstance(metadata, Mapping) else {}
-        return {}
-
-    def _id(self, path: str) -> str:
-        return f"{self._workflow}-{_fnv32a(path)}"
+            self._read[key] = now, text
+            return text
+        raise error
 
 
-def _planned(specification: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
-    """The stages of a pipeline with a run's parameters, in an order in which they can run."""
+def _cut(text: str) -> list[str]:
+    """Return the parts of a pod's log that belong to one attempt each; what precedes the first is part of it."""
+    starts = [match.start() for match in _ATTEMPT.finditer(text)]
+    bounds = [0, *starts[1:], len(text)]
+    return [text[begin:end] for begin, end in pairwise(bounds)]
+
+
+def _last_words(text: str) -> str:
+    """Return why a stage failed, by its own words if it printed any, else by its last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    said = [match[1].removeprefix("failed: ") for line in lines if (match := _SAID.search(line))]
+    return said[-1] if said else lines[-1].strip() if lines else ""
+
+
+def _stage(workflow: Workflow, path: Path, to_come: str, is_cancelled: bool) -> Stage:
+    """Return what the workflow says of one stage."""
+    node, driver, pods = workflow.at(path), workflow.at(driver_of(path)), workflow.pods(path)
+    assert node
+    memory = _memory_limit(pods[-1]) if pods else ""
+
+    def words(other: Node) -> str:
+        is_gated = other.phase == "Pending" and _KUEUE in other.inputs.values()
+        return in_words(other.message, path[-1], memory, is_cancelled=is_cancelled, is_gated=is_gated)
+
+    attempts = tuple(Attempt(pod.pods, _STATES.get(pod.phase, "RUNNING"), words(pod)) for pod in pods)
+    stage = Stage(path[-1], to_come, None, None, attempts, len(attempts), "")
+    if node.phase in ("Omitted", "") or (not pods and node.phase != "Succeeded"):
+        if driver and driver.phase in ("Failed", "Error"):
+            cause = words(driver) or "see its log in Kubeflow's page of the run"
+            failed = replace(stage, state="FAILED", reason=f"driver: {cause}")
+            return replace(failed, began=driver.began, ended=driver.ended)
+        if node.phase in ("Omitted", ""):
+            return stage
+    state = _STATES.get(node.phase, "RUNNING")
+    if state == "RUNNING":
+        state = attempts[-1].state if attempts and attempts[-1].state == "PENDING" else state
+    began = pods[0].began if pods else node.began
+    return replace(
+        stage, state=state, began=began, ended=node.ended, reason=_reason(state, workflow, path, attempts)
+    )
+
+
+def _reason(state: str, workflow: Workflow, path: Path, attempts: Sequence[Attempt]) -> str:
+    """Return why a stage is in its state, or is tried again."""
+    if state == "SUCCEEDED" or not attempts:
+        return ""
+    if state in ("FAILED", "PENDING") and attempts[-1].reason:
+        return attempts[-1].reason
+    failed = [attempt for attempt in attempts if attempt.state == "FAILED"]
+    if not failed or state == "FAILED":
+        return ""
+    retry = workflow.at((*path, "executor"))
+    backoff = in_words(retry.message, path[-1]) if retry else ""
+    before = f"attempt {attempts.index(failed[-1])}: {failed[-1].reason or 'failed'}"
+    return "; ".join(part for part in (before, backoff) if part)
+
+
+def _memory_limit(pod: Node) -> str:
+    """Return the limit of memory in the patch that a driver made for the pod."""
+    patch = json.loads(pod.inputs.get("pod-spec-patch") or "{}")
+    containers = patch.get("containers") or [{}]
+    return str(containers[0].get("resources", {}).get("limits", {}).get("memory", ""))
+
+
+def _of_plan(path: Path, found: Mapping[Path, Stage], to_come: str) -> list[tuple[Path, Stage]]:
+    """Return the stages found that a planned one stands for; a loop of unknown items, for all its iterations."""
+    if path in found:
+        return [(path, found[path])]
+    alike = [each for each in found if _without_iterations(each) == path]
+    return [(each, found[each]) for each in sorted(alike, key=_indices)] or [
+        (path, Stage(path[-1], to_come, None, None, (), 0, ""))
+    ]
+
+
+def _without_iterations(path: Path) -> Path:
+    return tuple(step for step in path if not step.startswith("iteration-"))
+
+
+def _indices(path: Path) -> tuple[int, ...]:
+    return tuple(int(step.partition("(")[2].partition(":")[0]) for step in path if "iterations(" in step)
+
+
+def _planned(specification: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[Path]:
+    """Return the stages of a pipeline with a run's parameters, in an order in which they can run."""
     pipeline = specification.get("pipeline_spec", specification)
     root = pipeline.get("root", {})
     defined = root.get("inputDefinitions", {}).get("parameters", {})
     defaults = {name: value["defaultValue"] for name, value in defined.items() if "defaultValue" in value}
-    return list(_tasks(root, pipeline.get("components", {}), {**defaults, **parameters}))
+    return list(_tasks(("root",), root, pipeline.get("components", {}), {**defaults, **parameters}))
 
 
 def _tasks(
-    component: Mapping[str, Any], components: Mapping[str, Any], parameters: Mapping[str, Any]
-) -> Iterator[str]:
+    path: Path, component: Mapping[str, Any], components: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterator[Path]:
     tasks = dict(component.get("dag", {}).get("tasks", {}))
     while tasks:
         ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", [])) & set(tasks)]
@@ -190,34 +216,34 @@ def _tasks(
             task = tasks.pop(name)
             inner = components.get(task["componentRef"]["name"], {})
             values = _values(task, parameters)
-            below = list(_tasks(inner, components, values)) if "dag" in inner else [name]
-            for place in _places(task, values):
-                yield from (stage + place for stage in below)
+            for place in _iterations((*path, name), task, values):
+                yield from _tasks(place, inner, components, values) if "dag" in inner else [place]
 
 
 def _values(task: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a task's inputs: those from the parameters of what it is in."""
+    """Return what is known of a task's inputs: those from the parameters of what it is in."""
     given = task.get("inputs", {}).get("parameters", {})
     sources = {name: value.get("componentInputParameter") for name, value in given.items()}
     return {name: parameters[source] for name, source in sources.items() if source in parameters}
 
 
-def _places(task: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """What is after the names of a loop's stages: `[0]`, `[1]`; nothing if it is none, or of unknown items."""
+def _iterations(path: Path, task: Mapping[str, Any], values: Mapping[str, Any]) -> list[Path]:
+    """Return the paths of a loop's iterations; the path alone if it is no loop, or one of unknown items."""
     if "parameterIterator" not in task:
-        return [""]
+        return [path]
     items = task["parameterIterator"]["items"]
     each = json.loads(items["raw"]) if "raw" in items else values.get(items["inputParameter"], [])
-    return [f"[{index}]" for index in range(len(each))] or [""]
+    return [(*path, f"iteration-iterations({i}:{i})", "iteration-item") for i in range(len(each))] or [path]
 
 
-def _known(moment: datetime | None) -> datetime | None:
-    """The server says 1970 or the year 1 for never."""
-    return moment if moment and moment.year > 1970 else None
-
-
-def _fnv32a(text: str) -> int:
-    digest = 0x811C9DC5
-    for byte in text.encode():
-        digest = (digest ^ byte) * 0x01000193 % 2**32
-    return digest
+def _repeated(specification: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names that container tasks of several nested pipelines share."""
+    pipeline = specification.get("pipeline_spec", specification)
+    components = pipeline.get("components", {})
+    names = [
+        name
+        for component in (pipeline.get("root", {}), *components.values())
+        for name, task in component.get("dag", {}).get("tasks", {}).items()
+        if "executorLabel" in components.get(task["componentRef"]["name"], {})
+    ]
+    return frozenset(name for name in names if names.count(name) > 1)

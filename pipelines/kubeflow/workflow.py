@@ -82,7 +82,7 @@ class Workflow:
         return [node for node in self._by_path.get((*stage, "executor"), []) if node.kind == "Pod"]
 
     def executor_input(self, stage: Path) -> Mapping[str, Any]:
-        """What the newest driver of a stage gave it: inputs, and where each output artifact goes; empty if nothing."""
+        """What the newest driver of a stage gave it: inputs, and where each output artifact goes."""
         nodes = [node for node in reversed(self._by_path.get(driver_of(stage), [])) if node.outputs]
         return _executor_input(nodes[0].outputs.get("pod-spec-patch", "")) if nodes else {}
 
@@ -126,7 +126,7 @@ def driver_of(stage: Path) -> Path:
 
 
 def stage_name(path: Path, repeated: frozenset[str]) -> str:
-    """The name of a stage for people: `train`; in a loop `train[0]`; `retrain-best/train[0]` where a name repeats."""
+    """Return a stage's name: `train`; in a loop `train[0]`; `retrain-best/train[0]` where names repeat."""
     iterations = [match[1] for step in path if (match := _ITERATION.fullmatch(step))]
     nested = f"{path[1]}/" if path[-1] in repeated and len(path) > 2 else ""
     return nested + path[-1] + "".join(f"[{index}]" for index in iterations)
