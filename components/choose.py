@@ -4,8 +4,10 @@ from typing import List, NamedTuple  # noqa: UP035  (Kubeflow's compiler knows t
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def choose(
     study: str,
     best: dsl.Output[dsl.Artifact],

@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def evaluate(
     config: str,
     checkpoint: dsl.Input[dsl.Model],
@@ -13,6 +15,8 @@ def evaluate(
     page: dsl.Output[dsl.HTML],
     seed: str = "",
     run: str = "",
+    scheduled_at: str = "",
+    gpu_count: str = "0",
     compiled_by: str = "",
 ):
     """Judge a trained policy on held-out seeds, beside a random and, if there is one, a heuristic policy.
@@ -26,15 +30,21 @@ def evaluate(
         page: The run on one page: curves, evaluation, and episodes to watch.
         seed: The seed of training, in place of the configuration's; empty to keep that.
         run: What metrics call the run; empty for the ID of the pipeline's run.
+        scheduled_at: The time for [[ScheduledTime]] in run: the schedule's, or the run's creation.
+        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
 
     from mappo import stages
+    from mappo.placeholders import fill
 
     paths = (Path(checkpoint.path), Path(report.path))
     looks = stages.Looks(Path(page.path), Path(history.path))
-    outcome = stages.evaluate(config, *paths, looks=looks, name=run, seed=seed, compiled_by=compiled_by)
+    name = fill(run, scheduled_at)
+    outcome = stages.evaluate(
+        config, *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
+    )
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

@@ -2,13 +2,16 @@
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def prepare(
     config: str,
     study: str,
     runs: dsl.Output[dsl.Artifact],
     edition: str = "",
+    scheduled_at: str = "",
     session: str = "",
     run_id: str = "",
     num_trials: int = 20,
@@ -25,6 +28,7 @@ def prepare(
         study: The study's name, or that of a series of studies.
         runs: Where the runs of trials are kept, if no store is given.
         edition: Of the series, such as the time of a schedule; it begins with the best of the edition before.
+        scheduled_at: The time for [[ScheduledTime]] in edition and store: the schedule's, or the run's creation.
         session: Who asks for trials, if that is not the pipeline's run; one that asks again adds none.
         run_id: Of the pipeline's run.
         num_trials: How many trials are asked for.
@@ -39,7 +43,9 @@ def prepare(
     """
     from mappo import studies
     from mappo.config import parse_json_object
+    from mappo.placeholders import fill
 
+    edition, store = fill(edition, scheduled_at), fill(store, scheduled_at)
     outcome = studies.prepare(
         config,
         study,

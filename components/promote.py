@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def promote(
     study: str,
     trial: int,
@@ -12,6 +14,7 @@ def promote(
     num_seeds: int = 3,
     champions: str = "",
     gate: str = "{}",
+    gpu_count: str = "0",
     compiled_by: str = "",
 ):
     """Put the best configuration's policy of the first fresh seed in its task's champion's place, if it is better.
@@ -24,6 +27,7 @@ def promote(
         num_seeds: From how many fresh seeds it was trained again.
         champions: Where champions are kept, as s3://bucket/prefix; empty to promote nothing.
         gate: What the candidate must show, as JSON.
+        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
@@ -32,7 +36,9 @@ def promote(
     from mappo.config import parse_json_object
 
     finish = studies.Finish(num_seeds, champions, studies.read_gate(parse_json_object(gate)))
-    outcome = studies.promote_best(study, trial, finish, Path(decision.path), compiled_by=compiled_by)
+    outcome = studies.promote_best(
+        study, trial, finish, Path(decision.path), compiled_by=compiled_by, gpu_count=gpu_count
+    )
     decision.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

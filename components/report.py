@@ -4,8 +4,10 @@ from typing import List  # noqa: UP035  (Kubeflow's compiler knows this spelling
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def report(
     study: str,
     trial: int,

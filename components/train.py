@@ -2,8 +2,10 @@
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def train(
     config: str,
     best: dsl.Output[dsl.Model],
@@ -13,6 +15,8 @@ def train(
     seed: str = "",
     store: str = "",
     run: str = "",
+    scheduled_at: str = "",
+    gpu_count: str = "0",
     compiled_by: str = "",
 ):
     """Train decentralised policies with a centralised critic by MAPPO.
@@ -26,15 +30,21 @@ def train(
         seed: The seed of training, in place of the configuration's; empty to keep that.
         store: Where runs are kept, as s3://bucket/prefix; empty to keep this one at the URI of checkpoints.
         run: The run's name in the store; training under a name that was begun before goes on with it.
+        scheduled_at: The time for [[ScheduledTime]] in run and store: the schedule's, or the run's creation.
+        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from pathlib import Path
 
     from mappo import stages
+    from mappo.placeholders import fill
 
+    run, store = fill(run, scheduled_at), fill(store, scheduled_at)
     location = stages.run_location(store, run, checkpoints.uri, seed)
     paths = (Path(history.path), Path(best.path))
-    outcome = stages.train(config, location, *paths, name=run, seed=seed, compiled_by=compiled_by)
+    outcome = stages.train(
+        config, location, *paths, name=run, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
+    )
     for artifact in (best, checkpoints, history):
         artifact.metadata.update(outcome.metadata, location=location)
     for name, value in outcome.metrics.items():

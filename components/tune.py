@@ -2,12 +2,15 @@
 
 from kfp import dsl
 
+from components import component
 
-@dsl.component(base_image="python", install_kfp_package=False)
+
+@component
 def tune(
     study: str,
     worker: str,
     metrics: dsl.Output[dsl.Metrics],
+    gpu_count: str = "0",
     compiled_by: str = "",
 ):
     """Work on the trials of a study until none is left, beside the other workers.
@@ -16,11 +19,12 @@ def tune(
         study: The name of a study that was prepared.
         worker: Which of the workers this is.
         metrics: The study as this worker left it: trials by how they ended, the best value.
+        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
     from mappo import studies
 
-    outcome = studies.work(study, compiled_by=compiled_by)
+    outcome = studies.work(study, compiled_by=compiled_by, gpu_count=gpu_count)
     metrics.metadata.update(outcome.metadata, worker=worker)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

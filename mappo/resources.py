@@ -3,36 +3,68 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from mappo.cgroups import MEMBERSHIP, ROOT, own_cgroups
+from mappo.config import ConfigError
 
 
-def cpu_limit(root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
+def cpu_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     """Whole CPUs that this process may use at once, at least 1.
 
     The least of the scheduler's affinity mask and of the quotas of the process's cgroup and of those above it
     (versions 1 and 2); a quota of 1.5 CPUs is one whole CPU, as a second thread would be stopped half of the time.
     """
-    quotas = [_cpu_quota(directory) for directory in _own_cgroups(root, membership, "cpu")]
+    quotas = [_cpu_quota(directory) for directory in own_cgroups(root, membership, "cpu")]
     return max(1, int(min([_affinity(), *(quota for quota in quotas if quota is not None)])))
 
 
-def free_memory_bytes(
-    device: torch.device, root: Path = _CGROUPS, membership: Path = Path("/proc/self/cgroup")
-) -> int:
+def free_memory_bytes(device: torch.device, root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     """Bytes that this process can still take: on the GPU, or in main memory within its cgroups' limits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [_available_memory()]
-    for directory in _own_cgroups(root, membership, "memory"):
+    for directory in own_cgroups(root, membership, "memory"):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             if (bound := _number(directory / limit)) is not None:
                 free.append(bound - (_number(directory / used) or 0) + _reclaimable(directory))
     return max(0, min(free))
+
+
+def require_gpu(gpu_count: str, device: str) -> None:
+    """Refuse to leave a GPU idle: if one was asked for, this process must be able to compute on it.
+
+    gpu_count: how many the pod asked for, as text; device: the configuration's.
+
+    Raises:
+        ConfigError: GPUs were asked for, and the stage would run on the CPU; the message says why.
+    """
+    if gpu_count in ("", "0"):
+        return
+    asked = f"gpu_count = {gpu_count}, and the stage would run on the CPU"
+    if device == "cpu":
+        raise ConfigError(f"{asked}: device = cpu: set device to auto or cuda, or gpu_count to 0")
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise ConfigError(
+            f"{asked}: torch {torch.__version__} of this image is built without CUDA: give an image made by "
+            "`make image VARIANT=cuda`, or set gpu_count to 0"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{asked}: torch {torch.__version__} finds no GPU ({_cuda_trouble()}): check driver and device plugin "
+            "of the pod's node, or set gpu_count to 0"
+        )
+
+
+def _cuda_trouble() -> str:
+    """Return what CUDA says when it is started."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())
+    return "CUDA starts, but lists no device"
 
 
 def peak_memory_bytes() -> int:
@@ -49,26 +81,6 @@ def peak_gpu_memory_bytes(device: torch.device) -> int:
 def gibibytes(number: int) -> str:
     """Bytes for people, as in `1.5 GiB`."""
     return f"{number / 2**30:,.2f} GiB"
-
-
-def _own_cgroups(root: Path, membership: Path, controller: str) -> Iterator[Path]:
-    """The directories of this process's cgroup and of those above it, in both versions, where they are visible."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:  # no Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", maxsplit=2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mounts = [root / controller] if controllers else [root / "unified", root]
-        for mount in mounts:
-            own = mount / path.lstrip("/")
-            for directory in (own, *own.parents):
-                if directory.is_dir():
-                    yield directory
-                if directory == mount:
-                    break
 
 
 def _cpu_quota(directory: Path) -> float | None:

@@ -63,11 +63,11 @@ from mappo.history import Beginning, HistoryFile, IterationReport
 from mappo.learner import NonFiniteLoss
 from mappo.monitor import Monitor, Settings
 from mappo.promote import Decision
-from mappo.resources import cpu_limit
+from mappo.resources import cpu_limit, require_gpu
 from mappo.runs import Run
 from mappo.saving import NotSaved
 from mappo.simulation import SimulationStateError
-from mappo.storage import StoreError, joined
+from mappo.storage import StoreError, StoreUnavailable, joined
 from mappo.tensorboard import EventFiles
 from mappo.training_state import Start
 from mappo.validate import EnvironmentUnfit, ValidationReport
@@ -76,9 +76,9 @@ T = TypeVar("T")
 _READABLE = (  # errors that people can mend, with messages that say how
     *(CheckpointError, ConfigError, EnvironmentUnfit, NotExportable),
     *(NonFiniteLoss, NonFiniteObservation, NonFiniteReturn),
-    *(ProcessDied, SimulationStateError, StoreError, OSError),
+    *(ProcessDied, SimulationStateError, StoreError, OSError, MemoryError, torch.OutOfMemoryError),
 )
-
+_MAY_PASS = (NotSaved, OSError, ProcessDied, StoreUnavailable)  # of those: what another attempt may not meet
 
 _GOES_ON = {"train": "; training goes on from the last checkpoint"}
 _NON_FINITE = {NonFiniteLoss: "loss", NonFiniteObservation: "observation", NonFiniteReturn: "return"}
@@ -92,7 +92,11 @@ class Preempted(SystemExit):
 
 
 class StageFailed(Exception):
-    """A stage ended without its result; the reason has been printed."""
+    """A stage ended without its result, as it has printed. is_final: another attempt would fail alike."""
+
+    def __init__(self, message: str, *, is_final: bool = False):
+        super().__init__(message)
+        self.is_final = is_final
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
     In every stage, `compiled_by` is the version of this package that compiled the pipeline; another one than this
     is said. `seed` replaces that of the configuration. `name` is what metrics call the run; without it they say
     the pipeline run's ID, from MAPPO_PIPELINE_RUN in the environment, or the last part of the run's place.
+    `gpu_count` is how many GPUs the pod asked for, as text: if any, the stage computes on one or fails at once.
 
     Raises:
         Preempted: in every stage, the process was asked to end; training has saved what it could in a hurry.
@@ -142,6 +147,7 @@ def train(
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
+    gpu_count: str = "0",
     extend: str = "",
     warm_start: str = "",
     keep: int = runs.KEEP_CHECKPOINTS,
@@ -157,7 +163,7 @@ def train(
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
     label = _label(name, seed, str(run))
-    with watched_stage("train", config, compiled_by, seed, label) as (experiment, monitor):
+    with watched_stage("train", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
         start = _start(extend, warm_start)
         place = Run.at(run, on_request=monitor.requested)
         monitor.planned(experiment)
@@ -194,6 +200,7 @@ def evaluate(
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
+    gpu_count: str = "0",
 ) -> Outcome:
     """Judge a run's checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
 
@@ -204,7 +211,7 @@ def evaluate(
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = _label(name, seed, str(run))
-    with watched_stage("evaluate", config, compiled_by, seed, label) as (experiment, monitor):
+    with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
         trained = runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
@@ -238,6 +245,7 @@ def promote(
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
+    gpu_count: str = "0",
 ) -> Outcome:
     """Put a run's checkpoint in the champion's place if it is better; write the gate's `Decision` as JSON.
 
@@ -246,7 +254,8 @@ def promote(
     Raises:
         StageFailed: a checkpoint cannot be read or does not fit the task, or the store failed.
     """
-    with watched_stage("promote", config, compiled_by, seed, _label(name, seed, str(run))) as (experiment, _):
+    label = _label(name, seed, str(run))
+    with watched_stage("promote", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, _):
         asked = checked(Gate, gate or {})
         place = Champions(champions, task_name(experiment.environment))
         say("promote", f"{place.task}: {asked.num_seeds} fresh seeds x {asked.episodes_per_seed} episodes of each")
@@ -299,7 +308,14 @@ def _keep_with_run(run: str | Path, result: EvaluationReport, seen: rollouts.Rol
 
 @contextmanager
 def watched_stage(
-    name: str, config: str, compiled_by: str, seed: str = "", label: str = "", study: str = ""
+    name: str,
+    config: str,
+    compiled_by: str,
+    seed: str = "",
+    label: str = "",
+    *,
+    study: str = "",
+    gpu_count: str = "0",
 ) -> Iterator[tuple[ExperimentConfig, Monitor]]:
     """Read the configuration, set the process up, and watch over the stage."""
     if compiled_by not in ("", mappo.__version__):
@@ -320,6 +336,7 @@ def watched_stage(
         experiment = from_json(config)
         if seed:
             experiment = override(experiment, {"seed": parse_json(seed)})
+        require_gpu(gpu_count, experiment.device)
         _set_threads(name, experiment.threads)
         try:
             yield experiment, monitor
@@ -382,10 +399,14 @@ def readable_errors(name: str) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         yield
+    except StageFailed:  # printed already
+        raise
     except _READABLE as error:
-        for line in str(error).splitlines():
+        reason = str(error) or "out of memory"
+        for line in reason.splitlines():
             say(name, f"failed: {line}")
-        raise StageFailed(f"{name}: {error}") from error
+        may_pass = isinstance(error, _MAY_PASS) or isinstance(error.__cause__, _MAY_PASS)
+        raise StageFailed(f"{name}: {reason}", is_final=not may_pass) from error
     except Exception as error:
         say(name, f"failed: {type(error).__name__}: {error}")
         raise

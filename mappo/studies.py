@@ -111,7 +111,7 @@ def prepare(
         return Outcome(stages.metadata_of(experiment))
 
 
-def work(name: str, *, compiled_by: str = "") -> Outcome:
+def work(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> Outcome:
     """Work on a study's trials until none is left, beside any number of other workers.
 
     Raises:
@@ -123,7 +123,7 @@ def work(name: str, *, compiled_by: str = "") -> Outcome:
     worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     with (
         _database() as database,
-        watched_stage("tune", config, compiled_by, label=worker, study=name) as (_, monitor),
+        watched_stage("tune", config, compiled_by, label=worker, study=name, gpu_count=gpu_count) as (_, monitor),
         TemporaryDirectory() as directory,
     ):
         study = Study.load(database, name)
@@ -233,7 +233,9 @@ def read_gate(values: Mapping[str, Any]) -> Gate:
     return checked(Gate, values)
 
 
-def promote_best(name: str, trial: int, finish: Finish, decision: Path, *, compiled_by: str = "") -> Outcome:
+def promote_best(
+    name: str, trial: int, finish: Finish, decision: Path, *, compiled_by: str = "", gpu_count: str = "0"
+) -> Outcome:
     """Put the chosen trial's configuration, trained from the first fresh seed, in the champion's place if better.
 
     Which seed that is was fixed before any was trained. Without a place for champions nothing is done.
@@ -254,6 +256,7 @@ def promote_best(name: str, trial: int, finish: Finish, decision: Path, *, compi
         name=name,
         seed=seed,
         compiled_by=compiled_by,
+        gpu_count=gpu_count,
     )
 
 

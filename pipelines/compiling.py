@@ -13,6 +13,7 @@ import yaml
 from mappo.config import ConfigError, ExperimentConfig, override, parse_json
 from pipelines.guards import check_specification
 from pipelines.site import Site
+from pipelines.slimming import slim
 
 NAMES = ("training", "seeds", "tuning")
 
@@ -66,17 +67,11 @@ def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], paralle
     with TemporaryDirectory() as directory:
         path = Path(directory, "pipeline.yaml")
         compiler.Compiler().compile(makers[name](), str(path), pipeline_parameters=dict(defaults))
-        compiled = Compiled(_without_comments(path.read_text()))
+        documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
+    slim(documents[0], site)
+    compiled = Compiled(yaml.safe_dump_all(documents, sort_keys=True, width=115))
     check_specification(compiled.text, compiled.documents)
     return compiled
-
-
-def _without_comments(text: str) -> str:
-    """Kubeflow heads its YAML with a list of inputs, in which keys of objects come in any order."""
-    lines = text.splitlines(keepends=True)
-    while lines and lines[0].startswith("#"):
-        del lines[0]
-    return "".join(lines)
 
 
 def read_compiled(path: Path) -> Compiled:

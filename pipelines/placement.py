@@ -25,6 +25,10 @@ S3_KEYS = (  # of the secret, each as the environment variable of that name, if 
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
 )
+KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name) of Kubeflow's own store, where Kubeflow copied it
+LAUNCHER_CONFIG_MAP = "kfp-launcher"  # says where Kubeflow keeps artifacts; its providers have endpoints
+_KUBEFLOW_KEYS = {"accesskey": "MAPPO_KUBEFLOW_ACCESS_KEY", "secretkey": "MAPPO_KUBEFLOW_SECRET_KEY"}
+_LAUNCHER_KEYS = {"providers": "MAPPO_KUBEFLOW_PROVIDERS"}
 STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose", "promote", "report")
 GPU_STAGES = ("train", "evaluate", "tune", "promote")
 TRAINING_STAGES = ("train", "tune")
@@ -60,6 +64,15 @@ class Placement:
         """What an inner pipeline of these stages needs."""
         return {name: self._parameters[name] for name in _described(stages)}
 
+    @property
+    def scheduled_at(self) -> str:
+        """The input by which a stage knows the time of its run, which Kubeflow's driver fills in; none here."""
+        return dsl.PIPELINE_JOB_SCHEDULE_TIME_UTC_PLACEHOLDER if self._site else ""
+
+    def gpus(self, stage: str) -> dict[str, Any]:
+        """The input by which a stage knows that a GPU was asked for; on this machine, nobody asks."""
+        return {"gpu_count": self._parameters[f"{stage}_gpu_count"]} if self._site else {}
+
     def place(self, task: dsl.PipelineTask, stage: str) -> None:
         """Run a stage's task as the site and the run say; on this machine, which is no site, just run it.
 
@@ -87,6 +100,8 @@ class Placement:
         kubernetes.set_image_pull_secrets(task, [self._parameters["image_pull_secret"]])
         secret = self._parameters["s3_secret"]
         kubernetes.use_secret_as_env(task, secret, {key: key for key in S3_KEYS}, optional=True)
+        kubernetes.use_secret_as_env(task, KUBEFLOW_SECRET, _KUBEFLOW_KEYS, optional=True)
+        kubernetes.use_config_map_as_env(task, LAUNCHER_CONFIG_MAP, _LAUNCHER_KEYS, optional=True)
         if stage in DATABASE_STAGES:  # without it, the stage says what is missing; a pod would wait for ever
             secret = self._parameters["database_secret"]
             kubernetes.use_secret_as_env(task, secret, {DATABASE_KEY: URL_VARIABLE}, optional=True)
@@ -175,6 +190,8 @@ def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
         kubernetes.add_pod_label(task, key, value)
     for key, value in site.pod_annotations.items():
         kubernetes.add_pod_annotation(task, key, value)
+    if site.minio_endpoint:
+        task.set_env_variable("MAPPO_MINIO_ENDPOINT", site.minio_endpoint)
     user = (site.run_as_user, site.run_as_group, site.run_as_non_root)
     if any(choice is not None for choice in user):
         kubernetes.set_security_context(task, *user)

@@ -35,9 +35,10 @@ def make_each_seed(site: Site | None, parallelism: int) -> Callable[..., Any]:
         """Train and evaluate every seed."""
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
-            trained = train(config=config, seed=seed, store=store, run=run, compiled_by=version)
+            named = {"seed": seed, "run": run, "scheduled_at": placement.scheduled_at, "compiled_by": version}
+            trained = train(config=config, store=store, **named, **placement.gpus("train"))
             judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
-            evaluated = evaluate(config=config, **judged, seed=seed, run=run, compiled_by=version)
+            evaluated = evaluate(config=config, **judged, **named, **placement.gpus("evaluate"))
             placement.place(trained, "train")
             placement.place(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])
@@ -70,7 +71,9 @@ def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., An
             store: Where runs are kept, as s3://bucket/prefix; empty to keep them with the pipeline's artifacts.
             run: The name of the runs in the store; each seed's has the seed added, as in first-0.
         """
-        validated = validate(config=config, run=run, compiled_by=mappo.__version__)
+        validated = validate(
+            config=config, run=run, scheduled_at=placement.scheduled_at, compiled_by=mappo.__version__
+        )
         of_each = placement.parameters("train", "evaluate")
         evaluated = each_seed(config=config, seeds=seeds, store=store, run=run, **of_each).after(validated)
         evaluated.set_caching_options(False)

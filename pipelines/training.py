@@ -41,13 +41,18 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
             placement: Where its stages run.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
             store: Where runs are kept, as s3://bucket/prefix; empty to keep it with the pipeline's artifacts.
-            run: The run's name in the store; a pipeline under a name that was begun before goes on with it.
+            run: The run's name in the store; an existing one is resumed. [[ScheduledTime]] in it is replaced.
         """
         version = mappo.__version__
-        validated = validate(config=config, run=run, compiled_by=version)
-        trained = train(config=config, store=store, run=run, compiled_by=version).after(validated)
+        named = {
+            "run": run,
+            "scheduled_at": placement.scheduled_at,
+            "compiled_by": version,
+        }
+        validated = validate(config=config, **named)
+        trained = train(config=config, store=store, **named, **placement.gpus("train")).after(validated)
         judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
-        evaluated = evaluate(config=config, **judged, run=run, compiled_by=version)
+        evaluated = evaluate(config=config, **judged, **named, **placement.gpus("evaluate"))
         for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
             placement.place(task, stage)
         return Artifacts(

@@ -35,7 +35,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
     def all_workers(placement: Placement, study: str, workers: List[str]):  # noqa: UP006
         """Work on a study, each worker in a pod of its own until no trial is left."""
         with dsl.ParallelFor(workers) as worker:
-            worked = tune(study=study, worker=worker, compiled_by=mappo.__version__)
+            worked = tune(study=study, worker=worker, **placement.gpus("tune"), compiled_by=mappo.__version__)
             placement.place(worked, "tune")
 
     @dsl.pipeline(
@@ -82,6 +82,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
             config=config,
             study=study,
             edition=edition,
+            scheduled_at=placement.scheduled_at,
             session=session,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             num_trials=num_trials,
@@ -106,6 +107,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
             num_seeds=retrain_seeds,
             champions=champions,
             gate=gate,
+            **placement.gpus("promote"),
             compiled_by=version,
         ).after(best)
         reported = report(

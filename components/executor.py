@@ -1,0 +1,38 @@
+"""The process of one attempt of a stage: Kubeflow's executor, and how a failure is told to the supervisor."""
+
+import os
+import sys
+from pathlib import Path
+
+from components import IN_POD
+
+os.environ[IN_POD] = "true"  # before kfp is imported
+
+from kfp.dsl.executor_main import executor_main
+
+from mappo.attempts import FINAL_STATUS, REASON_VARIABLE
+from mappo.stages import StageFailed, readable_errors
+
+
+def main() -> int:
+    """Run the component that the arguments name; return the exit status."""
+    stage = sys.argv[sys.argv.index("--function_to_execute") + 1]
+    try:
+        with readable_errors(stage):
+            executor_main()
+    except StageFailed as error:
+        _tell(str(error.__cause__ or error))
+        return FINAL_STATUS if error.is_final else 1
+    except Exception as error:
+        _tell(f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+def _tell(reason: str) -> None:
+    if path := os.environ.get(REASON_VARIABLE):
+        Path(path).write_text(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

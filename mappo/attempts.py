@@ -1,0 +1,204 @@
+"""The attempts of one stage on a cluster: how often it is tried, counted in one place for processes and pods.
+
+Kubeflow's compiler sets no retry policy, so that the cluster decides which failures Argo tries again, at how many
+levels of its workflow. So a stage supervises its own process: it starts a process that ended badly again, in the
+same pod, and it keeps count in an object beside the artifacts of the run. A pod that Argo makes later counts on
+there, and refuses to try more often than the site says.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from mappo.cgroups import num_oom_kills
+from mappo.config import ConfigError
+from mappo.storage import KeyMissing, StoreError, open_store
+
+T = TypeVar("T")
+FINAL_STATUS = 78  # of a process that would fail again in the same way; EX_CONFIG in sysexits.h
+_ASKED_TO_END = 128 + signal.SIGTERM  # the exit status when the pod has to go
+NUMBER_VARIABLE = "MAPPO_ATTEMPT"  # for the process of an attempt: its number, from 1
+REASON_VARIABLE = "MAPPO_REASON_FILE"  # where that process writes why it failed
+_MAX_BYTES = 100_000
+_STORE_SECONDS = 30.0
+_OUT_OF_MEMORY = (
+    "out of memory: the kernel ended the stage at its pod's limit; give it more: -p {stage}_memory=..., or "
+    "stages.{stage}.memory in the site's file"
+)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a stage is tried again; the wait before the first retry, and its growth with each."""
+
+    retries: int
+    backoff_seconds: float
+    backoff_factor: float
+
+    def wait_seconds(self, attempt: int) -> float:
+        """Return the wait after an attempt, which is counted from 1."""
+        return self.backoff_seconds * self.backoff_factor ** (attempt - 1)
+
+
+@dataclass(frozen=True)
+class Count:
+    """The attempts so far. pods: the UID of each pod by its name; failure: why there is no other attempt."""
+
+    num_attempts: int = 0
+    pods: Mapping[str, str] = field(default_factory=dict)
+    failure: str = ""
+
+
+class Ledger:
+    """The count of a stage's attempts, in a store at `location` under `key`.
+
+    Without a store that can be used, it counts the attempts of this pod alone, after those that Argo numbers.
+    """
+
+    def __init__(self, location: str, key: str, environment: Mapping[str, str], announce: Callable[[str], object]):
+        self._location, self._key, self._announce = location, key, announce
+        self._pod, self._uid = environment.get("KFP_POD_NAME", ""), environment.get("KFP_POD_UID", "")
+        index = environment.get("KFP_RETRY_INDEX", "")
+        self._count = Count(num_attempts=int(index) if index.isdecimal() else 0)
+        self._is_usable = True
+        self._count = self._with_store(self._read) or self._count
+
+    @property
+    def failure(self) -> str:
+        """Why there is no other attempt; empty if there may be one."""
+        return self._count.failure
+
+    @property
+    def num_attempts(self) -> int:
+        """The attempts that have begun."""
+        return self._count.num_attempts
+
+    def begin(self) -> int:
+        """Count an attempt of this pod; return its number, from 1."""
+        pods = {**self._count.pods, self._pod: self._uid}
+        self._count = replace(self._count, num_attempts=self._count.num_attempts + 1, pods=pods)
+        self._with_store(self._write)
+        return self._count.num_attempts
+
+    def fail(self, reason: str) -> None:
+        """Keep why there is no other attempt."""
+        self._count = replace(self._count, failure=reason)
+        self._with_store(self._write)
+
+    def _read(self) -> Count:
+        """Return what was counted before; nothing, if this pod has another UID now: somebody retried the run."""
+        try:
+            text = open_store(self._location, _STORE_SECONDS).read(self._key, _MAX_BYTES)
+        except KeyMissing:
+            return self._count
+        count = _parsed(text)
+        is_retried_run = count.pods.get(self._pod, self._uid) != self._uid
+        return Count() if is_retried_run else count
+
+    def _write(self) -> None:
+        text = json.dumps(asdict(self._count))
+        open_store(self._location, _STORE_SECONDS).write(self._key, text.encode())
+
+    def _with_store(self, action: Callable[[], T]) -> T | None:
+        if not self._is_usable:
+            return None
+        try:
+            return action()
+        except (StoreError, OSError, ValueError) as error:
+            self._is_usable = False
+            self._announce(f"warning: attempts are counted in this pod alone: {error}")
+            return None
+
+
+def supervise(
+    stage: str, command: Sequence[str], policy: RetryPolicy, ledger: Ledger, announce: Callable[[str], object]
+) -> int:
+    """Run a command until it succeeds, cannot succeed, or has been tried often enough; return the exit status."""
+    most = policy.retries + 1
+    if ledger.failure or ledger.num_attempts >= most:
+        announce(f"failed: {ledger.failure or f'all {most} attempts were used'}; not tried again")
+        return 1
+    while True:
+        number = ledger.begin()
+        announce(f"attempt {number} of {most}")
+        ended = _run(stage, command, number)
+        if ended.status in (0, _ASKED_TO_END):
+            return ended.status
+        if ended.status == FINAL_STATUS or number >= most:
+            if not ended.has_said_why:
+                announce(f"failed: {ended.reason}")
+            why = "all attempts were used" if number >= most else "another would fail in the same way"
+            announce(f"not tried again: {why}")
+            ledger.fail(ended.reason)
+            return 1
+        wait = policy.wait_seconds(number)
+        announce(f"attempt {number} ended: {ended.reason}; attempt {number + 1} begins in {wait:g} s")
+        time.sleep(wait)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How the process of an attempt ended. has_said_why: it has printed the reason itself."""
+
+    status: int
+    reason: str = ""
+    has_said_why: bool = False
+
+
+def _run(stage: str, command: Sequence[str], number: int) -> _Ended:
+    """Run one attempt."""
+    kills = num_oom_kills()
+    with tempfile.TemporaryDirectory() as directory:
+        reason = Path(directory, "reason")
+        environment = {**os.environ, NUMBER_VARIABLE: str(number), REASON_VARIABLE: str(reason)}
+        process = subprocess.Popen(command, env=environment)
+        was_asked = _forward_sigterm(process)
+        status = process.wait()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        said = reason.read_text().strip() if reason.exists() else ""
+    if status and was_asked:
+        return _Ended(_ASKED_TO_END)
+    if status and num_oom_kills() > kills:
+        return _Ended(FINAL_STATUS, _OUT_OF_MEMORY.replace("{stage}", stage))
+    if said:
+        return _Ended(status, said, has_said_why=True)
+    if status < 0:
+        return _Ended(status, f"signal {-status} ended its process ({signal.Signals(-status).name})")
+    return _Ended(status, f"its process ended with exit status {status}")
+
+
+def _forward_sigterm(process: subprocess.Popen[bytes]) -> list[bool]:
+    """Pass SIGTERM on to a process; the list that is returned is filled when that happens."""
+    was_asked: list[bool] = []
+
+    def forward(_: int, __: FrameType | None) -> None:
+        was_asked.append(True)
+        process.terminate()
+
+    signal.signal(signal.SIGTERM, forward)
+    return was_asked
+
+
+def _parsed(text: bytes) -> Count:
+    """Read a count.
+
+    Raises:
+        ConfigError: the text is none.
+    """
+    try:
+        values = json.loads(text)
+        count = Count(**values)
+        is_sound = isinstance(count.pods, dict) and isinstance(count.failure, str)
+        if not is_sound or not isinstance(count.num_attempts, int) or count.num_attempts < 0:
+            raise TypeError("wrong types")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"the count of attempts cannot be read: {error}") from None
+    return count
