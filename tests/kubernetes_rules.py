@@ -13,6 +13,8 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 
+from pipelines.kubeflow.cluster import Call
+
 OLDEST, NEWEST = "1.31", "1.37"  # of Kubernetes, as docs/operations.md says
 _TEXT = {"type": "string", "minLength": 1}
 _LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -73,7 +75,7 @@ _CUSTOM = {
     ("monitoring.coreos.com/v1", "PrometheusRule"): _closed(
         ["groups"], groups=_list_of(_closed(["name"], name=_TEXT, interval=_DURATION, rules=_list_of(_RULE)))
     ),
-    ("kueue.x-k8s.io/v1beta1", "LocalQueue"): _closed(
+    ("kueue.x-k8s.io/v1beta2", "LocalQueue"): _closed(
         ["clusterQueue"],
         clusterQueue={"type": "string", "maxLength": 253, "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"},
         stopPolicy={"enum": ["None", "Hold", "HoldAndDrain"]},
@@ -222,16 +224,6 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
 
 
-@dataclass(frozen=True)
-class Call:
-    """Something that is asked of the Kubernetes API."""
-
-    group: str
-    resource: str
-    verb: str
-    name: str = ""
-
-
 def permits(role: Mapping[str, Any], call: Call) -> bool:
     """Whether a role allows a call."""
     return any(
@@ -250,4 +242,4 @@ def granted(role: Mapping[str, Any]) -> Iterator[Call]:
             for resource in rule["resources"]:
                 for verb in rule["verbs"]:
                     for name in rule.get("resourceNames", [""]):
-                        yield Call(group, resource, verb, name)
+                        yield Call(verb, resource, name, group)

@@ -1,5 +1,6 @@
 """Every overlay of k8s/, as a cluster would see it: schemas, Pod Security, flows, roles, names, references."""
 
+import argparse
 import copy
 import re
 from collections.abc import Iterator
@@ -11,15 +12,19 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import pipelines.__main__
 from mappo.config import to_json
 from mappo.metrics import PORT
+from pipelines.commands.arguments import site_of
 from pipelines.compiling import compile_pipeline
+from pipelines.kubeflow.cluster import Call
+from pipelines.kubeflow.launcher import CONFIG_MAP, STORE_KEYS, Keys, calls, keys_of, root_of
 from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, POD_LABEL, S3_KEYS
 from pipelines.site import Site, check_site, read_site
+from tests.conftest import read_json
 from tests.kubernetes_rules import (
     NEWEST,
     OLDEST,
-    Call,
     Peer,
     check_schema,
     granted,
@@ -32,6 +37,7 @@ from tests.overlays import (
     OVERLAYS,
     ROOT,
     Manifest,
+    applied,
     containers_of,
     namespace_of,
     of_kind,
@@ -179,7 +185,7 @@ def flows(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str]]:
         yield "dump", backup, own(overlay, "mappo-postgresql"), 5432, "TCP"
         yield "dump's names", backup, DNS, 53, "UDP"
         yield "dump to S3", backup, Peer(address=S3.get(overlay, "203.0.113.9")), 443, "TCP"
-    else:
+    elif overlay == "gpu-cloud":
         yield "studies", stage, Peer(address="10.1.2.3"), 5432, "TCP"
     if "mappo-store" in there:
         yield "checkpoints", stage, own(overlay, "mappo-store"), 8333, "TCP"
@@ -262,28 +268,32 @@ def test_denying_by_default_leaves_others_in_a_shared_namespace_alone(overlay):
     assert is_allowed(of_kind(overlay, "NetworkPolicy"), Peer("istio-system"), neighbour, 8888, "TCP")
 
 
-# What Kubeflow 2.17's containers in a pod of a run ask of the Kubernetes API; docs/security.md has the sources.
-CALLS = {
-    Call("argoproj.io", "workflowtaskresults", "create"),
-    Call("argoproj.io", "workflowtaskresults", "patch"),
-    Call("", "configmaps", "get", "kfp-launcher"),
-}
-READS_SECRET = Call("", "secrets", "get", "mappo-s3")
+# What the containers of a run asked of the Kubernetes API, by the audit log of a real run.
+AUDIT = read_json(ROOT / "tests" / "data" / "kubeflow" / "calls.json")
 NEVER = (
-    Call("", "secrets", "get", "mappo-database"),
-    Call("", "secrets", "list"),
-    Call("", "configmaps", "get", "another"),
-    Call("", "pods", "create"),
-    Call("", "pods", "delete"),
-    Call("networking.k8s.io", "networkpolicies", "delete"),
-    Call("argoproj.io", "workflows", "patch"),
+    Call("get", "secrets", "mappo-database"),
+    Call("list", "secrets"),
+    Call("get", "configmaps", "another"),
+    Call("create", "pods"),
+    Call("delete", "pods"),
+    Call("delete", "networkpolicies", group="networking.k8s.io"),
+    Call("patch", "workflows", group="argoproj.io"),
 )
 
 
+def audited(*roots: str) -> set[Call]:
+    """Return the calls of the audit log with these pipeline roots."""
+    return {
+        Call(each["verb"], each["resource"], each.get("name", ""), each["group"])
+        for each in AUDIT["calls"]
+        if each["root"] in ("any", *roots)
+    }
+
+
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)
-def test_the_role_allows_what_is_asked_and_no_more(overlay):
+def test_role_allows_what_is_asked_and_no_more(overlay):
     (role,) = of_kind(overlay, "Role")
-    needed = CALLS | (set() if overlay == "gpu-cloud" else {READS_SECRET})
+    needed = audited() if overlay == "gpu-cloud" else audited("default", "mappo-s3")
     assert set(granted(role)) == needed
     assert all(permits(role, call) for call in needed)
     assert not any(permits(role, call) for call in NEVER)
@@ -294,6 +304,71 @@ def test_the_role_allows_what_is_asked_and_no_more(overlay):
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert [each["name"] for each in binding["subjects"]] == [account["metadata"]["name"]]
     assert binding["subjects"][0]["namespace"] == account["metadata"]["namespace"]
+
+
+@pytest.mark.parametrize("overlay", IN_NAMESPACES)
+def test_commands_of_an_overlay_give_its_runs_all_that_they_ask_for(overlay):
+    """The account may make every call of the audit log, and every secret that is mounted or read is there."""
+    made, submitted = applied(overlay), submission(overlay)
+    (role,) = of_kind(overlay, "Role")
+    secrets = made.secrets(namespace_of(overlay)) | secrets_of_kubeflow(overlay)
+    root, launcher = root_and_launcher(overlay, submitted)
+    keys = keys_of(root, launcher)
+    asked = audited("default" if keys == STORE_KEYS else keys.secret if keys else "environment")
+    assert set(calls(keys)) == asked
+    assert not [call for call in asked if not permits(role, call)]
+    for mounted in AUDIT["mounted"]:
+        assert secrets[mounted] == set(STORE_KEYS.names), "without it every pod waits for ever"
+    if keys:
+        assert set(keys.names) <= secrets[keys.secret]
+    for name, template in pod_templates(overlay):
+        for kind, referred, read in _references(template["spec"]):
+            assert kind != "Secret" or read <= secrets[referred], name
+
+
+def submission(overlay: str) -> argparse.Namespace:
+    """Return the arguments of `submit` in the commands of an overlay."""
+    words = applied(overlay).submit
+    assert words[:3] == ["-m", "pipelines", "submit"]
+    return pipelines.__main__._parser().parse_args(words[2:])
+
+
+def secrets_of_kubeflow(overlay: str) -> dict[str, set[str]]:
+    """Return the secrets that Kubeflow makes: of its own store, in its own namespace and in profiles."""
+    is_of_our_own = of_kind(overlay, "Namespace") and not of_kind(overlay, "Profile")
+    return {} if is_of_our_own else {STORE_KEYS.secret: set(STORE_KEYS.names)}
+
+
+def root_and_launcher(overlay: str, submitted: argparse.Namespace) -> tuple[str, dict[str, str]]:
+    """Return the pipeline root of a run and the data of kfp-launcher, as far as the overlay decides."""
+    config_maps = {each["metadata"]["name"]: each["data"] for each in of_kind(overlay, "ConfigMap")}
+    launcher = config_maps.get(CONFIG_MAP, {})
+    return submitted.pipeline_root or root_of(launcher), launcher
+
+
+@pytest.mark.parametrize("overlay", IN_NAMESPACES)
+def test_commands_of_an_overlay_submit_to_its_namespace_with_its_account_and_a_store_that_is_there(overlay):
+    submitted = submission(overlay)
+    (account,) = of_kind(overlay, "ServiceAccount")
+    assert submitted.service_account == account["metadata"]["name"]
+    assert (submitted.namespace or "kubeflow") == account["metadata"]["namespace"]
+    assert site_of(submitted).image
+    secrets = applied(overlay).secrets(namespace_of(overlay))
+    stores = [each for each in submitted.parameter if each.startswith("store=")]
+    assert bool(stores) == ("mappo-s3" in secrets), "its endpoint is not that of Kubeflow's own store"
+
+
+@pytest.mark.parametrize("overlay", IN_NAMESPACES)
+def test_commands_of_an_overlay_make_its_namespace_before_what_is_in_it(overlay):
+    kinds = [each["kind"] for each in applied(overlay).objects]
+    if "Namespace" in kinds:
+        assert kinds[0] == "Namespace"
+
+
+def test_secret_of_kubeflows_store_is_copied_without_what_belongs_to_the_original():
+    (copied,) = [each for each in applied("base").objects if each["kind"] == "Secret"]
+    assert copied["metadata"]["namespace"] == "mappo"
+    assert copied["data"] == {"accesskey": "YQ==", "secretkey": "Yg=="}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -354,16 +429,11 @@ def test_names_and_keys_are_those_of_the_code():
     (launcher,) = (
         each for each in of_kind("gpu-cloud", "ConfigMap") if each["metadata"]["name"] == "kfp-launcher"
     )
-    base = yaml.safe_load((ROOT / "k8s" / "base" / "kfp-launcher.yaml").read_text())
-    secret = yaml.safe_load(base["data"]["providers"])["s3"]["default"]["credentials"]["secretRef"]
-    assert secret == {
-        "secretName": site.s3_secret,
-        "accessKeyKey": "AWS_ACCESS_KEY_ID",
-        "secretKeyKey": "AWS_SECRET_ACCESS_KEY",
-    }
-    assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= set(S3_KEYS)
-    of_cloud = yaml.safe_load(launcher["data"]["providers"])["s3"]["default"]["credentials"]
-    assert of_cloud == {"fromEnv": True}, "the service account's own rights, for which the role has no secret"
+    own_bucket = yaml.safe_load((ROOT / "k8s" / "components" / "own-bucket" / "kfp-launcher.yaml").read_text())
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    assert keys_of(root_of(own_bucket["data"]), own_bucket["data"]) == Keys(site.s3_secret, keys)
+    assert set(keys) <= set(S3_KEYS)
+    assert keys_of(root_of(launcher["data"]), launcher["data"]) is None, "the rights of the service account"
     assert [each["metadata"]["name"] for each in of_kind("example", "ConfigMap")].count(MONITORING_CONFIG_MAP) == 1
 
 

@@ -1,6 +1,7 @@
-"""`doctor`: what is missing on a cluster."""
+"""`doctor`: check a cluster for what a run needs."""
 
 import argparse
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,11 @@ from pipelines.commands.arguments import (
     site_of,
 )
 from pipelines.commands.output import add_output_argument, console, show_rows
-from pipelines.kubeflow.doctor import Finding, findings
+from pipelines.kubeflow.doctor import Finding, Target, findings
 
 _EPILOG = """examples:
   python -m pipelines doctor --site site.yaml --store s3://bucket/runs
+  python -m pipelines doctor --namespace team --service-account mappo-runner
   python -m pipelines doctor --endpoint http://localhost:8888 --output json
 
 exit status: 0 nothing is missing that a run needs, 1 something is
@@ -27,10 +29,18 @@ _PATIENCE_SECONDS = 10.0
 
 def add(commands: Any) -> None:
     """Add the command."""
-    summary = "check API, versions, credentials, secrets, nodes and stores; each with its fix"
+    summary = "check API, versions, credentials, secrets, rights, retries, nodes and stores; each with its fix"
     command = add_command(commands, "doctor", summary, _EPILOG)
-    command.add_argument("--store", default="", metavar="URI", help="where runs are to be kept; tried from here")
-    command.add_argument("--pipeline-root", default="", metavar="URI", help="where artifacts go; tried from here")
+    command.add_argument("--store", default="", metavar="URI", help="store of runs to try from here")
+    command.add_argument(
+        "--pipeline-root",
+        default="",
+        metavar="URI",
+        help="store of artifacts to try from here (default: the root of config map kfp-launcher, not tried)",
+    )
+    command.add_argument(
+        "--service-account", default="", metavar="NAME", help="account of the pods (default: Kubeflow's own)"
+    )
     add_site_arguments(command)
     add_connection_arguments(command)
     add_output_argument(command)
@@ -42,9 +52,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in findings(
         connection_of(arguments),
         lambda: connect(arguments, _PATIENCE_SECONDS),
-        site_of(arguments),
-        arguments.store,
-        arguments.pipeline_root,
+        Target(site_of(arguments), arguments.service_account, arguments.store, arguments.pipeline_root),
     ):
         found.append(finding)
         if arguments.output == "table":
@@ -58,4 +66,4 @@ def _print(finding: Finding) -> None:
     terminal = console()
     terminal.print(f"{finding.state:<8} {finding.check}: {finding.detail}", style=_STYLES[finding.state])
     if finding.fix and finding.state != "ok":
-        terminal.print(f"{'':<8} {finding.fix}")
+        terminal.print(textwrap.indent(finding.fix, " " * 9), soft_wrap=True)

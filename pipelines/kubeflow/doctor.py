@@ -1,27 +1,40 @@
-"""What is missing on a cluster: everything that a run needs, tried one by one, each with its fix."""
+"""A check of everything that a run needs on a cluster, one by one, each with its fix."""
 
-import re
+import copy
+import shlex
+import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import yaml
+
 import mappo
 from mappo.config import ConfigError
 from mappo.storage import StoreError, honours_conditions, open_store
-from pipelines.kubeflow.connection import Api, ApiError, Connection, in_pod
+from pipelines.kubeflow.cluster import Call, Cluster, ForbiddenError, MissingError, UnreachableError
+from pipelines.kubeflow.connection import Api, ApiError, Connection
+from pipelines.kubeflow.launcher import CONFIG_MAP, STORE_KEYS, Keys, calls, keys_of, root_of
 from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, S3_KEYS
 from pipelines.site import Site, Stage
 
 _SLOW_SECONDS = 2.0
-_KUBERNETES_SECONDS = 15
+_CONTROLLER_CONFIG_MAP = "workflow-controller-configmap"  # of Argo, in the namespace of Kubeflow's API
+_TRIED = {"2.17": "tried on a real cluster with 2.17.0"}  # versions of the server, as docs/operations.md has them
+_READ = ("2.16", "2.15")
+_RETRIES = {  # the controller's retryPolicy decides on pods alone: stages restart processes themselves
+    "OnError": "Argo makes lost pods anew",
+    "Always": "Argo makes lost pods anew, and those that failed",
+}
+_SUPERVISED = "a stage restarts its process in the pod when it fails, and counts attempts of both kinds together"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; state is ok, warning or failed."""
+    """The result of one check; state is ok, warning or failed."""
 
     check: str
     state: str
@@ -29,33 +42,56 @@ class Finding:
     fix: str = ""
 
 
-def findings(
-    connection: Connection, connect: Callable[[], Api], site: Site, store: str, root: str
-) -> Iterator[Finding]:
-    """Everything, in the order in which a run would need it. Nothing is left behind."""
-    yield from _image(site)
+@dataclass(frozen=True)
+class Target:
+    """The run to check for: its site, the account of its pods (empty: unknown), its store and pipeline root."""
+
+    site: Site
+    account: str = ""
+    store: str = ""
+    root: str = ""
+
+
+def findings(connection: Connection, connect: Callable[[], Api], target: Target) -> Iterator[Finding]:
+    """Check everything, in the order in which a run would need it. Nothing is left behind."""
+    yield from _image(target.site)
+    namespace, account, is_reached = yield from _kubeflow(connection, connect, target.account)
+    try:
+        yield from _Namespace(Cluster(connection), connection.api_namespace, namespace, account, target).findings()
+    except UnreachableError as error:
+        if connection.endpoint or is_reached:  # without an endpoint, the API is asked through the same Kubernetes
+            yield _not_looked_at(error)
+    for name, location in (("store", target.store), ("pipeline root", target.root)):
+        if location:
+            yield _storage(name, location)
+
+
+def _kubeflow(
+    connection: Connection, connect: Callable[[], Api], account: str
+) -> Generator[Finding, None, tuple[str, str, bool]]:
+    """Check the API; return the namespace and account of the pods as far as they are known, and if it answered."""
+    namespace, is_reached = connection.namespace or connection.api_namespace, False
     try:
         kubeflow = connect()
         yield from _api(kubeflow)
-    except (ApiError, ConfigError) as error:
-        yield Finding(
-            "API",
-            "failed",
-            str(error),
-            "docs/kubeflow.md says how to reach it; kubectl port-forward is the quickest",
-        )
-        kubeflow = None
-    namespace, account = "", ""
-    if kubeflow:
-        try:
-            namespace = kubeflow.namespace or connection.api_namespace
-            account = "default-editor" if kubeflow.is_multi_user else "pipeline-runner"
-            yield from _access(kubeflow, namespace)
-        except (ApiError, ConfigError) as error:
-            yield Finding("namespace", "failed", str(error), "give yours by --namespace")
-    yield from _cluster(connection, site, namespace or connection.namespace, account)
-    for name, location in (("store", store), ("pipeline root", root)):
-        yield _storage(name, location)
+        is_reached = True
+        account = account or ("default-editor" if kubeflow.is_multi_user else "pipeline-runner")
+        namespace = kubeflow.namespace or connection.api_namespace
+        yield _access(kubeflow, namespace)
+    except ConfigError as error:
+        yield Finding("namespace" if is_reached else "API", "failed", str(error))
+    except ApiError as error:
+        yield Finding("API", "failed", str(error), _way_to_the_api(connection))
+    return namespace, account, is_reached
+
+
+def _not_looked_at(error: UnreachableError) -> Finding:
+    return Finding(
+        "Kubernetes",
+        "warning",
+        f"secrets, config maps, rights and nodes were not checked: {error}",
+        "give a kubeconfig that works, or --context NAME; kubectl config get-contexts lists the names",
+    )
 
 
 def _image(site: Site) -> Iterator[Finding]:
@@ -78,6 +114,11 @@ def _image(site: Site) -> Iterator[Finding]:
         )
 
 
+def _way_to_the_api(connection: Connection) -> str:
+    forward = f"kubectl -n {connection.api_namespace} port-forward svc/ml-pipeline 8888:8888"
+    return f"{forward} &\nthen give --endpoint http://localhost:8888; docs/kubeflow.md has the other ways"
+
+
 def _api(kubeflow: Api) -> Iterator[Finding]:
     began = time.monotonic()
     users = "several users" if kubeflow.is_multi_user else "one user"
@@ -87,171 +128,272 @@ def _api(kubeflow: Api) -> Iterator[Finding]:
         "ok" if seconds < _SLOW_SECONDS else "warning",
         f"{kubeflow.url} answers in {1000 * seconds:.0f} ms; for {users}",
     )
-    server, sdk = kubeflow.server_version(), version("kfp")
-    if not server:
-        yield Finding(
-            "versions", "warning", f"the server does not tell its own; SDK {sdk}", "compare them by hand"
-        )
-    elif server.split(".")[:2] == sdk.split(".")[:2]:
-        yield Finding("versions", "ok", f"server {server}, SDK {sdk}")
-    else:
-        yield Finding(
-            "versions",
-            "warning",
-            f"server {server}, SDK {sdk}",
-            f"the pipelines were tried with {sdk}; older servers may not know all of their fields",
-        )
+    yield _versions(kubeflow.server_version(), version("kfp"))
 
 
-def _access(kubeflow: Api, namespace: str) -> Iterator[Finding]:
-    kubeflow.call(kubeflow.runs.run_service_list_runs, page_size=1, namespace=kubeflow.namespace or "")
-    kubeflow.call(
-        kubeflow.recurring.recurring_run_service_list_recurring_runs,
-        page_size=1,
-        namespace=kubeflow.namespace or "",
-    )
-    yield Finding("credentials", "ok", f"may list runs and schedules in namespace {namespace}")
+def _versions(server: str, sdk: str) -> Finding:
+    """Compare the server's version with those that were tried."""
+    series = ".".join(server.split(".")[:2])
+    told = f"server {server or 'does not tell its version'}, SDK {sdk}"
+    if series in _TRIED:
+        return Finding("versions", "ok", f"{told}: {_TRIED[series]}")
+    known = "known from its sources alone" if series in _READ else "never tried"
+    fix = "install Kubeflow Pipelines 2.17; docs/operations.md says what differs in others"
+    return Finding("versions", "warning", f"{told}: {known}", fix)
 
 
-def _cluster(connection: Connection, site: Site, namespace: str, account: str) -> Iterator[Finding]:
-    """What Kubernetes itself knows, if it may be asked."""
-    import kubernetes
-
+def _access(kubeflow: Api, namespace: str) -> Finding:
+    listed = (kubeflow.runs.run_service_list_runs, kubeflow.recurring.recurring_run_service_list_recurring_runs)
     try:
-        core = _core(connection)
-    except (kubernetes.config.ConfigException, OSError) as error:
-        yield Finding(
-            "Kubernetes",
-            "warning",
-            f"not looked at: {error}",
-            "with a kubeconfig, secrets, config maps and nodes are checked too",
+        for function in listed:
+            kubeflow.call(function, page_size=1, namespace=kubeflow.namespace or "")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        role = f"kubectl -n {namespace} create rolebinding NAME --clusterrole=kubeflow-pipelines-edit --user=YOU"
+        fix = f"give a namespace of yours by --namespace, or let its owner give you rights:\n{role}"
+        return Finding("namespace", "failed", str(error), fix)
+    return Finding("credentials", "ok", f"may list runs and schedules in namespace {namespace}")
+
+
+class _Namespace:
+    """Checks of the namespace in which the pods of a run are made, and of the cluster around it."""
+
+    def __init__(self, cluster: Cluster, api_namespace: str, name: str, account: str, target: Target):
+        self._cluster, self._api_namespace, self._name = cluster, api_namespace, name
+        self._account, self._target = account, target
+        self._kubectl = f"kubectl -n {name}"
+
+    def findings(self) -> Iterator[Finding]:
+        """Check all of it, but nothing inside a namespace that does not exist."""
+        fix = "ask for a profile of this name, or give another namespace by --namespace"
+        namespace = self._object("namespace", self._name, "no run can start", fix)
+        yield namespace
+        if namespace.state != "failed":
+            yield from self._needed()
+            yield from self._optional()
+        yield self._retries()
+        for stage in ("train", "evaluate"):
+            placed: Stage = getattr(self._target.site.stages, stage)
+            if placed.gpu_count or placed.node_selector:
+                yield self._nodes(stage, placed)
+
+    def _needed(self) -> Iterator[Finding]:
+        """Check what every run needs: the secrets of Argo and the launcher, and the account with its rights."""
+        lack = "Argo mounts it into every pod, and a pod waits for it for ever"
+        yield self._object("secret", STORE_KEYS.secret, lack, self._copy(), keys=STORE_KEYS.names)
+        keys, finding = self._launcher()
+        yield finding
+        if keys and keys != STORE_KEYS:
+            lack = "the launcher reads the keys of the pipeline root from it"
+            yield self._object(
+                "secret", keys.secret, lack, self._create(keys.secret, *keys.names), keys=keys.names
+            )
+        if self._account:
+            yield from self._rights(keys)
+
+    def _optional(self) -> Iterator[Finding]:
+        """Check what some runs need."""
+        site, target = self._target.site, self._target
+        uses_s3 = any(location.startswith("s3:") for location in (target.store, target.root))
+        lack = (
+            "stages reach s3:// by the rights of their account, if it has any"
+            if uses_s3
+            else "stages use Kubeflow's own store"
         )
-        return
-    if not namespace:
-        yield Finding("Kubernetes", "warning", "not looked at: no namespace", "give --namespace")
-        return
-    for kind, name, needed, fix in _objects(site, namespace, account):
-        yield _object(core, kind, name, namespace, needed, fix)
-    for stage in ("train", "evaluate"):
-        placed: Stage = getattr(site.stages, stage)
-        if placed.gpu_count or placed.node_selector:
-            yield _nodes(core, stage, placed)
-
-
-def _core(connection: Connection) -> Any:
-    import kubernetes
-
-    configuration = kubernetes.client.Configuration()
-    if in_pod():
-        kubernetes.config.load_incluster_config(client_configuration=configuration)
-    else:
-        kubernetes.config.load_kube_config(
-            context=connection.context or None, client_configuration=configuration, persist_config=False
+        state = "warning" if uses_s3 else "ok"
+        s3_keys = S3_KEYS[:2]
+        create = self._create(site.s3_secret, *s3_keys)
+        yield self._object("secret", site.s3_secret, lack, create, state=state, keys=s3_keys)
+        yield self._object(
+            "secret",
+            site.database_secret,
+            "only tuning needs it, for the URL of the database of studies",
+            self._create(site.database_secret, DATABASE_KEY),
+            state="warning",
+            keys=(DATABASE_KEY,),
         )
-    configuration.retries = False
-    return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(configuration))
-
-
-def _objects(site: Site, namespace: str, account: str) -> Iterator[tuple[str, str, bool, str]]:
-    """Kind, name, whether a run fails without it, and how to make it."""
-    yield (
-        "namespace",
-        namespace,
-        True,
-        f"ask for a profile, or give another by --namespace; {namespace} is not there",
-    )
-    if account:
-        yield (
-            "service_account",
-            account,
-            False,
-            "Kubeflow makes it; `submit --service-account` names another",
+        fix = f"{self._kubectl} create secret docker-registry {site.image_pull_secret} --docker-server=..."
+        yield self._object(
+            "secret", site.image_pull_secret, "only a private registry needs it", fix, state="warning"
         )
-    keys = " ".join(f"--from-literal={key}=..." for key in S3_KEYS[:2])
-    yield (
-        "secret",
-        site.s3_secret,
-        False,
-        f"kubectl -n {namespace} create secret generic {site.s3_secret} {keys}; not needed where "
-        "pods may use S3 anyway",
-    )
-    yield (
-        "secret",
-        site.database_secret,
-        False,
-        f"kubectl -n {namespace} create secret generic {site.database_secret} --from-literal={DATABASE_KEY}=..., "
-        "the URL of the database of studies; not needed without tuning",
-    )
-    yield (
-        "secret",
-        site.image_pull_secret,
-        False,
-        f"kubectl -n {namespace} create secret docker-registry {site.image_pull_secret} ...; not needed for a "
-        "public image",
-    )
-    yield (
-        "config_map",
-        MONITORING_CONFIG_MAP,
-        False,
-        "kubectl apply -k k8s/overlays/example; without it short stages are not seen by Prometheus",
-    )
+        lack = "Prometheus does not see short stages"
+        fix = "kubectl apply -k of an overlay with components/pushgateway, such as k8s/overlays/example"
+        yield self._object("config_map", MONITORING_CONFIG_MAP, lack, fix, state="warning")
 
+    def _object(
+        self, kind: str, name: str, lack: str, fix: str, *, state: str = "failed", keys: Sequence[str] = ()
+    ) -> Finding:
+        """Check that an object exists and has these keys. lack: the consequence if not; state: how bad that is."""
+        check = f"{kind.replace('_', ' ')} {name}"
+        try:
+            data = self._cluster.read(kind, name, "" if kind == "namespace" else self._name)
+        except MissingError:
+            return Finding(check, state, f"does not exist: {lack}", fix)
+        except ForbiddenError as error:
+            return Finding(check, "warning", f"may not be looked at: {error}", f"if it does not exist: {fix}")
+        if absent := [key for key in keys if key not in data]:
+            worse = "warning" if state == "ok" else state
+            return Finding(check, worse, f"exists without {' and '.join(absent)}: {lack}", fix)
+        return Finding(check, "ok", "exists")
 
-def _object(core: Any, kind: str, name: str, namespace: str, needed: bool, fix: str) -> Finding:
-    import kubernetes
-    import urllib3
+    def _create(self, secret: str, *keys: str) -> str:
+        literals = " ".join(f"--from-literal={key}=..." for key in keys)
+        return f"{self._kubectl} create secret generic {secret} {literals}"
 
-    check = f"{kind.replace('_', ' ')} {name}"
-    read = core.read_namespace if kind == "namespace" else getattr(core, f"read_namespaced_{kind}")
-    where = (name,) if kind == "namespace" else (name, namespace)
-    try:
-        found = read(*where, _request_timeout=_KUBERNETES_SECONDS)
-    except kubernetes.client.ApiException as error:
-        if error.status == 404:
-            return Finding(check, "failed" if needed else "warning", "not there", fix)
-        return Finding(check, "warning", f"may not be looked at: {error.status} {error.reason}", fix)
-    except urllib3.exceptions.HTTPError as error:
-        return Finding(check, "warning", f"Kubernetes does not answer: {error}", "check the kubeconfig")
-    wanted = re.findall(r"--from-literal=(\w+)=", fix)
-    if absent := [key for key in wanted if key not in (found.data or {})]:
-        return Finding(check, "warning", f"is there, without {' and '.join(absent)}", fix)
-    return Finding(check, "ok", f"in namespace {namespace}" if kind != "namespace" else "is there")
-
-
-def _nodes(core: Any, stage: str, placed: Stage) -> Finding:
-    """Whether a node could take the stage, as far as labels, taints and GPUs say."""
-    import kubernetes
-    import urllib3
-
-    check = f"nodes for {stage}"
-    selector = ",".join(f"{key}={value}" for key, value in placed.node_selector.items())
-    try:
-        nodes = core.list_node(label_selector=selector, _request_timeout=_KUBERNETES_SECONDS).items
-    except kubernetes.client.ApiException as error:
-        return Finding(
-            check, "warning", f"may not be looked at: {error.status} {error.reason}", "ask an administrator"
+    def _copy(self) -> str:
+        """Return the command that copies the secret of Kubeflow's own store from where Kubeflow is installed."""
+        if self._name == self._api_namespace:
+            create = self._create(STORE_KEYS.secret, *STORE_KEYS.names)
+            return f"apply the manifests of Kubeflow again, which make it; or {create}"
+        return (
+            f"kubectl -n {self._api_namespace} get secret {STORE_KEYS.secret} -o yaml | "
+            f"sed 's/namespace: {self._api_namespace}/namespace: {self._name}/' | kubectl apply -f -"
         )
-    except urllib3.exceptions.HTTPError as error:
-        return Finding(check, "warning", f"Kubernetes does not answer: {error}", "check the kubeconfig")
-    wanted = f"{placed.gpu_count} x {placed.gpu_type}"
-    fit = [node for node in nodes if _gpus(node, placed.gpu_type) >= placed.gpu_count]
-    taken = [node for node in fit if not _kept_away(node, placed)]
-    if taken:
-        return Finding(check, "ok", f"{len(taken)} with {wanted} and labels {selector or 'as they are'}")
-    if fit:
-        taints = ", ".join(sorted({taint for node in fit for taint in _kept_away(node, placed)}))
+
+    def _launcher(self) -> tuple[Keys | None, Finding]:
+        """Return the keys that the launcher will read, as far as they are known, and where artifacts go."""
+        check = f"config map {CONFIG_MAP}"
+        try:
+            data = self._cluster.read("config_map", CONFIG_MAP, self._name)
+        except MissingError:
+            data = {}
+        except ForbiddenError as error:
+            fix = f"let somebody who may look compare: {self._kubectl} get configmap {CONFIG_MAP} -o yaml"
+            return None, Finding(check, "warning", f"may not be looked at: {error}", fix)
+        root = self._target.root or root_of(data)
+        try:
+            keys = keys_of(root, data)
+        except ConfigError as error:
+            return None, Finding(check, "failed", str(error), f"{self._kubectl} edit configmap {CONFIG_MAP}")
+        how = f"the keys of secret {keys.secret}" if keys else "the rights and the environment of their pods"
+        return keys, Finding(check, "ok", f"{'' if data else 'none; '}artifacts go to {root} with {how}")
+
+    def _rights(self, keys: Keys | None) -> Iterator[Finding]:
+        """Check that the account of the pods exists and may do all that they ask of Kubernetes."""
+        fix = "kubectl apply -k of an overlay of k8s/ makes mappo-runner; --service-account names another"
+        account = self._object(
+            "service_account", self._account, "Kubernetes refuses pods without their account", fix
+        )
+        yield account
+        if account.state != "failed":
+            yield self._allowed(calls(keys))
+
+    def _allowed(self, asked: Sequence[Call]) -> Finding:
+        check = f"rights of {self._account}"
+        try:
+            refused = [call for call in asked if not self._cluster.allows(self._account, self._name, call)]
+        except ForbiddenError as error:
+            user = f"system:serviceaccount:{self._name}:{self._account}"
+            fixes = [f"{self._kubectl} auth can-i {_in_kubectl(call)} --as={user}" for call in asked]
+            detail = f"may not be looked at: {error}"
+            return Finding(check, "warning", detail, "\n".join(["let an administrator ask:", *fixes]))
+        if refused:
+            grants = [line for call in refused for line in self._grant(call)]
+            return Finding(check, "failed", f"may not {', '.join(map(str, refused))}", "\n".join(grants))
+        return Finding(check, "ok", f"may {', '.join(map(str, asked))}")
+
+    def _grant(self, call: Call) -> Iterator[str]:
+        """Give the commands that allow a call to the account."""
+        name, account = (
+            f"{self._account}-{call.verb}-{call.name or call.resource}",
+            f"{self._name}:{self._account}",
+        )
+        resource = f"{call.resource}.{call.group}" if call.group else call.resource
+        only = f" --resource-name={call.name}" if call.name else ""
+        yield f"{self._kubectl} create role {name} --verb={call.verb} --resource={resource}{only}"
+        yield f"{self._kubectl} create rolebinding {name} --role={name} --serviceaccount={account}"
+
+    def _retries(self) -> Finding:
+        """Check which losses Argo tries again, from the defaults of its controller."""
+        check = "retries"
+        where = f"config map {_CONTROLLER_CONFIG_MAP} in namespace {self._api_namespace}"
+        try:
+            text = self._cluster.read("config_map", _CONTROLLER_CONFIG_MAP, self._api_namespace).get(
+                "workflowDefaults", ""
+            )
+            defaults = _defaults(text)
+        except MissingError:
+            return Finding(check, "warning", f"{where} does not exist", "give Argo's namespace by --api-namespace")
+        except ForbiddenError as error:
+            fix = f"let somebody who may look run this command: {self._edit('get', '-o yaml')}"
+            return Finding(check, "warning", f"{where} may not be looked at: {error}", fix)
+        except ConfigError as error:
+            return Finding(check, "failed", f"{where}: {error}", self._edit("edit"))
+        strategy = _strategy(defaults)
+        policy = str(strategy.get("retryPolicy", "OnFailure")) if strategy else ""
+        if policy in _RETRIES:
+            return Finding(check, "ok", f"{_RETRIES[policy]} ({policy}); {_SUPERVISED}")
+        found = f"retryPolicy is {policy}" if policy else "has no templateDefaults.retryStrategy"
+        detail = f"Argo does not make lost pods anew: {where} {found}; {_SUPERVISED}"
+        return Finding(check, "warning", detail, self._mend(defaults))
+
+    def _edit(self, verb: str, rest: str = "") -> str:
+        return f"kubectl -n {self._api_namespace} {verb} configmap {_CONTROLLER_CONFIG_MAP} {rest}".rstrip()
+
+    def _mend(self, defaults: dict[str, Any]) -> str:
+        """Return the command that lets Argo make lost pods anew, and keeps its other defaults."""
+        mended = copy.deepcopy(defaults)
+        templates = mended.setdefault("spec", {}).setdefault("templateDefaults", {})
+        templates["retryStrategy"] = {"limit": 2, "retryPolicy": "OnError"}
+        block = textwrap.indent(yaml.safe_dump(mended, sort_keys=False), "    ")
+        return self._edit(
+            "patch", f"--patch {shlex.quote(f'data:{chr(10)}  workflowDefaults: |{chr(10)}{block}')}"
+        )
+
+    def _nodes(self, stage: str, placed: Stage) -> Finding:
+        """Check that a node could take the stage, as far as labels, taints and GPUs say."""
+        check = f"nodes for {stage}"
+        try:
+            nodes = self._cluster.nodes(placed.node_selector)
+        except ForbiddenError as error:
+            return Finding(check, "warning", f"may not be looked at: {error}", "ask an administrator")
+        labels = ",".join(f"{key}={value}" for key, value in placed.node_selector.items()) or "as they are"
+        wanted = f"{placed.gpu_count} x {placed.gpu_type} and labels {labels}"
+        fit = [node for node in nodes if _gpus(node, placed.gpu_type) >= placed.gpu_count]
+        taken = [node for node in fit if not _kept_away(node, placed)]
+        if taken:
+            return Finding(check, "ok", f"{len(taken)} with {wanted}")
+        if fit:
+            taints = ", ".join(sorted({taint for node in fit for taint in _kept_away(node, placed)}))
+            fix = f"add to stages.{stage}.tolerations of the site"
+            return Finding(check, "failed", f"{len(fit)} fit, but are tainted: {taints}", fix)
         return Finding(
             check,
-            "failed",
-            f"{len(fit)} fit, but are tainted: {taints}",
-            f"add to stages.{stage}.tolerations of the site",
+            "warning",
+            f"none with {wanted}; a node may yet be added when a pod waits",
+            f"correct stages.{stage}.gpu_type, gpu_count or node_selector of the site; 0 GPUs run on the CPU",
         )
-    return Finding(
-        check,
-        "warning",
-        f"none with {wanted} and labels {selector or 'as they are'}; a node may yet be added when a pod waits",
-        f"correct stages.{stage}.gpu_type, gpu_count or node_selector of the site; gpu_count 0 runs on the CPU",
-    )
+
+
+def _in_kubectl(call: Call) -> str:
+    """Return a call in the notation of kubectl auth can-i, which needs the group."""
+    resource = f"{call.resource}.{call.group}" if call.group else call.resource
+    return f"{call.verb} {resource}" + (f"/{call.name}" if call.name else "")
+
+
+def _defaults(text: str) -> dict[str, Any]:
+    """Return the defaults that the controller gives every workflow.
+
+    Raises:
+        ConfigError: the controller cannot read them.
+    """
+    if text.strip() and "\n" not in text.strip():
+        raise ConfigError(
+            "workflowDefaults is one line, which stops Argo from reading the config map: write a block"
+        )
+    try:
+        defaults = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"workflowDefaults is not YAML: {error}") from None
+    if not isinstance(defaults, dict):
+        raise ConfigError("workflowDefaults must hold keys and values")
+    return defaults
+
+
+def _strategy(defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    templates = (defaults.get("spec") or {}).get("templateDefaults") or {}
+    return templates.get("retryStrategy") or {}
 
 
 def _gpus(node: Any, gpu_type: str) -> int:
@@ -259,7 +401,7 @@ def _gpus(node: Any, gpu_type: str) -> int:
 
 
 def _kept_away(node: Any, placed: Stage) -> list[str]:
-    """Taints of a node that the stage does not tolerate."""
+    """Return the taints of a node that the stage does not tolerate."""
 
     def is_tolerated(taint: Any) -> bool:
         return any(
@@ -274,10 +416,7 @@ def _kept_away(node: Any, placed: Stage) -> list[str]:
 
 
 def _storage(name: str, location: str) -> Finding:
-    """Whether something can be written, read and deleted below a location."""
-    if not location:
-        flag = "--store" if name == "store" else "--pipeline-root"
-        return Finding(name, "warning", "not looked at", f"give {flag} s3://bucket/prefix to try it from here")
+    """Check that an object can be written, read and deleted below a location."""
     key = f"doctor-{uuid.uuid4().hex}"
     try:
         place = open_store(location, patience_seconds=10)

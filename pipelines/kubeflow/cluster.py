@@ -1,0 +1,121 @@
+"""The Kubernetes cluster behind Kubeflow, as far as this user may look at it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import kubernetes
+import urllib3
+
+from pipelines.kubeflow.connection import Connection, in_pod
+
+_TIMEOUT_SECONDS = 15
+
+
+class UnreachableError(Exception):
+    """Kubernetes cannot be asked at all: no kubeconfig, no answer, or credentials that it does not know."""
+
+
+class MissingError(Exception):
+    """An object does not exist."""
+
+
+class ForbiddenError(Exception):
+    """This user may not look at an object."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to the Kubernetes API. name: of one object; empty for any."""
+
+    verb: str
+    resource: str
+    name: str = ""
+    group: str = ""
+
+    def __str__(self) -> str:
+        """Return the call in kubectl's notation: get secrets/mappo-s3."""
+        return f"{self.verb} {self.resource}" + (f"/{self.name}" if self.name else "")
+
+
+class Cluster:
+    """Questions to the Kubernetes API, each asked once.
+
+    All methods raise UnreachableError, and ForbiddenError where this user may not ask.
+    """
+
+    def __init__(self, connection: Connection):
+        configuration = kubernetes.client.Configuration()
+        try:
+            _load(configuration, connection)
+        except (kubernetes.config.ConfigException, OSError) as error:
+            raise UnreachableError(str(error)) from None
+        configuration.retries = False
+        client = kubernetes.client.ApiClient(configuration)
+        self._core = kubernetes.client.CoreV1Api(client)
+        self._authorization = kubernetes.client.AuthorizationV1Api(client)
+
+    def read(self, kind: str, name: str, namespace: str = "") -> Mapping[str, str]:
+        """Return the data of a secret (base64) or config map; nothing for other kinds.
+
+        Raises:
+            MissingError: it does not exist.
+        """
+        if not namespace:
+            found = _ask(getattr(self._core, f"read_{kind}"), name)
+        else:
+            found = _ask(getattr(self._core, f"read_namespaced_{kind}"), name, namespace)
+        return getattr(found, "data", None) or {}
+
+    def nodes(self, selector: Mapping[str, str]) -> list[Any]:
+        """Return the nodes that have these labels."""
+        labels = ",".join(f"{key}={value}" for key, value in selector.items())
+        return list(_ask(self._core.list_node, label_selector=labels).items)
+
+    def allows(self, account: str, namespace: str, call: Call) -> bool:
+        """Return whether a service account may make a call in its namespace."""
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "LocalSubjectAccessReview",
+            "metadata": {"namespace": namespace},
+            "spec": {
+                "user": f"system:serviceaccount:{namespace}:{account}",
+                "groups": [
+                    "system:serviceaccounts",
+                    f"system:serviceaccounts:{namespace}",
+                    "system:authenticated",
+                ],
+                "resourceAttributes": {
+                    "namespace": namespace,
+                    "group": call.group,
+                    "resource": call.resource,
+                    "verb": call.verb,
+                    "name": call.name,
+                },
+            },
+        }
+        create = self._authorization.create_namespaced_local_subject_access_review
+        return bool(_ask(create, namespace, review).status.allowed)
+
+
+def _load(configuration: Any, connection: Connection) -> None:
+    if in_pod():
+        kubernetes.config.load_incluster_config(client_configuration=configuration)
+    else:
+        kubernetes.config.load_kube_config(
+            context=connection.context or None, client_configuration=configuration, persist_config=False
+        )
+
+
+def _ask(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    try:
+        return function(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
+    except kubernetes.client.ApiException as error:
+        answer = f"{error.status} {error.reason}"
+        if error.status == 404:
+            raise MissingError(answer) from None
+        if error.status == 403:
+            raise ForbiddenError(answer) from None
+        raise UnreachableError(f"Kubernetes answers {answer}") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise UnreachableError(f"Kubernetes does not answer: {error}") from None

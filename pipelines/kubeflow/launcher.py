@@ -1,0 +1,88 @@
+"""Access that the containers of a run need besides our own: Kubeflow's driver and launcher, and Argo's wait.
+
+After Kubeflow Pipelines 2.17 (backend/src/v2/config) and the audit log of a run on 2.17.0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from mappo.config import ConfigError
+from pipelines.kubeflow.artifacts import DEFAULT_ROOT
+from pipelines.kubeflow.cluster import Call
+
+CONFIG_MAP = "kfp-launcher"  # of a run's namespace; it need not exist
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of a store: the secret that holds them, and under which names."""
+
+    secret: str
+    names: tuple[str, ...]
+
+
+STORE_KEYS = Keys("mlpipeline-minio-artifact", ("accesskey", "secretkey"))  # of Kubeflow's own store
+
+
+def root_of(launcher: Mapping[str, str]) -> str:
+    """Return the pipeline root of a namespace. `launcher`: the data of its config map kfp-launcher, if any."""
+    return launcher.get("defaultPipelineRoot") or DEFAULT_ROOT
+
+
+def keys_of(root: str, launcher: Mapping[str, str]) -> Keys | None:
+    """Return the keys that the launcher reads for a pipeline root; None where it takes them from its environment.
+
+    Raises:
+        ConfigError: the launcher cannot read the providers of the config map.
+    """
+    place = urlsplit(root)
+    provider = _provider(launcher.get("providers", ""), place.scheme)
+    if place.query or (not provider and place.scheme != "minio"):
+        return None
+    if not provider:
+        return STORE_KEYS
+    try:
+        chosen = _override(provider, place.netloc, place.path.lstrip("/")) or provider["default"]
+        credentials = chosen["credentials"]
+        if credentials.get("fromEnv"):
+            return None
+        secret = credentials["secretRef"]
+        return Keys(str(secret["secretName"]), tuple(str(secret[key]) for key in secret if key != "secretName"))
+    except (TypeError, KeyError, AttributeError):
+        raise ConfigError(
+            f"providers: {place.scheme}: lacks credentials, with fromEnv: true or a secretRef"
+        ) from None
+
+
+def calls(keys: Keys | None) -> list[Call]:
+    """Return every request of a run's containers to the Kubernetes API."""
+    asked = [
+        Call("create", "workflowtaskresults", group="argoproj.io"),
+        Call("patch", "workflowtaskresults", group="argoproj.io"),
+        Call("get", "configmaps", CONFIG_MAP),
+    ]
+    return [*asked, *([Call("get", "secrets", keys.secret)] if keys else [])]
+
+
+def _provider(text: str, scheme: str) -> Mapping[str, Any]:
+    try:
+        provider = (yaml.safe_load(text) or {}).get(scheme) or {}
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ConfigError(f"providers: not YAML with a key for each kind of store: {error}") from None
+    if not isinstance(provider, dict):
+        raise ConfigError(f"providers: {scheme}: must hold `default`, with endpoint and credentials")
+    return provider
+
+
+def _override(provider: Mapping[str, Any], bucket: str, prefix: str) -> Any:
+    """Return the first override for a bucket and the beginning of a key, if there is one."""
+    listed = provider.get("overrides") or provider.get("Overrides") or []
+    return next((each for each in listed if _is_for(each, bucket, prefix)), None)
+
+
+def _is_for(override: Mapping[str, Any], bucket: str, prefix: str) -> bool:
+    return override.get("bucketName") == bucket and prefix.startswith(str(override.get("keyPrefix", "")))
