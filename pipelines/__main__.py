@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes", "rich", "croniter"):
+        if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes", "rich"):
             raise
         print('pipelines: Kubeflow\'s SDK is not installed: pip install ".[kubeflow]"', file=sys.stderr)
         return 2

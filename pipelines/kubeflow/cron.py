@@ -1,16 +1,15 @@
 """When a schedule fires: cron as Kubeflow's server reads it, which is not how crontab does.
 
-The server reads six fields, seconds first. Five are taken too, and mean seconds to month: a schedule that was to
-run at 02:30 then runs every hour. Source: robfig/cron 1.2, `Parse`.
+The server reads six fields, seconds first. It takes five too and reads them as seconds to month: a schedule that
+was to run at 02:30 then runs every hour. The server uses robfig/cron 1.2.0 (the same code as 1.1.0); `Cron.times`
+searches as its `SpecSchedule.Next` does, because every library treats changes of the clock differently.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
-
-from croniter import CroniterBadDateError, croniter
 
 from mappo.config import ConfigError
 
@@ -37,7 +36,10 @@ _DESCRIPTORS = {
     "@midnight": "0 0 0 * * *",
     "@hourly": "0 0 * * * *",
 }
-_PART = re.compile(r"(?P<low>[*?]|\w+)(-(?P<high>\w+))?(/(?P<step>\d+))?")
+_LONGEST_NUMBER = 9  # digits; longer ones are out of range anyway, and Python refuses to read very long ones
+_LONGEST_SHOWN = 80
+_YEARS = 5  # the server looks no further ahead
+_PART = re.compile(r"(?P<low>[*?]|\w+)(-(?P<high>\w+))?(/(?P<step>[0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Cron:
     """A schedule. `expression` has six fields, seconds first, as the server wants it."""
 
     expression: str
-    _expanded: str  # for croniter: lists of numbers
+    _numbers: dict[str, set[int]]
     _is_either_day: bool  # the day of month or of week may match; else both must
 
     @classmethod
@@ -53,7 +55,7 @@ class Cron:
         """Read five fields, as in crontab, or six, seconds first, or a name such as `@daily`.
 
         Raises:
-            ConfigError: naming the field that the server would refuse, or that no day ever matches.
+            ConfigError: the server would refuse a field, which the message names, or the schedule never fires.
         """
         fields = _DESCRIPTORS.get(text.strip().lower(), text).split()
         if len(fields) == 5:
@@ -66,15 +68,9 @@ class Cron:
         numbers, is_star = {}, {}
         for (name, _), field in zip(_FIELDS.items(), fields, strict=True):
             numbers[name], is_star[name] = _read(text, name, field)
-        is_either = not (is_star["day of month"] or is_star["day of week"])
-        if is_either and any(_is_all(name, numbers[name]) for name in ("day of month", "day of week")):
-            numbers |= {name: _all(name) for name in ("day of month", "day of week")}
-        expanded = " ".join(_listed(name, numbers[name]) for name in _FIELDS)
-        cron = cls(" ".join(fields), expanded, is_either)
-        try:
-            next(cron.times(datetime(2024, 1, 1)))
-        except CroniterBadDateError:
-            raise ConfigError(f"cron {text!r}: no such day ever comes") from None
+        cron = cls(" ".join(fields), numbers, not (is_star["day of month"] or is_star["day of week"]))
+        if not cron.next(datetime.now(UTC), 1):
+            raise ConfigError(f"cron {text!r}: no such day comes within {_YEARS} years")
         return cron
 
     @classmethod
@@ -89,16 +85,107 @@ class Cron:
             return None
 
     def next(self, after: datetime, count: int) -> list[datetime]:
-        """The next times at which it fires, in the time zone of `after`."""
+        """Return the next times at which it fires, in the time zone of `after`."""
         return list(islice(self.times(after), count))
 
     def times(self, after: datetime) -> Iterator[datetime]:
-        """All times at which it fires, in the time zone of `after`."""
-        schedule = croniter(
-            self._expanded, after, second_at_beginning=True, day_or=self._is_either_day, ret_type=datetime
+        """Yield the times at which it fires, in the time zone of `after`."""
+        while (moment := self._next(after)) is not None:
+            yield moment
+            after = moment
+
+    def _next(self, after: datetime) -> datetime | None:
+        moment, is_reset = _plus(after.replace(microsecond=0), timedelta(seconds=1)), False
+        limit = moment.year + _YEARS
+        while moment.year <= limit:
+            for field in _SEARCH:
+                moment, is_reset, has_wrapped = self._search(field, moment, is_reset)
+                if has_wrapped:  # a larger field has changed: check that one again
+                    break
+            else:
+                return moment
+        return None
+
+    def _search(self, field: "_Field", moment: datetime, is_reset: bool) -> tuple[datetime, bool, bool]:
+        """Step until a field matches or wraps around; smaller fields restart at 0 before the very first step."""
+        while not self._matches(field.name, moment):
+            moment = field.step(moment if is_reset else field.reset(moment))
+            is_reset = True
+            if field.has_wrapped(moment):
+                return moment, is_reset, True
+        return moment, is_reset, False
+
+    def _matches(self, name: str, moment: datetime) -> bool:
+        if name != "day":
+            return getattr(moment, name) in self._numbers[name]
+        matches = (
+            moment.day in self._numbers["day of month"],
+            moment.isoweekday() % 7 in self._numbers["day of week"],
         )
-        while True:
-            yield schedule.get_next()
+        return any(matches) if self._is_either_day else all(matches)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """How the search handles one field: smaller ones to 0, one on, and whether it then begins anew."""
+
+    name: str
+    reset: Callable[[datetime], datetime]
+    step: Callable[[datetime], datetime]
+    has_wrapped: Callable[[datetime], bool]
+
+
+def _plus(moment: datetime, duration: timedelta) -> datetime:
+    """Add a duration that really passes, also where the clock changes."""
+    return (moment.astimezone(UTC) + duration).astimezone(moment.tzinfo)
+
+
+def _at(clock: datetime, zone: tzinfo | None) -> datetime:
+    """Return the moment at which a clock shows a time; if it never does or does twice, the one that Go chooses.
+
+    Go takes the offset at that time in UTC; if it is not in force at the moment that follows from it, Go takes the
+    offset that is.
+    """
+    assert zone is not None
+    naive, offset = clock.replace(tzinfo=None, fold=0), clock.replace(tzinfo=UTC).astimezone(zone).utcoffset()
+    assert offset is not None
+    moment = (naive - offset).replace(tzinfo=UTC).astimezone(zone)
+    if (actual := moment.utcoffset()) is not None and actual != offset:
+        moment = (naive - actual).replace(tzinfo=UTC).astimezone(zone)
+    return moment
+
+
+def _start_of_day(moment: datetime, day: int) -> datetime:
+    return _at(moment.replace(day=day, hour=0, minute=0, second=0), moment.tzinfo)
+
+
+def _next_month(moment: datetime) -> datetime:
+    first = moment.replace(year=moment.year + moment.month // 12, month=moment.month % 12 + 1, day=1, tzinfo=None)
+    return _at(first + timedelta(days=moment.day - 1), moment.tzinfo)
+
+
+_SEARCH = (
+    _Field("month", lambda at: _start_of_day(at, 1), _next_month, lambda at: at.month == 1),
+    _Field(
+        "day",
+        lambda at: _start_of_day(at, at.day),
+        lambda at: _at(at.replace(tzinfo=None) + timedelta(days=1), at.tzinfo),
+        lambda at: at.day == 1,
+    ),
+    _Field(
+        "hour",
+        lambda at: _at(at.replace(minute=0, second=0), at.tzinfo),
+        lambda at: _plus(at, timedelta(hours=1)),
+        lambda at: at.hour == 0,
+    ),
+    _Field(
+        "minute",
+        lambda at: at.replace(second=0),
+        lambda at: _plus(at, timedelta(minutes=1)),
+        lambda at: at.minute == 0,
+    ),
+    _Field("second", lambda at: at, lambda at: _plus(at, timedelta(seconds=1)), lambda at: at.second == 0),
+)
 
 
 def _read(text: str, name: str, field: str) -> tuple[set[int], bool]:
@@ -110,7 +197,7 @@ def _read(text: str, name: str, field: str) -> tuple[set[int], bool]:
         if not match:
             raise ConfigError(f"cron {text!r}: {name} {part!r}: must be numbers, names, *, -, / and commas")
         lowest, highest = _FIELDS[name]
-        step = int(match["step"] or 1)
+        step = _number(text, name, match["step"] or "1")
         if match["low"] in "*?":
             low, high = lowest, highest
             is_star = True
@@ -128,19 +215,11 @@ def _number(text: str, name: str, word: str) -> int:
     known = _NAMES.get(name, {})
     if word.lower() in known:
         return known[word.lower()]
-    if not word.isdecimal() or not word.isascii():
-        raise ConfigError(f"cron {text!r}: {name} {word!r}: must be a number{' or a name' if known else ''}")
+    if not word.isdecimal() or not word.isascii() or len(word) > _LONGEST_NUMBER:
+        kind = f"a number{' or a name' if known else ''}"
+        raise ConfigError(f"cron {_cut(text)!r}: {name} {_cut(word)!r}: must be {kind}")
     return int(word)
 
 
-def _all(name: str) -> set[int]:
-    lowest, highest = _FIELDS[name]
-    return set(range(lowest, highest + 1))
-
-
-def _is_all(name: str, numbers: set[int]) -> bool:
-    return numbers == _all(name)
-
-
-def _listed(name: str, numbers: set[int]) -> str:
-    return "*" if _is_all(name, numbers) else ",".join(map(str, sorted(numbers)))
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
