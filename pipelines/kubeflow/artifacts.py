@@ -1,114 +1,203 @@
-"""What a run left in the store of artifacts. The API does not say where (kubeflow/pipelines #9858), the layout
-does.
+"""The artifacts of a run: where they are in the store, how large, and how to copy them.
 
-Below the pipeline's root: `<pipeline>/<run ID>/<stage>/<execution>/<artifact>`, where an artifact is one object or
-a folder of them. A stage that ran for several seeds has an execution for each. Without a root, runs are kept below
-the launcher's own, which `--pipeline-root` of these commands must then name if it is not Kubeflow's default.
+The workflow of v1beta1 has the URI of each artifact, whatever the pipeline's root is. A server without v1beta1
+tells no URIs (kubeflow/pipelines #9858). Then the layout must do: `<root>/<pipeline>/<run ID>/<stage>/<execution>/
+<artifact>`. An artifact is one object or a folder of them.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
 from mappo.config import ConfigError
 from mappo.storage import Entry, Store, StoreError, joined, open_store
+from pipelines.kubeflow.client import pipeline_name
+from pipelines.kubeflow.connection import Api
+from pipelines.kubeflow.workflow import Workflow, workflow_of
 
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
+LOGS = "executor-logs"  # announced for every stage, and there only where Kubeflow is told to keep logs
 MAX_BYTES = 2 * 1024**3  # of one object
+_LIST_SECONDS = 5.0  # of patience with a store that does not answer: a person waits
+_READABLE = ("s3://", "minio://")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One output of a stage. execution: which of the stage's; keys: relative to the run's place."""
+    """One output of a stage, which has the name that `runs show` gives it.
+
+    entries: the objects in the store, with keys below the location; the key is empty where the location itself is
+    the object. None until the store is asked.
+    """
 
     stage: str
-    execution: str
     name: str
-    entries: tuple[Entry, ...]
     location: str
+    entries: tuple[Entry, ...] | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Of everything."""
-        return sum(entry.size_bytes for entry in self.entries)
+        """The size of all objects together."""
+        return sum(entry.size_bytes for entry in self.entries or ())
 
 
-def place_of(run: Any, pipeline: str, root: str = "") -> str:
-    """Where a run's artifacts are."""
-    given = root or (run.runtime_config.pipeline_root if run.runtime_config else "") or DEFAULT_ROOT
-    return joined(joined(given.partition("?")[0], pipeline), run.run_id)
-
-
-def artifacts_at(place: str) -> list[Artifact]:
-    """Everything below a run's place.
+def announced(kubeflow: Api, run: Any) -> list[Artifact] | None:
+    """Return what a run's stages write, also those that have not written yet; None where the server does not tell.
 
     Raises:
-        StoreError: the store does not answer, or the place is none.
+        ApiError: the server did not answer.
     """
-    found: dict[tuple[str, str, str], list[Entry]] = {}
-    for entry in open_store(place).entries():
-        stage, *rest = entry.key.split("/")
-        execution = rest.pop(0) if len(rest) > 1 and _UUID.fullmatch(rest[0]) else ""
-        name = rest[0] if rest else stage
-        found.setdefault((stage, execution, name), []).append(entry)
+    workflow = workflow_of(kubeflow, run.run_id)
+    return None if workflow is None else artifacts_of(workflow)
+
+
+def artifacts_of(workflow: Workflow) -> list[Artifact]:
+    """Return what the stages of a workflow write, also stages that have written nothing yet."""
     return [
-        Artifact(*key, tuple(entries), joined(place, "/".join(part for part in key if part)))
-        for key, entries in sorted(found.items())
+        Artifact(stage, name, output["uri"].partition("?")[0])
+        for stage, executor_input in workflow.executor_inputs()
+        for name, outputs in sorted(executor_input.get("outputs", {}).get("artifacts", {}).items())
+        for output in outputs.get("artifacts", [])[:1]
     ]
 
 
-def chosen(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Artifact]:
-    """Those of these names: `best`, `report`, or `train/best` where several stages have one.
+def found(kubeflow: Api, run: Any, artifacts: list[Artifact] | None, root: str = "") -> list[Artifact]:
+    """Return the artifacts with their objects in the store. Logs that are not there are left out.
+
+    artifacts: what is announced; None to look below the pipeline's root, by default the run's own.
 
     Raises:
-        ConfigError: there is none of a name.
+        StoreError: the store does not answer, or cannot be read from here; the message says how to reach it.
     """
-    listed, wanted = list(artifacts), list(names)
-    if not wanted:
-        return listed
-    for name in wanted:
-        if not any(_is(name, each) for each in listed):
-            there = ", ".join(sorted({f"{each.stage}/{each.name}" for each in listed})) or "nothing"
-            raise ConfigError(f"artifact {name!r}: there is none; there is {there}")
-    return [each for each in listed if any(_is(name, each) for name in wanted)]
+    place = _folder_of(artifacts) if artifacts is not None else _place_of(kubeflow, run, root)
+    try:
+        return _laid_out(place) if artifacts is None else _with_entries(artifacts, place)
+    except StoreError as error:
+        raise StoreError("\n".join(filter(None, [str(error), _way_to(kubeflow, place)]))) from error
 
 
-def fetch(place: str, artifacts: Iterable[Artifact], directory: Path) -> Iterator[tuple[Artifact, Path]]:
-    """Copy artifacts into a directory, one after the other; each as it is there.
+def chosen(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Artifact]:
+    """Return the artifacts of these names that are there: `best`, `train[1]`, `train/best`; without names, all.
 
     Raises:
-        StoreError: the store does not answer.
+        ConfigError: an artifact has no such name, or is not there yet.
+    """
+    listed, wanted = list(artifacts), set(names)
+    there = [artifact for artifact in listed if artifact.entries]
+    for name in wanted - _names(there):
+        if name in _names(listed):
+            raise ConfigError(f"artifact {name!r}: nothing there yet: its stage has written none")
+        available = ", ".join(sorted({f"{each.stage}/{each.name}" for each in there})) or "nothing"
+        raise ConfigError(f"artifact {name!r}: there is none; there is {available}")
+    return [artifact for artifact in there if not wanted or wanted & _names([artifact])]
+
+
+def fetch(artifacts: Iterable[Artifact], directory: Path) -> Iterator[tuple[Artifact, Path]]:
+    """Copy artifacts into a directory, one after the other; yield each one when it is there.
+
+    Raises:
+        StoreError: the store does not answer, or a name leads out of the directory.
         OSError: the directory cannot be written.
     """
-    store = open_store(place)
     listed = list(artifacts)
-    several = {(each.stage, each.name) for each in listed if sum(_same(each, other) for other in listed) > 1}
+    folder = _folder_of(listed)
+    store = open_store(folder)
+    outputs = [(artifact.stage, artifact.name) for artifact in listed]
     for artifact in listed:
-        below = artifact.execution if (artifact.stage, artifact.name) in several else ""
-        target = directory / artifact.stage / below / artifact.name
-        _copy(store, artifact, target)
+        is_one_of_several = outputs.count((artifact.stage, artifact.name)) > 1
+        execution = artifact.location.split("/")[-2] if is_one_of_several else ""
+        target = directory / artifact.stage / execution / artifact.name
+        _copy(store, artifact, artifact.location.removeprefix(f"{folder}/"), target, directory)
         yield artifact, target
 
 
-def _copy(store: Store, artifact: Artifact, target: Path) -> None:
-    base = "/".join(part for part in (artifact.stage, artifact.execution, artifact.name) if part)
-    for entry in artifact.entries:
-        inner = entry.key.removeprefix(base).strip("/")
-        path = target / inner if inner else target
-        if ".." in Path(inner).parts:
-            raise StoreError(f"{entry.key}: leads out of the directory")
+def _with_entries(artifacts: list[Artifact], folder: str) -> list[Artifact]:
+    entries: dict[str, list[Entry]] = {artifact.location: [] for artifact in artifacts}
+    for entry in _entries(folder) if artifacts else ():
+        places = accumulate(entry.key.split("/"), joined, initial=folder)
+        location = next((place for place in places if place in entries), None)
+        if location:
+            key = joined(folder, entry.key).removeprefix(location).strip("/")
+            entries[location].append(replace(entry, key=key))
+    full = (replace(artifact, entries=tuple(entries[artifact.location])) for artifact in artifacts)
+    return [artifact for artifact in full if artifact.entries or artifact.name != LOGS]
+
+
+def _place_of(kubeflow: Api, run: Any, root: str) -> str:
+    """Return the folder of a run's artifacts, for servers that tell no URIs."""
+    root = root or (run.runtime_config.pipeline_root if run.runtime_config else "") or DEFAULT_ROOT
+    return joined(joined(root.partition("?")[0], pipeline_name(kubeflow, run)), run.run_id)
+
+
+def _laid_out(place: str) -> list[Artifact]:
+    """Return the artifacts below the folder of a run, by Kubeflow's layout."""
+    entries: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in _entries(place):
+        stage, *rest = entry.key.split("/")
+        execution = rest.pop(0) if len(rest) > 1 and _UUID.fullmatch(rest[0]) else ""
+        name = rest.pop(0) if rest else stage
+        entries.setdefault((stage, execution, name), []).append(replace(entry, key="/".join(rest)))
+    return [
+        Artifact(stage, name, "/".join(filter(None, [place, stage, execution, name])), tuple(below))
+        for (stage, execution, name), below in sorted(entries.items())
+    ]
+
+
+def _way_to(kubeflow: Api, location: str) -> str:
+    """Return how a person reaches Kubeflow's own store from outside the cluster; empty for any other store."""
+    if not location.startswith("minio://"):
+        return ""
+    connection = kubeflow.connection
+    kubectl = f"kubectl --context {connection.context}" if connection.context else "kubectl"
+    namespace = kubeflow.namespace or connection.api_namespace
+    secret = f"{kubectl} -n {namespace} get secret mlpipeline-minio-artifact"
+    return (
+        "minio:// is Kubeflow's own store. To reach it from outside the cluster:\n"
+        f"    {kubectl} -n {connection.api_namespace} port-forward svc/seaweedfs 9000 &\n"
+        "    export AWS_ENDPOINT_URL=http://localhost:9000\n"
+        f"    export AWS_ACCESS_KEY_ID=$({secret} -o jsonpath='{{.data.accesskey}}' | base64 -d)\n"
+        f"    export AWS_SECRET_ACCESS_KEY=$({secret} -o jsonpath='{{.data.secretkey}}' | base64 -d)\n"
+        "(before Kubeflow 2.16: svc/minio-service)"
+    )
+
+
+def _entries(folder: str) -> list[Entry]:
+    if "://" in folder and not folder.startswith(_READABLE):
+        scheme = folder.partition("://")[0]
+        raise StoreError(
+            f"{folder}: {scheme}:// cannot be read from here, only s3:// and minio:// can: use the store's tool"
+        )
+    return open_store(folder, _LIST_SECONDS).entries()
+
+
+def _folder_of(artifacts: Iterable[Artifact]) -> str:
+    """Return the deepest folder that holds all artifacts, so that one listing finds all their objects."""
+    parents = [artifact.location.split("/")[:-1] for artifact in artifacts]
+    return "/".join(
+        names[0] for names in takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
+    )
+
+
+def _copy(store: Store, artifact: Artifact, base: str, target: Path, directory: Path) -> None:
+    for entry in artifact.entries or ():
+        path = target / entry.key if entry.key else target
+        if not path.is_relative_to(directory) or ".." in path.relative_to(directory).parts:
+            raise StoreError(f"{artifact.location}/{entry.key}: leads out of the directory")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(store.read(entry.key, MAX_BYTES))
+        partial.write_bytes(store.read("/".join(filter(None, [base, entry.key])), MAX_BYTES))
         partial.replace(path)
 
 
-def _is(name: str, artifact: Artifact) -> bool:
-    return name in (artifact.name, artifact.stage, f"{artifact.stage}/{artifact.name}")
-
-
-def _same(one: Artifact, other: Artifact) -> bool:
-    return (one.stage, one.name) == (other.stage, other.name)
+def _names(artifacts: Iterable[Artifact]) -> set[str]:
+    """Return the names by which people may ask for artifacts; `train` stands for `train[0]` and `a/train[1]`."""
+    names: set[str] = set()
+    for artifact in artifacts:
+        in_loop = artifact.stage.rpartition("/")[2]
+        stages = {artifact.stage, in_loop, in_loop.partition("[")[0]}
+        names |= {artifact.name, *stages, *(f"{stage}/{artifact.name}" for stage in stages)}
+    return names
