@@ -1,8 +1,8 @@
-"""An HTTP server that behaves as the API server of Kubeflow Pipelines 2.17, and one as that of Kubernetes.
+"""An HTTP server that answers as the API server of Kubeflow Pipelines 2.17 did, and one as that of Kubernetes.
 
-Both hold what they are told in memory, and nothing runs by itself: a test says when a run goes on. What is checked
-and how Argo's nodes look is in `kubeflow_rules`. The gateway in front (who is let in) and the network (what fails)
-are part of the servers.
+Both hold everything in memory, and nothing runs by itself: a test says when a run goes on. The checks of requests
+are in `kubeflow_rules`, Argo is in `argo`. The gateway in front (who is let in) and the network (what fails) are
+part of the servers. The answers of the real server are in `data/kubeflow`; `test_recordings` compares.
 """
 
 import email
@@ -20,11 +20,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import yaml
+
+from tests.argo import STOCK, Workflow
+from tests.kubeflow_driver import Produce, nothing_produced
 from tests.kubeflow_rules import (
     HTTP,
     Listing,
     Refused,
-    Workflow,
     as_struct,
     check_cron,
     check_length,
@@ -178,9 +181,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class KubeflowServer(FaultyServer):
-    """See the module.
+    """The API server, with Argo and the persistence agent behind it.
 
-    `terminated_state` is the end of a run that was terminated; servers with Argo behind them say FAILED.
+    template_defaults: the retry strategy that the workflow controller gives every template: `STOCK`,
+    `BEFORE_2_17` or `ALWAYS` of `argo`. v1beta1: whether that version of the API is there. pipeline_root: the
+    default root that kfp-launcher's config map says. terminated_state: the end of a run that was terminated.
+    produce: a function that gives the outputs of stages, on which later stages depend.
     """
 
     def __init__(
@@ -189,13 +195,18 @@ class KubeflowServer(FaultyServer):
         namespaces: set[str] | None = None,
         tokens: set[str] | None = None,
         login_page: bool = False,
-        terminated_state: str = "CANCELED",
+        terminated_state: str = "FAILED",
+        template_defaults: dict[str, str] | None = STOCK,
+        v1beta1: bool = True,
+        pipeline_root: str = "",
+        produce: Produce = nothing_produced,
     ):
         super().__init__()
         self.prefix = ""  # as where the cluster's own API forwards requests
         self.multi_user, self.namespaces = multi_user, namespaces or {"team"}
         self.tokens, self.cookies, self.login_page = tokens, set[str](), login_page
-        self.terminated_state = terminated_state
+        self.terminated_state, self.template_defaults, self.v1beta1 = terminated_state, template_defaults, v1beta1
+        self.pipeline_root, self.produce = pipeline_root, produce
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -203,6 +214,9 @@ class KubeflowServer(FaultyServer):
         self.recurring_runs: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, str] = {}  # by the pods' names
         self.workflows: dict[str, Workflow] = {}  # by run
+        self._persisted: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # manifest, task details
+        self._gone: set[str] = set()  # names of pods that were deleted
+        self._scheduled: dict[str, str] = {}  # names of Kubernetes' objects, by recurring run
         self._indices: dict[str, int] = {}  # of the runs of recurring runs
         if not multi_user:
             description = "All runs created without specifying an experiment will be grouped here."
@@ -211,7 +225,7 @@ class KubeflowServer(FaultyServer):
     # --- what a test does to the runs ---
 
     def advance(self, run_id: str) -> str:
-        """Start all stages that can, or finish the one that runs longest; the run's state."""
+        """Start all stages that can start, or finish the one that runs longest; the run's state."""
         with self.lock:
             run = self.runs[run_id]
             if run["state"] == "CANCELING":
@@ -227,30 +241,83 @@ class KubeflowServer(FaultyServer):
         return str(self.runs[run_id]["state"])
 
     def reach(self, run_id: str, stage: str) -> str:
-        """Carry the run on until this stage runs; the name of its pod."""
+        """Carry the run on until this stage runs; the name of its pod. `train[1]` is one of a loop."""
         with self.lock:
-            task = self.workflows[run_id].stage(stage)
+            flow = self.workflows[run_id]
+            pod = flow.pod_name(flow.reach(stage))
             self._report(run_id, "RUNNING")
-            return task.pod
+            return pod
 
-    def fail_stage(self, run_id: str, stage: str, message: str = "failed", attempts: int = 1) -> str:
-        """Let a stage fail for good in so many attempts; only its log has the message, as on a real server."""
+    def reach_driver(self, run_id: str, stage: str) -> str:
+        """Carry the run on until the driver of this stage is pending; the name of its pod."""
         with self.lock:
-            task = self.workflows[run_id].stage(stage)
-            for attempt in range(1, attempts + 1):
-                self.logs[task.pod] = self.logs.get(task.pod, "") + message + "\n"
-                task.fail() if attempt == attempts else task.again()
-            self._report(run_id, self.workflows[run_id].settle())
+            flow = self.workflows[run_id]
+            pod = flow.pod_name(flow.reach_driver(stage))
+            self._report(run_id, "RUNNING")
+            return pod
+
+    def fail_stage(
+        self,
+        run_id: str,
+        stage: str,
+        message: str = "failed",
+        attempts: int = 1,
+        exit_code: int = 1,
+        reason: str = "Error",
+    ) -> str:
+        """Let a stage's container end badly, in so many attempts one after the other; the run's state.
+
+        `message` goes to the log, as on a real server. reason: Error, OOMKilled or DeadlineExceeded. Argo decides
+        whether the stage is tried again.
+        """
+        with self.lock:
+            flow = self.workflows[run_id]
+            for _ in range(attempts):
+                self.write_log(run_id, stage, message + "\n")
+                flow.fail(flow.reach(stage), exit_code, reason)
+                self._report(run_id, flow.settle())
             return str(self.runs[run_id]["state"])
 
-    def retry_stage(self, run_id: str, stage: str, message: str = "failed") -> str:
-        """Let an attempt of a stage with retries fail and the next one run; the name of its pod."""
+    def fail_driver(self, run_id: str, stage: str, message: str = "failed") -> str:
+        """Let a stage's driver end badly, with this in its log; the run's state."""
         with self.lock:
-            task = self.workflows[run_id].stage(stage)
-            self.logs[task.pod] = self.logs.get(task.pod, "") + message + "\n"
-            task.again()
+            flow = self.workflows[run_id]
+            pod = flow.reach_driver(stage)
+            self.logs[flow.pod_name(pod)] = message + "\n"
+            flow.fail(pod)
+            self._report(run_id, flow.settle())
+            return str(self.runs[run_id]["state"])
+
+    def delete_pod(self, run_id: str, stage: str) -> str:
+        """Delete the pod of a running stage; its name. The next attempt, if any, waits for its backoff."""
+        with self.lock:
+            flow = self.workflows[run_id]
+            pod = flow.reach(stage)
+            name = flow.pod_name(pod)
+            self._gone.add(name)
+            flow.delete(pod)
+            self._report(run_id, flow.state)
+            return name
+
+    def wait_stage(self, run_id: str, stage: str, message: str = "") -> str:
+        """Let a stage's pod wait, for the reason that Argo says; the name of its pod."""
+        with self.lock:
+            flow = self.workflows[run_id]
+            pod = flow.reach(stage)
+            flow.wait(pod, message)
             self._report(run_id, "RUNNING")
-            return task.pod
+            return flow.pod_name(pod)
+
+    def retry_stage(self, run_id: str, stage: str, message: str = "failed") -> str:
+        """Let an attempt end in a way that is tried again, and the next one run; the name of its pod."""
+        with self.lock:
+            self.write_log(run_id, stage, message + "\n")
+            flow = self.workflows[run_id]
+            if flow.retries_lost_pods:
+                self.delete_pod(run_id, stage)
+            else:
+                flow.fail(flow.reach(stage))
+            return self.reach(run_id, stage)
 
     def write_log(self, run_id: str, stage: str, text: str) -> str:
         """Add to the log of a running stage; the name of its pod."""
@@ -258,6 +325,17 @@ class KubeflowServer(FaultyServer):
             pod = self.reach(run_id, stage)
             self.logs[pod] = self.logs.get(pod, "") + text
             return pod
+
+    def remove_workflow(self, run_id: str) -> None:
+        """Remove the workflow and its pods from Kubernetes, as happens an hour after the end."""
+        with self.lock:
+            flow = self.workflows[run_id]
+            self._gone |= {flow.pod_name(node) for node in flow.nodes.values()}
+
+    def driver_outputs_of(self, run_id: str, stage: str) -> dict[str, Any]:
+        """Return the executor input that the newest driver of a stage wrote: inputs, and where outputs go."""
+        with self.lock:
+            return self.workflows[run_id].executor_input(stage)
 
     def set_state(self, run_id: str, state: str) -> None:
         """What somebody else did to the run."""
@@ -267,7 +345,10 @@ class KubeflowServer(FaultyServer):
             self._report(run_id, state)
 
     def fire(self, recurring_run_id: str, at: float | None = None) -> str | None:
-        """The run of a trigger; None if the schedule is disabled or as many as allowed are at work."""
+        """Make the run of a trigger; None if the schedule is disabled or as many as allowed are at work.
+
+        The controller makes the workflow itself and replaces nothing in its parameters.
+        """
         with self.lock:
             job = self.recurring_runs[recurring_run_id]
             active = [
@@ -277,25 +358,14 @@ class KubeflowServer(FaultyServer):
             ]
             if job["status"] != "ENABLED" or len(active) >= int(job["max_concurrency"]):
                 return None
+            at = time.time() if at is None else at
             self._indices[recurring_run_id] = index = self._indices.get(recurring_run_id, 0) + 1
-            run_id, stamp = str(uuid.uuid4()), time.strftime("%Y%m%d%H%M%S", time.gmtime(at))
-            known = {"[[ScheduledTime]]": stamp, "[[CurrentTime]]": time.strftime("%Y%m%d%H%M%S", time.gmtime())}
-            known |= {"[[RunUUID]]": run_id, "[[Index]]": str(index)}
-            runtime = json.loads(json.dumps(job.get("runtime_config", {})))
-            for name, value in runtime.get("parameters", {}).items():
-                if isinstance(value, str):
-                    expand = re.sub(r"\[\[\w+\]\]", lambda match: known.get(match[0], match[0]), value)
-                    runtime["parameters"][name] = expand
-            name = re.sub(r"[^a-z0-9-]", "", job["display_name"].lower())[:25]
-            keep = ("pipeline_spec", "pipeline_version_reference", "service_account", "experiment_id")
-            run = {key: job[key] for key in keep if key in job}
-            run |= {"run_id": run_id, "recurring_run_id": recurring_run_id, "runtime_config": runtime}
-            run |= {
-                "display_name": f"{name}-{index}-{secrets.randbits(32)}",
-                "scheduled_at": rfc3339(at or time.time()),
-            }
-            self._add_run(run)
-            return run_id
+            name = f"{self._scheduled[recurring_run_id]}-{index}-{secrets.randbits(32)}"
+            keep = ("pipeline_spec", "pipeline_version_reference", "runtime_config", "experiment_id")
+            run = {key: json.loads(json.dumps(job[key])) for key in keep if key in job}
+            run |= {"run_id": str(uuid.uuid4()), "recurring_run_id": recurring_run_id, "display_name": name}
+            self._add_run(run, scheduled=at, account=job["service_account"])
+            return str(run["run_id"])
 
     # --- requests ---
 
@@ -308,7 +378,7 @@ class KubeflowServer(FaultyServer):
             return refusal
         found = ((re.fullmatch(pattern, path), name) for verb, pattern, name in _ROUTES if verb == method)
         match, name = next(((match, name) for match, name in found if match), (None, ""))
-        if not match:
+        if not match or (name == "get_run_v1" and not self.v1beta1):
             return _json(404, {"code": 5, "message": "Not Found", "details": []})
         handler = getattr(self, f"_{name}")
         try:
@@ -609,8 +679,10 @@ class KubeflowServer(FaultyServer):
         except Refused as refused:
             raise refused.within("Failed to create a new run") from None
 
-    def _add_run(self, run: dict) -> dict:
+    def _add_run(self, run: dict, scheduled: float | None = None, account: str = "") -> dict:
+        """Add a run. One that was `scheduled` begins at once, and nothing is replaced in its parameters."""
         self._prepare(run, "run", "A run")
+        account = account or run["service_account"]
         spec = self._source(run, "Failed to create a run due to error fetching manifest")
         given = run.get("runtime_config", {}).get("parameters", {})
         try:
@@ -621,22 +693,67 @@ class KubeflowServer(FaultyServer):
         run_id, now = run.get("run_id") or str(uuid.uuid4()), rfc3339(time.time())
         run = {"run_id": run_id, "created_at": now, "scheduled_at": now, "finished_at": NEVER, **run}
         self.runs[run_id] = {**run, "storage_state": "AVAILABLE", "state_history": []}
-        name = f"{pipeline['pipelineInfo']['name']}-{secrets.token_hex(3)[:5]}"
-        self.workflows[run_id] = Workflow(name, run_id, spec, given)
+        name, labels = f"{pipeline['pipelineInfo']['name']}-{secrets.token_hex(3)[:5]}", {}
+        if scheduled is None:
+            given = _expanded(given, run_id)
+        else:
+            self.runs[run_id]["scheduled_at"] = rfc3339(scheduled)
+            del self.runs[run_id]["service_account"]
+            name, labels = run["display_name"], self._schedule_labels(run, scheduled)
+        self.workflows[run_id] = Workflow(
+            name,
+            run_id,
+            spec,
+            given,
+            template_defaults=self.template_defaults,
+            display=run["display_name"],
+            namespace=self._namespace(run) or "kubeflow",
+            service_account=account,
+            labels=labels,
+            scheduled=scheduled,
+            root=run.get("runtime_config", {}).get("pipeline_root", "") or self.pipeline_root,
+            produce=self.produce,
+        )
         self.experiments[run["experiment_id"]]["last_run_created_at"] = now
-        self._report(run_id, "PENDING")
+        self._report(run_id, "PENDING" if scheduled is None else self.workflows[run_id].settle())
         return self._show(run_id)
 
+    def _schedule_labels(self, run: dict, scheduled: float) -> dict[str, str]:
+        job = run["recurring_run_id"]
+        labels = {
+            "isOwnedByScheduledWorkflow": "true",
+            "scheduledWorkflowName": self._scheduled[job],
+            "workflowEpoch": str(int(scheduled)),
+            "workflowIndex": str(self._indices[job]),
+        }
+        return {f"scheduledworkflows.kubeflow.org/{name}": value for name, value in labels.items()}
+
     def _report(self, run_id: str, state: str) -> None:
-        """What the persistence agent does now and then."""
-        run = self.runs[run_id]
+        """Take over the workflow as it is now, as the persistence agent does now and then."""
+        run, flow = self.runs[run_id], self.workflows[run_id]
+        if flow.nodes and self._persist(run_id):
+            state = flow.state
         if run.get("state") != state:
             run["state"] = state
             run["state_history"].append({"update_time": rfc3339(time.time()), "state": state})
         run["finished_at"] = rfc3339(time.time()) if state in FINAL else NEVER
 
+    def _persist(self, run_id: str) -> bool:
+        """Keep the manifest and the task details, which stay as they are once nodes are compressed.
+
+        True if the workflow was found to be too large for Kubernetes, and has failed.
+        """
+        flow = self.workflows[run_id]
+        manifest, (last, details) = flow.manifest(), self._persisted.get(run_id, ({}, []))
+        flow.check_size(manifest)
+        if flow.too_large:
+            manifest = {**last, "status": {**last["status"], "phase": flow.phase, "message": flow.message}}
+        is_readable = "nodes" in manifest["status"]
+        self._persisted[run_id] = manifest, flow.details() if is_readable else details
+        return flow.too_large
+
     def _show(self, run_id: str) -> dict:
-        details = self.workflows[run_id].details()
+        details = self._persisted.get(run_id, ({}, []))[1]
         return {**self.runs[run_id], **({"run_details": {"task_details": details}} if details else {})}
 
     def _end_terminated(self, run_id: str) -> None:
@@ -667,12 +784,34 @@ class KubeflowServer(FaultyServer):
             self._end_terminated(key)
         return shown
 
+    def _get_run_v1(self, key: str) -> dict:
+        """Answer as v1beta1 does, with the whole workflow as the persistence agent saw it last."""
+        run = self._get(self.runs, "Run", key, f"get a run: Failed to fetch run {key}")
+        flow, source = self.workflows[key], self._source(run, "Failed to get a run")
+        manifest = {"pipeline_manifest": yaml.safe_dump_all(_documents(source))}
+        if parameters := run.get("runtime_config", {}).get("parameters"):
+            manifest["runtime_config"] = {"parameters": parameters}
+        owner = {"type": "EXPERIMENT", "id": run["experiment_id"]}
+        shown = {
+            "id": key,
+            "name": run["display_name"],
+            "pipeline_spec": manifest,
+            "resource_references": [{"key": owner, "relationship": "OWNER"}],
+            **{name: run[name] for name in ("service_account", "created_at", "scheduled_at") if name in run},
+            "finished_at": run["finished_at"],
+            "status": {"CANCELING": "Terminating"}.get(run["state"], flow.phase),
+        }
+        runtime = {"pipeline_manifest": _compact(flow.manifest(with_status=False))}
+        if key in self._persisted:
+            runtime["workflow_manifest"] = _compact(self._persisted[key][0])
+        return {"run": {name: value for name, value in shown.items() if value}, "pipeline_runtime": runtime}
+
     def _terminate_run(self, key: str) -> dict:
         run = self._get(self.runs, "Run", key, f"terminate a run: Failed to terminate run {key}")
         if run["state"] not in ("PENDING", "RUNNING", "PAUSED"):
             text = f"Failed to terminate a run {key}. Row not found"
             raise invalid(text).within("Failed to terminate a run", f"Failed to terminate run {key}")
-        run["state"] = "CANCELING"
+        self._report(key, "CANCELING")
         return {}
 
     def _retry_run(self, key: str) -> dict:
@@ -700,21 +839,31 @@ class KubeflowServer(FaultyServer):
     def _delete_run(self, key: str) -> dict:
         self._get(self.runs, "Run", key, "delete a run")
         del self.runs[key], self.workflows[key]
+        self._persisted.pop(key, None)
         return {}
 
-    def _log(self, run_id: str, pod: str) -> Answer:
-        """By the pod's name; without an archive of logs, gone with the pod. Errors have the form of uploads'."""
-        message, failed = "", f"BadRequestError: Failed to read logs for run {run_id}"
+    def _log(self, run_id: str, key: str) -> Answer:
+        """Answer with the log of a pod by its name, else with the archived one, which node IDs find too.
+
+        Errors have the form of uploads'.
+        """
+        failed = f"BadRequestError: Failed to read logs for run {run_id}"
         if run_id not in self.runs:
             message = f"{failed} due to run fetching error: ResourceNotFoundError: Run {run_id} not found"
-        elif pod not in self.logs:
-            message = (
-                f"{failed}: InternalServerError: Failed to read logs from pod {pod} due "
-                f'to error opening log stream: pods "{pod}" not found'
-            )
-        if message:
             return _json(500, {"error_message": message, "error_details": message})
-        return 200, "text/plain", self.logs[pod].encode(), {"Cache-Control": "no-cache, private"}
+        flow = self.workflows[run_id]
+        pods = [node for node in flow.nodes.values() if node["type"] == "Pod"]
+        found = next((node for node in pods if key in (node["id"], flow.pod_name(node))), None)
+        name = flow.pod_name(found) if found else key
+        is_there = found and key == name and name not in self._gone
+        if found and (found["finishedAt"] or (is_there and found["phase"] == "Running")):
+            return 200, "text/plain", self.logs.get(name, "").encode(), {"Cache-Control": "no-cache, private"}
+        cause = f'pods "{key}" not found'
+        if is_there:
+            cause = f'container "main" in pod "{key}" is waiting to start: PodInitializing'
+        reading = f"InternalServerError: Failed to read logs from pod {key} due to error opening log stream"
+        message = f"{failed}: {reading}: {cause}"
+        return _json(500, {"error_message": message, "error_details": message})
 
     # --- recurring runs ---
 
@@ -741,6 +890,8 @@ class KubeflowServer(FaultyServer):
             periodic["interval_second"] = str(periodic["interval_second"])
         if not any(job.get("runtime_config", {}).values()):
             job.pop("runtime_config", None)
+        stem = re.sub(r"[^a-z0-9-]", "", job["display_name"].lower())[:25]
+        self._scheduled[job["recurring_run_id"]] = stem + secrets.token_hex(3)[:5]
         self.recurring_runs[job["recurring_run_id"]] = {key: value for key, value in job.items() if value}
         return self.recurring_runs[job["recurring_run_id"]]
 
@@ -854,6 +1005,7 @@ _ROUTES = [
     ("POST", rf"{_V2}/runs", "create_run"),
     ("GET", rf"{_V2}/runs", "list_runs"),
     ("GET", rf"{_V2}/runs/{_ID}", "get_run"),
+    ("GET", rf"/apis/v1beta1/runs/{_ID}", "get_run_v1"),
     ("POST", rf"{_V2}/runs/{_ID}:terminate", "terminate_run"),
     ("POST", rf"{_V2}/runs/{_ID}:retry", "retry_run"),
     ("POST", rf"{_V2}/runs/{_ID}:(archive|unarchive)", "archive_run"),
@@ -891,6 +1043,24 @@ def _body(body: bytes) -> dict[str, Any]:
     if not isinstance(read, dict):
         raise Refused(3, f"proto: syntax error (line 1:1): unexpected token {body[:20].decode(errors='replace')}")
     return read
+
+
+def _expanded(parameters: dict[str, Any], run_id: str) -> dict[str, Any]:
+    """Replace what the server replaces in the parameters of a single run, and nothing else."""
+    known = {"[[RunUUID]]": run_id, "[[CurrentTime]]": time.strftime("%Y%m%d%H%M%S", time.gmtime())}
+
+    def expand(value: str) -> str:
+        return re.sub(r"\[\[\w+\]\]", lambda match: known.get(match[0], match[0]), value)
+
+    return {name: expand(value) if isinstance(value, str) else value for name, value in parameters.items()}
+
+
+def _documents(source: dict[str, Any]) -> list[dict[str, Any]]:
+    return [source[key] for key in ("pipeline_spec", "platform_spec") if key in source] or [source]
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _form_file(headers: Any, body: bytes) -> tuple[str, str]:

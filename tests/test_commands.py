@@ -17,7 +17,7 @@ import mappo
 from mappo.config import from_json, override
 from mappo.recipes import recipe
 from pipelines.__main__ import main
-from tests.kubeflow_rules import Workflow
+from tests.argo import Workflow
 from tests.kubeflow_server import KubeflowServer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -232,9 +232,7 @@ def test_a_run_that_succeeds_is_watched_to_its_end(kubeflow, cli, run_id):
 
 
 def test_a_run_that_fails_says_which_stage_why_and_ends_with_1(kubeflow, cli, run_id):
-    kubeflow.fail_stage(
-        run_id, "train", "[train] iteration 3\n[train] failed: s3://a/b: access denied", attempts=2
-    )
+    kubeflow.fail_stage(run_id, "train", "[train] iteration 3\n[train] failed: s3://a/b: access denied")
     status, out, err = cli("runs", "watch", run_id, *QUICK)
     assert status == 1
     assert "train  FAILED" in out
