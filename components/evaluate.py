@@ -40,7 +40,7 @@ def evaluate(
     from mappo.placeholders import fill
 
     paths = (Path(checkpoint.path), Path(report.path))
-    looks = stages.Looks(Path(page.path), Path(history.path))
+    looks = stages.Looks(Path(page.path), Path(history.path), str(checkpoint.metadata.get("attempts", "")))
     name = fill(run, scheduled_at)
     outcome = stages.evaluate(
         config, *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count

@@ -46,6 +46,7 @@ def train(
         config, location, *paths, name=run, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
     )
     for artifact in (best, checkpoints, history):
-        artifact.metadata.update(outcome.metadata, location=location)
+        artifact.metadata.update(outcome.metadata)
+    checkpoints.metadata.update(config=config, location=location)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -28,6 +28,7 @@ from mappo import records, rollouts, runs
 from mappo import report as pages
 from mappo import train as training
 from mappo import validate as validation
+from mappo.attempts import NUMBER_VARIABLE
 from mappo.champions import Champions, task_name
 from mappo.checkpoint import CheckpointError
 from mappo.collectors import ProcessDied
@@ -43,7 +44,6 @@ from mappo.config import (
     override,
     parse_json,
     require_run_name,
-    to_json,
 )
 from mappo.console import (
     WarningLines,
@@ -109,10 +109,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Looks:
-    """An HTML page to be written, with the curves of this history."""
+    """An HTML page to be written, with the curves of this history. attempts: of training, if they were counted."""
 
     page: Path
     history: Path
+    attempts: str = ""
 
 
 def validate(config: str, report: Path | None = None, *, name: str = "", compiled_by: str = "") -> Outcome:
@@ -225,6 +226,8 @@ def evaluate(
             if looks:
                 text = looks.history.read_text()
                 shown = records.of_checkpoint(label, trained, text, result, asdict(seen))
+                if looks.attempts:
+                    shown = replace(shown, facts={"attempts of training": looks.attempts, **shown.facts})
                 write_page(looks.page, [shown])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
@@ -415,12 +418,14 @@ def readable_errors(name: str) -> Iterator[None]:
 
 
 def metadata_of(config: ExperimentConfig) -> dict[str, str]:
-    return {
-        "config": to_json(config),
+    """Return the labels of a stage's artifacts; few, since each step that reads an artifact repeats them."""
+    metadata = {
         "config_hash": config_hash(config),
         "mappo_version": mappo.__version__,
         "seed": str(config.seed),  # Kubeflow would make a number of it a float
     }
+    attempts = os.environ.get(NUMBER_VARIABLE, "")
+    return {**metadata, "attempts": attempts} if attempts else metadata
 
 
 def finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:

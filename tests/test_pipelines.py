@@ -82,7 +82,8 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     assert iterations(run) == [2, 1]
     assert len(iterations(artifact(run, "train", "best"))) == 1
     assert metadata["config_hash"] == report["config_hash"]
-    assert config_hash(from_json(metadata["config"])) == metadata["config_hash"]
+    config = output["checkpoints"]["artifacts"][0]["metadata"]["config"]
+    assert config_hash(from_json(config)) == metadata["config_hash"]
     assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
 
 

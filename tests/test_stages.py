@@ -25,7 +25,7 @@ def test_stages_in_a_row_leave_labelled_artifacts(tiny, tmp_path):
     for outcome in (validated, trained, evaluated):
         assert outcome.metadata["config_hash"] == config_hash(tiny)
         assert outcome.metadata["seed"] == "0"
-        assert set(outcome.metadata) == {"config", "config_hash", "mappo_version", "seed"}
+        assert set(outcome.metadata) == {"config_hash", "mappo_version", "seed"}
     assert read_json(tmp_path / "validation" / "report")["config_hash"] == config_hash(tiny)
     assert trained.metrics["frames"] == 360
     with (tmp_path / "history").open(newline="") as file:
