@@ -121,9 +121,10 @@ def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
 
 
 def _minio_endpoint(aws_variable: str, environment: Mapping[str, str]) -> S3Access:
-    for variable in ("MAPPO_MINIO_ENDPOINT", aws_variable):
-        if endpoint := environment.get(variable):
-            return S3Access(endpoint, f"from {variable}")
+    if endpoint := environment.get("MAPPO_MINIO_ENDPOINT"):
+        return S3Access(endpoint, "from MAPPO_MINIO_ENDPOINT")
+    if aws_variable:
+        return S3Access(environment[aws_variable], f"from {aws_variable}; MAPPO_MINIO_ENDPOINT goes before it")
     provider = _minio_provider(environment.get("MAPPO_KUBEFLOW_PROVIDERS", ""))
     if not provider.endpoint:
         return S3Access(_KUBEFLOW_STORE, f"Kubeflow's default{_ANOTHER}")

@@ -202,7 +202,7 @@ def test_locations_are_listed_and_the_way_told_when_kubeflows_store_cannot_be_re
     }
     assert {row["location"] for row in rows} == expected
     assert all((row["objects"], row["bytes"]) == (None, None) for row in rows)
-    assert f"http://127.0.0.1:{port} (from AWS_ENDPOINT_URL)" in err
+    assert f"http://127.0.0.1:{port} (from AWS_ENDPOINT_URL; MAPPO_MINIO_ENDPOINT goes before it)" in err
     commands = "\n".join(line.strip() for line in err.splitlines() if line.startswith("    "))
     assert commands.startswith("kubectl --context mine -n kubeflow port-forward svc/seaweedfs 9000 &\n")
     kubectl = tmp_path / "kubectl"
