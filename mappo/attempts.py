@@ -12,7 +12,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,6 @@ from mappo.storage import KeyMissing, StoreError, open_store
 
 T = TypeVar("T")
 FINAL_STATUS = 78  # of a process that would fail again in the same way; EX_CONFIG in sysexits.h
-_ASKED_TO_END = 128 + signal.SIGTERM  # the exit status when the pod has to go
 NUMBER_VARIABLE = "MAPPO_ATTEMPT"  # for the process of an attempt: its number, from 1
 REASON_VARIABLE = "MAPPO_REASON_FILE"  # where that process writes why it failed
 _MAX_BYTES = 100_000
@@ -130,7 +130,7 @@ def supervise(
         number = ledger.begin()
         announce(f"attempt {number} of {most}")
         ended = _run(stage, command, number)
-        if ended.status in (0, _ASKED_TO_END):
+        if ended.status == 0 or ended.was_asked:
             return ended.status
         if ended.status == FINAL_STATUS or number >= most:
             if not ended.has_said_why:
@@ -146,11 +146,12 @@ def supervise(
 
 @dataclass(frozen=True)
 class _Ended:
-    """How the process of an attempt ended. has_said_why: it has printed the reason itself."""
+    """How the process of an attempt ended. has_said_why: it printed the reason. was_asked: its pod has to go."""
 
     status: int
     reason: str = ""
     has_said_why: bool = False
+    was_asked: bool = False
 
 
 def _run(stage: str, command: Sequence[str], number: int) -> _Ended:
@@ -160,12 +161,11 @@ def _run(stage: str, command: Sequence[str], number: int) -> _Ended:
         reason = Path(directory, "reason")
         environment = {**os.environ, NUMBER_VARIABLE: str(number), REASON_VARIABLE: str(reason)}
         process = subprocess.Popen(command, env=environment)
-        was_asked = _forward_sigterm(process)
-        status = process.wait()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with _forwarded_sigterm(process) as was_asked:
+            status = process.wait()
         said = reason.read_text().strip() if reason.exists() else ""
     if status and was_asked:
-        return _Ended(_ASKED_TO_END)
+        return _Ended(128 + signal.SIGTERM, was_asked=True)
     if status and num_oom_kills() > kills:
         return _Ended(FINAL_STATUS, _OUT_OF_MEMORY.replace("{stage}", stage))
     if said:
@@ -175,16 +175,20 @@ def _run(stage: str, command: Sequence[str], number: int) -> _Ended:
     return _Ended(status, f"its process ended with exit status {status}")
 
 
-def _forward_sigterm(process: subprocess.Popen[bytes]) -> list[bool]:
-    """Pass SIGTERM on to a process; the list that is returned is filled when that happens."""
+@contextmanager
+def _forwarded_sigterm(process: subprocess.Popen[bytes]) -> Iterator[list[bool]]:
+    """Pass SIGTERM on to a process; the list is filled when that happens."""
     was_asked: list[bool] = []
 
     def forward(_: int, __: FrameType | None) -> None:
         was_asked.append(True)
         process.terminate()
 
-    signal.signal(signal.SIGTERM, forward)
-    return was_asked
+    before = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield was_asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parsed(text: bytes) -> Count:
