@@ -1,8 +1,8 @@
 """Argo Workflows' controller, as far as a pipeline needs it: from templates to nodes, and again and again.
 
 It follows argoproj/argo-workflows workflow/controller/{operator,dag,workflowpod}.go of 4.0. Nothing runs by
-itself: a test says when a pod ends, and how. Drivers work at once unless a test holds them. The wording of messages
-is the recorded one; where nothing was recorded it is that of Argo's sources, and a comment says so.
+itself: a test says when a pod ends, and how. Drivers work at once unless a test holds them. Messages are worded as
+recorded; where nothing was recorded they are worded as in Argo's sources, and a comment says so.
 """
 
 import base64
@@ -174,7 +174,8 @@ class Workflow:
 
     def stop(self) -> None:
         """End everything at once, as activeDeadlineSeconds 0 does."""
-        self.operate()
+        if not self.nodes:
+            self.reach_driver("root")
         self._deadline = self._started()
         for pod in [node for node in self.nodes.values() if node["type"] == "Pod" and not _fulfilled(node)]:
             self._end(pod, "Failed", _DEADLINE)
