@@ -220,6 +220,13 @@ def test_secret_that_kfp_launcher_names_is_needed(doctor, kubernetes):
     assert "get secrets/another" in found["rights of default-editor"]["detail"]
 
 
+def test_secret_that_stages_and_launcher_read_is_checked_once(doctor, kubernetes):
+    kubernetes.add("/api/v1/namespaces/team/configmaps/kfp-launcher", data=own_bucket())
+    assert doctor()[1]["secret mappo-s3"]["state"] == "ok"
+    del kubernetes.objects["/api/v1/namespaces/team/secrets/mappo-s3"]
+    assert doctor()[1]["secret mappo-s3"]["state"] == "failed"
+
+
 def test_kfp_launcher_that_the_launcher_cannot_read_fails(doctor, kubernetes):
     data = own_bucket() | {"providers": "s3: {default: {endpoint: s3.example.org}}"}
     kubernetes.add("/api/v1/namespaces/team/configmaps/kfp-launcher", data=data)
@@ -261,7 +268,7 @@ def test_rights_that_may_not_be_asked_for_are_a_warning_with_the_question_for_an
         (
             "spec:\n  templateDefaults:\n    retryStrategy: {limit: 0, retryPolicy: Always}\n",
             "ok",
-            "that failed (Always)",
+            "pods that failed (Always)",
         ),
         ("", "warning", "does not make lost pods anew"),
         (
@@ -273,6 +280,9 @@ def test_rights_that_may_not_be_asked_for_are_a_warning_with_the_question_for_an
         ("spec: {templateDefaults: {retryStrategy: {retryPolicy: Always}}}", "failed", "one line"),
         ("spec:\n  - [\n", "failed", "not YAML"),
         ("- spec\n- spec\n", "failed", "keys and values"),
+        ("spec:\n  templateDefaults:\n    - timeout\n", "failed", "keys and values"),
+        ("spec:\n  templateDefaults:\n    retryStrategy: 2\n", "failed", "limit and retryPolicy"),
+        ("spec:\nmetadata:\n", "warning", "has no templateDefaults.retryStrategy"),
     ],
 )
 def test_losses_that_argo_tries_again_are_read_from_its_controller(doctor, kubernetes, defaults, state, detail):

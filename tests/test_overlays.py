@@ -1,6 +1,7 @@
 """Every overlay of k8s/, as a cluster would see it: schemas, Pod Security, flows, roles, names, references."""
 
 import argparse
+import base64
 import copy
 import re
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import yaml
 import pipelines.__main__
 from mappo.config import to_json
 from mappo.metrics import PORT
+from mappo.storage import s3_access
 from pipelines.commands.arguments import site_of
 from pipelines.compiling import compile_pipeline
 from pipelines.kubeflow.cluster import Call
-from pipelines.kubeflow.launcher import CONFIG_MAP, STORE_KEYS, Keys, calls, keys_of, root_of
-from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, POD_LABEL, S3_KEYS
+from pipelines.kubeflow.launcher import STORE_KEYS, Keys, calls, keys_of, root_of
+from pipelines.placement import DATABASE_KEY, LAUNCHER_CONFIG_MAP, MONITORING_CONFIG_MAP, POD_LABEL, S3_KEYS
 from pipelines.site import Site, check_site, read_site
 from tests.conftest import read_json
 from tests.kubernetes_rules import (
@@ -342,7 +344,7 @@ def secrets_of_kubeflow(overlay: str) -> dict[str, set[str]]:
 def root_and_launcher(overlay: str, submitted: argparse.Namespace) -> tuple[str, dict[str, str]]:
     """Return the pipeline root of a run and the data of kfp-launcher, as far as the overlay decides."""
     config_maps = {each["metadata"]["name"]: each["data"] for each in of_kind(overlay, "ConfigMap")}
-    launcher = config_maps.get(CONFIG_MAP, {})
+    launcher = config_maps.get(LAUNCHER_CONFIG_MAP, {})
     return submitted.pipeline_root or root_of(launcher), launcher
 
 
@@ -355,7 +357,39 @@ def test_commands_of_an_overlay_submit_to_its_namespace_with_its_account_and_a_s
     assert site_of(submitted).image
     secrets = applied(overlay).secrets(namespace_of(overlay))
     stores = [each for each in submitted.parameter if each.startswith("store=")]
-    assert bool(stores) == ("mappo-s3" in secrets), "its endpoint is not that of Kubeflow's own store"
+    assert bool(stores) == ("mappo-s3" in secrets), "a bucket of its own is for runs"
+
+
+@pytest.mark.parametrize("overlay", IN_NAMESPACES)
+def test_stages_of_an_overlay_reach_the_store_of_its_artifacts(overlay, tiny, tmp_path):
+    """They keep checkpoints and the count of attempts where the launcher keeps artifacts."""
+    submitted = submission(overlay)
+    environment = stage_environment(_compiled(tmp_path, "training", tiny, site_of(submitted)), overlay)
+    root, _ = root_and_launcher(overlay, submitted)
+    access = s3_access(root.partition(":")[0], environment)
+    if root.startswith("minio:"):
+        assert access.endpoint == "http://seaweedfs.kubeflow:9000"
+        assert access.keys == ("a", "b"), "those of Kubeflow's own secret"
+    else:
+        assert access.endpoint is None
+        assert "AWS_ACCESS_KEY_ID" not in environment, "the account of the pods has rights of its own"
+
+
+def stage_environment(path: Path, overlay: str) -> dict[str, str]:
+    """Return the environment of a training pod, with the secrets of the namespace."""
+    spec, platform = yaml.safe_load_all(path.read_text())
+    given = {"accesskey": "a", "secretkey": "b"}
+    for made in applied(overlay).objects:
+        if made["kind"] == "Secret" and made["metadata"]["name"] == "mappo-s3":
+            given |= {key: base64.b64decode(value).decode() for key, value in made["data"].items()}
+    container = spec["deploymentSpec"]["executors"]["exec-train"]["container"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    return {each["name"]: each["value"] for each in container.get("env", [])} | {
+        each["envVar"]: given[each["secretKey"]]
+        for source in placed["secretAsEnv"]
+        for each in source["keyToEnv"]
+        if each["secretKey"] in given
+    }
 
 
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)

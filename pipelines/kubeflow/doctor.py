@@ -1,34 +1,26 @@
 """A check of everything that a run needs on a cluster, one by one, each with its fix."""
 
-import copy
 import shlex
-import textwrap
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import yaml
-
 import mappo
 from mappo.config import ConfigError
 from mappo.storage import StoreError, honours_conditions, open_store
+from pipelines.kubeflow import controller
 from pipelines.kubeflow.cluster import Call, Cluster, ForbiddenError, MissingError, UnreachableError
 from pipelines.kubeflow.connection import Api, ApiError, Connection
-from pipelines.kubeflow.launcher import CONFIG_MAP, STORE_KEYS, Keys, calls, keys_of, root_of
-from pipelines.placement import DATABASE_KEY, MONITORING_CONFIG_MAP, S3_KEYS
+from pipelines.kubeflow.launcher import STORE_KEYS, Keys, calls, keys_of, root_of
+from pipelines.placement import DATABASE_KEY, LAUNCHER_CONFIG_MAP, MONITORING_CONFIG_MAP, S3_KEYS
 from pipelines.site import Site, Stage
 
 _SLOW_SECONDS = 2.0
-_CONTROLLER_CONFIG_MAP = "workflow-controller-configmap"  # of Argo, in the namespace of Kubeflow's API
 _TRIED = {"2.17": "tried on a real cluster with 2.17.0"}  # versions of the server, as docs/operations.md has them
 _READ = ("2.16", "2.15")
-_RETRIES = {  # the controller's retryPolicy decides on pods alone: stages restart processes themselves
-    "OnError": "Argo makes lost pods anew",
-    "Always": "Argo makes lost pods anew, and those that failed",
-}
 _SUPERVISED = "a stage restarts its process in the pod when it fails, and counts attempts of both kinds together"
 
 
@@ -170,16 +162,16 @@ class _Namespace:
         namespace = self._object("namespace", self._name, "no run can start", fix)
         yield namespace
         if namespace.state != "failed":
-            yield from self._needed()
-            yield from self._optional()
+            keys = yield from self._needed()
+            yield from self._optional(keys)
         yield self._retries()
         for stage in ("train", "evaluate"):
             placed: Stage = getattr(self._target.site.stages, stage)
             if placed.gpu_count or placed.node_selector:
                 yield self._nodes(stage, placed)
 
-    def _needed(self) -> Iterator[Finding]:
-        """Check what every run needs: the secrets of Argo and the launcher, and the account with its rights."""
+    def _needed(self) -> Generator[Finding, None, Keys | None]:
+        """Check what every run needs, in secrets, account and rights; return the keys of the launcher."""
         lack = "Argo mounts it into every pod, and a pod waits for it for ever"
         yield self._object("secret", STORE_KEYS.secret, lack, self._copy(), keys=STORE_KEYS.names)
         keys, finding = self._launcher()
@@ -191,20 +183,13 @@ class _Namespace:
             )
         if self._account:
             yield from self._rights(keys)
+        return keys
 
-    def _optional(self) -> Iterator[Finding]:
-        """Check what some runs need."""
-        site, target = self._target.site, self._target
-        uses_s3 = any(location.startswith("s3:") for location in (target.store, target.root))
-        lack = (
-            "stages reach s3:// by the rights of their account, if it has any"
-            if uses_s3
-            else "stages use Kubeflow's own store"
-        )
-        state = "warning" if uses_s3 else "ok"
-        s3_keys = S3_KEYS[:2]
-        create = self._create(site.s3_secret, *s3_keys)
-        yield self._object("secret", site.s3_secret, lack, create, state=state, keys=s3_keys)
+    def _optional(self, keys: Keys | None) -> Iterator[Finding]:
+        """Check what some runs need; not again the secret with the launcher's keys."""
+        site = self._target.site
+        if not keys or site.s3_secret != keys.secret:
+            yield self._s3_secret(site.s3_secret)
         yield self._object(
             "secret",
             site.database_secret,
@@ -221,6 +206,14 @@ class _Namespace:
         fix = "kubectl apply -k of an overlay with components/pushgateway, such as k8s/overlays/example"
         yield self._object("config_map", MONITORING_CONFIG_MAP, lack, fix, state="warning")
 
+    def _s3_secret(self, name: str) -> Finding:
+        uses_s3 = any(location.startswith("s3:") for location in (self._target.store, self._target.root))
+        state, lack = "ok", "stages use Kubeflow's own store"
+        if uses_s3:
+            state, lack = "warning", "stages reach s3:// by the rights of their account alone"
+        keys = S3_KEYS[:2]
+        return self._object("secret", name, lack, self._create(name, *keys), state=state, keys=keys)
+
     def _object(
         self, kind: str, name: str, lack: str, fix: str, *, state: str = "failed", keys: Sequence[str] = ()
     ) -> Finding:
@@ -229,12 +222,12 @@ class _Namespace:
         try:
             data = self._cluster.read(kind, name, "" if kind == "namespace" else self._name)
         except MissingError:
-            return Finding(check, state, f"does not exist: {lack}", fix)
+            return Finding(check, state, f"does not exist; {lack}", fix)
         except ForbiddenError as error:
             return Finding(check, "warning", f"may not be looked at: {error}", f"if it does not exist: {fix}")
         if absent := [key for key in keys if key not in data]:
             worse = "warning" if state == "ok" else state
-            return Finding(check, worse, f"exists without {' and '.join(absent)}: {lack}", fix)
+            return Finding(check, worse, f"exists without {' and '.join(absent)}; {lack}", fix)
         return Finding(check, "ok", "exists")
 
     def _create(self, secret: str, *keys: str) -> str:
@@ -253,19 +246,21 @@ class _Namespace:
 
     def _launcher(self) -> tuple[Keys | None, Finding]:
         """Return the keys that the launcher will read, as far as they are known, and where artifacts go."""
-        check = f"config map {CONFIG_MAP}"
+        check = f"config map {LAUNCHER_CONFIG_MAP}"
         try:
-            data = self._cluster.read("config_map", CONFIG_MAP, self._name)
+            data = self._cluster.read("config_map", LAUNCHER_CONFIG_MAP, self._name)
         except MissingError:
             data = {}
         except ForbiddenError as error:
-            fix = f"let somebody who may look compare: {self._kubectl} get configmap {CONFIG_MAP} -o yaml"
+            fix = f"let somebody who may look compare: {self._kubectl} get configmap {LAUNCHER_CONFIG_MAP} -o yaml"
             return None, Finding(check, "warning", f"may not be looked at: {error}", fix)
         root = self._target.root or root_of(data)
         try:
             keys = keys_of(root, data)
         except ConfigError as error:
-            return None, Finding(check, "failed", str(error), f"{self._kubectl} edit configmap {CONFIG_MAP}")
+            return None, Finding(
+                check, "failed", str(error), f"{self._kubectl} edit configmap {LAUNCHER_CONFIG_MAP}"
+            )
         how = f"the keys of secret {keys.secret}" if keys else "the rights and the environment of their pods"
         return keys, Finding(check, "ok", f"{'' if data else 'none; '}artifacts go to {root} with {how}")
 
@@ -283,7 +278,7 @@ class _Namespace:
         check = f"rights of {self._account}"
         try:
             refused = [call for call in asked if not self._cluster.allows(self._account, self._name, call)]
-        except ForbiddenError as error:
+        except (ForbiddenError, MissingError) as error:
             user = f"system:serviceaccount:{self._name}:{self._account}"
             fixes = [f"{self._kubectl} auth can-i {_in_kubectl(call)} --as={user}" for call in asked]
             detail = f"may not be looked at: {error}"
@@ -295,51 +290,34 @@ class _Namespace:
 
     def _grant(self, call: Call) -> Iterator[str]:
         """Give the commands that allow a call to the account."""
-        name, account = (
-            f"{self._account}-{call.verb}-{call.name or call.resource}",
-            f"{self._name}:{self._account}",
-        )
+        name = f"{self._account}-{call.verb}-{call.name or call.resource}"
+        account = f"{self._name}:{self._account}"
         resource = f"{call.resource}.{call.group}" if call.group else call.resource
         only = f" --resource-name={call.name}" if call.name else ""
         yield f"{self._kubectl} create role {name} --verb={call.verb} --resource={resource}{only}"
         yield f"{self._kubectl} create rolebinding {name} --role={name} --serviceaccount={account}"
 
     def _retries(self) -> Finding:
-        """Check which losses Argo tries again, from the defaults of its controller."""
-        check = "retries"
-        where = f"config map {_CONTROLLER_CONFIG_MAP} in namespace {self._api_namespace}"
+        """Check which losses Argo tries again."""
+        check, where = "retries", f"config map {controller.CONFIG_MAP} in namespace {self._api_namespace}"
+        command = f"kubectl -n {self._api_namespace} {{}} configmap {controller.CONFIG_MAP}"
         try:
-            text = self._cluster.read("config_map", _CONTROLLER_CONFIG_MAP, self._api_namespace).get(
-                "workflowDefaults", ""
-            )
-            defaults = _defaults(text)
+            data = self._cluster.read("config_map", controller.CONFIG_MAP, self._api_namespace)
+            policy = controller.retry_policy(data)
         except MissingError:
             return Finding(check, "warning", f"{where} does not exist", "give Argo's namespace by --api-namespace")
         except ForbiddenError as error:
-            fix = f"let somebody who may look run this command: {self._edit('get', '-o yaml')}"
+            fix = f"let somebody who may look run: {command.format('get')} -o yaml"
             return Finding(check, "warning", f"{where} may not be looked at: {error}", fix)
         except ConfigError as error:
-            return Finding(check, "failed", f"{where}: {error}", self._edit("edit"))
-        strategy = _strategy(defaults)
-        policy = str(strategy.get("retryPolicy", "OnFailure")) if strategy else ""
-        if policy in _RETRIES:
-            return Finding(check, "ok", f"{_RETRIES[policy]} ({policy}); {_SUPERVISED}")
-        found = f"retryPolicy is {policy}" if policy else "has no templateDefaults.retryStrategy"
-        detail = f"Argo does not make lost pods anew: {where} {found}; {_SUPERVISED}"
-        return Finding(check, "warning", detail, self._mend(defaults))
-
-    def _edit(self, verb: str, rest: str = "") -> str:
-        return f"kubectl -n {self._api_namespace} {verb} configmap {_CONTROLLER_CONFIG_MAP} {rest}".rstrip()
-
-    def _mend(self, defaults: dict[str, Any]) -> str:
-        """Return the command that lets Argo make lost pods anew, and keeps its other defaults."""
-        mended = copy.deepcopy(defaults)
-        templates = mended.setdefault("spec", {}).setdefault("templateDefaults", {})
-        templates["retryStrategy"] = {"limit": 2, "retryPolicy": "OnError"}
-        block = textwrap.indent(yaml.safe_dump(mended, sort_keys=False), "    ")
-        return self._edit(
-            "patch", f"--patch {shlex.quote(f'data:{chr(10)}  workflowDefaults: |{chr(10)}{block}')}"
-        )
+            return Finding(check, "failed", f"{where}: {error}", command.format("edit"))
+        if policy in controller.RETRIES_LOST_PODS:
+            also = ", and pods that failed" if policy == "Always" else ""
+            return Finding(check, "ok", f"Argo makes lost pods anew{also} ({policy}); {_SUPERVISED}")
+        cause = f"retryPolicy is {policy}" if policy else "has no templateDefaults.retryStrategy"
+        detail = f"Argo does not make lost pods anew: {where} {cause}; {_SUPERVISED}"
+        patch = shlex.quote(controller.with_lost_pods_retried(data))
+        return Finding(check, "warning", detail, f"{command.format('patch')} --patch {patch}")
 
     def _nodes(self, stage: str, placed: Stage) -> Finding:
         """Check that a node could take the stage, as far as labels, taints and GPUs say."""
@@ -370,30 +348,6 @@ def _in_kubectl(call: Call) -> str:
     """Return a call in the notation of kubectl auth can-i, which needs the group."""
     resource = f"{call.resource}.{call.group}" if call.group else call.resource
     return f"{call.verb} {resource}" + (f"/{call.name}" if call.name else "")
-
-
-def _defaults(text: str) -> dict[str, Any]:
-    """Return the defaults that the controller gives every workflow.
-
-    Raises:
-        ConfigError: the controller cannot read them.
-    """
-    if text.strip() and "\n" not in text.strip():
-        raise ConfigError(
-            "workflowDefaults is one line, which stops Argo from reading the config map: write a block"
-        )
-    try:
-        defaults = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"workflowDefaults is not YAML: {error}") from None
-    if not isinstance(defaults, dict):
-        raise ConfigError("workflowDefaults must hold keys and values")
-    return defaults
-
-
-def _strategy(defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    templates = (defaults.get("spec") or {}).get("templateDefaults") or {}
-    return templates.get("retryStrategy") or {}
 
 
 def _gpus(node: Any, gpu_type: str) -> int:

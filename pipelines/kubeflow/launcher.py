@@ -13,8 +13,7 @@ import yaml
 from mappo.config import ConfigError
 from pipelines.kubeflow.artifacts import DEFAULT_ROOT
 from pipelines.kubeflow.cluster import Call
-
-CONFIG_MAP = "kfp-launcher"  # of a run's namespace; it need not exist
+from pipelines.placement import KUBEFLOW_SECRET, LAUNCHER_CONFIG_MAP
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Keys:
     names: tuple[str, ...]
 
 
-STORE_KEYS = Keys("mlpipeline-minio-artifact", ("accesskey", "secretkey"))  # of Kubeflow's own store
+STORE_KEYS = Keys(KUBEFLOW_SECRET, ("accesskey", "secretkey"))  # of Kubeflow's own store
 
 
 def root_of(launcher: Mapping[str, str]) -> str:
@@ -63,7 +62,7 @@ def calls(keys: Keys | None) -> list[Call]:
     asked = [
         Call("create", "workflowtaskresults", group="argoproj.io"),
         Call("patch", "workflowtaskresults", group="argoproj.io"),
-        Call("get", "configmaps", CONFIG_MAP),
+        Call("get", "configmaps", LAUNCHER_CONFIG_MAP),
     ]
     return [*asked, *([Call("get", "secrets", keys.secret)] if keys else [])]
 

@@ -1,0 +1,66 @@
+"""The defaults of Argo's workflow controller, which decide whether Argo makes lost pods anew.
+
+Kubeflow 2.17 gives every template a retry with policy OnError; before it, Argo's own policy OnFailure held.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from mappo.config import ConfigError
+
+CONFIG_MAP = "workflow-controller-configmap"  # in the namespace of Kubeflow's API
+RETRIES_LOST_PODS = ("OnError", "Always")
+_KEY = "workflowDefaults"
+
+
+def retry_policy(data: Mapping[str, str]) -> str:
+    """Return the policy that all templates get from the data of the config map; empty if they get none.
+
+    Raises:
+        ConfigError: the controller cannot read the defaults.
+    """
+    strategy = _templates(_defaults(data)).get("retryStrategy")
+    if not strategy:
+        return ""
+    if not isinstance(strategy, dict):
+        raise ConfigError(f"{_KEY}: spec.templateDefaults.retryStrategy must hold limit and retryPolicy")
+    return str(strategy.get("retryPolicy") or "OnFailure")
+
+
+def with_lost_pods_retried(data: Mapping[str, str]) -> str:
+    """Return the config map as a patch under which Argo makes lost pods anew; its other defaults stay.
+
+    The defaults are a block of several lines, since the controller reads the config map line by line.
+
+    Raises:
+        ConfigError: the controller cannot read the defaults.
+    """
+    defaults = _defaults(data)
+    strategy = {"limit": 2, "retryPolicy": "OnError"}
+    templates = {**_templates(defaults), "retryStrategy": strategy}
+    spec = {**(defaults.get("spec") or {}), "templateDefaults": templates}
+    lines = yaml.safe_dump({**defaults, "spec": spec}, sort_keys=False).splitlines()
+    return "\n".join(["data:", f"  {_KEY}: |", *(f"    {line}" for line in lines)])
+
+
+def _defaults(data: Mapping[str, str]) -> dict[str, Any]:
+    text = data.get(_KEY, "").strip()
+    if text and "\n" not in text:
+        raise ConfigError(f"{_KEY} is one line, which stops Argo from reading the config map: write it as a block")
+    try:
+        defaults = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_KEY} is not YAML: {error}") from None
+    if not isinstance(defaults, dict):
+        raise ConfigError(f"{_KEY} must hold keys and values, such as spec")
+    return defaults
+
+
+def _templates(defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    spec = defaults.get("spec") or {}
+    templates = spec.get("templateDefaults") or {} if isinstance(spec, dict) else None
+    if not isinstance(templates, dict):
+        raise ConfigError(f"{_KEY}: spec and spec.templateDefaults must hold keys and values")
+    return templates
