@@ -56,9 +56,8 @@ def test_pods_find_the_pushgateway_through_the_config_map(compiled):
     assert config_map["metadata"]["name"] == MONITORING_CONFIG_MAP
     assert config_map["data"] == {"pushgateway": url}
     for pod in compiled[1].values():
-        (found,) = pod["configMapAsEnv"]
+        (found,) = [each for each in pod["configMapAsEnv"] if each["configMapName"] == MONITORING_CONFIG_MAP]
         assert found["optional"]
-        assert found["configMapName"] == MONITORING_CONFIG_MAP
         assert {"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"} in found["keyToEnv"]
 
 
