@@ -1,4 +1,4 @@
-"""What a cluster would say of manifests: schemas, Pod Security, network policies, roles; each by its own rules.
+"""The checks of a cluster on manifests: schemas, Pod Security, network policies, roles; each by its own rules.
 
 Kubernetes' own kinds are checked by its published schemas (kubernetes-validate). For the kinds that operators add
 there is no such package: their schemas here are those of the fields that we use, after the references of
@@ -175,7 +175,7 @@ class Peer:
 def is_allowed(
     policies: Sequence[Mapping[str, Any]], source: Peer, target: Peer, port: int, protocol: str
 ) -> bool:
-    """Whether the network policies of a namespace let one pod connect to another, or to an address."""
+    """Return whether the network policies of a namespace let one pod connect to another, or to an address."""
     return _may(policies, "Egress", source, target, port, protocol) and _may(
         policies, "Ingress", target, source, port, protocol
     )
@@ -225,7 +225,7 @@ def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def permits(role: Mapping[str, Any], call: Call) -> bool:
-    """Whether a role allows a call."""
+    """Return whether a role allows a call."""
     return any(
         call.group in rule["apiGroups"]
         and call.resource in rule["resources"]

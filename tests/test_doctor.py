@@ -170,7 +170,6 @@ def test_what_is_missing_is_named_with_its_fix(doctor, kubernetes, path, check, 
 
 
 def test_secret_of_kubeflows_store_that_is_missing_fails_with_the_command_that_copies_it(doctor, kubernetes):
-    """In a namespace that Kubeflow did not make, pods wait for it for ever."""
     path = "/api/v1/namespaces/team/secrets/mlpipeline-minio-artifact"
     del kubernetes.objects[path]
     status, found = doctor()
