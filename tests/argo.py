@@ -25,6 +25,7 @@ BEFORE_2_17: dict[str, str] | None = None
 ALWAYS: dict[str, str] | None = {"limit": "0", "retryPolicy": "Always"}
 
 MAX_BYTES = 1024 * 1024  # of a workflow as JSON
+_GZIP_LEVEL = 4  # Go's library packs less tightly than zlib; this level comes nearest to the recorded size
 _RETRIED = {"OnError": {"Error"}, "OnFailure": {"Failed"}, "Always": {"Error", "Failed"}}
 _FULFILLED = {"Succeeded", "Failed", "Error", "Skipped", "Omitted"}
 _STATES = {
@@ -39,6 +40,18 @@ _REFERENCE = re.compile(
     r"\{\{(?:inputs\.parameters\.(?P<input>[\w-]+)|workflow\.parameters\.(?P<workflow>[\w-]+)"
     r"|tasks\.(?P<task>[\w-]+)\.outputs\.parameters\.(?P<output>[\w-]+)|(?P<item>item))\}\}"
 )
+_FIELDS = ("id", "name", "displayName", "type", "templateName", "templateScope", "phase", "boundaryID", "message")
+_FIELDS += (
+    "startedAt",
+    "finishedAt",
+    "progress",
+    "resourcesDuration",
+    "nodeFlag",
+    "inputs",
+    "outputs",
+    "children",
+)
+_FIELDS += ("outboundNodes", "hostNodeName", "taskResultSynced")
 _DEADLINE = "Step exceeded its deadline"
 
 Node = dict[str, Any]
@@ -239,11 +252,13 @@ class Workflow:
             return workflow
         below = self._pods_below()
         done = sum(below[pod["id"]] for pod in self._all_pods() if pod["phase"] == "Succeeded")
-        nodes = {identity: self._shown(node, below[identity], done) for identity, node in self.nodes.items()}
+        nodes = {
+            identity: self._shown(node, below[identity], done) for identity, node in sorted(self.nodes.items())
+        }
         workflow["status"] = self._status() | {"nodes": nodes}
         if len(_compact(workflow)) > MAX_BYTES:
             del workflow["status"]["nodes"]
-            packed = gzip.compress(_compact(nodes).encode(), mtime=0)
+            packed = gzip.compress(_compact(nodes).encode(), _GZIP_LEVEL, mtime=0)
             workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
         return workflow
 
@@ -617,7 +632,7 @@ class Workflow:
                 shown["resourcesDuration"] = {"cpu": 15 * pods, "memory": 579 * pods}
         if node["type"] == "Pod" and _fulfilled(node):
             shown["taskResultSynced"] = True
-        return shown
+        return {key: shown[key] for key in _FIELDS if key in shown}
 
     def _pods_below(self) -> dict[str, int]:
         """Return by node the pods that hang from it, as a set of bits; of a pod, only itself."""

@@ -30,9 +30,9 @@ class Names:
     display: str
 
 
-def encode(value: Any) -> str:
-    """Write JSON as Go does: keys in order, no spaces, and no character that HTML knows."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def encode(value: Any, sort_keys: bool = True) -> str:
+    """Write JSON as Go does: maps with their keys in order, no spaces, and no character that HTML knows."""
+    text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -86,7 +86,7 @@ class Templates:
         item = self._dag_driver(reference, task, name, parent["parent-dag-id"])
         index = {"iteration-index": "{{inputs.parameters.iteration-index}}"}
         iteration = [
-            _task("iteration-item-driver", DAG_DRIVER, item | index),
+            _task("iteration-item-driver", DAG_DRIVER, {"component": item["component"], **index, **item}),
             _task("iteration-item", reference, _from_driver("iteration-item-driver"), ["iteration-item-driver"]),
         ]
         self._dag(f"{reference}-iteration", ["parent-dag-id", "iteration-index"], iteration)
@@ -150,7 +150,7 @@ class Templates:
         if prefix + EXECUTOR in self.by_name:
             return prefix + EXECUTOR
         names = ["pod-spec-patch", *metadata, *(_RETRY if retried else ())]
-        arguments = {name: f"{{{{inputs.parameters.{name}}}}}" for name in names}
+        arguments = {name: _input(name) for name in names}
         when = {"when": "{{inputs.parameters.cached-decision}} != true"}
         executor = self._dag(
             prefix + EXECUTOR,
@@ -167,6 +167,12 @@ class Templates:
     def _add_container(self, name: str, inputs: list[str], retried: bool) -> None:
         template = self._recorded(f"metadata-0-1-retry-{CONTAINER}")
         template |= {"name": name, "inputs": {"parameters": [{"name": each} for each in inputs]}}
+        for kind in ("annotation", "label"):
+            fixed = {key: value for key, value in template["metadata"][f"{kind}s"].items() if "{{" not in key}
+            keys = [each for each in inputs if each.startswith(f"pod-metadata-{kind}-key")]
+            values = [each.replace("-key", "-val") for each in keys]
+            pairs = {_input(key): _input(value) for key, value in zip(keys, values, strict=True)}
+            template["metadata"][f"{kind}s"] = fixed | pairs
         if not retried:
             del template["retryStrategy"]
         self.by_name[name] = template
@@ -191,9 +197,16 @@ class Templates:
 
 def _task(name: str, template: str, arguments: Mapping[str, str], after: Any = ()) -> dict[str, Any]:
     parameters = [{"name": key, "value": value} for key, value in arguments.items()]
+    for parameter in parameters:
+        if parameter["name"] == "cached-decision":
+            parameter["default"] = "false"
     depends = " && ".join(f"{each}.Succeeded" for each in sorted(after))
     task = {"name": name, "template": template, "arguments": {"parameters": parameters}}
     return task | ({"depends": depends} if depends else {})
+
+
+def _input(name: str) -> str:
+    return f"{{{{inputs.parameters.{name}}}}}"
 
 
 def _from_driver(driver: str) -> dict[str, str]:

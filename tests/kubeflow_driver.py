@@ -31,8 +31,12 @@ _SESSION = encode(
             "secretKeyKey": "secretkey",
             "secretName": "mlpipeline-minio-artifact",
         },
-    }
+    },
+    sort_keys=False,
 )
+_LOGS = {"schemaTitle": "system.Artifact"}
+_FIELDS = ("inputDefinitions", "outputDefinitions", "executorLabel")
+_FIELDS += ("artifactType", "isArtifactList", "parameterType", "defaultValue", "isOptional", "description")
 _LAUNCHER = (
     ("--pod_name", "$(KFP_POD_NAME)"),
     ("--pod_uid", "$(KFP_POD_UID)"),
@@ -105,7 +109,7 @@ class Driver:
         parent.tasks[inputs["task-name"]] = execution
         kubernetes = json.loads(inputs["kubernetes-config"] or "{}")
         patch = self._pod(execution, json.loads(inputs["container"]), kubernetes, parent.values)
-        return {"pod-spec-patch": encode(patch), "cached-decision": "false", "condition": "nil"}
+        return {"pod-spec-patch": encode(patch, sort_keys=False), "cached-decision": "false", "condition": "nil"}
 
     def _new(self, task: str, component: Any, values: dict[str, Any], artifacts: Any = None) -> Execution:
         number = str(next(self._numbers))
@@ -161,7 +165,7 @@ class Driver:
         metadata = {"display_name": key, "store_session_info": _SESSION}
         metadata |= self._outputs(producer).get("metadata", {}).get(key, {})
         artifact = {"name": str(next(self._artifacts)), "type": {"instanceSchema": ""}}
-        return [artifact | {"uri": made["uri"], "metadata": metadata}]
+        return [artifact | {"uri": made["uri"], "metadata": dict(sorted(metadata.items()))}]
 
     def _outputs(self, producer: Execution) -> Outputs:
         """Return what a stage has put out, once for each execution."""
@@ -177,27 +181,31 @@ class Driver:
         at = f"{root.rstrip('/')}/{path}"
         defined = execution.component.get("outputDefinitions", {})
         types = {name: each["artifactType"] for name, each in defined.get("artifacts", {}).items()}
-        types["executor-logs"] = {"schemaTitle": "system.Artifact"}
-        outputs: dict[str, Any] = {
-            "artifacts": {
-                name: {"artifacts": [{"name": name, "type": kind, "uri": _uri(f"{at}/{name}", query)}]}
-                for name, kind in sorted(types.items())
-            },
+        types["executor-logs"] = _LOGS
+        artifacts = {
+            name: {"artifacts": [{"name": name, "type": kind, "uri": _uri(f"{at}/{name}", query)}]}
+            for name, kind in sorted(types.items())
+        }
+        parameters = sorted(defined.get("parameters", {}))
+        outputs = {
+            "parameters": {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in parameters},
+            "artifacts": artifacts,
             "outputFile": "/" + at.replace("://", "/", 1) + "/output_metadata.json",
         }
-        if parameters := defined.get("parameters"):
-            outputs["parameters"] = {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in parameters}
-        given = {"parameterValues": execution.values} if execution.values else {}
-        if execution.artifacts:
-            given["artifacts"] = {name: {"artifacts": found} for name, found in execution.artifacts.items()}
-        return {"inputs": given, "outputs": outputs}
+        inputs = {
+            "artifacts": {name: {"artifacts": found} for name, found in sorted(execution.artifacts.items())},
+            "parameterValues": dict(sorted(execution.values.items())),
+        }
+        sides = {"inputs": inputs, "outputs": outputs}
+        return {side: {name: part for name, part in parts.items() if part} for side, parts in sides.items()}
 
     def _pod(
         self, execution: Execution, container: Any, kubernetes: Any, dag: Mapping[str, Any]
     ) -> dict[str, Any]:
         command = [("--pipeline_name", self.pipeline), ("--run_id", self.run_id), ("--execution_id", execution.id)]
-        command += [("--executor_input", encode(execution.executor_input))]
-        command += [("--component_spec", encode(execution.component)), *_LAUNCHER]
+        command += [("--executor_input", encode(execution.executor_input, sort_keys=False))]
+        component = encode(_in_order(_with_logs(execution.component)), sort_keys=False)
+        command += [("--component_spec", component), *_LAUNCHER]
         main = {
             "name": "main",
             "image": _filled(container["image"], execution.values),
@@ -205,14 +213,31 @@ class Driver:
             "args": [*container.get("command", []), *container.get("args", [])],
             "env": [*container.get("env", []), *_environment(kubernetes, dag)],
             "resources": _resources(container.get("resources", {}), execution.values),
-            "securityContext": {"capabilities": {"drop": ["ALL"]}} | kubernetes.get("securityContext", {}),
         }
         mounts = kubernetes.get("emptyDirMounts", [])
         if mounts:
             main["volumeMounts"] = [
                 {"name": each["volumeName"], "mountPath": each["mountPath"]} for each in mounts
             ]
-        return {"containers": [main]} | _placement(kubernetes, dag)
+        main["securityContext"] = {"capabilities": {"drop": ["ALL"]}} | kubernetes.get("securityContext", {})
+        placement = _placement(kubernetes, dag)
+        volumes = {"volumes": placement.pop("volumes")} if mounts else {}
+        return volumes | {"containers": [main]} | placement
+
+
+def _with_logs(component: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a component with the artifact that Kubeflow adds to every one: its log."""
+    outputs = component.get("outputDefinitions", {})
+    artifacts = outputs.get("artifacts", {}) | {"executor-logs": {"artifactType": _LOGS}}
+    return {**component, "outputDefinitions": {**outputs, "artifacts": artifacts}}
+
+
+def _in_order(value: Any) -> Any:
+    """Put keys into the order in which Kubeflow writes them: fields by their numbers, names by the alphabet."""
+    if not isinstance(value, dict):
+        return value
+    keys = sorted(value, key=lambda key: (_FIELDS.index(key) if key in _FIELDS else -1, key))
+    return {key: _in_order(value[key]) for key in keys}
 
 
 def _uri(path: str, query: str) -> str:
