@@ -156,8 +156,18 @@ def test_nothing_is_left_in_the_store(doctor, s3):
     [
         ("secrets/mappo-registry", "secret mappo-registry", "warning", "docker-registry mappo-registry"),
         ("secrets/mappo-database", "secret mappo-database", "warning", "--from-literal=url="),
-        ("configmaps/mappo-monitoring", "config map mappo-monitoring", "warning", "kubectl apply -k"),
-        ("serviceaccounts/default-editor", "service account default-editor", "failed", "--service-account"),
+        (
+            "configmaps/mappo-monitoring",
+            "config map mappo-monitoring",
+            "warning",
+            "create configmap mappo-monitoring",
+        ),
+        (
+            "serviceaccounts/default-editor",
+            "service account default-editor",
+            "failed",
+            "create serviceaccount default-editor",
+        ),
         ("", "namespace team", "failed", "--namespace"),
     ],
 )

@@ -203,7 +203,8 @@ class _Namespace:
             "secret", site.image_pull_secret, "only a private registry needs it", fix, state="warning"
         )
         lack = "Prometheus does not see short stages"
-        fix = "kubectl apply -k of an overlay with components/pushgateway, such as k8s/overlays/example"
+        create = f"{self._kubectl} create configmap {MONITORING_CONFIG_MAP}"
+        fix = f"{create} --from-literal=pushgateway=http://HOST:9091, or k8s/components/pushgateway, which makes both"
         yield self._object("config_map", MONITORING_CONFIG_MAP, lack, fix, state="warning")
 
     def _s3_secret(self, name: str) -> Finding:
@@ -266,7 +267,8 @@ class _Namespace:
 
     def _rights(self, keys: Keys | None) -> Iterator[Finding]:
         """Check that the account of the pods exists and may do all that they ask of Kubernetes."""
-        fix = "kubectl apply -k of an overlay of k8s/ makes mappo-runner; --service-account names another"
+        create = f"{self._kubectl} create serviceaccount {self._account}"
+        fix = f"{create}; overlays of k8s/ make mappo-runner with its rights, and --service-account names another"
         account = self._object(
             "service_account", self._account, "Kubernetes refuses pods without their account", fix
         )
