@@ -204,7 +204,7 @@ class _Namespace:
         )
         lack = "Prometheus does not see short stages"
         create = f"{self._kubectl} create configmap {MONITORING_CONFIG_MAP}"
-        fix = f"{create} --from-literal=pushgateway=http://HOST:9091, or k8s/components/pushgateway, which makes both"
+        fix = f"{create} --from-literal=pushgateway=http://HOST:9091; k8s/components/pushgateway makes both"
         yield self._object("config_map", MONITORING_CONFIG_MAP, lack, fix, state="warning")
 
     def _s3_secret(self, name: str) -> Finding:
