@@ -43,6 +43,7 @@ def prepare(
     """
     from mappo import studies
     from mappo.config import parse_json_object
+    from mappo.names import study_name
     from mappo.placeholders import fill
 
     edition, store = fill(edition, scheduled_at), fill(store, scheduled_at)
@@ -58,4 +59,4 @@ def prepare(
         compiled_by=compiled_by,
     )
     runs.metadata.update(outcome.metadata)
-    return studies.study_name(study, edition)
+    return study_name(study, edition)

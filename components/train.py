@@ -37,10 +37,11 @@ def train(
     from pathlib import Path
 
     from mappo import stages
+    from mappo.names import run_location
     from mappo.placeholders import fill
 
     run, store = fill(run, scheduled_at), fill(store, scheduled_at)
-    location = stages.run_location(store, run, checkpoints.uri, seed)
+    location = run_location(store, run, checkpoints.uri, seed)
     paths = (Path(history.path), Path(best.path))
     outcome = stages.train(
         config, location, *paths, name=run, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count

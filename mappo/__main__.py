@@ -173,8 +173,9 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--extend takes the run's configuration: leave the recipe {arguments.recipe} out")
     config = _config_of(extend, "last", arguments) if extend else config_from_arguments(arguments)
     from mappo import stages
+    from mappo.names import run_location
 
-    location = stages.run_location(arguments.store, arguments.run, "")
+    location = run_location(arguments.store, arguments.run, "")
     return _watched_status(
         lambda: stages.train(
             to_json(config),

@@ -43,7 +43,6 @@ from mappo.config import (
     from_json,
     override,
     parse_json,
-    require_run_name,
 )
 from mappo.console import (
     WarningLines,
@@ -67,7 +66,7 @@ from mappo.resources import cpu_limit, require_gpu
 from mappo.runs import Run
 from mappo.saving import NotSaved
 from mappo.simulation import SimulationStateError
-from mappo.storage import StoreError, StoreUnavailable, joined
+from mappo.storage import StoreError, StoreUnavailable
 from mappo.tensorboard import EventFiles
 from mappo.training_state import Start
 from mappo.validate import EnvironmentUnfit, ValidationReport
@@ -434,19 +433,6 @@ def finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     if left_out := sorted(numbers.keys() - kept.keys()):
         say(stage, f"not finite, left out of the metrics: {', '.join(left_out)}")
     return kept
-
-
-def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
-    """Where a run is kept: in the store under its name, one for each seed if there are several; or `otherwise`.
-
-    Raises:
-        ConfigError: a store without a name, or a name that cannot be one.
-    """
-    if not store:
-        if run:
-            raise ConfigError(f"run = {run!r}: a name needs a store to be found in again")
-        return otherwise
-    return joined(store, require_run_name(f"{run}-{seed}" if seed else run))
 
 
 def _start(extend: str, warm_start: str) -> Start | None:

@@ -232,6 +232,16 @@ def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequ
     """
     if ":/" not in location:
         return DirectoryStore(Path(location), on_request)
+    scheme, bucket, prefix = bucket_of(location)
+    return S3Store(scheme, bucket, prefix, patience_seconds, on_request)
+
+
+def bucket_of(location: str) -> tuple[str, str, str]:
+    """Return the scheme, the bucket and the prefix of a location in a bucket.
+
+    Raises:
+        StoreError: not such a location.
+    """
     match = _S3.fullmatch(location)
     if not match or ".." in location:
         shown = re.sub("//.*@", "//", location)  # without a password
@@ -240,7 +250,7 @@ def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequ
             "(endpoint and credentials come from the environment)"
         )
     scheme, bucket, prefix = match.groups()
-    return S3Store(scheme, bucket, prefix.strip("/"), patience_seconds, on_request)
+    return scheme, bucket, prefix.strip("/")
 
 
 def joined(location: str, name: str) -> str:

@@ -21,7 +21,6 @@ from mappo.config import (
     Gate,
     checked,
     parse_json_object,
-    require_run_name,
     to_dict,
     to_json,
 )
@@ -29,6 +28,7 @@ from mappo.console import best_lines, say, training_progress, trial_end, trial_s
 from mappo.database import FILE, URL_VARIABLE, Database, database_url
 from mappo.history import HistoryFile
 from mappo.monitor import Monitor
+from mappo.names import study_name
 from mappo.runs import Run
 from mappo.space import TuningConfig, applied, contains, extended_space
 from mappo.stages import Outcome, StageFailed, readable_errors, watched_stage
@@ -52,15 +52,6 @@ class Budget:
             raise ConfigError(f"trials = {self.num_trials}: must be 1 or more")
         if not 0 <= self.hours < 10_000:
             raise ConfigError(f"hours = {self.hours}: must be 0 or more")
-
-
-def study_name(series: str, edition: str) -> str:
-    """The name of a study: that of its series, or of one edition of it, as a schedule makes them.
-
-    Raises:
-        ConfigError: no name.
-    """
-    return require_run_name(f"{series}-{edition}" if edition else series)
 
 
 def prepare(

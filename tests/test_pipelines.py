@@ -16,10 +16,10 @@ import components.report
 import components.train
 import components.tune
 import components.validate
-from mappo import stages
 from mappo.arguments import add_config_arguments, config_from_arguments
 from mappo.config import ConfigError, config_hash, from_dict, from_json, override, to_json
 from mappo.database import Database
+from mappo.names import run_location
 from mappo.recipes import recipe
 from mappo.space import value_of
 from mappo.study import Study
@@ -124,11 +124,11 @@ def test_training_step_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(
 
 
 def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
-    assert stages.run_location("", "", "s3://a/checkpoints") == "s3://a/checkpoints"
-    assert stages.run_location("s3://a/runs/", "first", "s3://a/checkpoints") == "s3://a/runs/first"
-    assert stages.run_location("runs", "first", "x", seed="7") == "runs/first-7"
+    assert run_location("", "", "s3://a/checkpoints") == "s3://a/checkpoints"
+    assert run_location("s3://a/runs/", "first", "s3://a/checkpoints") == "s3://a/runs/first"
+    assert run_location("runs", "first", "x", seed="7") == "runs/first-7"
     with pytest.raises(ConfigError, match="a name needs a store"):
-        stages.run_location("", "first", "x")
+        run_location("", "first", "x")
 
 
 def test_training_step_is_tried_again_on_a_cluster(tmp_path):

@@ -1,0 +1,28 @@
+"""What runs and studies may be called, and where a run is kept."""
+
+from mappo.config import ConfigError, require_run_name
+from mappo.storage import joined
+
+
+def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
+    """Return where a run is kept: in the store under its name (with the seed, if there are several); or `otherwise`.
+
+    Raises:
+        ConfigError: a store without a name, a name without a store, or a name that is not allowed.
+    """
+    if not store:
+        if run:
+            raise ConfigError(f"run = {run!r}: a name needs a store to be found in again; give one, or no name")
+        return otherwise
+    if not run:
+        raise ConfigError(f"store = {store!r}: a run in a store needs a name; give run too, or no store")
+    return joined(store, require_run_name(f"{run}-{seed}" if seed else run))
+
+
+def study_name(series: str, edition: str) -> str:
+    """Return the name of a study: that of its series, or of one edition of it, as a schedule makes them.
+
+    Raises:
+        ConfigError: the name is not allowed.
+    """
+    return require_run_name(f"{series}-{edition}" if edition else series)
