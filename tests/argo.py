@@ -75,6 +75,7 @@ class Workflow:
         scheduled: float | None = None,
         root: str = "",
         produce: Produce = nothing_produced,
+        max_bytes: int = MAX_BYTES,
     ):
         pipeline = source.get("pipeline_spec", source)
         self.name, self.run_id, self.namespace, self.account = name, run_id, namespace, service_account
@@ -91,7 +92,7 @@ class Workflow:
         self.nodes: dict[str, Node] = {}
         self.phase, self.message = "", ""
         self.finished = UNFINISHED
-        self.too_large = False
+        self.max_bytes, self.too_large = max_bytes, False
         self._uid = str(uuid.uuid4())
         self._deadline: int | None = None  # of the whole; cancelling sets it into the past
         self._held = ""  # the step whose driver does not work
@@ -162,7 +163,7 @@ class Workflow:
         """End a pod whose container ended badly. A pod's own deadline is said as the kubelet says it."""
         self._start(pod)
         message = f"main: {reason} (exit code {exit_code})"
-        if reason == "DeadlineExceeded":  # not recorded
+        if reason == "DeadlineExceeded":  # not recorded: the kubelet's words
             message = "Pod was active on the node longer than the specified deadline"
         self._end(pod, "Failed", message)
         pod["outputs"] = {"artifacts": [self._log_artifact(pod)], "exitCode": str(exit_code)}
@@ -256,7 +257,7 @@ class Workflow:
             identity: self._shown(node, below[identity], done) for identity, node in sorted(self.nodes.items())
         }
         workflow["status"] = self._status() | {"nodes": nodes}
-        if len(_compact(workflow)) > MAX_BYTES:
+        if len(_compact(workflow)) > self.max_bytes:
             del workflow["status"]["nodes"]
             packed = gzip.compress(_compact(nodes).encode(), _GZIP_LEVEL, mtime=0)
             workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
@@ -265,9 +266,11 @@ class Workflow:
     def check_size(self, manifest: Mapping[str, Any]) -> None:
         """Fail a workflow that is too large even when compressed; the wording is that of Argo's sources."""
         size = len(_compact(manifest))
-        if size > MAX_BYTES and not self.too_large:
+        if size > self.max_bytes and not self.too_large:
             self.too_large = True
-            large = f"workflow is longer than maximum allowed size. compressed size {size} > maxSize {MAX_BYTES}"
+            large = (
+                f"workflow is longer than maximum allowed size. compressed size {size} > maxSize {self.max_bytes}"
+            )
             error = f"{large}Tried to offload but encountered error: offload node status is not supported"
             self._finish("Error", error)
 
@@ -357,21 +360,25 @@ class Workflow:
         elif last["phase"] not in _RETRIED[strategy["retryPolicy"]]:
             self._end(parent, last["phase"], last.get("message", ""))
         elif len(parent["children"]) > int(strategy["limit"]):
-            self._end(parent, last["phase"], "No more retries left")
+            self._end(parent, last["phase"], "No more retries left")  # of DAGs not recorded, but the same code
         else:
             return True
         return False
 
     def _backs_off(self, parent: Node, strategy: Any) -> bool:
-        """Wait before the next attempt; whether there will be one is decided afterwards."""
+        """Wait before the next attempt; whether there will be one is decided afterwards.
+
+        Recorded for 5 seconds; longer waits are worded as in Argo's sources.
+        """
         tries = len(parent["children"])
         parent.pop("message", None)
         if "backoff" not in strategy or (parent["id"], tries) in self._backoffs:
             return False
         backoff = strategy["backoff"]
-        seconds = int(backoff["duration"]) * max(float(backoff["factor"]), 1) ** (tries - 1)
-        parent["message"] = f"Backoff for {_words(int(seconds))}"
-        return True
+        seconds = int(int(backoff["duration"]) * max(float(backoff["factor"]), 1) ** (tries - 1))
+        if seconds:
+            parent["message"] = f"Backoff for {_words(seconds)}"
+        return bool(seconds)
 
     def _pass_backoffs(self) -> bool:
         """Let all waits for a next attempt be over; whether there was one."""
@@ -421,7 +428,7 @@ class Workflow:
         known = self.templates[task["template"]]
         if not count:
             made = self._named(full) or self._add(full, "Skipped", known, None, node["id"], {})
-            self._end(made, "Skipped", "Skipped, empty params")
+            self._end(made, "Skipped", "Skipped, empty params")  # not recorded
             return made
         group = self._named(full) or self._add(full, "TaskGroup", known, None, node["id"], {})
         limit = template.get("parallelism", count)

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 
-from tests.argo import STOCK, Workflow
+from tests.argo import MAX_BYTES, STOCK, Workflow
 from tests.kubeflow_driver import Produce, nothing_produced
 from tests.kubeflow_rules import (
     HTTP,
@@ -186,7 +186,8 @@ class KubeflowServer(FaultyServer):
     template_defaults: the retry strategy that the workflow controller gives every template: `STOCK`,
     `BEFORE_2_17` or `ALWAYS` of `argo`. v1beta1: whether that version of the API is there. pipeline_root: the
     default root that kfp-launcher's config map says. terminated_state: the end of a run that was terminated.
-    produce: a function that gives the outputs of stages, on which later stages depend.
+    produce: a function that gives the outputs of stages, on which later stages depend. max_bytes: the size beyond
+    which Argo compresses a workflow's nodes, or fails it when that does not suffice.
     """
 
     def __init__(
@@ -200,13 +201,14 @@ class KubeflowServer(FaultyServer):
         v1beta1: bool = True,
         pipeline_root: str = "",
         produce: Produce = nothing_produced,
+        max_bytes: int = MAX_BYTES,
     ):
         super().__init__()
         self.prefix = ""  # as where the cluster's own API forwards requests
         self.multi_user, self.namespaces = multi_user, namespaces or {"team"}
         self.tokens, self.cookies, self.login_page = tokens, set[str](), login_page
         self.terminated_state, self.template_defaults, self.v1beta1 = terminated_state, template_defaults, v1beta1
-        self.pipeline_root, self.produce = pipeline_root, produce
+        self.pipeline_root, self.produce, self.max_bytes = pipeline_root, produce, max_bytes
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -713,6 +715,7 @@ class KubeflowServer(FaultyServer):
             scheduled=scheduled,
             root=run.get("runtime_config", {}).get("pipeline_root", "") or self.pipeline_root,
             produce=self.produce,
+            max_bytes=self.max_bytes,
         )
         self.experiments[run["experiment_id"]]["last_run_created_at"] = now
         self._report(run_id, "PENDING" if scheduled is None else self.workflows[run_id].settle())
@@ -747,7 +750,8 @@ class KubeflowServer(FaultyServer):
         manifest, (last, details) = flow.manifest(), self._persisted.get(run_id, ({}, []))
         flow.check_size(manifest)
         if flow.too_large:
-            manifest = {**last, "status": {**last["status"], "phase": flow.phase, "message": flow.message}}
+            status = last.get("status", {"nodes": {}}) | {"phase": flow.phase, "message": flow.message}
+            manifest = {**manifest, "status": status}
         is_readable = "nodes" in manifest["status"]
         self._persisted[run_id] = manifest, flow.details() if is_readable else details
         return flow.too_large

@@ -4,6 +4,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from kfp_server_api import ApiException, V2beta1Run, V2beta1RuntimeConfig
 
+from tests.argo import ALWAYS, BEFORE_2_17, STOCK
 from tests.kubeflow_rules import Refused, check_cron
 from tests.kubeflow_server import KubeflowServer, KubernetesServer
 from tests.recordings import by_name, manifest_of, nodes_of
@@ -36,6 +38,9 @@ def task(component: str, *after: str, **more: Any) -> dict[str, Any]:
     }
 
 
+SCHEDULED = {"parameters": {"at": {"runtimeValue": {"constant": "{{$.pipeline_job_schedule_time_utc}}"}}}}
+
+
 def pipeline() -> dict[str, Any]:
     """Validate, then train with retries, then a loop over the seeds."""
     seeds = {"parameters": {"seeds": {"parameterType": "LIST"}}}
@@ -54,7 +59,7 @@ def pipeline() -> dict[str, Any]:
             },
             "dag": {
                 "tasks": {
-                    "validate": task("comp-validate"),
+                    "validate": task("comp-validate", inputs=SCHEDULED),
                     "train": task("comp-train", "validate", retryPolicy={"maxRetryCount": 3}),
                     "loop": task("comp-loop", "train", inputs=given, parameterIterator=loop),
                 }
@@ -181,6 +186,149 @@ def test_failure_omits_what_follows(server, client, run_id):
     assert phases(server, run_id)["(0).root(0).train(0).executor(0)"] == ("Failed", message)
     assert states(client, run_id)["loop"] is None
     assert client.get_run(run_id).error is None
+
+
+@contextmanager
+def running(**options: Any) -> Iterator[tuple[KubeflowServer, str]]:
+    """Start a run on a server with these options."""
+    with KubeflowServer(**options) as server:
+        parameters = {"run": "a-[[RunUUID]]-[[ScheduledTime]]"}
+        run = {"display_name": "first", "pipeline_spec": pipeline(), "runtime_config": {"parameters": parameters}}
+        yield server, post(server, "/apis/v2beta1/runs", run)["run_id"]
+
+
+def post(server: KubeflowServer, path: str, content: Any) -> Any:
+    request = urllib.request.Request(server.url + path, json.dumps(content).encode())
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.loads(answer.read())
+
+
+def delete_pods(server: KubeflowServer, run_id: str, stage: str) -> int:
+    """Delete every pod of a stage until the run ends; how many there were."""
+    count = 0
+    while server.runs[run_id]["state"] == "RUNNING" or not count:
+        server.delete_pod(run_id, stage)
+        server.workflows[run_id].settle()
+        count += 1
+    return count
+
+
+def test_stock_defaults_multiply_attempts_of_lost_pods_at_every_level():
+    """The pod, its DAG, the root and the whole each have the 2 retries of the defaults."""
+    with running() as (server, run_id):
+        assert delete_pods(server, run_id, "validate") == 3**4
+        found = phases(server, run_id)
+        assert found["(2).root(2).validate(2).executor(2)"] == ("Error", "pod deleted")
+        assert found["(0).root(1).validate"] == found[""] == ("Error", "No more retries left")
+        workflow = manifest(server, run_id)
+    assert (workflow["status"]["phase"], workflow["status"]["message"]) == ("Error", "No more retries left")
+
+
+def test_stage_keeps_its_own_limit_with_the_policy_of_the_defaults():
+    with running() as (server, run_id):
+        assert delete_pods(server, run_id, "train") == 4 * 3**3
+
+
+def test_without_defaults_containers_that_failed_are_tried_again_and_lost_pods_are_not():
+    with running(template_defaults=BEFORE_2_17) as (server, run_id):
+        assert server.fail_stage(run_id, "train", attempts=3) == "RUNNING"
+        assert server.fail_stage(run_id, "train") == "FAILED"
+        assert phases(server, run_id)[".root.train.executor"] == ("Failed", "No more retries left")
+    with running(template_defaults=BEFORE_2_17) as (server, run_id):
+        server.delete_pod(run_id, "train")
+        assert server.advance(run_id) == "FAILED"
+        assert phases(server, run_id)[".root.train.executor"] == ("Error", "pod deleted")
+
+
+def test_always_tries_both_again_and_multiplies_nothing():
+    with running(template_defaults=ALWAYS) as (server, run_id):
+        server.delete_pod(run_id, "train")
+        assert server.fail_stage(run_id, "train", attempts=2) == "RUNNING"
+        assert server.fail_stage(run_id, "train", exit_code=139) == "FAILED"
+        found = phases(server, run_id)
+    assert found["(0).root(0).train(0).executor(3)"] == ("Failed", "main: Error (exit code 139)")
+    assert found["(0).root(0).train"] == found[""] == ("Failed", "No more retries left")
+
+
+def test_loss_that_is_tried_again_depends_on_the_policy():
+    for defaults, phase in ((STOCK, "Error"), (BEFORE_2_17, "Failed")):
+        with running(template_defaults=defaults) as (server, run_id):
+            server.retry_stage(run_id, "train")
+            nodes = phases(server, run_id)
+        assert [found for name, (found, _) in nodes.items() if name.endswith("executor(0)")].count(phase) == 1
+
+
+def test_driver_that_fails_ends_the_run():
+    with running() as (server, run_id):
+        assert server.fail_driver(run_id, "train", "no such secret") == "FAILED"
+        found = phases(server, run_id)
+        assert found["(0).root(0).train-driver(0)"] == ("Failed", "main: Error (exit code 1)")
+        assert found["(0).root(0).train"] == ("Omitted", "omitted: depends condition not met")
+
+
+def test_pod_that_waits_says_why_and_goes_on():
+    with running() as (server, run_id):
+        pod = server.wait_stage(run_id, "train", "Unschedulable: 0/1 nodes are available")
+        name = "(0).root(0).train(0).executor(0)"
+        assert phases(server, run_id)[name] == ("Pending", "Unschedulable: 0/1 nodes are available")
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            log(server, run_id, pod)
+        raised.value.close()
+        server.reach(run_id, "train")
+        assert phases(server, run_id)[name] == ("Running", "")
+
+
+def test_pod_that_overruns_its_deadline_has_failed():
+    with running() as (server, run_id):
+        server.fail_stage(run_id, "train", reason="DeadlineExceeded")
+        message = "Pod was active on the node longer than the specified deadline"
+        assert phases(server, run_id)["(0).root(0).train(0).executor(0)"] == ("Failed", message)
+
+
+def test_cancelling_ends_pods_that_run():
+    with running() as (server, run_id):
+        server.reach(run_id, "train")
+        post(server, f"/apis/v2beta1/runs/{run_id}:terminate", {})
+        assert server.advance(run_id) == "FAILED"
+        found = phases(server, run_id)
+    assert found["(0).root(0).train(0).executor(0)"] == ("Failed", "Step exceeded its deadline")
+    assert found["(0).root(0).train"][1].startswith("retry exceeded workflow deadline ")
+
+
+def test_stage_of_a_loop_is_reached_by_its_number(server, client, run_id):
+    second = server.reach(run_id, "evaluate[1]")
+    assert server.reach(run_id, "evaluate[0]") != second
+    name = "(0).root(0).loop(0).iteration-iterations(1:1)(0).iteration-item(0).evaluate(0).executor(0)"
+    assert phases(server, run_id)[name] == ("Running", "")
+
+
+def test_servers_before_have_no_v1beta1():
+    with running(v1beta1=False) as (server, run_id), pytest.raises(urllib.error.HTTPError) as raised:
+        manifest(server, run_id)
+    assert raised.value.code == 404
+    assert json.loads(raised.value.read())["code"] == 5
+
+
+def test_unknown_run_is_not_found_in_v1beta1(server):
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        manifest(server, "none")
+    assert json.loads(raised.value.read())["code"] == 5
+
+
+def test_workflow_that_stays_too_large_fails():
+    with running(max_bytes=28_000) as (server, run_id):
+        server.reach(run_id, "validate")
+        assert server.finish(run_id) == "FAILED"
+        status = manifest(server, run_id)["status"]
+    assert status["phase"] == "Error"
+    assert status["message"].startswith("workflow is longer than maximum allowed size. compressed size ")
+
+
+def test_parameters_of_a_run_have_its_id_and_nothing_else_filled_in():
+    with running() as (server, run_id):
+        server.reach(run_id, "validate")
+        given = server.workflows[run_id].driver.executions["13"].values
+    assert given["run"] == f"a-{run_id}-[[ScheduledTime]]"
 
 
 def test_retry_goes_on_at_the_failed_stage(server, client, run_id):
@@ -333,6 +481,20 @@ def test_schedule_fires_with_its_parameters_unchanged(server, client, package):
     assert server.fire(job.recurring_run_id) is None
 
 
+def test_driver_fills_in_the_time_of_the_schedule(server, client, package):
+    job = schedule(client, package)
+    run_id = server.fire(job.recurring_run_id, at=1795898040)
+    given = server.driver_outputs_of(run_id, "validate")["inputs"]["parameterValues"]
+    assert given == {"at": "2026-11-28T20:34:00Z"}
+    assert client.get_run(run_id).scheduled_at.isoformat() == "2026-11-28T20:34:00+00:00"
+
+
+def test_driver_fills_in_the_creation_of_a_run_without_schedule(server, client, run_id):
+    server.reach(run_id, "validate")
+    given = server.driver_outputs_of(run_id, "validate")["inputs"]["parameterValues"]
+    assert given["at"] == f"{client.get_run(run_id).created_at:%Y-%m-%dT%H:%M:%SZ}"
+
+
 def test_schedules_may_share_a_name(client, package):
     schedule(client, package)
     schedule(client, package)
@@ -362,10 +524,29 @@ def test_cron_refuses_what_robfig_does(cron):
 def test_logs_are_those_of_a_pod(server, run_id):
     pod = server.write_log(run_id, "train", "iteration 1\n")
     assert log(server, run_id, pod) == "iteration 1\n"
-    with pytest.raises(urllib.error.HTTPError) as raised:
-        log(server, run_id, "gone")
-    assert raised.value.code == 500
-    assert "error_message" in json.loads(raised.value.read())
+    for key in ("gone", node_id(server, run_id, pod)):
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            log(server, run_id, key)
+        assert raised.value.code == 500
+        assert "error_message" in json.loads(raised.value.read())
+
+
+def test_archived_logs_have_two_names_once_the_workflow_is_gone(server, run_id):
+    pod = server.write_log(run_id, "train", "iteration 1\n")
+    server.finish(run_id)
+    server.remove_workflow(run_id)
+    assert log(server, run_id, pod) == log(server, run_id, node_id(server, run_id, pod)) == "iteration 1\n"
+
+
+def test_log_of_a_deleted_pod_is_archived(server, run_id):
+    first = server.write_log(run_id, "train", "iteration 1\n")
+    server.delete_pod(run_id, "train")
+    second = server.write_log(run_id, "train", "iteration 2\n")
+    assert (log(server, run_id, first), log(server, run_id, second)) == ("iteration 1\n", "iteration 2\n")
+
+
+def node_id(server: KubeflowServer, run_id: str, pod: str) -> str:
+    return f"{manifest(server, run_id)['metadata']['name']}-{pod.rpartition('-')[2]}"
 
 
 def test_tokens_expire(monkeypatch, tmp_path):

@@ -230,6 +230,40 @@ def test_run_ends_as_recorded_where_its_tasks_differ(name):
     assert run["state"] == recording(name)["run"]["state"]
 
 
+def test_run_of_a_schedule_is_the_recorded_one():
+    """A trigger names its run as the workflow; the run has no PENDING, no service account, and nothing is replaced."""
+    theirs = recording("schedule-first-run")
+    at = int(theirs["workflow"]["labels"]["scheduledworkflows.kubeflow.org/workflowEpoch"])
+    with KubeflowServer() as server:
+        job = call(server, "/apis/v2beta1/recurringruns", schedule(theirs["run"]["runtime_config"]))
+        run_id = server.fire(job["recurring_run_id"], at)
+        server.fail_stage(run_id, "train")
+        workflow, run = manifest(server, run_id), call(server, f"/apis/v2beta1/runs/{run_id}")
+    recorded, name = theirs["workflow"], workflow["metadata"]["name"]
+    nodes = compared(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
+    assert compared(named_nodes(workflow), name) == nodes
+    assert told(run) == told(theirs["run"])
+    persisted = {"pipeline/persistedFinalState"}  # the persistence agent adds it to what is in Kubernetes
+    assert set(workflow["metadata"]["labels"]) == set(recorded["labels"]) - persisted
+    added = {"pipeline_spec"}  # left out by the recorder
+    assert set(run) - added == set(theirs["run"])
+    assert run["runtime_config"] == theirs["run"]["runtime_config"]
+    assert run["scheduled_at"] == theirs["run"]["scheduled_at"]
+    assert re.fullmatch(r"every2[a-z0-9]{5}-1-\d+", name)
+    assert run["display_name"] == name
+
+
+def schedule(runtime_config: Any) -> dict[str, Any]:
+    return {
+        "display_name": "every2",
+        "pipeline_spec": ours("training"),
+        "runtime_config": runtime_config,
+        "trigger": {"cron_schedule": {"cron": "0 */2 * * * *"}},
+        "max_concurrency": "1",
+        "mode": "ENABLE",
+    }
+
+
 # --- sizes, and what drivers write: the recorded pipelines run again ---
 
 RAW: dict[str, tuple[str, dict[str, Any], Drive]] = {
