@@ -101,10 +101,11 @@ class S3Access:
 def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
     """Choose the endpoint and the keys of a store at s3:// or minio://.
 
-    boto3 chooses both for s3://. minio:// is the store at MAPPO_MINIO_ENDPOINT, else at AWS_ENDPOINT_URL, else at
-    the endpoint of MAPPO_KUBEFLOW_PROVIDERS, else Kubeflow's own. AWS credentials belong to the AWS_ENDPOINT_URL
-    beside them, and without one to Amazon: minio:// at any other endpoint takes MAPPO_KUBEFLOW_ACCESS_KEY and
-    MAPPO_KUBEFLOW_SECRET_KEY, if both are set.
+    boto3 chooses both for s3://. minio:// is the store at MAPPO_MINIO_ENDPOINT, else at the endpoint of
+    MAPPO_KUBEFLOW_PROVIDERS, else Kubeflow's own, as it is for Kubeflow's launcher. Where Kubeflow's keys
+    (MAPPO_KUBEFLOW_ACCESS_KEY, MAPPO_KUBEFLOW_SECRET_KEY) are not set, as outside of a pod, AWS_ENDPOINT_URL goes
+    before the last two. AWS credentials go before Kubeflow's keys at the AWS_ENDPOINT_URL beside them, and are for
+    no other store if Kubeflow's keys are set.
 
     Raises:
         StoreError: the endpoint has to come from Kubeflow's providers, which cannot be read.
@@ -112,8 +113,8 @@ def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
     variable = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environment.get(name)), "")
     if scheme == "s3":
         return S3Access(None, f"from {variable or _BOTO3}")
-    access = _minio_endpoint(variable, environment)
     keys = (environment.get("MAPPO_KUBEFLOW_ACCESS_KEY", ""), environment.get("MAPPO_KUBEFLOW_SECRET_KEY", ""))
+    access = _minio_endpoint("" if all(keys) else variable, environment)
     is_for_aws = bool(variable) and access.endpoint == environment[variable]
     if not all(keys) or (is_for_aws and any(environment.get(name) for name in _AWS_CREDENTIALS)):
         return access

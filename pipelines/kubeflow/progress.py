@@ -7,7 +7,7 @@ so that names can be tried (`guessed_nodes.py`); it tells no reasons, which logs
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,8 @@ from pipelines.kubeflow.connection import Api, ApiError
 from pipelines.kubeflow.guessed_nodes import guessed_stages
 from pipelines.kubeflow.reasons import in_words, is_exit
 from pipelines.kubeflow.stages import Attempt, Stage
-from pipelines.kubeflow.workflow import Node, Path, Workflow, driver_of, stage_name, workflow_of
+from pipelines.kubeflow.workflow import Node, Workflow, driver_of, stage_name, workflow_of
+from pipelines.plan import Path, planned_stages, repeated_names
 
 _STATES = {
     "Succeeded": "SUCCEEDED",
@@ -47,9 +48,9 @@ def stages_of(kubeflow: Api, run: Any, specification: Mapping[str, Any]) -> list
         found = {path: _stage(workflow, path, to_come, was_cancelled(run)) for path in workflow.stages()}
         repeated = workflow.repeated
     config = run.runtime_config
-    planned = _planned(specification, (config.parameters if config else None) or {})
-    repeated |= _repeated(specification)
-    ordered = [stage for path in planned for stage in _of_plan(path, found, to_come)]
+    plan = planned_stages(specification, (config.parameters if config else None) or {})
+    repeated |= repeated_names(specification)
+    ordered = [stage for planned in plan for stage in _of_plan(planned.path, found, to_come)]
     ordered += [(path, stage) for path, stage in found.items() if path not in dict(ordered)]
     return [replace(stage, name=stage_name(path, repeated)) for path, stage in ordered]
 
@@ -195,55 +196,3 @@ def _without_iterations(path: Path) -> Path:
 
 def _indices(path: Path) -> tuple[int, ...]:
     return tuple(int(step.partition("(")[2].partition(":")[0]) for step in path if "iterations(" in step)
-
-
-def _planned(specification: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[Path]:
-    """Return the stages of a pipeline with a run's parameters, in an order in which they can run."""
-    pipeline = specification.get("pipeline_spec", specification)
-    root = pipeline.get("root", {})
-    defined = root.get("inputDefinitions", {}).get("parameters", {})
-    defaults = {name: value["defaultValue"] for name, value in defined.items() if "defaultValue" in value}
-    return list(_tasks(("root",), root, pipeline.get("components", {}), {**defaults, **parameters}))
-
-
-def _tasks(
-    path: Path, component: Mapping[str, Any], components: Mapping[str, Any], parameters: Mapping[str, Any]
-) -> Iterator[Path]:
-    tasks = dict(component.get("dag", {}).get("tasks", {}))
-    while tasks:
-        ready = [name for name, task in tasks.items() if not set(task.get("dependentTasks", [])) & set(tasks)]
-        for name in ready or list(tasks):
-            task = tasks.pop(name)
-            inner = components.get(task["componentRef"]["name"], {})
-            values = _values(task, parameters)
-            for place in _iterations((*path, name), task, values):
-                yield from _tasks(place, inner, components, values) if "dag" in inner else [place]
-
-
-def _values(task: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a task's inputs: those from the parameters of what it is in."""
-    given = task.get("inputs", {}).get("parameters", {})
-    sources = {name: value.get("componentInputParameter") for name, value in given.items()}
-    return {name: parameters[source] for name, source in sources.items() if source in parameters}
-
-
-def _iterations(path: Path, task: Mapping[str, Any], values: Mapping[str, Any]) -> list[Path]:
-    """Return the paths of a loop's iterations; the path alone if it is no loop, or one of unknown items."""
-    if "parameterIterator" not in task:
-        return [path]
-    items = task["parameterIterator"]["items"]
-    each = json.loads(items["raw"]) if "raw" in items else values.get(items["inputParameter"], [])
-    return [(*path, f"iteration-iterations({i}:{i})", "iteration-item") for i in range(len(each))] or [path]
-
-
-def _repeated(specification: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names that container tasks of several nested pipelines share."""
-    pipeline = specification.get("pipeline_spec", specification)
-    components = pipeline.get("components", {})
-    names = [
-        name
-        for component in (pipeline.get("root", {}), *components.values())
-        for name, task in component.get("dag", {}).get("tasks", {}).items()
-        if "executorLabel" in components.get(task["componentRef"]["name"], {})
-    ]
-    return frozenset(name for name in names if names.count(name) > 1)

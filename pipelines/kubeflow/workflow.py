@@ -18,8 +18,8 @@ from io import BytesIO
 from typing import Any
 
 from pipelines.kubeflow.connection import Api, ApiError
+from pipelines.plan import Path
 
-Path = tuple[str, ...]
 _ATTEMPT = re.compile(r"(?P<step>.*?)(\((?P<attempt>\d+)\))?")
 _ITERATION = re.compile(r"iteration-iterations\((\d+):.*\)")
 _STAGE = "system-container-executor"  # the end of the template's name
