@@ -78,7 +78,8 @@ class Workflow:
         max_bytes: int = MAX_BYTES,
     ):
         pipeline = source.get("pipeline_spec", source)
-        self.name, self.run_id, self.namespace, self.account = name, run_id, namespace, service_account
+        self.name, self.run_id, self.source = name, run_id, source
+        self.namespace, self.account = namespace, service_account
         self.defaults, self.display, self.created = template_defaults, display or name, int(time.time())
         self.labels = {"pipeline/runid": run_id, **(labels or {})}
         defined = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})

@@ -791,8 +791,8 @@ class KubeflowServer(FaultyServer):
     def _get_run_v1(self, key: str) -> dict:
         """Answer as v1beta1 does, with the whole workflow as the persistence agent saw it last."""
         run = self._get(self.runs, "Run", key, f"get a run: Failed to fetch run {key}")
-        flow, source = self.workflows[key], self._source(run, "Failed to get a run")
-        manifest = {"pipeline_manifest": yaml.safe_dump_all(_documents(source))}
+        flow = self.workflows[key]
+        manifest = {"pipeline_manifest": yaml.safe_dump_all(_documents(flow.source))}
         if parameters := run.get("runtime_config", {}).get("parameters"):
             manifest["runtime_config"] = {"parameters": parameters}
         owner = {"type": "EXPERIMENT", "id": run["experiment_id"]}

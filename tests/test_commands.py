@@ -253,7 +253,7 @@ def test_a_run_that_is_cancelled_elsewhere_ends_the_watching_with_1(monkeypatch,
         status, out, err = cli("runs", "watch", run_id, *QUICK)
     assert status == 1
     assert f"run  {ends_as}" in out
-    assert ("was cancelled" if ends_as == "CANCELED" else "ended as FAILED") in err
+    assert "was cancelled" in err
 
 
 def test_watching_goes_on_through_errors_a_restart_and_a_new_token(monkeypatch, kubeflow, cli, run_id, tmp_path):

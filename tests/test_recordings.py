@@ -231,7 +231,7 @@ def test_run_ends_as_recorded_where_its_tasks_differ(name):
 
 
 def test_run_of_a_schedule_is_the_recorded_one():
-    """A trigger names its run as the workflow; the run has no PENDING, no service account, and nothing is replaced."""
+    """A trigger names its run as the workflow; the run has no service account, and nothing is replaced in it."""
     theirs = recording("schedule-first-run")
     at = int(theirs["workflow"]["labels"]["scheduledworkflows.kubeflow.org/workflowEpoch"])
     with KubeflowServer() as server:
