@@ -40,18 +40,11 @@ _REFERENCE = re.compile(
     r"\{\{(?:inputs\.parameters\.(?P<input>[\w-]+)|workflow\.parameters\.(?P<workflow>[\w-]+)"
     r"|tasks\.(?P<task>[\w-]+)\.outputs\.parameters\.(?P<output>[\w-]+)|(?P<item>item))\}\}"
 )
-_FIELDS = ("id", "name", "displayName", "type", "templateName", "templateScope", "phase", "boundaryID", "message")
-_FIELDS += (
-    "startedAt",
-    "finishedAt",
-    "progress",
-    "resourcesDuration",
-    "nodeFlag",
-    "inputs",
-    "outputs",
-    "children",
+_FIELDS = (  # of a node, in the order in which Argo writes them
+    *("id", "name", "displayName", "type", "templateName", "templateScope", "phase", "boundaryID", "message"),
+    *("startedAt", "finishedAt", "progress", "resourcesDuration", "nodeFlag", "inputs", "outputs", "children"),
+    *("outboundNodes", "hostNodeName", "taskResultSynced"),
 )
-_FIELDS += ("outboundNodes", "hostNodeName", "taskResultSynced")
 _DEADLINE = "Step exceeded its deadline"
 
 Node = dict[str, Any]
@@ -96,6 +89,7 @@ class Workflow:
         self.max_bytes, self.too_large = max_bytes, False
         self._uid = str(uuid.uuid4())
         self._deadline: int | None = None  # of the whole; cancelling sets it into the past
+        self._is_retried = False
         self._held = ""  # the step whose driver does not work
         self._backoffs: set[tuple[str, int]] = set()  # of retries by ID and number of attempts; those that passed
         self._tasks: dict[str, str] = {}  # task IDs of v2beta1 by node
@@ -134,13 +128,18 @@ class Workflow:
     def state(self) -> str:
         return _STATES.get(self.phase, "PENDING")
 
-    def reach(self, step: str) -> Node:
-        """Carry the workflow on until a stage runs; its pod. Pods of other stages that run before succeed."""
+    def find(self, step: str) -> Node:
+        """Carry the workflow on until a stage has a pod; that. Pods of other stages before it succeed."""
         self.settle()
         while not (found := next((pod for pod in self.pods() if _is(pod, step)), None)):
             if self.phase in _FULFILLED:
                 raise ValueError(f"no stage {step} left to run in {self.name}")
             self.advance()
+        return found
+
+    def reach(self, step: str) -> Node:
+        """Carry the workflow on until a stage runs; its pod."""
+        found = self.find(step)
         self._start(found)
         return found
 
@@ -170,12 +169,14 @@ class Workflow:
         pod["outputs"] = {"artifacts": [self._log_artifact(pod)], "exitCode": str(exit_code)}
         self.operate()
 
-    def delete(self, pod: Node) -> None:
-        """Lose a pod that runs. One that did not run yet is made again, with nothing to see."""
-        if pod["phase"] == "Running":
+    def delete(self, pod: Node) -> bool:
+        """Lose a pod. One that did not run yet is made anew under its name: nothing is lost."""
+        is_lost = pod["phase"] == "Running"
+        if is_lost:
             self._end(pod, "Error", "pod deleted")
             pod["outputs"] = {"artifacts": [self._log_artifact(pod)]}
             self.operate()
+        return is_lost
 
     def wait(self, pod: Node, message: str) -> None:
         """Let a pod wait: for a node, for its image (which a node pulls), or gated, without a message."""
@@ -208,7 +209,7 @@ class Workflow:
             kept[identity] = node
         for node in kept.values():
             node["children"] = [child for child in node["children"] if child in kept]
-        self.nodes = kept
+        self.nodes, self._is_retried = kept, True
         self.phase, self.message, self.finished, self._deadline = "Running", "", UNFINISHED, None
         self.operate()
 
@@ -258,15 +259,15 @@ class Workflow:
             identity: self._shown(node, below[identity], done) for identity, node in sorted(self.nodes.items())
         }
         workflow["status"] = self._status() | {"nodes": nodes}
-        if len(_compact(workflow)) > self.max_bytes:
+        if len(compact(workflow)) > self.max_bytes:
             del workflow["status"]["nodes"]
-            packed = gzip.compress(_compact(nodes).encode(), _GZIP_LEVEL, mtime=0)
+            packed = gzip.compress(compact(nodes).encode(), _GZIP_LEVEL, mtime=0)
             workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
         return workflow
 
     def check_size(self, manifest: Mapping[str, Any]) -> None:
         """Fail a workflow that is too large even when compressed; the wording is that of Argo's sources."""
-        size = len(_compact(manifest))
+        size = len(compact(manifest))
         if size > self.max_bytes and not self.too_large:
             self.too_large = True
             large = (
@@ -578,9 +579,10 @@ class Workflow:
         return self.created
 
     def _metadata(self) -> dict[str, Any]:
+        is_completed = self.phase in _FULFILLED
         state = {"workflows.argoproj.io/phase": self.phase} if self.phase else {}
-        if self.phase:
-            state["workflows.argoproj.io/completed"] = str(self.phase in _FULFILLED).lower()
+        if is_completed or (self.phase and not self._is_retried):
+            state["workflows.argoproj.io/completed"] = str(is_completed).lower()
         return {
             "name": self.name,
             "generateName": self.name.rpartition("-")[0] + "-",
@@ -693,7 +695,7 @@ def _words(seconds: int) -> str:
     return f"{minutes} minutes {rest} seconds" if minutes else f"{rest} seconds"
 
 
-def _compact(value: Any) -> str:
+def compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 

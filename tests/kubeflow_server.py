@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 
-from tests.argo import MAX_BYTES, STOCK, Workflow
+from tests.argo import MAX_BYTES, STOCK, Workflow, compact
 from tests.kubeflow_driver import Produce, nothing_produced
 from tests.kubeflow_rules import (
     HTTP,
@@ -294,10 +294,10 @@ class KubeflowServer(FaultyServer):
         """Delete the pod of a running stage; its name. The next attempt, if any, waits for its backoff."""
         with self.lock:
             flow = self.workflows[run_id]
-            pod = flow.reach(stage)
+            pod = flow.find(stage)
             name = flow.pod_name(pod)
-            self._gone.add(name)
-            flow.delete(pod)
+            if flow.delete(pod):
+                self._gone.add(name)
             self._report(run_id, flow.state)
             return name
 
@@ -305,7 +305,7 @@ class KubeflowServer(FaultyServer):
         """Let a stage's pod wait, for the reason that Argo says; the name of its pod."""
         with self.lock:
             flow = self.workflows[run_id]
-            pod = flow.reach(stage)
+            pod = flow.find(stage)
             flow.wait(pod, message)
             self._report(run_id, "RUNNING")
             return flow.pod_name(pod)
@@ -805,9 +805,9 @@ class KubeflowServer(FaultyServer):
             "finished_at": run["finished_at"],
             "status": {"CANCELING": "Terminating"}.get(run["state"], flow.phase),
         }
-        runtime = {"pipeline_manifest": _compact(flow.manifest(with_status=False))}
+        runtime = {"pipeline_manifest": compact(flow.manifest(with_status=False))}
         if key in self._persisted:
-            runtime["workflow_manifest"] = _compact(self._persisted[key][0])
+            runtime["workflow_manifest"] = compact(self._persisted[key][0])
         return {"run": {name: value for name, value in shown.items() if value}, "pipeline_runtime": runtime}
 
     def _terminate_run(self, key: str) -> dict:
@@ -1061,10 +1061,6 @@ def _expanded(parameters: dict[str, Any], run_id: str) -> dict[str, Any]:
 
 def _documents(source: dict[str, Any]) -> list[dict[str, Any]]:
     return [source[key] for key in ("pipeline_spec", "platform_spec") if key in source] or [source]
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _form_file(headers: Any, body: bytes) -> tuple[str, str]:

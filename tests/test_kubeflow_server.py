@@ -278,6 +278,21 @@ def test_pod_that_waits_says_why_and_goes_on():
         assert phases(server, run_id)[name] == ("Running", "")
 
 
+def test_pod_that_is_deleted_before_it_ran_is_made_anew():
+    with running() as (server, run_id):
+        waiting = server.wait_stage(run_id, "train")
+        assert server.delete_pod(run_id, "train") == waiting
+        assert server.reach(run_id, "train") == waiting
+
+
+def test_artifacts_lie_below_the_root_that_kfp_launcher_says():
+    with running(pipeline_root="s3://bucket/prefix/") as (server, run_id):
+        server.reach(run_id, "validate")
+        given = server.driver_outputs_of(run_id, "validate")
+    (uri,) = (each["artifacts"][0]["uri"] for each in given["outputs"]["artifacts"].values())
+    assert re.fullmatch(rf"s3://bucket/prefix/training/{run_id}/validate/[0-9a-f-]{{36}}/executor-logs", uri)
+
+
 def test_pod_that_overruns_its_deadline_has_failed():
     with running() as (server, run_id):
         server.fail_stage(run_id, "train", reason="DeadlineExceeded")
