@@ -121,7 +121,7 @@ class Workflow:
 
     @property
     def retries_lost_pods(self) -> bool:
-        """Whether the policy tries a deleted pod again, as against one whose container failed."""
+        """The policy tries a deleted pod again, and perhaps one whose container failed."""
         return "Error" in _RETRIED[(self.defaults or {}).get("retryPolicy", "OnFailure")]
 
     @property
@@ -673,7 +673,7 @@ def _is_stage_pod(node: Node) -> bool:
 
 
 def _is(pod: Node, step: str, suffix: str = "") -> bool:
-    """Whether a pod belongs to a step: `train`, in a loop `train[1]`, or the end of its full name."""
+    """Return True if a pod belongs to a step: `train`, in a loop `train[1]`, or the end of its full name."""
     name = re.sub(r"\(\d+\)$", "", str(pod["name"]))
     name = re.sub(r"\(\d+\)$", "", name.removesuffix(".executor")).removesuffix(suffix)
     task = re.sub(r"\(\d+\)$", "", name.rpartition(".")[2])

@@ -52,7 +52,7 @@ def exists(message: str) -> Refused:
 
 
 def rfc3339(seconds: float) -> str:
-    """As protobuf writes whole seconds; strftime has no year 1."""
+    """Write whole seconds as protobuf does; strftime has no year 1."""
     return "0001-01-01T00:00:00Z" if seconds <= UNFINISHED else time.strftime("%Y-%m-%dT%XZ", time.gmtime(seconds))
 
 
@@ -114,7 +114,7 @@ def _read_fields(value: dict, model: Any) -> dict:
 
 
 def as_struct(value: Any) -> Any:
-    """As a value comes back from the server, which knows one kind of number: 2.0 as 2."""
+    """Return a value as the server gives it back: it knows one kind of number, and writes 2.0 as 2."""
     if isinstance(value, dict):
         return {key: as_struct(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -123,7 +123,7 @@ def as_struct(value: Any) -> Any:
 
 
 def platform_of(source: dict[str, Any]) -> dict[str, Any]:
-    """What concerns Kubernetes in a source of pipelines that was read."""
+    """Return the part of a pipeline's source that concerns Kubernetes."""
     platform = source.get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
     return platform.get("deploymentSpec", {})
 
@@ -183,7 +183,7 @@ _NUMBER = (
 
 
 def check_parameters(pipeline: dict[str, Any], given: dict[str, Any]) -> None:
-    """Every parameter known, of its JSON kind, and none missing; in the server's order, which is by group."""
+    """Check that every parameter is known and of its JSON kind, and none is missing, in the server's order."""
     defined = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
     for name, parameter in defined.items():
         if name not in given:

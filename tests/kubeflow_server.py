@@ -114,7 +114,7 @@ class FaultyServer:
         self._fault(times, method, path, drop="after" if after else "before")
 
     def count(self, method: str, path: str = "") -> int:
-        """How many requests of this method had this in their path."""
+        """Count the requests of this method that had this in their path."""
         return sum(its_method == method and path in its_path for its_method, its_path, *_ in self.requests)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Answer:
@@ -340,7 +340,7 @@ class KubeflowServer(FaultyServer):
             return self.workflows[run_id].executor_input(stage)
 
     def set_state(self, run_id: str, state: str) -> None:
-        """What somebody else did to the run."""
+        """Change the run as somebody else would."""
         with self.lock:
             if state in ("FAILED", "CANCELED"):
                 self.workflows[run_id].stop()
@@ -420,7 +420,7 @@ class KubeflowServer(FaultyServer):
         return {"tag_name": "2.17.0", "multi_user": self.multi_user, "pipeline_store": "database"}
 
     def _allow(self, namespace: str, verb: str, resource: str, kind: str) -> None:
-        """What a SubjectAccessReview says, with many users."""
+        """Refuse what a SubjectAccessReview refuses, where there are many users."""
         if not self.multi_user:
             return
         if not namespace:
@@ -546,7 +546,7 @@ class KubeflowServer(FaultyServer):
         return pipeline
 
     def _create_pipeline(self, **given: Any) -> dict:
-        """Without a version yet."""
+        """Create a pipeline that has no version yet."""
         pipeline = read_model(given, "V2beta1Pipeline")
         query = {key: pipeline[key] for key in ("display_name", "description", "namespace") if pipeline.get(key)}
         name = pipeline.get("name") or pipeline.get("display_name")
@@ -650,7 +650,7 @@ class KubeflowServer(FaultyServer):
             raise internal(action, refused) from None
 
     def _prepare(self, item: dict, what: str, kind: str) -> None:
-        """What runs and schedules have in common: a name, short parameters, an experiment."""
+        """Check and complete what runs and schedules share: a name, short parameters, an experiment."""
         if not item.get("display_name"):
             name = {"run": "Run name", "recurring run": "Recurring run's name"}[what]
             context = (
@@ -769,7 +769,7 @@ class KubeflowServer(FaultyServer):
         return _RUNS.page([self._show(run["run_id"]) for run in runs], query)
 
     def _owned(self, items: dict[str, dict], query: dict[str, str], resource: str, kind: str) -> list[dict]:
-        """Those of the experiment or the namespace that a list asks for."""
+        """Return the items of the experiment or the namespace that a list asks for."""
         if experiment := query.get("experiment_id"):
             self._get(self.experiments, "Experiment", experiment, f"list {resource}")
             return [item for item in items.values() if item["experiment_id"] == experiment]
@@ -1064,7 +1064,7 @@ def _documents(source: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _form_file(headers: Any, body: bytes) -> tuple[str, str]:
-    """Name and content of the part `uploadfile` of a form."""
+    """Return name and content of the part `uploadfile` of a form."""
     head = f"Content-Type: {headers.get('Content-Type', '')}\r\n\r\n".encode()
     form = email.message_from_bytes(head + body, policy=email.policy.HTTP)
     for part in form.iter_parts() if form.is_multipart() else ():

@@ -232,7 +232,6 @@ def told(run: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", OTHER_RUNS)
 def test_run_ends_as_recorded_where_its_tasks_differ(name):
-    """See `OTHER_RUNS` for the reasons."""
     _, run = drive(name)
     assert run["state"] == recording(name)["run"]["state"]
 
