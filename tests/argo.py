@@ -209,7 +209,7 @@ class Workflow:
             kept[identity] = node
         for node in kept.values():
             node["children"] = [child for child in node["children"] if child in kept]
-        self.nodes, self._is_retried = kept, True
+        self.nodes, self._backoffs, self._is_retried = kept, set(), True
         self.phase, self.message, self.finished, self._deadline = "Running", "", UNFINISHED, None
         self.operate()
 
@@ -295,7 +295,7 @@ class Workflow:
     def _finish(self, phase: str, message: str) -> None:
         self.phase, self.message, self.finished = phase, message, int(time.time())
 
-    def _template(self, name: str, template: str, given: Any, boundary: str, flag: Any = None) -> Node:
+    def _template(self, name: str, template: str, given: Any, boundary: str) -> Node:
         """Run a template under this name, wrapped into a retry where it has a strategy."""
         known, node = self.templates[template], self._named(name)
         if node and _fulfilled(node):
@@ -303,23 +303,22 @@ class Workflow:
         inputs = node["inputs"] if node else self._inputs(known, given)
         strategy = self._strategy(known, inputs)
         if strategy is None:
-            return self._attempt(name, known, inputs, boundary, flag)
+            return self._attempt(name, known, inputs, boundary)
         parent = node or self._add(name, "Retry", known, inputs, boundary)
         while self._goes_on(parent, strategy):
             last = self._last(parent)
             attempt = last["name"] if last and not _fulfilled(last) else f"{name}({len(parent['children'])})"
-            child = self._attempt(attempt, known, inputs, boundary, {"retried": True}, parent)
+            child = self._attempt(attempt, known, inputs, boundary, parent)
             if not _fulfilled(child):
                 break
         return parent
 
-    def _attempt(
-        self, name: str, template: Any, inputs: Any, boundary: str, flag: Any, parent: Node | None = None
-    ) -> Node:
+    def _attempt(self, name: str, template: Any, inputs: Any, boundary: str, parent: Node | None = None) -> Node:
+        """Run a template's DAG or pod once, as an attempt of a retry or by itself."""
         node = self._named(name)
         kind = "DAG" if "dag" in template else "Pod"
         if not node:
-            node = self._add(name, kind, template, inputs, boundary, flag)
+            node = self._add(name, kind, template, inputs, boundary, {"retried": True} if parent else None)
             if kind == "Pod":
                 self._create(node)
         if parent:
@@ -395,8 +394,7 @@ class Workflow:
             self._dag_task(node, template, tasks, name, inputs, seen)
         phase = self._dag_phase(node, tasks)
         if phase != "Running":
-            needed = {other for task in tasks.values() for other in _needs(task)}
-            ends = [self._under(node, name) for name in tasks if name not in needed]
+            ends = [self._under(node, name) for name in _targets(tasks)]
             node["outboundNodes"] = [identity for end in ends if end for identity in self._outbound(end)]
             self._end(node, phase)
 
@@ -458,8 +456,7 @@ class Workflow:
             phases = [branch(other) for other in _needs(tasks[name])]
             return next((each for each in phases if each != "Succeeded"), "Succeeded")
 
-        needed = {other for task in tasks.values() for other in _needs(task)}
-        ends = [branch(name) for name in tasks if name not in needed]
+        ends = [branch(name) for name in _targets(tasks)]
         return next((phase for phase in ends if phase != "Succeeded"), "Succeeded")
 
     def _outbound(self, node: Node) -> list[str]:
@@ -688,6 +685,12 @@ def _link(parent: Node, child: Node) -> None:
 
 def _needs(task: Any) -> list[str]:
     return re.findall(r"([\w-]+)\.Succeeded", task.get("depends", ""))
+
+
+def _targets(tasks: Mapping[str, Any]) -> list[str]:
+    """Return the tasks of a DAG that no other task needs."""
+    needed = {other for task in tasks.values() for other in _needs(task)}
+    return [name for name in tasks if name not in needed]
 
 
 def _words(seconds: int) -> str:
