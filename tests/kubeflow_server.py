@@ -414,7 +414,8 @@ class KubeflowServer(FaultyServer):
                 b"",
                 {"Location": "/dex/auth?client_id=kubeflow-oidc-authservice"},
             )
-        return 401, "text/plain", b"Jwt verification fails", {"WWW-Authenticate": 'Bearer realm="kubeflow"'}
+        cause = "Request header error: there is no user identity header."  # the code was recorded, not the words
+        return _json(401, {"code": 16, "message": f"Unauthenticated: {cause}: {cause}", "details": []})
 
     def _healthz(self) -> dict:
         return {"tag_name": "2.17.0", "multi_user": self.multi_user, "pipeline_store": "database"}

@@ -572,6 +572,7 @@ def test_tokens_expire(monkeypatch, tmp_path):
         with pytest.raises(ApiException) as raised:
             client.list_runs()
         assert raised.value.status == 401
+        assert json.loads(raised.value.body)["code"] == 16
 
 
 def test_login_page_is_html(monkeypatch, tmp_path):
