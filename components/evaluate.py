@@ -7,9 +7,7 @@ from components import component
 
 @component
 def evaluate(
-    config: str,
     checkpoint: dsl.Input[dsl.Model],
-    history: dsl.Input[dsl.Dataset],
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
@@ -22,9 +20,7 @@ def evaluate(
     """Judge a trained policy on held-out seeds, beside a random and, if there is one, a heuristic policy.
 
     Args:
-        config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        checkpoint: The best checkpoint of the training stage.
-        history: The history of the training stage.
+        checkpoint: The best checkpoint of the training stage, with its configuration and history.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: Means and intervals of each policy.
         page: The run on one page: curves, evaluation, and episodes to watch.
@@ -40,10 +36,12 @@ def evaluate(
     from mappo.placeholders import fill
 
     paths = (Path(checkpoint.path), Path(report.path))
-    looks = stages.Looks(Path(page.path), Path(history.path), str(checkpoint.metadata.get("attempts", "")))
+    looks = stages.Looks(
+        Path(page.path), Path(checkpoint.path, stages.HISTORY), str(checkpoint.metadata.get("attempts", ""))
+    )
     name = fill(run, scheduled_at)
     outcome = stages.evaluate(
-        config, *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
+        "", *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
     )
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)

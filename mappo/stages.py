@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 from collections import Counter, deque
@@ -43,6 +44,7 @@ from mappo.config import (
     from_json,
     override,
     parse_json,
+    to_json,
 )
 from mappo.console import (
     WarningLines,
@@ -79,6 +81,7 @@ _READABLE = (  # errors that people can mend, with messages that say how
 )
 _MAY_PASS = (NotSaved, OSError, ProcessDied, StoreUnavailable)  # of those: what another attempt may not meet
 
+HISTORY = "history.csv"  # of the whole training, beside the best checkpoint
 _GOES_ON = {"train": "; training goes on from the last checkpoint"}
 _NON_FINITE = {NonFiniteLoss: "loss", NonFiniteObservation: "observation", NonFiniteReturn: "return"}
 
@@ -185,6 +188,7 @@ def train(
         chosen = place.choose("best")
         if best:
             place.export(chosen, best)
+            shutil.copyfile(history, best / HISTORY)
         say_trained(final[0] if final else None, trained, place.manifest(chosen), place.store.location)
         return Outcome(metadata_of(experiment), finite("train", file.last_row()))
 
@@ -204,13 +208,17 @@ def evaluate(
 ) -> Outcome:
     """Judge a run's checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
 
-    `checkpoint` is `best`, `last` or the number of an iteration. With `looks`, an HTML page of the run is written.
+    `checkpoint` is `best`, `last` or the number of an iteration. An empty `config` is that of the checkpoint. With
+    `looks`, an HTML page of the run is written.
     With `keep`, the report and episodes to watch are kept with the run, where `report` finds them.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = _label(name, seed, str(run))
+    if not config:
+        with readable_errors("evaluate"):
+            config = to_json(runs.load(run, checkpoint).config)
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
         trained = runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed

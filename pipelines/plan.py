@@ -29,7 +29,9 @@ def planned_stages(
     root = pipeline.get("root", {})
     defined = root.get("inputDefinitions", {}).get("parameters", {})
     values = {name: value["defaultValue"] for name, value in defined.items() if "defaultValue" in value}
-    return list(_Plan(pipeline.get("components", {}), unknown_items).stages(("root",), root, {**values, **parameters}))
+    return list(
+        _Plan(pipeline.get("components", {}), unknown_items).stages(("root",), root, {**values, **parameters})
+    )
 
 
 def repeated_names(specification: Mapping[str, Any]) -> frozenset[str]:
@@ -50,7 +52,9 @@ class _Plan:
     components: Mapping[str, Any]
     unknown_items: int
 
-    def stages(self, path: Path, component: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[PlannedStage]:
+    def stages(
+        self, path: Path, component: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> Iterator[PlannedStage]:
         """Yield the stages below a component whose parameters have these values, as far as they are known."""
         tasks = dict(component.get("dag", {}).get("tasks", {}))
         while tasks:

@@ -37,8 +37,7 @@ def make_each_seed(site: Site | None, parallelism: int) -> Callable[..., Any]:
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
             named = {"seed": seed, "run": run, "scheduled_at": placement.scheduled_at, "compiled_by": version}
             trained = train(config=config, store=store, **named, **placement.gpus("train"))
-            judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
-            evaluated = evaluate(config=config, **judged, **named, **placement.gpus("evaluate"))
+            evaluated = evaluate(checkpoint=trained.outputs["best"], **named, **placement.gpus("evaluate"))
             placement.place(trained, "train")
             placement.place(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])

@@ -5,7 +5,7 @@ puts the source and the descriptions of a component there, and each resource as 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.site import Site, Stage
@@ -20,15 +20,23 @@ def slim(specification: dict[str, Any], site: Site) -> None:
     """
     for component in specification["components"].values():
         _forget_descriptions(component)
-    for component in (specification["root"], *specification["components"].values()):
-        for task in component.get("dag", {}).get("tasks", {}).values():
-            declared = specification["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
-            _forget_unread(task, declared.get("parameters", {}))
+    for task in _tasks(specification):
+        declared = specification["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
+        _forget_unread(task, declared.get("parameters", {}))
+    for name, component in specification["components"].items():
+        _forget_defaults(
+            component, [task for task in _tasks(specification) if task["componentRef"]["name"] == name]
+        )
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
         stage = container["args"][-1]
         container["command"] = _command(stage, getattr(site.stages, stage))
         container["args"] = ["--executor_input", "{{$}}"]
+
+
+def _tasks(specification: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for component in (specification["root"], *specification["components"].values()):
+        yield from component.get("dag", {}).get("tasks", {}).values()
 
 
 def _command(stage: str, placed: Stage) -> list[str]:
@@ -44,6 +52,14 @@ def _forget_descriptions(component: Mapping[str, Any]) -> None:
         for group in component.get(kind, {}).values():
             for definition in group.values():
                 definition.pop("description", None)
+
+
+def _forget_defaults(component: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Take out the defaults of inputs that every task of the component gives."""
+    for name, definition in component.get("inputDefinitions", {}).get("parameters", {}).items():
+        if all(name in task.get("inputs", {}).get("parameters", {}) for task in tasks):
+            definition.pop("defaultValue", None)
+            definition.pop("isOptional", None)
 
 
 def _forget_unread(task: Mapping[str, Any], declared: Mapping[str, Any]) -> None:

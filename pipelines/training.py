@@ -51,8 +51,7 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
         }
         validated = validate(config=config, **named)
         trained = train(config=config, store=store, **named, **placement.gpus("train")).after(validated)
-        judged = {"checkpoint": trained.outputs["best"], "history": trained.outputs["history"]}
-        evaluated = evaluate(config=config, **judged, **named, **placement.gpus("evaluate"))
+        evaluated = evaluate(checkpoint=trained.outputs["best"], **named, **placement.gpus("evaluate"))
         for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
             placement.place(task, stage)
         return Artifacts(

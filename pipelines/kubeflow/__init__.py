@@ -1,1 +1,1 @@
-"""The part of the pipelines that talks to a Kubeflow server. Open `client.py` first. No file here knows argparse."""
+"""The part of the pipelines that talks to a Kubeflow server. Open `client.py` first."""

@@ -10,6 +10,7 @@ import base64
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,7 +117,7 @@ def workflow_of(kubeflow: Api, run_id: str) -> Workflow | None:
     try:
         manifest = json.loads(text).get("pipeline_runtime", {}).get("workflow_manifest") or "{}"
         return Workflow(json.loads(manifest))
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OSError, EOFError, zlib.error) as error:
         raise ApiError(f"run {run_id}: the server's workflow cannot be read: {error}") from None
 
 
