@@ -5,7 +5,7 @@ from mappo.storage import joined
 
 
 def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
-    """Return where a run is kept: in the store under its name (with the seed, if there are several); or `otherwise`.
+    """Return where a run is kept: in the store under its name (with the seed, if there is one); or `otherwise`.
 
     Raises:
         ConfigError: a store without a name, a name without a store, or a name that is not allowed.

@@ -1,6 +1,8 @@
 """The terminal of the pipelines: run one here, or compile, submit, watch and schedule it on Kubeflow."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,6 +33,24 @@ _COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doc
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see the examples for the exit status."""
     try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone, as `head` does: end as other tools do
+        _close_output()
+        return 128 + signal.SIGPIPE
+
+
+def _close_output() -> None:
+    """Let whatever is still to be printed, also at the interpreter's exit, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
         arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes", "rich"):
@@ -40,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = " ".join([arguments.command, *([arguments.verb] if "verb" in arguments else [])])
     try:
         return int(arguments.execute(arguments))
+    except BrokenPipeError:
+        raise
     except (ConfigError, OSError) as error:
         print(f"pipelines {command}: error: {error}", file=sys.stderr)
         return 2

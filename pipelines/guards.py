@@ -16,10 +16,12 @@ from mappo.config import (
     from_json,
     parse_json,
     parse_json_object,
-    require_run_name,
 )
+from mappo.names import run_location, study_name
+from mappo.placeholders import SCHEDULED_TIME, fill, require_known
 from mappo.space import TuningConfig
-from pipelines.placement import GENERAL_PARAMETERS, STAGES
+from mappo.storage import StoreError, bucket_of
+from pipelines.placement import GENERAL_PARAMETERS, GPU_STAGES, SHM_PATH, STAGES
 from pipelines.site import check_site, require_image
 
 MAX_PARAMETERS_BYTES = 10_000  # that the server takes for a run
@@ -38,6 +40,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
 }
+_TIMED_PARAMETERS = ("run", "edition", "store")  # the stages put the time of the run into these
+_COUNT = re.compile(r"[0-9]{1,10}")
+_SAMPLE_TIME = "2006-01-02T15:04:05Z"
 _MINIMA = {"num_trials": 1, "retrain_seeds": 2, "hours": 0}
 _JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "space": lambda _: None,
@@ -63,7 +68,8 @@ def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> No
     specification = documents[0]
     problems = [
         *_size_problems(text, specification),
-        *_default_problems(specification),
+        *_placeholder_problems(_defaults_of(specification)),
+        *_device_problems(_defaults_of(specification)),
         *_image_problems(specification),
         *_environment_problems(specification),
         *_secret_problems(specification),
@@ -74,12 +80,16 @@ def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> No
         raise ConfigError("\n".join(problems))
 
 
-def check_parameters(specification: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse parameters of a run that the server would, or that a stage would later.
+def check_parameters(documents: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
+    """Refuse parameters of a run that the server would refuse, or a stage later.
+
+    `documents` are those of the compiled pipeline: its specification, then what concerns Kubernetes.
 
     Raises:
-        ConfigError: one line for each parameter that is unknown, missing, of another type or not allowed.
+        ConfigError: one line for each parameter that is unknown, missing, of another type or not allowed, also
+            together with others and with the pipeline's defaults.
     """
+    specification = documents[0]
     declared = parameters_of(specification)
     problems = [_unknown(name, declared) for name in given if name not in declared]
     problems += [
@@ -89,10 +99,11 @@ def check_parameters(specification: Mapping[str, Any], given: Mapping[str, Any])
     ]
     for name, value in given.items():
         if name in declared:
-            problems += _value_problems(name, value, declared[name]["parameterType"])
+            problems += _value_problems(name, value, declared[name]["parameterType"], documents)
     size = len(json.dumps(dict(given)).encode())
     if size > MAX_PARAMETERS_BYTES:
         problems.append(f"parameters: {size} bytes of JSON; the server takes {MAX_PARAMETERS_BYTES}")
+    problems = problems or list(_problems_together({**_defaults_of(specification), **given}))
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -131,20 +142,20 @@ def _unknown(name: str, declared: Mapping[str, Any]) -> str:
     return f"parameter {name}: unknown; {hint}"
 
 
-def _value_problems(name: str, value: Any, kind: str) -> Iterator[str]:
+def _value_problems(name: str, value: Any, kind: str, documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     is_boolean = isinstance(value, bool)
     if not isinstance(value, _KINDS[kind]) or (is_boolean and kind != "BOOLEAN"):
         yield f"parameter {name} = {json.dumps(value)}: must be {_WORDS[kind]}"
         return
     try:
-        _check_meaning(name, value)
+        _check_meaning(name, value, documents)
     except ValueError as error:
         lines = str(error).splitlines()
         yield from (f"parameter {name}: {line}" for line in lines)
 
 
-def _check_meaning(name: str, value: Any) -> None:
-    """What a stage or Kubernetes would refuse later."""
+def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what a stage or Kubernetes would refuse later."""
     if name == "config":
         from_json(value)
     elif name == "seeds":
@@ -156,8 +167,6 @@ def _check_meaning(name: str, value: Any) -> None:
     elif name in _MINIMA:
         if value < _MINIMA[name]:
             raise ConfigError(f"{value}: must be {_MINIMA[name]} or more")
-    elif name == "study":
-        require_run_name(value)
     elif name in _JSON_PARAMETERS:
         _JSON_PARAMETERS[name](parse_json_object(value))
     elif name in GENERAL_PARAMETERS:
@@ -166,29 +175,122 @@ def _check_meaning(name: str, value: Any) -> None:
         stage, field = stage_field
         if stage in STAGES:
             if field == "gpu_count":
-                value = int(value) if value.isdecimal() else value
-            check_site({"stages": {stage: {field: value}}})
+                value = int(value) if _is_count(value) else value
+            shm = {"shm": _compiled_shm(documents, stage)} if field == "memory" else {}
+            check_site({"stages": {stage: {field: value, **shm}}})
 
 
 def _is_seed(value: Any) -> bool:
-    return isinstance(value, str) and value.isdecimal() and int(value) < 2**32
+    return isinstance(value, str) and _is_count(value) and int(value) < 2**32
 
 
-def _default_problems(specification: Mapping[str, Any]) -> Iterator[str]:
-    for name, each in parameters_of(specification).items():
-        if "[[" in str(each.get("defaultValue", "")) and each["parameterType"] == "STRING" and name != "config":
+def _is_count(text: str) -> bool:
+    return bool(_COUNT.fullmatch(text))
+
+
+def _compiled_shm(documents: Sequence[Mapping[str, Any]], stage: str) -> str | None:
+    """Return the size of /dev/shm that was compiled into a stage; a run cannot change it."""
+    of_kubernetes = {} if len(documents) < 2 else documents[1]["platforms"]["kubernetes"]["deploymentSpec"]
+    for label, executor in of_kubernetes.get("executors", {}).items():
+        if re.fullmatch(rf"exec-{stage}(-\d+)?", label):
+            for mount in executor.get("emptyDirMounts", []):
+                if mount["mountPath"] == SHM_PATH:
+                    return str(mount["sizeLimit"])
+    return None
+
+
+def _defaults_of(specification: Mapping[str, Any]) -> dict[str, Any]:
+    declared = parameters_of(specification)
+    return {name: each["defaultValue"] for name, each in declared.items() if "defaultValue" in each}
+
+
+def _problems_together(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the values of a run as the stages will see them."""
+    if wrong := list(_placeholder_problems(values)):
+        yield from wrong
+        return
+    filled = {name: fill(values[name], _SAMPLE_TIME) for name in _TIMED_PARAMETERS if name in values}
+    yield from _place_problems({**values, **filled})
+    yield from _name_problems({**values, **filled})
+    yield from _device_problems(values)
+
+
+def _placeholder_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        for text in _texts_within(name, value):
+            try:
+                require_known(text)
+            except ConfigError as error:
+                yield f"parameter {name}: {error}"
+            else:
+                if SCHEDULED_TIME in text and name not in _TIMED_PARAMETERS:
+                    where = ", ".join(_TIMED_PARAMETERS)
+                    yield f"parameter {name} = {text!r}: {SCHEDULED_TIME} is replaced in {where} only"
+
+
+def _texts_within(name: str, value: Any) -> Iterator[str]:
+    """Yield the texts of a parameter, also those within its JSON."""
+    if name in ("config", *_JSON_PARAMETERS) and isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError:  # reported as the value's own problem
+            return
+    yield from (text for _, text in _texts(value, name))
+
+
+def _place_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("store", "champions"):
+        location = values.get(name)
+        if location and ":/" not in location:
             yield (
-                f"parameter {name} = {each['defaultValue']}: the server fills in times only where a run or a "
-                "schedule gives the parameter: leave it out when compiling, and give it with -p"
+                f"parameter {name} = {location!r}: a directory of a pod is lost with the pod; give "
+                "s3://bucket/prefix or minio://bucket/prefix"
             )
+        elif location:
+            try:
+                bucket_of(location)
+            except StoreError as error:
+                yield f"parameter {name}: {error}"
+
+
+def _name_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        if "run" in values:
+            for seed in values.get("seeds") or [""]:
+                run_location(values.get("store", ""), values["run"], "", seed)
+        if "study" in values:
+            study_name(values["study"], values.get("edition", ""))
+    except ConfigError as error:
+        yield f"parameters: {error}"
+
+
+def _device_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the stages that would be given GPUs and compute on the CPU."""
+    counts = {stage: str(values.get(f"{stage}_gpu_count", "0")) for stage in GPU_STAGES}
+    wanted = {stage: count for stage, count in counts.items() if _is_count(count) and int(count)}
+    if not wanted or "config" not in values:
+        return
+    try:
+        device = from_json(values["config"]).device
+    except ConfigError as error:
+        yield from (f"parameter config: {line}" for line in str(error).splitlines())
+        return
+    if device == "cpu":
+        yield from (_unused_gpus(stage, count) for stage, count in wanted.items())
+
+
+def _unused_gpus(stage: str, count: str) -> str:
+    return (
+        f"parameter {stage}_gpu_count = {count}: config.device = cpu leaves the GPUs of stage {stage} unused; "
+        f"set device to auto or cuda, or {stage}_gpu_count to 0"
+    )
 
 
 def _size_problems(text: str, specification: Mapping[str, Any]) -> Iterator[str]:
     size = len(text.encode())
     if size > MAX_SPECIFICATION_BYTES:
         yield f"specification: {size} bytes; at most {MAX_SPECIFICATION_BYTES} fit into Kubernetes"
-    defaults = {name: each.get("defaultValue") for name, each in parameters_of(specification).items()}
-    size = len(json.dumps(defaults).encode())
+    size = len(json.dumps(_defaults_of(specification)).encode())
     if size > MAX_PARAMETERS_BYTES:
         yield f"defaults of parameters: {size} bytes of JSON; the server takes {MAX_PARAMETERS_BYTES} for a run"
 

@@ -33,6 +33,7 @@ STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose
 GPU_STAGES = ("train", "evaluate", "tune", "promote")
 TRAINING_STAGES = ("train", "tune")
 DATABASE_STAGES = ("prepare", "tune", "choose", "promote", "report")
+SHM_PATH = "/dev/shm"  # noqa: S108  (a memory disk of each pod)
 DATABASE_KEY = "url"  # of the database's secret
 
 _FOR_EVER = "31536000s"  # Argo tries nothing again, and ends what it tries, so long after the first attempt began
@@ -185,7 +186,7 @@ def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
     if stage.timeout_seconds:
         kubernetes.set_timeout(task, stage.timeout_seconds)
     if stage.shm:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=stage.shm)  # noqa: S108
+        kubernetes.empty_dir_mount(task, "shm", SHM_PATH, medium="Memory", size_limit=stage.shm)
     for key, value in site.pod_labels.items():
         kubernetes.add_pod_label(task, key, value)
     for key, value in site.pod_annotations.items():

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 
 import mappo
-from mappo.config import from_json, override
+from mappo.config import from_json, override, to_json
 from mappo.recipes import recipe
 from pipelines.__main__ import main
 from tests.argo import Workflow
+from tests.conftest import endless
 from tests.kubeflow_server import KubeflowServer
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = REPOSITORY / "tests" / "golden" / "training.yaml"
 SUBMIT = ["submit", "--file", str(GOLDEN)]
+IN_STORE = ["-p", "store=s3://bucket/runs"]
 QUICK = ["--interval", "0.1"]
 
 
@@ -31,7 +33,8 @@ QUICK = ["--interval", "0.1"]
 
 def test_a_pipeline_compiled_now_runs_with_the_configuration_as_its_default(kubeflow, read):
     made = read(
-        "submit", "balance", "--image", "a:1", "--name", "mine", "--learner.epochs=7", "-p", "store=s3://a/b"
+        *("submit", "balance", "--image", "a:1", "--name", "mine", "--learner.epochs=7"),
+        *("-p", "store=s3://a1b/c", "-p", "run=first"),
     )
     (run,) = kubeflow.runs.values()
     assert made["id"] == run["run_id"]
@@ -41,7 +44,7 @@ def test_a_pipeline_compiled_now_runs_with_the_configuration_as_its_default(kube
     expected = override(recipe("balance"), {"learner": {"epochs": 7}})
     assert from_json(parameters["config"]["defaultValue"]) == expected
     assert parameters["image"]["defaultValue"] == "a:1"
-    assert run["runtime_config"]["parameters"] == {"store": "s3://a/b"}
+    assert run["runtime_config"]["parameters"] == {"store": "s3://a1b/c", "run": "first"}
     assert "platforms" in run["pipeline_spec"]["platform_spec"]
 
 
@@ -95,6 +98,14 @@ def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli, t
         (["-p", "train_cpu"], "must be NAME=VALUE"),
         (["--site", "k8s/site.yaml"], "leave out --file, or them"),
         (["--learner.epochs=0"], "learner.epochs = 0"),
+        (["-p", "run=nightly"], "a name needs a store"),
+        (["-p", "run=Nightly_1", *IN_STORE], "run 'Nightly_1': a name has"),
+        (["-p", "run=n-[[ScheduledTime.2006-01-02T15:04]]", *IN_STORE], "write [[ScheduledTime]]"),
+        (["-p", "run=n-[[CurrentTime]]", *IN_STORE], "write [[ScheduledTime]]"),
+        (["-p", "store=s3://bucket/über", "-p", "run=a"], "not a location"),
+        (["-p", "store=runs", "-p", "run=a"], "a directory of a pod is lost"),
+        (["--device=cpu", "-p", "train_gpu_count=1"], "leaves the GPUs of stage train unused"),
+        (["--edition", "a"], "parameter edition: unknown"),
     ],
 )
 def test_a_wrong_submission_is_refused_before_the_server_is_asked(kubeflow, cli, arguments, reason):
@@ -169,6 +180,17 @@ def test_a_run_is_shown_with_all_its_stages_in_order(kubeflow, read, run_id):
         ("evaluate", "PENDING", ""),
     ]
     assert read("runs", "show", shown["name"])["id"] == run_id
+
+
+def test_a_run_is_found_by_the_name_it_was_submitted_under_and_the_newest_counts(kubeflow, read, cli):
+    made = [read(*SUBMIT, "--name", name)["id"] for name in ("c3", "c3", "c3 x", "xc3", "c30", "C3")]
+    for index, run in enumerate(kubeflow.runs.values()):
+        run["created_at"] = f"2026-01-0{index + 1}T00:00:00Z"
+    assert read("runs", "show", "c3")["id"] == made[1]
+    assert read("runs", "show", "c3 x")["id"] == made[2]
+    kubeflow.runs[made[0]]["display_name"] = "c3"
+    assert read("runs", "show", "c3")["id"] == made[0]
+    assert "there is none" in cli("runs", "show", "3")[2]
 
 
 def test_stages_of_a_loop_are_shown_one_by_one(kubeflow, read):
@@ -400,7 +422,7 @@ def test_creating_a_schedule_twice_leaves_one(kubeflow, read):
     "change",
     [
         ["--cron", "30 3 * * *"],
-        ["-p", "store=s3://a/b"],
+        ["-p", "store=s3://a1b/c", "-p", "run=first"],
         ["--max-concurrency", "2"],
         ["--experiment", "other"],
         ["--seed=1"],
@@ -451,29 +473,29 @@ def test_a_dry_run_asks_the_server_nothing(kubeflow, read):
 
 
 def test_a_wrong_schedule_is_refused(kubeflow, cli):
-    for arguments in (["--cron", "* * * *"], ["--max-concurrency", "11"], ["-p", "train_cpu=x"]):
+    for arguments in (
+        ["--cron", "* * * *"],
+        ["--max-concurrency", "11"],
+        ["-p", "train_cpu=x"],
+        ["-p", "run=n-[[Index]]", *IN_STORE],
+        ["-p", "run=n-[[ScheduledTime]]"],
+        ["--dry-run", "-p", "s3_secret=[[ScheduledTime]]"],
+    ):
         assert cli(*CREATE, *arguments)[0] == 2
     assert not kubeflow.requests
 
 
-def test_a_triggered_schedule_runs_what_it_would_run_with_the_time_filled_in(kubeflow, read):
-    read(*CREATE, "-p", "run=nightly-[[ScheduledTime]]", "-p", "store=s3://a/b", "--pipeline-root", "s3://a/root")
+def test_a_triggered_schedule_runs_what_it_would_run(kubeflow, read):
+    read(*CREATE, "-p", "run=nightly-[[ScheduledTime]]", *IN_STORE, "--pipeline-root", "s3://a/root")
     made = read("schedule", "trigger", "nightly")
     run = kubeflow.runs[made["id"]]
     assert run["runtime_config"]["pipeline_root"] == "s3://a/root"
-    name = run["runtime_config"]["parameters"]["run"]
-    assert name.startswith("nightly-20")
-    assert "[[" not in name
+    assert run["runtime_config"]["parameters"]["run"] == "nightly-[[ScheduledTime]]"
     (job,) = kubeflow.recurring_runs
     fired = kubeflow.runs[kubeflow.fire(job)]
     assert fired["pipeline_spec"] == run["pipeline_spec"]
     assert fired["experiment_id"] == run["experiment_id"]
-
-
-def test_what_only_the_server_fills_in_is_refused_when_triggering(kubeflow, read, cli):
-    read(*CREATE, "-p", "run=nightly-[[Index]]")
-    status, _, said = cli("schedule", "trigger", "nightly")
-    assert (status, "parameter run holds [[Index]], which only the server fills in" in said) == (2, True)
+    assert fired["runtime_config"]["parameters"] == run["runtime_config"]["parameters"]
 
 
 def test_a_schedule_without_parameters_is_triggered(kubeflow, read):
@@ -546,16 +568,15 @@ def _process(*arguments: str) -> "subprocess.Popen[str]":
 def test_a_schedule_of_tuning_makes_an_edition_each_time(kubeflow, read, cli):
     site = ["--site", str(GOLDEN.parent / "site.yaml")]
     study = ["--study", "weekly", "--edition", "[[ScheduledTime]]", "--trials", "30", "--workers", "3"]
-    champions = ["--champions", "s3://b/champions"]
+    champions = ["--champions", "s3://bucket/champions"]
     create = ["schedule", "create", "tuning", "--cron", "0 3 * * 6", *site, *study, *champions]
     assert read(*create)["schedule"] == "tuning, created"
     assert read(*create)["schedule"] == "tuning, unchanged"
     made = read("schedule", "trigger", "tuning")
-    parameters = kubeflow.runs[made["id"]]["runtime_config"]["parameters"]
-    given = {**_defaults(kubeflow, made["id"]), **parameters}
-    assert re.fullmatch(r"\d{14}", given["edition"])
+    given = _defaults(kubeflow, made["id"])
+    assert given["edition"] == "[[ScheduledTime]]"
     assert (given["study"], given["num_trials"], given["workers"]) == ("weekly", 30, ["1", "2", "3"])
-    assert given["champions"] == "s3://b/champions"
+    assert given["champions"] == "s3://bucket/champions"
     assert json.loads(given["tuning"])["pruner"] == "median"
 
 
@@ -588,9 +609,92 @@ def test_parameters_of_tuning_that_a_stage_would_refuse_are_refused_here(kubeflo
     assert words in error
 
 
-def test_a_time_to_be_filled_in_is_no_default_of_a_compiled_pipeline(cli, tmp_path):
-    """The server looks for it in a run's own parameters only."""
+def test_a_compiled_pipeline_has_the_known_placeholder_as_a_default_and_no_other(cli, tmp_path):
     compile_ = ["compile", "--image", "a:1", "--output", str(tmp_path / "a.yaml"), "--study", "weekly"]
-    status, _, error = cli(*compile_, "--edition", "[[ScheduledTime]]")
+    assert cli(*compile_, "--edition", "[[ScheduledTime]]")[0] == 0
+    status, _, error = cli(*compile_, "--edition", "[[CurrentTime]]")
     assert status == 2
-    assert "parameter edition = [[ScheduledTime]]: the server fills in times only" in error
+    assert "parameter edition: '[[CurrentTime]]': nothing replaces [[CurrentTime]]" in error
+    status, _, error = cli("compile", "--image", "a:1", "--output", str(tmp_path / "a.yaml"), "--edition", "a")
+    assert (status, "give --study NAME too" in error) == (2, True)
+
+
+def test_a_run_on_this_machine_fills_in_the_time_once(monkeypatch, cli, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the stages, which are processes of their own
+    status, _, err = cli("run", "--run", "n-[[ScheduledTime]]", "--config", str(_tiny(tmp_path)))
+    assert status == 0, err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"n-\d{14}", run.name)
+    assert (run / "latest.json").exists()
+    status, _, err = cli("run", "--run", "n-[[Index]]")
+    assert (status, "write [[ScheduledTime]]" in err) == (2, True)
+
+
+def _tiny(directory: Path) -> Path:
+    path = directory / "tiny.json"
+    path.write_text(to_json(endless()))
+    return path
+
+
+def test_output_into_a_pipe_that_is_closed_ends_quietly_with_the_status_of_the_signal(kubeflow, read):
+    for _ in range(3):
+        read(*SUBMIT)
+    for arguments in (
+        ["runs", "list"],
+        ["runs", "list", "--output", "json"],
+        ["runs", "show", "latest"],
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = subprocess.run(
+            [sys.executable, "-m", "pipelines", *arguments],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+            check=False,
+        )
+        os.close(writer)
+        assert (process.returncode, process.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_server_that_does_not_answer_is_two_lines_in_a_file(kubeflow, cli):
+    kubeflow.fail(503, times=4)
+    status, _, err = cli("runs", "list")
+    assert status == 0
+    first, last = err.splitlines()
+    assert first.startswith(f"note: {kubeflow.url}: error 503")
+    assert first.endswith("; trying again")
+    assert re.fullmatch(r"note: tried 5 times in \d+ s", last)
+
+
+def test_a_server_that_does_not_answer_is_one_line_that_counts_on_a_terminal(kubeflow):
+    kubeflow.fail(503, times=3)
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "runs", "list"],
+        stdout=subprocess.DEVNULL,
+        stderr=follower,
+        env={**os.environ, "COLUMNS": "60", "TERM": "xterm"},
+        cwd=REPOSITORY,
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while chunk := os.read(leader, 4096):
+            shown += chunk
+    except OSError:  # the terminal's other end is closed
+        pass
+    assert process.wait(30) == 0
+    lines = shown.decode().split("\r\x1b[K")
+    assert [line.partition(" in ")[0] for line in lines[1:]] == [f"note: tried {n} times" for n in (1, 2, 3)]
+    assert shown.decode().count("\n") == 1
+    assert all(len(line.strip()) < 60 for line in lines)
+
+
+def test_a_token_of_several_lines_is_refused_and_not_shown(monkeypatch, kubeflow, cli):
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "secret\nsecret")
+    status, _, err = cli("runs", "list")
+    assert status == 2
+    assert "KF_PIPELINES_TOKEN: holds a line break" in err
+    assert "secret" not in err

@@ -11,7 +11,7 @@ import pytest
 from mappo.config import ConfigError
 from pipelines.compiling import Compiled
 from pipelines.kubeflow import client
-from pipelines.kubeflow.connection import Api, ApiError, Connection
+from pipelines.kubeflow.connection import Api, ApiError, Connection, Trying
 from tests.kubeflow_server import KubeflowServer
 
 TRAINING = Compiled(Path("tests/golden/training.yaml").read_text())
@@ -36,12 +36,13 @@ def submitted(kubeflow: Api) -> str:
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_transient_error_is_said_and_tried_again(server, status):
-    said: list[str] = []
+    said: list[Trying] = []
     kubeflow = api(server, said=said)
     server.fail(status, times=2)
     assert client.runs(kubeflow, 1) == []
-    assert len(said) == 2
-    assert "trying again" in said[0]
+    assert [(trying.tries, trying.is_over) for trying in said] == [(1, False), (2, False), (3, True)]
+    assert str(status) in said[0].reason
+    assert 0 < said[0].seconds < said[1].seconds < said[2].seconds
 
 
 def test_the_pause_is_as_long_as_the_server_asks_for(server):
@@ -126,6 +127,32 @@ def test_a_token_that_stays_expired_is_explained_and_not_tried_for_long(server):
         client.runs(api(server, token="old"), 1)
     assert error.value.status == 401
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("credential", ["token", "cookie"])
+def test_space_around_credentials_is_taken_off(server, credential, tmp_path):
+    server.tokens, server.cookies = {"abc"}, {"abc"}
+    given = {"token": " abc\r\n", "cookie": "authservice_session=abc\n"}[credential]
+    assert client.runs(api(server, **{credential: given}), 1) == []
+
+
+@pytest.mark.parametrize("credential", ["token", "cookie"])
+@pytest.mark.parametrize("inside", ["\n", "\r", "\t", "\0", "\x7f", "é"])
+def test_credentials_that_no_header_may_hold_are_refused_without_showing_them(credential, inside):
+    with pytest.raises(ConfigError, match=f"KF_PIPELINES_{credential.upper()}: holds a line break") as error:
+        Connection(endpoint="http://kubeflow.invalid", **{credential: f"secret{inside}secret"})
+    assert "secret" not in str(error.value)
+
+
+def test_a_token_file_with_several_lines_is_refused_without_showing_it(server, tmp_path):
+    (tmp_path / "token").write_text("secret\nsecret\n")
+    with pytest.raises(ConfigError, match=f"token file {tmp_path}/token: holds a line break") as error:
+        api(server, token_file=str(tmp_path / "token"))
+    assert "secret" not in str(error.value)
+
+
+def test_a_connection_shows_no_credentials():
+    assert "secret" not in repr(Connection(token="secret", cookie="secret"))
 
 
 def test_a_cookie_of_a_session_is_enough(server):

@@ -9,15 +9,21 @@ from kfp import compiler, dsl
 
 from mappo.config import ConfigError, to_json
 from mappo.recipes import recipe
+from pipelines.compiling import compile_pipeline
 from pipelines.guards import check_parameters, check_specification, parameters_of, parse_parameter
+from pipelines.site import check_site
 from tests.kubeflow_rules import Refused
 from tests.kubeflow_rules import check_parameters as server_checks_parameters
 
-GOLDEN = {name: Path(f"tests/golden/{name}.yaml").read_text() for name in ("training", "seeds")}
+GOLDEN = {name: Path(f"tests/golden/{name}.yaml").read_text() for name in ("training", "seeds", "tuning")}
+
+
+def documents(name: str = "training") -> list[dict]:
+    return list(yaml.safe_load_all(GOLDEN[name]))
 
 
 def specification(name: str = "training") -> dict:
-    return next(yaml.safe_load_all(GOLDEN[name]))
+    return documents(name)[0]
 
 
 def refused(specification: dict, text: str = "") -> str:
@@ -42,7 +48,7 @@ def take(number: int, item: str):
     print(number, item)
 
 
-@pytest.mark.parametrize("name", ["training", "seeds"])
+@pytest.mark.parametrize("name", GOLDEN)
 def test_our_own_pipelines_have_no_known_defect(name):
     check_specification(GOLDEN[name], list(yaml.safe_load_all(GOLDEN[name])))
 
@@ -118,6 +124,16 @@ def _key_in_constant(specification: dict) -> None:
     task["inputs"]["parameters"]["store"] = {"runtimeValue": {"constant": "AKIAABCDEFGHIJKLMNOP"}}
 
 
+def _unknown_placeholder_in_default(specification: dict) -> None:
+    specification["root"]["inputDefinitions"]["parameters"]["run"]["defaultValue"] = "n-[[CurrentTime]]"
+
+
+def _gpus_without_use(specification: dict) -> None:
+    declared = specification["root"]["inputDefinitions"]["parameters"]
+    declared["train_gpu_count"]["defaultValue"] = "2"
+    declared["config"]["defaultValue"] = '{"device": "cpu"}'
+
+
 def _large_default(specification: dict) -> None:
     specification["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = "x" * 10_001
 
@@ -131,6 +147,8 @@ def _large_default(specification: dict) -> None:
         (_secret_in_default, "parameters.store.defaultValue: looks like a credential"),
         (_key_in_constant, "looks like a credential"),
         (_large_default, "defaults of parameters: 1"),
+        (_unknown_placeholder_in_default, "parameter run: 'n-[[CurrentTime]]': nothing replaces [[CurrentTime]]"),
+        (_gpus_without_use, "train_gpu_count = 2: config.device = cpu leaves the GPUs of stage train unused"),
     ],
 )
 def test_a_defect_is_refused_naming_where_it_is(defect, reason):
@@ -165,14 +183,122 @@ def test_a_specification_too_large_for_kubernetes_is_refused():
 )
 def test_a_wrong_parameter_is_refused_naming_it(given, reason):
     with pytest.raises(ConfigError) as error:
-        check_parameters(specification(), given)
+        check_parameters(documents(), given)
     assert reason in str(error.value)
+
+
+STORE = {"store": "s3://bucket/runs"}
+TIME = "[[ScheduledTime]]"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({**STORE, "run": "Nightly_1"}, "run 'Nightly_1': a name has 1 to 63 lower-case letters"),
+        ({**STORE, "run": "n" * 64}, "a name has 1 to 63"),
+        ({**STORE, "run": "n" * 50 + TIME}, "a name has 1 to 63"),
+        ({"run": "nightly"}, "run = 'nightly': a name needs a store"),
+        (STORE, "store = 's3://bucket/runs': a run in a store needs a name"),
+        ({"store": "s3://bucket/über", "run": "a"}, "parameter store: 's3://bucket/über': not a location"),
+        ({"store": "gs://bucket/runs", "run": "a"}, "parameter store: 'gs://bucket/runs': not a location"),
+        ({"store": "s3://b/../c", "run": "a"}, "not a location"),
+        ({"store": "runs", "run": "a"}, "parameter store = 'runs': a directory of a pod is lost"),
+        ({"store": "/data/runs", "run": "a"}, "a directory of a pod is lost"),
+        *(
+            ({**STORE, "run": f"n-{wrong}"}, f"nothing replaces {wrong}; write {TIME}")
+            for wrong in (
+                "[[CurrentTime]]",
+                "[[Index]]",
+                "[[RunUUID]]",
+                "[[ScheduledTime.2006-01-02T15:04]]",
+                "[[CurrentTime.20060102]]",
+            )
+        ),
+        ({"image": "ghcr.io/you/mappo:[[CurrentTime]]"}, "image"),
+        ({"s3_secret": TIME}, "s3_secret"),
+        (
+            {"config": json.dumps({"environment": {"scenario_kwargs": {"a": [TIME]}}})},
+            "replaced in run, edition, store only",
+        ),
+        (
+            {"train_node_selector": {"a": "b"}, "config": '{"device": "cpu"}', "train_gpu_count": "1"},
+            "set device to auto or",
+        ),
+        ({"config": '{"device": "cpu"}', "evaluate_gpu_count": "1"}, "evaluate_gpu_count to 0"),
+        ({"train_gpu_count": "٣"}, "gpu_count"),
+        ({"train_gpu_count": "9" * 5000}, "gpu_count"),
+    ],
+)
+def test_parameters_that_a_stage_would_refuse_together_are_refused(given, reason):
+    with pytest.raises(ConfigError) as error:
+        check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **given})
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {**STORE, "run": f"nightly-{TIME}"},
+        {"store": f"s3://bucket/{TIME}", "run": "a"},
+        {"store": "minio://bucket/runs", "run": "0"},
+        {"config": '{"environment": {"scenario": "m:S", "scenario_kwargs": {"a": [[true, null]]}}}'},
+        {"config": '{"device": "cpu"}'},
+        {"config": '{"device": "cuda"}', "train_gpu_count": "1"},
+    ],
+)
+def test_parameters_that_stages_take_are_taken(given):
+    check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **given})
+
+
+def test_names_of_several_seeds_are_checked_with_the_seed():
+    name = "n" * 61
+    check_parameters(documents("seeds"), {**STORE, "run": name, "seeds": ["1", "2"]})
+    with pytest.raises(ConfigError, match="a name has 1 to 63"):
+        check_parameters(documents("seeds"), {**STORE, "run": name, "seeds": ["1", "10"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"study": "Weekly"}, "run 'Weekly': a name has"),
+        ({"edition": "A b"}, "A b': a name has"),
+        ({"edition": "[[Index]]"}, "nothing replaces [[Index]]"),
+        ({"study": f"weekly-{TIME}"}, "replaced in run, edition, store only"),
+        ({"champions": "champions"}, "parameter champions = 'champions': a directory of a pod is lost"),
+        ({"champions": "s3://B/champions"}, "parameter champions: 's3://B/champions': not a location"),
+        ({"champions": f"s3://bucket/{TIME}"}, "replaced in run, edition, store only"),
+        ({"config": '{"device": "cpu"}', "tune_gpu_count": "1"}, "tune_gpu_count to 0"),
+    ],
+)
+def test_parameters_of_tuning_that_a_stage_would_refuse_together_are_refused(given, reason):
+    check_parameters(documents("tuning"), {"edition": TIME, "store": f"s3://bucket/{TIME}"})
+    with pytest.raises(ConfigError) as error:
+        check_parameters(documents("tuning"), given)
+    assert reason in str(error.value)
+
+
+def test_defaults_of_the_pipeline_count_with_what_is_given():
+    compiled = documents()
+    compiled[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"] = "s3://bucket/runs"
+    check_parameters(compiled, {"run": "nightly"})
+    with pytest.raises(ConfigError, match="needs a name"):
+        check_parameters(compiled, {})
+
+
+def test_memory_is_checked_against_the_shm_that_was_compiled(tmp_path):
+    site = check_site({"image": "a:1", "stages": {"train": {"shm": "256Mi"}}})
+    compiled = compile_pipeline("training", site, {"config": to_json(recipe("balance"))}).documents
+    check_parameters(compiled, {"train_memory": "900Mi"})
+    with pytest.raises(ConfigError, match="shm = 256Mi, memory = 200Mi"):
+        check_parameters(compiled, {"train_memory": "200Mi"})
+    check_parameters(compiled, {"validate_memory": "100Mi"})
 
 
 @pytest.mark.parametrize("seeds", [[], ["0", "0"], ["x"], [1], ["-1"], "0,1", [str(2**32)]])
 def test_wrong_seeds_are_refused(seeds):
     with pytest.raises(ConfigError, match="seeds"):
-        check_parameters(specification("seeds"), {"seeds": seeds})
+        check_parameters(documents("seeds"), {"seeds": seeds})
 
 
 def test_a_parameter_without_default_must_be_given():
@@ -180,8 +306,8 @@ def test_a_parameter_without_default_must_be_given():
     del needed["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
     needed["root"]["inputDefinitions"]["parameters"]["config"].pop("isOptional", None)
     with pytest.raises(ConfigError, match="parameter config: missing"):
-        check_parameters(needed, {})
-    check_parameters(needed, {"config": to_json(recipe("balance"))})
+        check_parameters([needed], {})
+    check_parameters([needed], {"config": to_json(recipe("balance"))})
 
 
 def test_parameters_are_read_as_the_pipeline_declares_them():
@@ -196,14 +322,15 @@ def test_parameters_are_read_as_the_pipeline_declares_them():
 
 def test_what_is_taken_here_is_taken_by_the_server_too():
     """Any values for any parameters: the server must refuse nothing that passed here, and its kinds pass here."""
-    chance, pipeline, agreed = random.Random(6), specification("seeds"), 0
+    chance, documents_, agreed = random.Random(6), documents("seeds"), 0
+    pipeline = documents_[0]
     declared = parameters_of(pipeline)
     values = ["", "1", "a", 1, 1.5, True, None, [], ["1"], [{}], {}, {"a": "b"}, {"key": 1}, "4Gi", "2", "a:1"]
     for _ in range(5000):
         names = chance.sample([*declared, "unknown"], chance.randint(1, 3))
         given = {name: chance.choice(values) for name in names}
         try:
-            check_parameters(pipeline, given)
+            check_parameters(documents_, given)
         except ConfigError:
             continue
         agreed += bool(given)

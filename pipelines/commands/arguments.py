@@ -17,7 +17,7 @@ from mappo.arguments import (
     tuning_from_arguments,
 )
 from mappo.config import ConfigError, to_dict, to_json
-from pipelines.commands.output import warn
+from pipelines.commands.output import show_trying
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
 from pipelines.guards import check_parameters, parse_parameter
 from pipelines.kubeflow.client import Submission
@@ -58,8 +58,8 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         "--edition",
         default="",
         metavar="TEXT",
-        help="with --study NAME: a new study each time, NAME-TEXT, which begins with the best of the last one; in "
-        "schedules [[ScheduledTime]]",
+        help="with --study NAME: a new study each time, NAME-TEXT, that begins with the best of the last one; "
+        "[[ScheduledTime]] stands for the time of the run",
     )
 
 
@@ -173,14 +173,16 @@ def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
 
 
 def pipeline_of(arguments: argparse.Namespace) -> str:
-    """Which pipeline was asked for, by its name.
+    """Return the name of the pipeline that was asked for.
 
     Raises:
-        ConfigError: flags that exclude each other.
+        ConfigError: flags that exclude or need each other.
     """
     chosen = [name for name in ("seed", "seeds", "study") if getattr(arguments, name) is not None]
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in chosen)} exclude each other")
+    if arguments.edition and arguments.study is None:
+        raise ConfigError(f"--edition {arguments.edition}: it is one of a study; give --study NAME too")
     return {"seeds": "seeds", "study": "tuning"}.get("".join(chosen), "training")
 
 
@@ -217,14 +219,11 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     Raises:
         ConfigError: they are not.
     """
-    edition, arguments.edition = arguments.edition, ""  # the server fills in times in a run's parameters alone
     compiled = compiled_of(arguments)
     parameters = dict(parse_parameter(compiled.specification, each) for each in arguments.parameter)
     if arguments.file:
         parameters |= _given_beside_a_file(arguments)
-    if edition:
-        parameters["edition"] = edition
-    check_parameters(compiled.specification, parameters)
+    check_parameters(compiled.documents, parameters)
     version = arguments.upload
     if version == "":
         version = f"{mappo.__version__}-{hashlib.sha256(compiled.text.encode()).hexdigest()[:12]}"
@@ -246,6 +245,8 @@ def _given_beside_a_file(arguments: argparse.Namespace) -> dict[str, Any]:
         given["seeds"] = read_seeds(arguments.seeds, config_from_arguments(arguments))
     if arguments.study is not None:
         given |= parameters_of(arguments, "tuning")
+    elif arguments.edition:
+        given["edition"] = arguments.edition
     return given
 
 
@@ -269,4 +270,4 @@ def connect(arguments: argparse.Namespace, patience_seconds: float = 60.0) -> Ap
     Raises:
         ConfigError: flags and environment say too little, or what cannot be.
     """
-    return Api(connection_of(arguments), patience_seconds=patience_seconds, announce=warn)
+    return Api(connection_of(arguments), patience_seconds=patience_seconds, announce=show_trying)

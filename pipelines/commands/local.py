@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mappo.arguments import (
     apply_monitor_arguments,
     run_directory,
 )
+from mappo.placeholders import fill
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
@@ -37,6 +39,7 @@ def add(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     apply_monitor_arguments(arguments)
+    _fill_in_time(arguments)
     name, pipeline, parameters = _pipeline(arguments)
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
@@ -57,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _observe(arguments: argparse.Namespace) -> int:
     from pipelines.observe import observers
 
+    _fill_in_time(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the servers
     with observers(run_directory(arguments) / "observers") as watching:
         os.environ.update(watching.environment)
@@ -68,6 +72,13 @@ def _observe(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
         return status
+
+
+def _fill_in_time(arguments: argparse.Namespace) -> None:
+    """Put the time of this command in the place of [[ScheduledTime]], once, so that all stages agree."""
+    now = datetime.now(UTC).isoformat()
+    for name in ("run", "store", "edition"):
+        setattr(arguments, name, fill(getattr(arguments, name), now))
 
 
 def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:

@@ -5,13 +5,18 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from shutil import get_terminal_size
 from typing import Any
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.table import Table
+
+from pipelines.kubeflow.connection import Trying
 
 _STYLES = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELED": "yellow", "CANCELING": "yellow"}
 _WIDTH = 200  # of what goes into a file
+_REWRITE = "\r\x1b[K"  # the line of a terminal
 
 
 def add_output_argument(command: argparse.ArgumentParser) -> None:
@@ -21,9 +26,16 @@ def add_output_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to the command, as `print` does."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console() -> Console:
-    """The terminal, or a file that is wide enough for a row on a line."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
+    """Return the terminal, or a file that is wide enough for a row on a line."""
+    return _Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -60,9 +72,16 @@ def show_one(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
             print(f"{name.replace('_', ' '):<{width}}  {value}")
 
 
-def warn(message: str) -> None:
-    """A line that is not part of the output."""
-    print(f"note: {message}", file=sys.stderr, flush=True)
+def show_trying(trying: Trying) -> None:
+    """Show that a request is tried again: on a terminal in one line that counts, else in two lines in all."""
+    count = f"tried {trying.tries} times in {trying.seconds:.0f} s"
+    if sys.stderr.isatty() and not isinstance(sys.stderr, FileProxy):  # which shows whole lines only
+        text = f"note: {count}: {trying.reason}"[: get_terminal_size().columns - 1]
+        print("\n" if trying.is_over else f"{_REWRITE}{text}", end="", file=sys.stderr, flush=True)
+    elif trying.is_over:
+        print(f"note: {count}", file=sys.stderr, flush=True)
+    elif trying.tries == 1:
+        print(f"note: {trying.reason}; trying again", file=sys.stderr, flush=True)
 
 
 def moment(when: datetime | None) -> str:

@@ -30,9 +30,9 @@ _EPILOG = """examples:
   python -m pipelines schedule list
   python -m pipelines schedule pause nightly
 
-Creating again under the same name replaces it if anything is different. Text parameters may hold
-[[ScheduledTime]], [[CurrentTime]] and [[Index]], which the server replaces when it fires. Runs that were missed
-are not made up for.
+Creating again under the same name replaces it if anything is different. The parameters run, store and edition
+may hold [[ScheduledTime]]: the stages put in the time at which the run was scheduled, such as 20261128204800, or
+at which it was created. Runs that were missed are not made up for.
 """
 
 

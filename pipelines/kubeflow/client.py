@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from pipelines.kubeflow.cron import Cron
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _PAGE = 100
-_SERVERS_OWN = re.compile(r"\[\[(Index|RunUUID|(ScheduledTime|CurrentTime)\.[^]]*)\]\]")
+_UNIQUE_SUFFIX = re.compile(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{6}")  # of `unique_name`
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,9 @@ def runs(kubeflow: Api, limit: int, experiment: str = "") -> list[Any]:
 
 
 def run_of(kubeflow: Api, name_or_id: str) -> Any:
-    """The run with this ID, or the newest with this name; `latest` is the newest of all.
+    """Return the run with this ID, or the newest with this name; `latest` is the newest of all.
+
+    A name is also that by which runs were submitted, to which `submit` adds the time; exact names go first.
 
     Raises:
         ConfigError: there is none.
@@ -100,7 +101,7 @@ def run_of(kubeflow: Api, name_or_id: str) -> Any:
     except ApiError as error:
         if error.status not in (400, 404):
             raise
-    named = find_named(kubeflow, name_or_id)
+    named = find_named(kubeflow, name_or_id) or _find_submitted(kubeflow, name_or_id)
     if not named:
         raise ConfigError(
             f"run {name_or_id!r}: there is none of this ID or name; `runs list` shows those there are"
@@ -147,10 +148,23 @@ def find_named(kubeflow: Api, name: str, experiment_id: str = "") -> list[Any]:
         kubeflow.runs.run_service_list_runs,
         "runs",
         sort_by="created_at desc",
-        filter=_equals("display_name", name),
+        filter=_predicate("EQUALS", "display_name", name),
         **where,
     )
     return list(pages)
+
+
+def _find_submitted(kubeflow: Api, name: str) -> list[Any]:
+    """Return the runs that were submitted under a name, newest first."""
+    pages = _pages(
+        kubeflow,
+        kubeflow.runs.run_service_list_runs,
+        "runs",
+        sort_by="created_at desc",
+        filter=_predicate("IS_SUBSTRING", "display_name", f"{name} "),
+        namespace=kubeflow.namespace,
+    )
+    return [run for run in pages if _UNIQUE_SUFFIX.fullmatch(run.display_name.removeprefix(name))]
 
 
 def cancel(kubeflow: Api, run: Any) -> None:
@@ -252,8 +266,11 @@ def delete_schedule(kubeflow: Api, name: str) -> None:
         _delete_schedule(kubeflow, each)
 
 
-def trigger_schedule(kubeflow: Api, name: str, now: datetime | None = None) -> Any:
-    """Start a run now, as the schedule would; the `V2beta1Run`."""
+def trigger_schedule(kubeflow: Api, name: str) -> Any:
+    """Start a run now, as the schedule would; the `V2beta1Run`.
+
+    Its stages put the time of its creation where [[ScheduledTime]] stands.
+    """
     each = schedules_named(kubeflow, name)[-1]
     run_name = unique_name(each.display_name)
     run = api.V2beta1Run(
@@ -261,7 +278,7 @@ def trigger_schedule(kubeflow: Api, name: str, now: datetime | None = None) -> A
         experiment_id=each.experiment_id,
         pipeline_spec=each.pipeline_spec,
         pipeline_version_reference=each.pipeline_version_reference,
-        runtime_config=_expanded(each.runtime_config, now or datetime.now(UTC)),
+        runtime_config=each.runtime_config,
         service_account=each.service_account,
     )
 
@@ -276,31 +293,6 @@ def _marker(schedule: Schedule, submission: Submission) -> str:
     """At the end of a schedule's description, by which it is known to be up to date."""
     text = f"{schedule.cron.expression} {schedule.max_concurrency} {submission.fingerprint}"
     return f"[{hashlib.sha256(text.encode()).hexdigest()[:12]}]"
-
-
-def _expanded(config: Any, now: datetime) -> Any:
-    """A run's configuration with the placeholders that the server replaces when a schedule fires.
-
-    Raises:
-        ConfigError: there is one that only the server can replace.
-    """
-    if config is None:  # as the server tells one without parameters and root
-        return None
-    values = {"[[ScheduledTime]]": now.strftime("%Y%m%d%H%M%S"), "[[CurrentTime]]": now.strftime("%Y%m%d%H%M%S")}
-
-    def replaced(value: Any) -> Any:
-        for placeholder, text in values.items():
-            value = value.replace(placeholder, text) if isinstance(value, str) else value
-        return value
-
-    parameters = {name: replaced(value) for name, value in (config.parameters or {}).items()}
-    for name, value in parameters.items():
-        if isinstance(value, str) and (left := _SERVERS_OWN.search(value)):
-            raise ConfigError(
-                f"parameter {name} holds {left[0]}, which only the server fills in, when the schedule fires: "
-                "start a run by submit, with a value"
-            )
-    return api.V2beta1RuntimeConfig(parameters=parameters, pipeline_root=config.pipeline_root)
 
 
 def _delete_schedule(kubeflow: Api, each: Any) -> None:
@@ -371,7 +363,7 @@ def _pipeline(kubeflow: Api, compiled: Compiled) -> Any:
             kubeflow,
             kubeflow.pipelines.pipeline_service_list_pipelines,
             "pipelines",
-            filter=_equals("display_name", compiled.name),
+            filter=_predicate("EQUALS", "display_name", compiled.name),
             **where,
         )
         return next(listed, None)
@@ -392,7 +384,7 @@ def _version_named(kubeflow: Api, pipeline_id: str, version: str) -> Any:
         kubeflow,
         lambda **options: kubeflow.pipelines.pipeline_service_list_pipeline_versions(pipeline_id, **options),
         "pipeline_versions",
-        filter=_equals("display_name", version),
+        filter=_predicate("EQUALS", "display_name", version),
     )
     return next(listed, None)
 
@@ -414,7 +406,7 @@ def _find_experiment(kubeflow: Api, name: str) -> Any:
         kubeflow,
         kubeflow.experiments.experiment_service_list_experiments,
         "experiments",
-        filter=_equals("display_name", name),
+        filter=_predicate("EQUALS", "display_name", name),
         **_in(kubeflow),
     )
     return next(listed, None)
@@ -424,8 +416,8 @@ def _in(kubeflow: Api) -> dict[str, Any]:
     return {"namespace": kubeflow.namespace} if kubeflow.namespace else {}
 
 
-def _equals(key: str, value: str) -> str:
-    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "string_value": value}]})
+def _predicate(operation: str, key: str, value: str) -> str:
+    return json.dumps({"predicates": [{"operation": operation, "key": key, "string_value": value}]})
 
 
 def _pages(kubeflow: Api, function: Callable[..., Any], name: str, **options: Any) -> Iterator[Any]:

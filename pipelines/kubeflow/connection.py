@@ -6,11 +6,12 @@ home directory that redirects later calls, does not notice a login page, and tri
 
 import json
 import os
+import re
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ from mappo.config import ConfigError
 T = TypeVar("T")
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _PIPELINES_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")  # a pod's own, for Kubeflow's API
+_HEADER = re.compile(r"[ -~]*")  # what may stand in a header of HTTP
 _TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, to answer
 _NOT_DONE = (429, 503)  # refused before anything was done
 _PERHAPS_DONE = (500, 502, 504)
@@ -54,6 +56,19 @@ class ApiError(Exception):
 
 
 @dataclass(frozen=True)
+class Trying:
+    """A request that has failed and is tried again: how often so far, for how long, and why.
+
+    The last one of a request, which then has been answered or given up, has no reason.
+    """
+
+    reason: str
+    tries: int
+    seconds: float
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
 class Connection:
     """How to reach the API, and as whom. What is empty is found out: in a pod from its files, else by kubeconfig.
 
@@ -64,12 +79,21 @@ class Connection:
 
     endpoint: str = ""
     namespace: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     token_file: str = ""
-    cookie: str = ""
+    cookie: str = field(default="", repr=False)
     ca_file: str = ""
     context: str = ""
     api_namespace: str = "kubeflow"
+
+    def __post_init__(self) -> None:
+        """Take space off the ends of the credentials, which often come from files with a line break at the end.
+
+        Raises:
+            ConfigError: one of them holds what no header of HTTP may.
+        """
+        object.__setattr__(self, "token", _credential("KF_PIPELINES_TOKEN", self.token))
+        object.__setattr__(self, "cookie", _credential("KF_PIPELINES_COOKIE", self.cookie))
 
     def found(self) -> str:
         """In words, where the endpoint comes from."""
@@ -77,6 +101,17 @@ class Connection:
             return self.endpoint
         where = "the pod's service account" if in_pod() else f"kubeconfig, context {self.context or 'current'}"
         return f"ml-pipeline in namespace {self.api_namespace}, by {where}"
+
+
+def _credential(where: str, text: str) -> str:
+    """Return a token or cookie without space at its ends; a message about it never shows it."""
+    stripped = text.strip()
+    if not _HEADER.fullmatch(stripped):
+        raise ConfigError(
+            f"{where}: holds a line break or another character that no header of HTTP may hold; give the token or "
+            "cookie alone, on one line"
+        )
+    return stripped
 
 
 def in_pod() -> bool:
@@ -92,9 +127,9 @@ class Api:
         connection: Connection,
         *,
         patience_seconds: float = 60.0,
-        announce: Callable[[str], object] = lambda _: None,
+        announce: Callable[[Trying], object] = lambda _: None,
     ):
-        """`announce` hears why something is tried again.
+        """Connect. `announce` is called before each further try of a request, and when that request ends.
 
         Raises:
             ConfigError: the endpoint is no URL, or there is none, or a file cannot be read.
@@ -227,10 +262,11 @@ class Api:
 
     def _retrying(self, attempt: Callable[[], T], tries_at_500: int = _TRIES_AT_500) -> T:
         """Try until the patience is at an end; after 401, once more with the credentials read anew."""
-        renewed = False
+        renewed, tries, began = False, 0, time.monotonic()
 
         def renewing() -> T:
-            nonlocal renewed
+            nonlocal renewed, tries
+            tries += 1
             try:
                 return attempt()
             except ApiError as error:
@@ -244,10 +280,14 @@ class Api:
             retry=tenacity.retry_if_exception_type(_Transient),
             wait=_pause,
             stop=partial(self._is_enough, tries_at_500),
-            before_sleep=self._say_again,
+            before_sleep=self._announce_next,
             reraise=True,
         )
-        return retry(renewing)
+        try:
+            return retry(renewing)
+        finally:
+            if tries > 1:
+                self._announce(Trying("", tries, time.monotonic() - began, is_over=True))
 
     def _is_enough(self, tries_at_500: int, state: tenacity.RetryCallState) -> bool:
         """The patience is at an end; sooner with error 500, which some mistakes of users give too."""
@@ -257,16 +297,18 @@ class Api:
         is_internal = isinstance(error, ApiError) and error.status == 500
         return state.seconds_since_start > self._patience or (is_internal and state.attempt_number >= tries_at_500)
 
+    def _announce_next(self, state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None
+        assert state.seconds_since_start is not None
+        reason = " ".join(str(state.outcome.exception()).split())
+        self._announce(Trying(reason, state.attempt_number, state.seconds_since_start))
+
     def _renew(self) -> None:
         """Read tokens again; a kubeconfig's command makes a new one."""
         fresh, _ = _configuration(self.connection)
         self._client.configuration.api_key = fresh.api_key
         self._client.configuration.api_key_prefix = fresh.api_key_prefix
         self._client.configuration.refresh_api_key_hook = fresh.refresh_api_key_hook
-
-    def _say_again(self, state: tenacity.RetryCallState) -> None:
-        assert state.outcome
-        self._announce(f"{state.outcome.exception()}; trying again")
 
 
 class _Transient(ApiError):
@@ -402,9 +444,11 @@ def _authorise(configuration: kfp_server_api.Configuration, connection: Connecti
 
     def refresh(configuration: kfp_server_api.Configuration) -> None:
         try:
-            token = connection.token or Path(in_file).read_text().strip()
+            token = connection.token or _credential(f"token file {in_file}", Path(in_file).read_text())
         except OSError as error:
             raise ConfigError(f"token file {in_file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"token file {in_file}: not text") from None
         configuration.api_key["authorization"] = token
 
     configuration.api_key_prefix["authorization"] = "Bearer"
