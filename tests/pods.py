@@ -80,7 +80,10 @@ def _resources(declared: Mapping[str, str], parameters: Mapping[str, Any]) -> di
 def _inputs(component: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     parameters = component["inputDefinitions"]["parameters"]
     values = {name: arguments.get(name, each.get("defaultValue")) for name, each in parameters.items()}
-    return {"parameterValues": values, "artifacts": {}}
+    return {
+        "parameterValues": {name: value for name, value in values.items() if value is not None},
+        "artifacts": {},
+    }
 
 
 def _outputs(component: Mapping[str, Any], root: str) -> dict[str, Any]:
