@@ -69,7 +69,6 @@ def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> No
     problems = [
         *_size_problems(text, specification),
         *_placeholder_problems(_defaults_of(specification)),
-        *_device_problems(_defaults_of(specification)),
         *_image_problems(specification),
         *_environment_problems(specification),
         *_secret_problems(specification),

@@ -339,7 +339,15 @@ def test_several_users_need_a_namespace_and_one_user_none(monkeypatch, tmp_path)
 
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
-    [("kubeflow.example.org", "must be a URL"), ("ftp://a", "must be a URL"), ("https://me:pw@a", "no password")],
+    [
+        ("kubeflow.example.org", "must be a URL"),
+        ("ftp://a", "must be a URL"),
+        ("http://[::1", "must be a URL"),
+        ("http://a:99999", "must be a URL"),
+        ("http://a b", "must be a URL"),
+        ("https://me:pw@a", "no password"),
+        ("ftp://me:pw@a", "no password"),
+    ],
 )
 def test_a_wrong_endpoint_is_refused(endpoint, reason):
     with pytest.raises(ConfigError, match=reason) as error:

@@ -128,12 +128,6 @@ def _unknown_placeholder_in_default(specification: dict) -> None:
     specification["root"]["inputDefinitions"]["parameters"]["run"]["defaultValue"] = "n-[[CurrentTime]]"
 
 
-def _gpus_without_use(specification: dict) -> None:
-    declared = specification["root"]["inputDefinitions"]["parameters"]
-    declared["train_gpu_count"]["defaultValue"] = "2"
-    declared["config"]["defaultValue"] = '{"device": "cpu"}'
-
-
 def _large_default(specification: dict) -> None:
     specification["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = "x" * 10_001
 
@@ -148,7 +142,6 @@ def _large_default(specification: dict) -> None:
         (_key_in_constant, "looks like a credential"),
         (_large_default, "defaults of parameters: 1"),
         (_unknown_placeholder_in_default, "parameter run: 'n-[[CurrentTime]]': nothing replaces [[CurrentTime]]"),
-        (_gpus_without_use, "train_gpu_count = 2: config.device = cpu leaves the GPUs of stage train unused"),
     ],
 )
 def test_a_defect_is_refused_naming_where_it_is(defect, reason):
@@ -284,6 +277,9 @@ def test_defaults_of_the_pipeline_count_with_what_is_given():
     check_parameters(compiled, {"run": "nightly"})
     with pytest.raises(ConfigError, match="needs a name"):
         check_parameters(compiled, {})
+    compiled[0]["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = '{"device": "cpu"}'
+    with pytest.raises(ConfigError, match="leaves the GPUs of stage evaluate unused"):
+        check_parameters(compiled, {"run": "nightly", "train_gpu_count": "0"})
 
 
 def test_memory_is_checked_against_the_shm_that_was_compiled(tmp_path):

@@ -398,11 +398,16 @@ def _proxy(url: str) -> tuple[str | None, Any]:
 
 
 def _checked_endpoint(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"endpoint {endpoint!r}: must be a URL, such as https://kubeflow.example.org/pipeline")
-    if parts.username or parts.password:
+    endpoint = endpoint.strip()
+    if "@" in endpoint:
         raise ConfigError("the endpoint must hold no password; give a token by KF_PIPELINES_TOKEN or --token-file")
+    try:
+        parts = urlsplit(endpoint)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not match, a port that is none
+        is_url = False
+    if not is_url or re.search(r"[^!-~]", endpoint):
+        raise ConfigError(f"endpoint {endpoint!r}: must be a URL, such as https://kubeflow.example.org/pipeline")
     return endpoint.rstrip("/").removesuffix("/apis/v2beta1").removesuffix("/#")
 
 
