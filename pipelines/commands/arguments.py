@@ -23,6 +23,7 @@ from pipelines.guards import check_parameters, parse_parameter
 from pipelines.kubeflow.client import Submission
 from pipelines.kubeflow.connection import Api, Connection
 from pipelines.site import Site, read_site, require_image
+from pipelines.sizes import check_size
 
 _DEFAULT_SEEDS = "0,1,2"
 _DEFAULT_STUDY = "tuning"
@@ -224,6 +225,7 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     if arguments.file:
         parameters |= _given_beside_a_file(arguments)
     check_parameters(compiled.documents, parameters)
+    check_size(compiled.body, parameters)
     version = arguments.upload
     if version == "":
         version = f"{mappo.__version__}-{hashlib.sha256(compiled.text.encode()).hexdigest()[:12]}"
