@@ -1,8 +1,8 @@
 """How large a run's workflow becomes: Argo keeps all of it in one object of Kubernetes, which holds 1 MiB.
 
 Beyond 1 MiB the nodes are compressed; a workflow that is larger even so fails in the middle of its run. The
-estimate builds what a driver writes of each stage, with identifiers as random as Kubeflow's, and compresses it. Its
-factors are fitted to workflows that a real Kubeflow 2.17.0 recorded.
+estimate builds what a driver writes of each stage, with identifiers as random as Kubeflow's, and compresses it.
+Its factors are fitted to workflows that a real Kubeflow 2.17.0 recorded.
 """
 
 import base64
