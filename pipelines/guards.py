@@ -1,4 +1,4 @@
-"""What is refused before it reaches Kubeflow: compiled pipelines with known defects, and wrong parameters.
+"""Refuse compiled pipelines with known defects, and wrong parameters, before they reach Kubeflow.
 
 Some of these give wrong values in silence there, others an error after minutes, in words about protocol buffers.
 """
@@ -115,7 +115,7 @@ def parameters_of(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_parameter(specification: Mapping[str, Any], assignment: str) -> tuple[str, Any]:
-    """NAME=VALUE as typed at a terminal: text as it is, everything else as JSON.
+    """Read NAME=VALUE as typed at a terminal: text as it is, everything else as JSON.
 
     Raises:
         ConfigError: there is no such parameter, or it is not JSON.
@@ -209,9 +209,9 @@ def _problems_together(values: Mapping[str, Any]) -> Iterator[str]:
         yield from wrong
         return
     filled = {name: fill(values[name], _SAMPLE_TIME) for name in _TIMED_PARAMETERS if name in values}
-    yield from _place_problems({**values, **filled})
-    yield from _name_problems({**values, **filled})
-    yield from _device_problems(values)
+    sample = fill(SCHEDULED_TIME, _SAMPLE_TIME)
+    for find in (_place_problems, _name_problems, _device_problems):
+        yield from (problem.replace(sample, SCHEDULED_TIME) for problem in find({**values, **filled}))
 
 
 def _placeholder_problems(values: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a site decides about the pods of its pipelines: one YAML file that it keeps, checked strictly."""
+"""Read what a site decides about the pods of its pipelines: one YAML file that it keeps, checked strictly."""
 
 import re
 from collections.abc import Mapping
@@ -283,7 +283,7 @@ class Stages:
 
 @dataclass(frozen=True, config=_STRICT)
 class Site:
-    """Everything a site decides; its defaults need no GPU, no secret and no label."""
+    """The decisions of a site; their defaults need no GPU, no secret and no label."""
 
     image: Annotated[str, AfterValidator(require_image)] | None = None
     image_pull_secret: Name = "mappo-registry"  # noqa: S105  (names of secrets)

@@ -191,6 +191,7 @@ TIME = "[[ScheduledTime]]"
         ({**STORE, "run": "n" * 64}, "a name has 1 to 63"),
         ({**STORE, "run": "n" * 50 + TIME}, "a name has 1 to 63"),
         ({"run": "nightly"}, "run = 'nightly': a name needs a store"),
+        ({"run": f"nightly-{TIME}"}, f"run = 'nightly-{TIME}': a name needs a store"),
         (STORE, "store = 's3://bucket/runs': a run in a store needs a name"),
         ({"store": "s3://bucket/über", "run": "a"}, "parameter store: 's3://bucket/über': not a location"),
         ({"store": "gs://bucket/runs", "run": "a"}, "parameter store: 'gs://bucket/runs': not a location"),

@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what becomes of them."""
+"""Add the flags that several commands share, and read them."""
 
 import argparse
 import hashlib
@@ -43,7 +43,7 @@ def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse
 
 
 def add_seeds_argument(command: argparse.ArgumentParser) -> None:
-    """`--seeds`."""
+    """Add `--seeds`."""
     command.add_argument(
         "--seeds",
         metavar="N,N,...",
@@ -52,7 +52,7 @@ def add_seeds_argument(command: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
-    """`--seeds` and `--study`, which choose the pipeline, and what they entail."""
+    """Add `--seeds` and `--study`, which choose the pipeline, and the flags that belong to them."""
     add_seeds_argument(command)
     add_study_arguments(command, is_required=False)
     command.add_argument(
@@ -65,7 +65,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_site_arguments(command: argparse.ArgumentParser) -> None:
-    """`--site` and `--image`: where stages run."""
+    """Add `--site` and `--image`: where stages run."""
     group = command.add_argument_group("where stages run")
     group.add_argument(
         "--site",
@@ -89,7 +89,7 @@ def add_site_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_connection_arguments(command: argparse.ArgumentParser) -> None:
-    """Where Kubeflow is, and who asks."""
+    """Add where Kubeflow is, and with which credentials to ask."""
     group = command.add_argument_group(
         "Kubeflow",
         "Without an endpoint: the cluster that this pod is in, or that of the kubeconfig. A token may also be in "
@@ -114,7 +114,7 @@ def add_connection_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_submission_arguments(command: argparse.ArgumentParser) -> None:
-    """What runs, besides the configuration."""
+    """Add what runs, besides the configuration."""
     group = command.add_argument_group("what runs")
     group.add_argument(
         "--file", type=Path, metavar="YAML", help="a compiled pipeline, instead of compiling one now"
@@ -215,7 +215,7 @@ def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def submission_of(arguments: argparse.Namespace) -> Submission:
-    """What is to run; its parameters are known to be what the server takes.
+    """Return what is to run, with parameters that the server and the stages take.
 
     Raises:
         ConfigError: they are not.
@@ -235,7 +235,7 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
 
 
 def _given_beside_a_file(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Flags that are parameters of a pipeline that was compiled before."""
+    """Return the flags that are parameters of a pipeline that was compiled before."""
     given: dict[str, Any] = {}
     if arguments.site or arguments.parallel_seeds:
         raise ConfigError("--site and --parallel-seeds are for compiling: leave out --file, or them")
@@ -253,7 +253,7 @@ def _given_beside_a_file(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def connection_of(arguments: argparse.Namespace) -> Connection:
-    """What the flags and the environment say about Kubeflow."""
+    """Return what the flags and the environment say about Kubeflow."""
     return Connection(
         endpoint=arguments.endpoint,
         namespace=arguments.namespace,

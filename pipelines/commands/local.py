@@ -1,4 +1,4 @@
-"""`run` and `observe`: the pipeline on this machine, without a cluster."""
+"""The commands `run` and `observe`: the pipeline on this machine, without a cluster."""
 
 import argparse
 import csv

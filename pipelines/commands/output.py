@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts, notes on the error stream."""
+"""Print tables for people, JSON for scripts, and notes on the error stream."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ _REWRITE = "\r\x1b[K"  # the line of a terminal
 
 
 def add_output_argument(command: argparse.ArgumentParser) -> None:
-    """`--output`."""
+    """Add `--output`."""
     command.add_argument(
         "--output", choices=("table", "json"), default="table", help="for people or for scripts (default: table)"
     )
@@ -62,7 +62,7 @@ def show_rows(arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]], 
 
 
 def show_one(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """One thing, as lines or as a JSON object."""
+    """Print one thing, as lines or as a JSON object."""
     if arguments.output == "json":
         print(json.dumps(dict(values), indent=1))
         return

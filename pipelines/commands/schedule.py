@@ -1,4 +1,4 @@
-"""`schedule`: runs that start again and again."""
+"""The command `schedule`: runs that start again and again."""
 
 import argparse
 import json
@@ -182,7 +182,7 @@ def _described(each: Any) -> dict[str, Any]:
 
 
 def _times(cron: Cron, zone: str) -> dict[str, str]:
-    """When it fires next, and in which zone that is."""
+    """Return when a schedule fires next, and in which time zone."""
     try:
         now = datetime.now(ZoneInfo(zone))
     except (ZoneInfoNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""`submit`: start a run on Kubeflow."""
+"""The command `submit`: start a run on Kubeflow."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""What people ask of Kubeflow Pipelines, over its API: submit, list, cancel, retry, schedule."""
+"""Submit, list, cancel, retry and schedule runs over the API of Kubeflow Pipelines."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ _UNIQUE_SUFFIX = re.compile(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{6}")  # o
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to run, how often soever. experiment: the folder of runs that it belongs to.
+    """A pipeline with its parameters, to run once or on a schedule. experiment: the folder of its runs.
 
     pipeline_root: where artifacts go; empty for the server's choice. service_account: of the pods; empty for the
     server's choice, which is `default-editor` in a namespace of its own. version: the pipeline's version that is
@@ -48,7 +48,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a submission is run again and again; `max_concurrency` runs of it at once, 1 to 10."""
+    """The times at which a submission runs; at most `max_concurrency` of its runs at once, 1 to 10."""
 
     name: str
     cron: Cron
@@ -121,7 +121,7 @@ def pipeline_name(kubeflow: Api, run: Any) -> str:
 
 
 def specification_of(kubeflow: Api, run: Any) -> Mapping[str, Any]:
-    """What a run is made from: the pipeline's specification, beside that of Kubernetes if there is one.
+    """Return what a run is made from: the pipeline's specification, beside that of Kubernetes if there is one.
 
     Raises:
         ConfigError: the server does not tell.
@@ -190,7 +190,7 @@ def retry(kubeflow: Api, run: Any) -> None:
 
 
 def schedules(kubeflow: Api) -> list[Any]:
-    """All schedules of the namespace, by name."""
+    """Return all schedules of the namespace, by name."""
     listed = _pages(
         kubeflow, kubeflow.recurring.recurring_run_service_list_recurring_runs, "recurring_runs", **_in(kubeflow)
     )
@@ -351,7 +351,7 @@ def upload(kubeflow: Api, compiled: Compiled, version: str) -> tuple[str, str]:
 
 
 def _is_same(specification: Any, compiled: Compiled) -> bool:
-    """Whether a version holds this pipeline, with all that concerns Kubernetes; 2 and 2.0 are the same."""
+    """Return whether a version holds this pipeline, with all that concerns Kubernetes; 2 equals 2.0."""
     there = specification if isinstance(specification, dict) else {}
     return bool((there if "pipeline_spec" in there else {"pipeline_spec": there}) == compiled.body)
 
@@ -421,7 +421,7 @@ def _predicate(operation: str, key: str, value: str) -> str:
 
 
 def _pages(kubeflow: Api, function: Callable[..., Any], name: str, **options: Any) -> Iterator[Any]:
-    """Everything that a list has, page after page."""
+    """Yield everything that a list has, page after page."""
     given = {key: value for key, value in options.items() if value is not None}
     token = ""
     while True:

@@ -70,7 +70,7 @@ class Trying:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach the API, and as whom. What is empty is found out: in a pod from its files, else by kubeconfig.
+    """The way to the API, and the credentials. Empty fields: in a pod from its files, else by kubeconfig.
 
     endpoint: URL of ml-pipeline or of the gateway before it (`https://kubeflow.example.org/pipeline`). namespace:
     the user's own, in a Kubeflow of several users. token_file is read before every request, so that what renews
@@ -96,7 +96,7 @@ class Connection:
         object.__setattr__(self, "cookie", _credential("KF_PIPELINES_COOKIE", self.cookie))
 
     def found(self) -> str:
-        """In words, where the endpoint comes from."""
+        """Describe where the endpoint comes from."""
         if self.endpoint:
             return self.endpoint
         where = "the pod's service account" if in_pod() else f"kubeconfig, context {self.context or 'current'}"
@@ -115,7 +115,7 @@ def _credential(where: str, text: str) -> str:
 
 
 def in_pod() -> bool:
-    """Whether this process runs in a pod of a cluster."""
+    """Return whether this process runs in a pod of a cluster."""
     return (_SERVICE_ACCOUNT / "token").exists()
 
 
@@ -152,13 +152,13 @@ class Api:
 
     @property
     def has_pages(self) -> bool:
-        """Whether the endpoint is likely a gateway that people open, and not the API alone."""
+        """Return whether the endpoint is likely a gateway that people open, and not the API alone."""
         parts = urlsplit(self.connection.endpoint)
         return parts.path.endswith("/pipeline") or (bool(parts.hostname) and parts.port is None)
 
     @cached_property
     def is_multi_user(self) -> bool:
-        """Whether namespaces of users are kept apart."""
+        """Return whether namespaces of users are kept apart."""
         return bool(self.call(self._health.healthz_service_get_healthz).multi_user)
 
     @cached_property
@@ -211,7 +211,7 @@ class Api:
         return self._retrying(attempt)
 
     def server_version(self) -> str:
-        """What the server calls itself; empty if it does not tell."""
+        """Return the server's version; empty if it does not tell."""
         try:
             answer = json.loads(self.text("/apis/v2beta1/healthz"))
         except (ApiError, ValueError):
@@ -220,7 +220,7 @@ class Api:
         return "" if told == "unknown" else told
 
     def text(self, path: str) -> str:
-        """What a path of the server says that the generated client does not know.
+        """Return the text at a path of the server that the generated client does not know.
 
         Raises:
             ApiError: as `call`.
@@ -363,7 +363,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _configuration(connection: Connection) -> tuple[kfp_server_api.Configuration, str]:
-    """How the generated client is to connect, and the namespace that belongs to the credentials."""
+    """Return the generated client's configuration, and the namespace that belongs to the credentials."""
     configuration, namespace = kfp_server_api.Configuration(), ""
     if connection.endpoint:
         configuration.host = _checked_endpoint(connection.endpoint)

@@ -1,4 +1,4 @@
-"""When a schedule fires: cron as Kubeflow's server reads it, which is not how crontab does.
+"""Read cron as Kubeflow's server does, which is not how crontab does, and tell when a schedule fires.
 
 The server reads six fields, seconds first. It takes five too and reads them as seconds to month: a schedule that
 was to run at 02:30 then runs every hour. The server uses robfig/cron 1.2.0 (the same code as 1.1.0); `Cron.times`
@@ -75,7 +75,7 @@ class Cron:
 
     @classmethod
     def stored(cls, text: str) -> "Cron | None":
-        """What a schedule on the server says, as the server reads it; None for what is not known here (`@every`).
+        """Read a schedule on the server as the server does; None for what is not known here (`@every`).
 
         Five fields are seconds to month there, since somebody else may have stored them.
         """
@@ -127,7 +127,7 @@ class Cron:
 
 @dataclass(frozen=True)
 class _Field:
-    """How the search handles one field: smaller ones to 0, one on, and whether it then begins anew."""
+    """A field of the search: reset all smaller ones, go one step on, and tell whether it begins anew."""
 
     name: str
     reset: Callable[[datetime], datetime]
