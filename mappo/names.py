@@ -15,7 +15,9 @@ def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
             raise ConfigError(f"run = {run!r}: a name needs a store to be found in again; give one, or no name")
         return otherwise
     if not run:
-        raise ConfigError(f"store = {store!r}: a run in a store needs a name; give run too, or no store")
+        raise ConfigError(
+            f"run '': a name has to be given with store = {store!r}, so that the run is found there again"
+        )
     return joined(store, require_run_name(f"{run}-{seed}" if seed else run))
 
 

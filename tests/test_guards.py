@@ -192,7 +192,7 @@ TIME = "[[ScheduledTime]]"
         ({**STORE, "run": "n" * 50 + TIME}, "a name has 1 to 63"),
         ({"run": "nightly"}, "run = 'nightly': a name needs a store"),
         ({"run": f"nightly-{TIME}"}, f"run = 'nightly-{TIME}': a name needs a store"),
-        (STORE, "store = 's3://bucket/runs': a run in a store needs a name"),
+        (STORE, "run '': a name has to be given with store = 's3://bucket/runs'"),
         ({"store": "s3://bucket/über", "run": "a"}, "parameter store: 's3://bucket/über': not a location"),
         ({"store": "gs://bucket/runs", "run": "a"}, "parameter store: 'gs://bucket/runs': not a location"),
         ({"store": "s3://b/../c", "run": "a"}, "not a location"),
@@ -276,7 +276,7 @@ def test_defaults_of_the_pipeline_count_with_what_is_given():
     compiled = documents()
     compiled[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"] = "s3://bucket/runs"
     check_parameters(compiled, {"run": "nightly"})
-    with pytest.raises(ConfigError, match="needs a name"):
+    with pytest.raises(ConfigError, match="a name has to be given"):
         check_parameters(compiled, {})
     compiled[0]["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = '{"device": "cpu"}'
     with pytest.raises(ConfigError, match="leaves the GPUs of stage evaluate unused"):
