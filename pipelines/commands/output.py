@@ -76,8 +76,9 @@ def show_trying(trying: Trying) -> None:
     """Show that a request is tried again: on a terminal in one line that counts, else in two lines in all."""
     count = f"tried {trying.tries} times in {trying.seconds:.0f} s"
     if sys.stderr.isatty() and not isinstance(sys.stderr, FileProxy):  # which shows whole lines only
-        text = f"note: {count}: {trying.reason}"[: get_terminal_size().columns - 1]
-        print("\n" if trying.is_over else f"{_REWRITE}{text}", end="", file=sys.stderr, flush=True)
+        text = f"note: {count}" if trying.is_over else f"note: {count}: {trying.reason}"
+        shown = f"{_REWRITE}{text[: get_terminal_size().columns - 1]}"
+        print(shown, end="\n" if trying.is_over else "", file=sys.stderr, flush=True)
     elif trying.is_over:
         print(f"note: {count}", file=sys.stderr, flush=True)
     elif trying.tries == 1:
