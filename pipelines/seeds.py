@@ -22,14 +22,14 @@ class Artifacts(NamedTuple):
     comparison_metrics: dsl.Metrics
 
 
-def make_each_seed(site: Site | None, parallelism: int) -> Callable[..., Any]:
-    """A pipeline within others that trains and evaluates from several seeds, `parallelism` at once (0: all).
+def make_each_seed(site: Site | None, parallelism: int, name: str = "mappo-each-seed") -> Callable[..., Any]:
+    """Make a pipeline within others that trains and evaluates from several seeds, `parallelism` at once (0: all).
 
     Kubeflow fixes this number when it compiles. The loop is a pipeline of its own, because Kubeflow's local runner
     confuses loop items with outputs of tasks around the loop.
     """
 
-    @dsl.pipeline(name="mappo-each-seed")
+    @dsl.pipeline(name=name)
     @with_placement(site, "train", "evaluate")
     def each_seed(placement: Placement, config: str, seeds: List[str], store: str, run: str) -> List[dsl.Artifact]:  # noqa: UP006
         """Train and evaluate every seed."""

@@ -28,7 +28,8 @@ class Artifacts(NamedTuple):
 
 def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., Any]:
     """The pipeline as a site or this machine (None) runs it; it trains `parallelism` seeds at once (0: all)."""
-    each_seed = make_each_seed(site, parallelism)
+    retrain_default = make_each_seed(site, parallelism, "retrain-default")
+    retrain_best = make_each_seed(site, parallelism, "retrain-best")
 
     @dsl.pipeline(name="mappo-workers")
     @with_placement(site, "tune")
@@ -97,8 +98,8 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         chosen = choose(study=name, num_seeds=retrain_seeds).after(worked)
         seeds, place, trial = (chosen.outputs[each] for each in ("seeds", "place", "trial"))
         of_each = placement.parameters("train", "evaluate")
-        default = each_seed(config=config, seeds=seeds, store=place, run="default", **of_each)
-        best = each_seed(
+        default = retrain_default(config=config, seeds=seeds, store=place, run="default", **of_each)
+        best = retrain_best(
             config=chosen.outputs["config"], seeds=seeds, store=place, run=chosen.outputs["runs"], **of_each
         )
         promoted = promote(

@@ -357,11 +357,11 @@ def test_compiled_tuning_pipeline_has_a_few_workers_and_not_a_task_a_trial(tmp_p
     root = specification["root"]
     assert root["inputDefinitions"]["parameters"]["workers"]["defaultValue"] == ["1", "2", "3"]
     assert root["inputDefinitions"]["parameters"]["num_trials"]["defaultValue"] == 50
-    names = {"prepare", "mappo-workers", "choose", "mappo-each-seed", "mappo-each-seed-2", "promote", "report"}
+    names = {"prepare", "mappo-workers", "choose", "retrain-default", "retrain-best", "promote", "report"}
     assert set(root["dag"]["tasks"]) == names
     tasks = root["dag"]["tasks"]
     assert tasks["choose"]["dependentTasks"] == ["mappo-workers", "prepare"]
-    assert "mappo-each-seed-2" in tasks["promote"]["dependentTasks"]
+    assert "retrain-best" in tasks["promote"]["dependentTasks"]
     run_id = tasks["prepare"]["inputs"]["parameters"]["run_id"]
     assert run_id == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 

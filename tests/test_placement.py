@@ -9,8 +9,9 @@ import yaml
 
 from mappo.metrics import PORT
 from pipelines.__main__ import main
+from pipelines.compiling import compile_pipeline
 from pipelines.placement import GPU_STAGES
-from pipelines.site import read_site
+from pipelines.site import Site, read_site
 
 GOLDEN = Path("tests/golden")
 COMPILE = [
@@ -155,10 +156,26 @@ def test_parameters_are_described_and_named_after_their_stage(name):
 
 def test_secrets_are_referred_to_and_never_held():
     _, executors = documents("training")
-    (secret,) = executors["exec-train"]["secretAsEnv"]
+    secret, of_kubeflow = executors["exec-train"]["secretAsEnv"]
     assert secret["secretNameParameter"] == {"componentInputParameter": "s3_secret"}
     assert secret["optional"]
     assert {"secretKey": "AWS_SECRET_ACCESS_KEY", "envVar": "AWS_SECRET_ACCESS_KEY"} in secret["keyToEnv"]
+    assert of_kubeflow["secretName"] == "mlpipeline-minio-artifact"
+    assert of_kubeflow["optional"]
+    assert {"secretKey": "secretkey", "envVar": "MAPPO_KUBEFLOW_SECRET_KEY"} in of_kubeflow["keyToEnv"]
+
+
+def test_endpoint_of_kubeflows_store_is_the_sites(tmp_path):
+    site = Site(image="a/b:1", minio_endpoint="http://minio-service.kubeflow:9000")
+    compiled = compile_pipeline("training", site, {"config": "{}"})
+    executors = compiled.specification["deploymentSpec"]["executors"]
+    endpoints = [
+        each["value"]
+        for executor in executors.values()
+        for each in executor["container"]["env"]
+        if each["name"] == "MAPPO_MINIO_ENDPOINT"
+    ]
+    assert endpoints == ["http://minio-service.kubeflow:9000"] * 3
 
 
 def test_only_stages_of_studies_are_given_the_database():

@@ -190,13 +190,20 @@ def drive(name: str) -> Any:
 @pytest.mark.parametrize("name", MOMENTS)
 def test_nodes_and_the_run_are_the_recorded_ones(name):
     workflow, run = drive(name)
-    recorded = recording(name)["workflow"]
+    answer = renamed(recording(name)) if MOMENTS[name][0] == "tuning" else recording(name)
+    recorded = answer["workflow"]
     theirs = compared(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
     assert without_times(compared(named_nodes(workflow), workflow["metadata"]["name"])) == without_times(theirs)
     assert workflow["status"]["phase"] == recorded["phase"]
     assert labels_of(workflow["metadata"]) == labels_of(recorded)
     if name not in OTHER_RUNS:
-        assert told(run) == told(recording(name)["run"])
+        assert told(run) == told(answer["run"])
+
+
+def renamed(answer: Any) -> Any:
+    """Return a recorded study with the names that its nested pipelines have now."""
+    text = json.dumps(answer).replace("mappo-each-seed-2", "retrain-best")
+    return json.loads(text.replace("mappo-each-seed", "retrain-default"))
 
 
 def labels_of(workflow: Mapping[str, Any]) -> dict[str, str]:
