@@ -48,10 +48,7 @@ def prepare(
 
     edition, store = fill(edition, scheduled_at), fill(store, scheduled_at)
     outcome = studies.prepare(
-        config,
-        study,
-        store or runs.uri,
-        studies.Budget(num_trials, hours),
+        *(config, study, store or runs.uri, studies.Budget(num_trials, hours)),
         edition=edition,
         session=session or run_id,
         space=space,
