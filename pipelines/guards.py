@@ -43,6 +43,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _TIMED_PARAMETERS = ("run", "edition", "store")  # the stages put the time of the run into these
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SAMPLE_TIME = "2006-01-02T15:04:05Z"
+_SAMPLE_NAME = "id-of-the-run"  # in the place of a run's name, if it has none
 _MINIMA = {"num_trials": 1, "retrain_seeds": 2, "hours": 0}
 _JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "space": lambda _: None,
@@ -256,7 +257,8 @@ def _name_problems(values: Mapping[str, Any]) -> Iterator[str]:
     try:
         if "run" in values:
             for seed in values.get("seeds") or [""]:
-                run_location(values.get("store", ""), values["run"], "", seed)
+                store = values.get("store", "")
+                run_location(store, values["run"] or (_SAMPLE_NAME if store else ""), "", seed)
         if "study" in values:
             study_name(values["study"], values.get("edition", ""))
     except ConfigError as error:

@@ -41,7 +41,7 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
             placement: Where its stages run.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
             store: Where runs are kept, as s3://bucket/prefix; empty to keep it with the pipeline's artifacts.
-            run: The run's name in the store; an existing one is resumed. [[ScheduledTime]] in it is replaced.
+            run: The run's name in the store; an existing one is resumed. Without a name, it is the run's ID.
         """
         version = mappo.__version__
         named = {

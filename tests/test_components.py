@@ -156,6 +156,12 @@ def test_missing_store_is_tried_again_since_it_may_come_back(server, tmp_path):
     assert "[validate] attempt 2 of 2" in told
 
 
+def test_run_without_a_name_is_kept_in_the_store_under_its_id(server, tmp_path):
+    cluster = Cluster(server, tmp_path, store=str(tmp_path / "runs"))
+    assert cluster.finish("train", MAPPO_PIPELINE_RUN=cluster.run_id)[0] == 0
+    assert [run.name for run in (tmp_path / "runs").iterdir()] == [cluster.run_id]
+
+
 def test_scheduled_time_is_the_same_in_every_stage(server, tmp_path):
     cluster = Cluster(server, tmp_path, run="n-[[ScheduledTime]]", store=str(tmp_path / "runs"))
     assert cluster.finish("train")[0] == 0

@@ -192,7 +192,6 @@ TIME = "[[ScheduledTime]]"
         ({**STORE, "run": "n" * 50 + TIME}, "a name has 1 to 63"),
         ({"run": "nightly"}, "run = 'nightly': a name needs a store"),
         ({"run": f"nightly-{TIME}"}, f"run = 'nightly-{TIME}': a name needs a store"),
-        (STORE, "run '': a name has to be given with store = 's3://bucket/runs'"),
         ({"store": "s3://bucket/über", "run": "a"}, "parameter store: 's3://bucket/über': not a location"),
         ({"store": "gs://bucket/runs", "run": "a"}, "parameter store: 'gs://bucket/runs': not a location"),
         ({"store": "s3://b/../c", "run": "a"}, "not a location"),
@@ -272,12 +271,17 @@ def test_parameters_of_tuning_that_a_stage_would_refuse_together_are_refused(giv
     assert reason in str(error.value)
 
 
+def test_store_without_a_name_is_taken_since_the_runs_id_is_one():
+    check_parameters(documents(), STORE)
+    check_parameters(documents("seeds"), {**STORE, "seeds": ["4294967295"]})
+
+
 def test_defaults_of_the_pipeline_count_with_what_is_given():
     compiled = documents()
     compiled[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"] = "s3://bucket/runs"
     check_parameters(compiled, {"run": "nightly"})
-    with pytest.raises(ConfigError, match="a name has to be given"):
-        check_parameters(compiled, {})
+    with pytest.raises(ConfigError, match="a name has 1 to 63"):
+        check_parameters(compiled, {"run": "Nightly_1"})
     compiled[0]["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"] = '{"device": "cpu"}'
     with pytest.raises(ConfigError, match="leaves the GPUs of stage evaluate unused"):
         check_parameters(compiled, {"run": "nightly", "train_gpu_count": "0"})
