@@ -17,7 +17,7 @@ import mappo
 from mappo.config import from_json, override, to_json
 from mappo.recipes import recipe
 from pipelines.__main__ import main
-from tests.argo import Workflow
+from tests.argo import ALWAYS, BEFORE_2_17, STOCK, Workflow
 from tests.conftest import endless
 from tests.kubeflow_server import KubeflowServer
 
@@ -374,6 +374,103 @@ def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, read, run_id):
     status, _, err = cli("runs", "logs", "tune", run_id)
     assert status == 2
     assert "validate, train, evaluate" in err
+
+
+def test_each_attempt_has_a_log_also_an_hour_after_the_end(kubeflow, cli, run_id):
+    kubeflow.write_log(run_id, "train", "first\n")
+    kubeflow.retry_stage(run_id, "train", "lost")
+    kubeflow.write_log(run_id, "train", "[train] attempt 2 of 4\nsecond\n[train] attempt 3 of 4\nthird\n")
+    kubeflow.finish(run_id)
+    kubeflow.remove_workflow(run_id)
+    logs = ["first\nlost\n", "[train] attempt 2 of 4\nsecond\n", "[train] attempt 3 of 4\nthird\n"]
+    for number, log in enumerate(logs):
+        assert cli("runs", "logs", "train", run_id, "--attempt", str(number))[:2] == (0, log)
+    assert cli("runs", "logs", "train", run_id)[1] == logs[-1]
+    status, _, err = cli("runs", "logs", "train", run_id, "--attempt", "3")
+    assert (status, "stage train has attempts 0 to 2" in err) == (2, True)
+
+
+def test_attempts_within_a_pod_are_shown(kubeflow, read, run_id):
+    kubeflow.write_log(run_id, "train", "[train] attempt 1 of 4\n[train] attempt 2 of 4\n")
+    assert [row["attempt"] for row in read("runs", "show", run_id)["stages"]] == [1, 2, ""]
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_v1beta1"), [(STOCK, True), (BEFORE_2_17, True), (ALWAYS, True), (BEFORE_2_17, False)]
+)
+def test_stages_are_shown_under_every_policy_and_without_v1beta1(kubeflow, read, cli, policy, has_v1beta1):
+    kubeflow.template_defaults, kubeflow.v1beta1 = policy, has_v1beta1
+    run_id = read(*SUBMIT)["id"]
+    kubeflow.write_log(run_id, "train", "words\n")
+    found = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
+    assert found == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
+    assert cli("runs", "logs", "train", run_id)[1] == "words\n"
+
+
+def test_five_seeds_are_watched_to_the_end_though_argo_compresses_their_nodes(kubeflow, read, cli):
+    kubeflow.max_bytes = 300_000
+    made = read("submit", "--image", "a:1", "--seeds", "0,1,2,3,4")
+    threading.Timer(1, kubeflow.finish, [made["id"]]).start()
+    status, out, _ = cli("runs", "watch", made["id"], "--output", "json", *QUICK)
+    stages = json.loads(out)["stages"]
+    assert status == 0
+    assert len(stages) == 12
+    assert {stage["state"] for stage in stages} == {"SUCCEEDED"}
+    manifest = kubeflow.workflows[made["id"]].manifest()
+    assert "compressedNodes" in manifest["status"]
+
+
+@pytest.mark.parametrize(
+    ("act", "state", "message"),
+    [
+        (
+            lambda server, run: server.wait_stage(run, "train", "Unschedulable: 0/1 nodes are available: 1 x. y"),
+            "PENDING",
+            "waits for a node: 0/1 nodes are available: 1 x",
+        ),
+        (
+            lambda server, run: server.fail_stage(run, "train", reason="OOMKilled"),
+            "FAILED",
+            "out of memory: the pod was killed at its limit of 20Gi; give it more: -p train_memory=..., or ",
+        ),
+        (
+            lambda server, run: server.fail_stage(run, "train", reason="DeadlineExceeded"),
+            "FAILED",
+            "its time was up: stages.train.timeout_seconds in the site's file gives it more",
+        ),
+        (
+            lambda server, run: server.fail_driver(run, "train", "no such config map"),
+            "FAILED",
+            "driver: ",
+        ),
+        (
+            lambda server, run: [server.delete_pod(run, "train"), server.reach(run, "train")],
+            "RUNNING",
+            "attempt 0: its pod was deleted: evicted, preempted, or its node was lost",
+        ),
+    ],
+)
+def test_a_stage_says_why_it_waits_failed_or_is_tried_again(kubeflow, read, run_id, act, state, message):
+    act(kubeflow, run_id)
+    train = read("runs", "show", run_id)["stages"][1]
+    assert train["state"] == state
+    assert train["message"].startswith(message), train["message"]
+
+
+def test_stages_of_a_run_that_is_being_cancelled_are_shown_as_they_are(monkeypatch, kubeflow, read, cli, run_id):
+    kubeflow.reach(run_id, "train")
+    monkeypatch.setattr(kubeflow, "_end_terminated", lambda _: None)
+    assert cli("runs", "cancel", run_id)[0] == 0
+    found = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
+    assert found == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
+
+
+def test_a_run_that_would_not_fit_is_refused_before_it_is_sent(kubeflow, cli):
+    seeds = ",".join(map(str, range(200)))
+    status, _, err = cli("submit", "--image", "a:1", "--seeds", seeds)
+    assert status == 2
+    assert "give fewer seeds or workers" in err
+    assert kubeflow.count("POST") == 0
 
 
 def test_a_failed_run_is_tried_again_and_one_that_runs_is_not(kubeflow, cli, run_id):
