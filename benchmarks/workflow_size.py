@@ -1,4 +1,4 @@
-"""How large a run's workflow becomes, and how many seeds and workers fit (docs/kubeflow.md).
+"""Print the size of a run's workflow, and how many seeds and workers fit (docs/kubeflow.md).
 
 python -m benchmarks.workflow_size
 """

@@ -25,7 +25,7 @@ from mappo.storage import KeyMissing, StoreError, open_store
 
 T = TypeVar("T")
 FINAL_STATUS = 78  # of a process that would fail again in the same way; EX_CONFIG in sysexits.h
-NUMBER_VARIABLE = "MAPPO_ATTEMPT"  # for the process of an attempt: its number, from 1
+COUNT_VARIABLE = "MAPPO_ATTEMPTS"  # for the process of an attempt: how many there were, with this one
 REASON_VARIABLE = "MAPPO_REASON_FILE"  # where that process writes why it failed
 _MAX_BYTES = 100_000
 _STORE_SECONDS = 30.0
@@ -37,15 +37,15 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a stage is tried again; the wait before the first retry, and its growth with each."""
+    """The number of retries of a stage; the wait before the first of them, and its growth with each."""
 
     retries: int
     backoff_seconds: float
     backoff_factor: float
 
     def wait_seconds(self, attempt: int) -> float:
-        """Return the wait after an attempt, which is counted from 1."""
-        return self.backoff_seconds * self.backoff_factor ** (attempt - 1)
+        """Return the wait after an attempt, which is counted from 0."""
+        return self.backoff_seconds * self.backoff_factor**attempt
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,28 @@ class Ledger:
         return self._count.num_attempts
 
     def begin(self) -> int:
-        """Count an attempt of this pod; return its number, from 1."""
-        pods = {**self._count.pods, self._pod: self._uid}
-        self._count = replace(self._count, num_attempts=self._count.num_attempts + 1, pods=pods)
-        self._with_store(self._write)
-        return self._count.num_attempts
+        """Count an attempt; return its number, from 0."""
+        self._set(replace(self._count, num_attempts=self._count.num_attempts + 1))
+        return self._count.num_attempts - 1
 
     def fail(self, reason: str) -> None:
         """Keep why there is no other attempt."""
-        self._count = replace(self._count, failure=reason)
+        self._set(replace(self._count, failure=reason))
+
+    def succeed(self) -> None:
+        """Forget the count: a stage that succeeded begins anew, should Argo repeat all that is around it."""
+        self._set(Count())
+
+    def refuse(self) -> None:
+        """Remember this pod, so that it is known again when somebody retries the run."""
+        self._set(self._count)
+
+    def _set(self, count: Count) -> None:
+        self._count = replace(count, pods={**count.pods, self._pod: self._uid})
         self._with_store(self._write)
 
     def _read(self) -> Count:
-        """Return what was counted before; nothing, if this pod has another UID now: somebody retried the run."""
+        """Return the count so far; none if this pod had another UID before, since somebody retried the run."""
         try:
             text = open_store(self._location, _STORE_SECONDS).read(self._key, _MAX_BYTES)
         except KeyMissing:
@@ -124,18 +133,23 @@ def supervise(
     """Run a command until it succeeds, cannot succeed, or has been tried often enough; return the exit status."""
     most = policy.retries + 1
     if ledger.failure or ledger.num_attempts >= most:
-        announce(f"failed: {ledger.failure or f'all {most} attempts were used'}; not tried again")
+        ledger.refuse()
+        _announce_failure(ledger.failure or "its pods were lost", announce)
+        announce(f"not tried again: {ledger.num_attempts} of at most {most} attempts were made")
         return 1
     while True:
         number = ledger.begin()
-        announce(f"attempt {number} of {most}")
-        ended = _run(stage, command, number)
+        left = most - ledger.num_attempts
+        announce(f"attempt {number}; {left} left")
+        ended = _run(stage, command, ledger.num_attempts)
+        if ended.status == 0:
+            ledger.succeed()
         if ended.status == 0 or ended.was_asked:
             return ended.status
-        if ended.status == FINAL_STATUS or number >= most:
-            if not ended.has_said_why:
-                announce(f"failed: {ended.reason}")
-            why = "all attempts were used" if number >= most else "another would fail in the same way"
+        if ended.status == FINAL_STATUS or not left:
+            if not ended.has_told_why:
+                _announce_failure(ended.reason, announce)
+            why = "another attempt would fail in the same way" if left else f"all {most} attempts were made"
             announce(f"not tried again: {why}")
             ledger.fail(ended.reason)
             return 1
@@ -144,32 +158,37 @@ def supervise(
         time.sleep(wait)
 
 
+def _announce_failure(reason: str, announce: Callable[[str], object]) -> None:
+    for line in reason.splitlines():
+        announce(f"failed: {line}")
+
+
 @dataclass(frozen=True)
 class _Ended:
-    """How the process of an attempt ended. has_said_why: it printed the reason. was_asked: its pod has to go."""
+    """The end of an attempt's process. has_told_why: it printed the reason. was_asked: its pod has to go."""
 
     status: int
     reason: str = ""
-    has_said_why: bool = False
+    has_told_why: bool = False
     was_asked: bool = False
 
 
-def _run(stage: str, command: Sequence[str], number: int) -> _Ended:
-    """Run one attempt."""
+def _run(stage: str, command: Sequence[str], num_attempts: int) -> _Ended:
+    """Run one attempt, with which there are so many."""
     kills = num_oom_kills()
     with tempfile.TemporaryDirectory() as directory:
         reason = Path(directory, "reason")
-        environment = {**os.environ, NUMBER_VARIABLE: str(number), REASON_VARIABLE: str(reason)}
+        environment = {**os.environ, COUNT_VARIABLE: str(num_attempts), REASON_VARIABLE: str(reason)}
         process = subprocess.Popen(command, env=environment)
         with _forwarded_sigterm(process) as was_asked:
             status = process.wait()
-        said = reason.read_text().strip() if reason.exists() else ""
+        told = reason.read_text().strip() if reason.exists() else ""
     if status and was_asked:
         return _Ended(128 + signal.SIGTERM, was_asked=True)
     if status and num_oom_kills() > kills:
         return _Ended(FINAL_STATUS, _OUT_OF_MEMORY.replace("{stage}", stage))
-    if said:
-        return _Ended(status, said, has_said_why=True)
+    if told:
+        return _Ended(status, told, has_told_why=True)
     if status < 0:
         return _Ended(status, f"signal {-status} ended its process ({signal.Signals(-status).name})")
     return _Ended(status, f"its process ended with exit status {status}")

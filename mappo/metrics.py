@@ -179,7 +179,7 @@ PROBLEMS = (
 OUTCOME = (
     Metric("mappo_stage_success", "gauge", "Whether the stage ended well: 1 or 0", {"stage": STAGES}),
     Metric("mappo_stage_duration_seconds", "gauge", "How long the stage took", {"stage": STAGES}),
-    Metric("mappo_stage_attempt", "gauge", "Which attempt of the stage this is, from 1", {"stage": STAGES}),
+    Metric("mappo_stage_attempts", "gauge", "Attempts of the stage so far, with this one", {"stage": STAGES}),
 )
 
 VALIDATION = (

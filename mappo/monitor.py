@@ -33,7 +33,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 import mappo
 from mappo import metrics
-from mappo.attempts import NUMBER_VARIABLE
+from mappo.attempts import COUNT_VARIABLE
 from mappo.config import ConfigError, ExperimentConfig, config_hash, require_run_name
 from mappo.environment import resolve_device
 from mappo.evaluate import EvaluationReport
@@ -65,19 +65,19 @@ class Settings:
     """How a stage can be watched.
 
     port: where training serves its metrics; 0 is any free port, None not at all. pushgateway: a URL, or empty.
-    linger_seconds: a little more than the time between two scrapes. study: to which study a run belongs. attempt:
-    which attempt of its stage this process is, from 1.
+    linger_seconds: a little more than the time between two scrapes. study: to which study a run belongs. attempts:
+    those of the stage so far, with this process.
     """
 
     port: int | None = None
     pushgateway: str = ""
     linger_seconds: float = metrics.SCRAPE_SECONDS + 5.0
     study: str = "none"
-    attempt: int = 1
+    attempts: int = 1
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """From MAPPO_METRICS_PORT, MAPPO_PUSHGATEWAY, MAPPO_LINGER_SECONDS, MAPPO_STUDY and MAPPO_ATTEMPT.
+        """From MAPPO_METRICS_PORT, MAPPO_PUSHGATEWAY, MAPPO_LINGER_SECONDS, MAPPO_STUDY and MAPPO_ATTEMPTS.
 
         An empty variable is as one that is not set.
 
@@ -99,10 +99,10 @@ class Settings:
             study = require_run_name(environment.get("MAPPO_STUDY", "") or cls.study)
         except ConfigError as error:
             raise ConfigError(f"MAPPO_STUDY: {error}") from None
-        attempt = environment.get(NUMBER_VARIABLE, "") or "1"
-        if not attempt.isdecimal():
-            raise ConfigError(f"{NUMBER_VARIABLE} = {attempt!r}: must be the number of an attempt, from 1")
-        return cls(int(port) if port else None, pushgateway, float(linger), study, int(attempt))
+        attempts = environment.get(COUNT_VARIABLE, "") or "1"
+        if not attempts.isdecimal():
+            raise ConfigError(f"{COUNT_VARIABLE} = {attempts!r}: must be a number of attempts")
+        return cls(int(port) if port else None, pushgateway, float(linger), study, int(attempts))
 
 
 class Monitor:
@@ -151,7 +151,7 @@ class Monitor:
     def __enter__(self) -> "Monitor":
         """Begin to serve, if this is training and there is a port for it."""
         with self._changing():
-            self._set("mappo_stage_attempt", self._settings.attempt, stage=self._stage)
+            self._set("mappo_stage_attempts", self._settings.attempts, stage=self._stage)
         if self._stage in _TRAINS and self._settings.port is not None:
             pages = {_METRICS_PATH: self._metrics, "/healthz": self._health, "/readyz": self._readiness}
             try:

@@ -29,7 +29,7 @@ from mappo import records, rollouts, runs
 from mappo import report as pages
 from mappo import train as training
 from mappo import validate as validation
-from mappo.attempts import NUMBER_VARIABLE
+from mappo.attempts import COUNT_VARIABLE
 from mappo.champions import Champions, task_name
 from mappo.checkpoint import CheckpointError
 from mappo.collectors import ProcessDied
@@ -431,7 +431,7 @@ def metadata_of(config: ExperimentConfig) -> dict[str, str]:
         "mappo_version": mappo.__version__,
         "seed": str(config.seed),  # Kubeflow would make a number of it a float
     }
-    attempts = os.environ.get(NUMBER_VARIABLE, "")
+    attempts = os.environ.get(COUNT_VARIABLE, "")
     return {**metadata, "attempts": attempts} if attempts else metadata
 
 

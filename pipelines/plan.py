@@ -10,11 +10,12 @@ Path = tuple[str, ...]  # the steps that lead to a stage, as Argo names them: ro
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage that will run: its path, its task and its component in the specification."""
+    """One stage that will run: its path, its task and its component in the specification, its known inputs."""
 
     path: Path
     task: Mapping[str, Any]
     component: Mapping[str, Any]
+    inputs: Mapping[str, Any]
 
 
 def planned_stages(
@@ -67,7 +68,7 @@ class _Plan:
                     if "dag" in inner:
                         yield from self.stages(place, inner, given)
                     else:
-                        yield PlannedStage(place, task, inner)
+                        yield PlannedStage(place, task, inner, given)
 
     def _iterations(self, path: Path, task: Mapping[str, Any], values: Mapping[str, Any]) -> list[Path]:
         """Return the paths of a loop's iterations; the path alone if it is no loop, or one of unknown items."""
@@ -75,8 +76,10 @@ class _Plan:
             return [path]
         items = task["parameterIterator"]["items"]
         each = json.loads(items["raw"]) if "raw" in items else values.get(items["inputParameter"])
+        if each is None and not self.unknown_items:
+            return [path]
         count = self.unknown_items if each is None else len(each)
-        return [(*path, f"iteration-iterations({i}:{i})", "iteration-item") for i in range(count)] or [path]
+        return [(*path, f"iteration-iterations({i}:{i})", "iteration-item") for i in range(count)]
 
 
 def _inputs(task: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

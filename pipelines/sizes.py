@@ -1,4 +1,4 @@
-"""How large a run's workflow becomes: Argo keeps all of it in one object of Kubernetes, which holds 1 MiB.
+"""The size of a run's workflow: Argo keeps all of it in one object of Kubernetes, which holds 1 MiB.
 
 Beyond 1 MiB the nodes are compressed; a workflow that is larger even so fails in the middle of its run. The
 estimate builds what a driver writes of each stage, with identifiers as random as Kubeflow's, and compresses it.
@@ -21,8 +21,9 @@ _COPIES = 6  # of a stage's pod: as the driver's output twice, and as the input 
 _LAUNCHER = "/kfp-launcher/launch --pipeline_name --run_id --execution_id --pod_name --pod_uid --publish_logs" * 7
 _NODE_BYTES = 550
 _LEVEL = 4  # of gzip: Go packs less tightly than zlib
-_COMPRESSED_FACTOR = 1.8  # real nodes have times, hashes and names of logs in between
-_SPECIFICATION_FACTOR = 2.1  # what Kubeflow makes of a pipeline in a workflow, by the pipeline's own bytes
+_NODES_FACTOR, _COMPRESSED_FACTOR = 1.2, 1.9  # real nodes have times, hashes and names of logs in between
+_SPECIFICATION_FACTOR = 2.3  # Kubeflow makes so much of a pipeline's bytes in a workflow
+_MOST_ITEMS = 1000  # of a loop: nobody need estimate more
 _ARTIFACT_BYTES = 420  # of an input artifact: its URI and its labels
 _RETRAINED = "retrain_seeds"  # the parameter that says how many items a loop over a study's choice has
 
@@ -39,8 +40,9 @@ def workflow_bytes(document: Mapping[str, Any], parameters: Mapping[str, Any]) -
     nodes = sorted(_nodes(document, stages, values), key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "".join(nodes)
     specification = int(_SPECIFICATION_FACTOR * len(_json(dict(document))))
-    if specification + len(text) <= MAX_BYTES:
-        return specification + len(text)
+    plain = specification + int(_NODES_FACTOR * len(text))
+    if plain <= MAX_BYTES:
+        return plain
     return specification + int(_COMPRESSED_FACTOR * len(base64.b64encode(gzip.compress(text.encode(), _LEVEL))))
 
 
@@ -50,6 +52,10 @@ def check_size(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
     Raises:
         ConfigError: it would not; the message has its size and the limit.
     """
+    lists = [len(value) for value in parameters.values() if isinstance(value, list)]
+    items = max([*lists, int(parameters.get(_RETRAINED) or 0)])
+    if items > _MOST_ITEMS:
+        raise ConfigError(f"{items:,} seeds or workers in one run: at most some 60 fit; make several runs")
     size = workflow_bytes(document, parameters)
     if size > MAX_BYTES:
         raise ConfigError(
@@ -87,10 +93,8 @@ def _node(path: tuple[str, ...], *texts: str) -> str:
 def _patch(document: Mapping[str, Any], stage: PlannedStage, values: Mapping[str, Any], count: int) -> str:
     """Return what a driver writes of a stage's pod."""
     execution = str(uuid.uuid4())
-    given = {
-        name: values.get(source.get("componentInputParameter", ""), source)
-        for name, source in stage.task.get("inputs", {}).get("parameters", {}).items()
-    }
+    sources = stage.task.get("inputs", {}).get("parameters", {})
+    given = {name: stage.inputs.get(name, values.get(name, source)) for name, source in sources.items()}
     outputs = [*stage.component.get("outputDefinitions", {}).get("artifacts", {}), "executor-logs"]
     place = f"minio://mlpipeline/v2/artifacts/pipeline/{uuid.UUID(int=0)}/{stage.path[-1]}/{execution}"
     artifacts = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mappo.attempts import FINAL_STATUS, NUMBER_VARIABLE, REASON_VARIABLE, Ledger, RetryPolicy, supervise
+from mappo.attempts import COUNT_VARIABLE, FINAL_STATUS, REASON_VARIABLE, Ledger, RetryPolicy, supervise
 from mappo.cgroups import num_oom_kills
 
 POLICY = RetryPolicy(retries=2, backoff_seconds=0.05, backoff_factor=2.0)
@@ -34,7 +34,7 @@ class Stage:
     ) -> int:
         """One pod that runs the stage; `ending` is Python with `attempt` as its number."""
         body = (
-            f"import os, signal, sys; attempt = int(os.environ['{NUMBER_VARIABLE}']); "
+            f"import os, signal, sys; attempt = int(os.environ['{COUNT_VARIABLE}']) - 1; "
             f"print(attempt, file=open({str(self.directory / 'attempts')!r}, 'a'))\n{ending}"
         )
         environment: Mapping[str, str] = {"KFP_POD_NAME": pod, "KFP_POD_UID": uid, **more}
@@ -58,15 +58,15 @@ def stage(tmp_path: Path) -> Stage:
 )
 def test_process_that_ends_badly_is_tried_as_often_as_the_site_says(stage, ending, reason):
     assert stage.run(ending) == 1
-    assert stage.attempts == [1, 2, 3]
-    assert stage.lines[:2] == ["attempt 1 of 3", f"attempt 1 ended: {reason}; attempt 2 begins in 0.05 s"]
-    assert stage.lines[-2:] == [f"failed: {reason}", "not tried again: all attempts were used"]
+    assert stage.attempts == [0, 1, 2]
+    assert stage.lines[:2] == ["attempt 0; 2 left", f"attempt 0 ended: {reason}; attempt 1 begins in 0.05 s"]
+    assert stage.lines[-2:] == [f"failed: {reason}", "not tried again: all 3 attempts were made"]
 
 
 def test_stage_succeeds_in_a_later_attempt_after_a_growing_wait(stage):
     began = time.monotonic()
-    assert stage.run("sys.exit(attempt < 3)") == 0
-    assert stage.attempts == [1, 2, 3]
+    assert stage.run("sys.exit(attempt < 2)") == 0
+    assert stage.attempts == [0, 1, 2]
     assert time.monotonic() - began > 0.05 + 0.1
     assert "failed" not in " ".join(stage.lines)
 
@@ -76,16 +76,19 @@ def test_failure_that_cannot_pass_is_not_tried_again(stage):
         f"open(os.environ['{REASON_VARIABLE}'], 'w').write('seed = 1.5: no integer'); sys.exit({FINAL_STATUS})"
     )
     assert stage.run(ending) == 1
-    assert stage.attempts == [1]
-    assert stage.lines == ["attempt 1 of 3", "not tried again: another would fail in the same way"]
+    assert stage.attempts == [0]
+    assert stage.lines == ["attempt 0; 2 left", "not tried again: another attempt would fail in the same way"]
 
 
 def test_later_pods_of_a_stage_that_failed_for_good_do_not_try(stage):
     """Retry policy Always: Argo makes a pod for each failed one, whatever it failed of."""
     stage.run(f"sys.exit({FINAL_STATUS})")
     assert stage.run("pass", pod="executor-1", uid="u1") == 1
-    assert stage.attempts == [1]
-    assert stage.lines[-1] == f"failed: its process ended with exit status {FINAL_STATUS}; not tried again"
+    assert stage.attempts == [0]
+    assert stage.lines[-2:] == [
+        f"failed: its process ended with exit status {FINAL_STATUS}",
+        "not tried again: 1 of at most 3 attempts were made",
+    ]
 
 
 def test_pods_that_are_lost_and_processes_that_fail_share_one_budget(stage):
@@ -93,10 +96,10 @@ def test_pods_that_are_lost_and_processes_that_fail_share_one_budget(stage):
     for index, pod in enumerate(("train(0).executor(0)", "train(0).executor(1)")):
         with lost_pod(stage, pod, f"u{index}"):
             pass
-    assert stage.attempts == [1, 2]
+    assert stage.attempts == [0, 1]
     assert stage.run("sys.exit(1)", pod="train(1).executor(0)", uid="u2") == 1
     assert stage.run("pass", pod="train(1).executor(1)", uid="u3") == 1
-    assert stage.attempts == [1, 2, 3]
+    assert stage.attempts == [0, 1, 2]
 
 
 def test_lost_pods_alone_use_the_budget_up(stage):
@@ -104,21 +107,38 @@ def test_lost_pods_alone_use_the_budget_up(stage):
         with lost_pod(stage, f"executor-{index}", f"u{index}"):
             pass
     assert stage.run("pass", pod="executor-3", uid="u3") == 1
-    assert stage.attempts == [1, 2, 3]
-    assert stage.lines[-1] == "failed: all 3 attempts were used; not tried again"
+    assert stage.attempts == [0, 1, 2]
+    assert stage.lines[-2:] == [
+        "failed: its pods were lost",
+        "not tried again: 3 of at most 3 attempts were made",
+    ]
 
 
 def test_run_that_somebody_retries_begins_anew(stage):
     """The API makes failed pods again under their old names."""
     stage.run("sys.exit(1)")
-    assert stage.run("sys.exit(attempt < 2)", uid="another") == 0
-    assert stage.attempts == [1, 2, 3, 1, 2]
+    assert stage.run("sys.exit(attempt < 1)", uid="another") == 0
+    assert stage.attempts == [0, 1, 2, 0, 1]
+
+
+def test_retry_of_a_run_works_though_its_first_pod_never_began_before(stage):
+    """The second retry at the latest: the first one's pod is remembered even if it is refused."""
+    stage.run("sys.exit(1)", pod="executor(1)", uid="u1")
+    assert stage.run("pass", pod="executor(0)", uid="u2") == 1
+    assert stage.run("pass", pod="executor(0)", uid="u3") == 0
+
+
+def test_stage_that_succeeded_begins_anew_when_argo_repeats_the_whole_pipeline(stage):
+    """root(1): the validation that succeeded runs again, since a later stage lost its pods."""
+    for index in range(4):
+        assert stage.run("pass", pod=f"root({index})", uid=f"u{index}") == 0
+    assert stage.attempts == [0, 0, 0, 0]
 
 
 def test_attempts_are_counted_in_the_pod_alone_when_the_store_fails(stage, tmp_path):
     (tmp_path / "store").write_text("a file where a directory should be")
     assert stage.run("sys.exit(1)", KFP_RETRY_INDEX="1") == 1
-    assert stage.attempts == [2, 3]
+    assert stage.attempts == [1, 2]
     assert stage.lines[0].startswith("warning: attempts are counted in this pod alone: ")
 
 
@@ -138,7 +158,7 @@ def test_process_killed_for_memory_is_not_tried_again(stage, monkeypatch, tmp_pa
     monkeypatch.setattr("mappo.attempts.num_oom_kills", lambda: num_oom_kills(tmp_path, membership(tmp_path)))
     kill = f"open({str(events)!r}, 'w').write('oom_kill 5'); os.kill(os.getpid(), signal.SIGKILL)"
     assert stage.run(kill) == 1
-    assert stage.attempts == [1]
+    assert stage.attempts == [0]
     assert any(line.startswith("failed: out of memory: ") and "-p train_memory=" in line for line in stage.lines)
 
 

@@ -379,10 +379,10 @@ def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, read, run_id):
 def test_each_attempt_has_a_log_also_an_hour_after_the_end(kubeflow, cli, run_id):
     kubeflow.write_log(run_id, "train", "first\n")
     kubeflow.retry_stage(run_id, "train", "lost")
-    kubeflow.write_log(run_id, "train", "[train] attempt 2 of 4\nsecond\n[train] attempt 3 of 4\nthird\n")
+    kubeflow.write_log(run_id, "train", "[train] attempt 1; 2 left\nsecond\n[train] attempt 2; 1 left\nthird\n")
     kubeflow.finish(run_id)
     kubeflow.remove_workflow(run_id)
-    logs = ["first\nlost\n", "[train] attempt 2 of 4\nsecond\n", "[train] attempt 3 of 4\nthird\n"]
+    logs = ["first\nlost\n", "[train] attempt 1; 2 left\nsecond\n", "[train] attempt 2; 1 left\nthird\n"]
     for number, log in enumerate(logs):
         assert cli("runs", "logs", "train", run_id, "--attempt", str(number))[:2] == (0, log)
     assert cli("runs", "logs", "train", run_id)[1] == logs[-1]
@@ -391,7 +391,7 @@ def test_each_attempt_has_a_log_also_an_hour_after_the_end(kubeflow, cli, run_id
 
 
 def test_attempts_within_a_pod_are_shown(kubeflow, read, run_id):
-    kubeflow.write_log(run_id, "train", "[train] attempt 1 of 4\n[train] attempt 2 of 4\n")
+    kubeflow.write_log(run_id, "train", "[train] attempt 0; 3 left\n[train] attempt 1; 2 left\n")
     assert [row["attempt"] for row in read("runs", "show", run_id)["stages"]] == [1, 2, ""]
 
 
@@ -446,7 +446,7 @@ def test_five_seeds_are_watched_to_the_end_though_argo_compresses_their_nodes(ku
         (
             lambda server, run: [server.delete_pod(run, "train"), server.reach(run, "train")],
             "RUNNING",
-            "attempt 0: its pod was deleted: evicted, preempted, or its node was lost",
+            "tried again: its pod was deleted: evicted, preempted, or its node was lost",
         ),
     ],
 )

@@ -96,8 +96,8 @@ def test_killed_process_is_restarted_in_its_pod_and_ends_with_the_same_bits(serv
     subprocess.run(["pkill", "-KILL", "-P", str(supervisor.pid)], check=True)
     log, _ = supervisor.communicate(timeout=120)
     assert supervisor.returncode == 0, log
-    assert "[train] attempt 1 ended: signal 9 ended its process (SIGKILL); attempt 2 begins in 1 s" in log
-    assert "[train] attempt 2 of 3" in log
+    assert "[train] attempt 0 ended: signal 9 ended its process (SIGKILL); attempt 1 begins in 1 s" in log
+    assert "[train] attempt 1; 1 left" in log
     learned = ("networks", "optimiser", "simulation")
     one, other = (parts(each.artifact("train", "checkpoints")) for each in (undisturbed, killed))
     assert {name: one[name] for name in learned} == {name: other[name] for name in learned}
@@ -113,7 +113,7 @@ def test_lost_pod_goes_on_counting_in_the_next_one_and_the_page_tells_it(server,
     process.communicate()
     status, log = cluster.finish("train", pod="pod-1", KFP_RETRY_INDEX="1")
     assert status == 0, log
-    assert "[train] attempt 2 of 3" in log
+    assert "[train] attempt 1; 1 left" in log
     output = server.driver_outputs_of(cluster.run_id, "train")["outputs"]["outputFile"]
     labels = json.loads(Path(output).read_text())
     assert labels["artifacts"]["best"]["artifacts"][0]["metadata"]["attempts"] == "2"
@@ -136,13 +136,13 @@ def test_what_cannot_get_better_is_tried_once_and_says_why(server, tmp_path, par
     status, log = cluster.finish(stage)
     assert status == 1
     told = lines(log)
-    assert f"[{stage}] attempt 1 of " in told[0]
+    assert told[0].startswith(f"[{stage}] attempt 0; ")
     assert any(line.startswith(f"[{stage}] failed: {reason}") for line in told), log
-    assert told[-1] == f"[{stage}] not tried again: another would fail in the same way"
+    assert told[-1] == f"[{stage}] not tried again: another attempt would fail in the same way"
     assert "Traceback" not in log
     again = lines(cluster.finish(stage, pod="pod-1")[1])
     assert again[0].startswith(f"[{stage}] failed: {reason}")
-    assert again[0].endswith("not tried again")
+    assert again[-1].startswith(f"[{stage}] not tried again: 1 of at most ")
 
 
 def test_missing_store_is_tried_again_since_it_may_come_back(server, tmp_path):
@@ -153,7 +153,7 @@ def test_missing_store_is_tried_again_since_it_may_come_back(server, tmp_path):
     assert status == 1
     told = lines(log)
     assert told[0].startswith("[validate] warning: attempts are counted in this pod alone: ")
-    assert "[validate] attempt 2 of 2" in told
+    assert "[validate] attempt 1; 0 left" in told
 
 
 def test_run_without_a_name_is_kept_in_the_store_under_its_id(server, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +11,19 @@ import kfp_server_api
 import pytest
 import yaml
 
-from pipelines.kubeflow.connection import ApiError
+from mappo.config import to_json
+from mappo.recipes import navigation
+from pipelines.compiling import compile_pipeline
+from pipelines.kubeflow.client import Submission, get_run, submit
+from pipelines.kubeflow.client import specification_of as specification_of_run
+from pipelines.kubeflow.connection import Api, ApiError, Connection
 from pipelines.kubeflow.progress import Logs, stages_of
 from pipelines.kubeflow.reasons import in_words
 from pipelines.kubeflow.stages import Stage
 from pipelines.kubeflow.workflow import Workflow, workflow_of
+from pipelines.site import Site
+from tests.argo import ALWAYS, BEFORE_2_17
+from tests.kubeflow_server import KubeflowServer
 from tests.recordings import manifest_of, raw, recording
 
 NOW = datetime(2026, 11, 28, 22, tzinfo=UTC)
@@ -86,7 +95,7 @@ def stages(name: str, kubeflow: Recorded | None = None) -> list[Stage]:
         ),
         (
             "training-failed-retried-always",
-            {"validate": DONE, "train": ("RUNNING", 3, f"attempt 1: {FAILED_BY_ITSELF}"), "evaluate": PENDING},
+            {"validate": DONE, "train": ("RUNNING", 3, f"tried again: {FAILED_BY_ITSELF}"), "evaluate": PENDING},
         ),
         (
             "no-template-defaults-failed",
@@ -97,7 +106,7 @@ def stages(name: str, kubeflow: Recorded | None = None) -> list[Stage]:
             "training-pod-deleted",
             {
                 "validate": DONE,
-                "train": ("RUNNING", 1, f"attempt 0: {DELETED}; the next attempt begins after 5 seconds"),
+                "train": ("RUNNING", 1, f"tried again: {DELETED}; the next attempt begins after 5 seconds"),
                 "evaluate": PENDING,
             },
         ),
@@ -152,7 +161,7 @@ def stages(name: str, kubeflow: Recorded | None = None) -> list[Stage]:
         ),
         (
             "kueue-preempted",
-            {"validate": DONE, "train": ("PENDING", 2, f"attempt 0: {DELETED}"), "evaluate": PENDING},
+            {"validate": DONE, "train": ("PENDING", 2, f"tried again: {DELETED}"), "evaluate": PENDING},
         ),
         ("retried-by-api", {"validate": DONE, "train": DONE, "evaluate": ("PENDING", 1, "")}),
         ("profile-running", {"validate": DONE, "train": ("RUNNING", 1, ""), "evaluate": PENDING}),
@@ -172,7 +181,7 @@ def stages(name: str, kubeflow: Recorded | None = None) -> list[Stage]:
             "tuning-worker-deleted",
             {
                 "prepare": DONE,
-                "tune[0]": ("RUNNING", 2, f"attempt 0: {DELETED}"),
+                "tune[0]": ("RUNNING", 2, f"tried again: {DELETED}"),
                 "tune[1]": DONE,
                 "choose": PENDING,
                 "mappo-each-seed/train": PENDING,
@@ -241,8 +250,9 @@ def test_logs_of_each_attempt_are_asked_for_by_the_name_of_its_pod():
 
 def test_attempts_within_one_pod_are_counted_and_have_logs_of_their_own():
     text = (
-        "first words\n[train] attempt 1 of 3\none\n[train] attempt 1 ended: signal 9; attempt 2 begins in 30 s\n"
-        "[train] attempt 2 of 3\ntwo\n"
+        "first words\n[train] attempt 0; 2 left\none\n"
+        "[train] attempt 0 ended: signal 9; attempt 1 begins in 30 s\n"
+        "[train] attempt 1; 1 left\ntwo\n"
     )
     kubeflow, run = api("training-running", text), run_of("training-running")
     (train,) = [each for each in stages_of(kubeflow, run, {}) if each.name == "train"]
@@ -251,7 +261,7 @@ def test_attempts_within_one_pod_are_counted_and_have_logs_of_their_own():
     first, second = logs.of_attempts(train)
     assert first.startswith("first words\n")
     assert first.endswith("begins in 30 s\n")
-    assert second == "[train] attempt 2 of 3\ntwo\n"
+    assert second == "[train] attempt 1; 1 left\ntwo\n"
 
 
 def test_log_of_a_pod_that_has_ended_is_read_once():
@@ -269,7 +279,7 @@ def test_failure_whose_log_is_gone_says_so():
         for each in stages("training-failed-container", api("training-failed-container", ""))
         if each.name == "train"
     ]
-    assert train.reason == "its log cannot be read"
+    assert train.reason == "main: Error (exit code 1); its log cannot be read"
 
 
 def test_pod_that_waits_in_a_queue_says_so():
@@ -339,3 +349,106 @@ def test_workflow_that_cannot_be_read_is_an_error_of_the_api(answer):
 
     with pytest.raises(ApiError, match="workflow cannot be read"):
         workflow_of(Strange(), "run")
+
+
+# --- what recordings have no example of; the test server follows Argo's sources ---
+
+
+@pytest.fixture
+def read_stages(kubeflow: KubeflowServer) -> Callable[[str], dict[str, Stage]]:
+    """Read the stages of a run of the test server by their names, as `runs show` does."""
+
+    def read(run_id: str) -> dict[str, Stage]:
+        api = Api(Connection(endpoint=kubeflow.url))
+        run = get_run(api, run_id)
+        logs = Logs(api, run_id)
+        return {stage.name: logs.told_by(stage) for stage in stages_of(api, run, specification_of_run(api, run))}
+
+    return read
+
+
+def submitted(kubeflow: KubeflowServer, name: str = "training", **parameters: Any) -> str:
+    config = {"config": to_json(navigation()), **({"seeds": ["0"]} if name == "seeds" else {})}
+    pipeline = compile_pipeline(name, Site(image="a/b:1"), config)
+    api = Api(Connection(endpoint=kubeflow.url))
+    return submit(api, Submission(pipeline, parameters)).run_id
+
+
+def shown(stages: dict[str, Stage]) -> dict[str, tuple[str, int, str]]:
+    return {name: (stage.state, stage.num_attempts, stage.reason) for name, stage in stages.items()}
+
+
+def test_stage_whose_driver_waits_or_fails_says_why(kubeflow, read_stages):
+    run_id = submitted(kubeflow)
+    pod = kubeflow.workflows[run_id].reach_driver("train")
+    kubeflow.workflows[run_id].wait(pod, "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu. no more")
+    kubeflow.set_state(run_id, "RUNNING")
+    assert shown(read_stages(run_id))["train"] == (
+        "PENDING",
+        0,
+        "waits for a node: 0/1 nodes are available: 1 Insufficient cpu. no more",
+    )
+    failing = submitted(kubeflow)
+    kubeflow.fail_driver(failing, "train", "failed to get secret x: forbidden")
+    assert shown(read_stages(failing)) == {
+        "validate": DONE,
+        "train": ("FAILED", 0, "driver: failed to get secret x: forbidden"),
+        "evaluate": NOT_REACHED,
+    }
+
+
+def test_driver_of_the_whole_pipeline_that_fails_is_told_with_the_first_stage(kubeflow, read_stages):
+    run_id = submitted(kubeflow)
+    kubeflow.fail_driver(run_id, "root", "no config map kfp-launcher")
+    assert shown(read_stages(run_id)) == {
+        "validate": ("NOT REACHED", 0, "driver: no config map kfp-launcher"),
+        "train": NOT_REACHED,
+        "evaluate": NOT_REACHED,
+    }
+
+
+def test_reason_and_log_are_those_of_the_last_failed_attempt(kubeflow, read_stages):
+    kubeflow.template_defaults = BEFORE_2_17
+    run_id = submitted(kubeflow)
+    kubeflow.fail_stage(run_id, "train", "[train] failed: first cause")
+    kubeflow.fail_stage(run_id, "train", "[train] failed: second cause")
+    kubeflow.reach(run_id, "train")
+    assert shown(read_stages(run_id))["train"] == ("RUNNING", 3, "tried again: second cause")
+
+
+def test_pods_that_were_refused_are_no_attempts(kubeflow, read_stages):
+    kubeflow.template_defaults = ALWAYS
+    run_id = submitted(kubeflow)
+    kubeflow.fail_stage(run_id, "train", "[train] attempt 0; 3 left\n[train] failed: wrong key")
+    again = "[train] failed: wrong key\n[train] not tried again: 1 of at most 4 attempts were made"
+    kubeflow.fail_stage(run_id, "train", again, attempts=3)
+    assert shown(read_stages(run_id))["train"] == ("FAILED", 1, "wrong key")
+
+
+def test_log_that_is_lost_with_its_node_hides_no_other(kubeflow):
+    run_id = submitted(kubeflow)
+    kubeflow.write_log(run_id, "train", "first\n")
+    lost = kubeflow.delete_pod(run_id, "train")
+    kubeflow.fail(500, times=9, path=lost.rpartition("-")[2])
+    kubeflow.write_log(run_id, "train", "second\n")
+    api = Api(Connection(endpoint=kubeflow.url), patience_seconds=0)
+    (train,) = [each for each in stages_of(api, get_run(api, run_id), {}) if each.name == "train"]
+    first, second = Logs(api, run_id).of_attempts(train)
+    assert first.startswith("[train] its log cannot be read: ")
+    assert second == "second\n"
+
+
+def test_loops_are_in_order_beyond_nine_and_an_empty_one_has_no_stages(kubeflow, read_stages):
+    run_id = submitted(kubeflow, "seeds", seeds=[str(seed) for seed in range(12)])
+    kubeflow.finish(run_id)
+    loop = [name for name in read_stages(run_id) if name.startswith("train")]
+    assert loop == [f"train[{index}]" for index in range(12)]
+
+
+def test_no_stage_of_a_run_that_has_ended_still_runs(kubeflow, read_stages):
+    kubeflow.max_bytes = 150_000  # of which Argo ends a workflow
+    run_id = submitted(kubeflow, "seeds", seeds=[str(seed) for seed in range(12)])
+    kubeflow.finish(run_id)
+    states = {stage.state for stage in read_stages(run_id).values()}
+    assert states & {"RUNNING", "PENDING"} == set()
+    assert any("maximum allowed size" in stage.reason for stage in read_stages(run_id).values())

@@ -1,6 +1,8 @@
 """How large workflows become: estimates beside what a real Kubeflow recorded, and beside the test server."""
 
 import json
+import random
+import string
 from typing import Any
 
 import pytest
@@ -44,29 +46,34 @@ def size_of(manifest: dict[str, Any]) -> int:
     return len(json.dumps([manifest["spec"], kept], separators=(",", ":")))
 
 
+def is_near(estimate: int, actual: int) -> bool:
+    """The estimate may be too high by a third, which refuses a little early, and hardly too low."""
+    return 0.95 * actual <= estimate <= 1.34 * actual
+
+
 @pytest.mark.parametrize(
-    ("name", "parameters", "tolerance"),
-    [("raw-training", {}, 0.25), ("raw-tuning-compressed", {"retrain_seeds": 2, "workers": ["1", "2"]}, 0.25)],
+    ("name", "parameters"),
+    [("raw-training", {}), ("raw-tuning-compressed", {"retrain_seeds": 2, "workers": ["1", "2"]})],
 )
-def test_estimate_is_near_what_a_real_kubeflow_recorded(name, parameters, tolerance):
+def test_estimate_is_near_what_a_real_kubeflow_recorded(name, parameters):
     answer = raw(name)
     documents = list(yaml.safe_load_all(answer["run"]["pipeline_spec"]["pipeline_manifest"]))
     body = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
-    assert workflow_bytes(body, parameters) == pytest.approx(size_of(manifest_of(answer)), rel=tolerance)
+    assert is_near(workflow_bytes(body, parameters), size_of(manifest_of(answer)))
 
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_estimate_is_near_what_the_test_server_makes_of_seeds(count):
     pipeline = compiled("seeds")
     actual = size_of(workflow_at_its_end(pipeline, seeds(count)))
-    assert workflow_bytes(pipeline.body, seeds(count)) == pytest.approx(actual, rel=0.25)
+    assert is_near(workflow_bytes(pipeline.body, seeds(count)), actual)
 
 
 def test_largest_numbers_that_fit_are_those_of_the_documentation():
-    """docs/kubeflow.md says 65 seeds, and a study of 8 workers whose best is trained from 25 seeds."""
-    check_size(compiled("seeds").body, seeds(65))
+    """docs/kubeflow.md says 60 seeds, and a study of 8 workers whose best is trained from 20 seeds."""
+    check_size(compiled("seeds").body, seeds(60))
     workers = [str(worker) for worker in range(8)]
-    check_size(compiled("tuning").body, {"study": "a", "workers": workers, "retrain_seeds": 25})
+    check_size(compiled("tuning").body, {"study": "a", "workers": workers, "retrain_seeds": 20})
 
 
 def test_run_that_does_not_fit_is_refused_with_its_size():
@@ -74,6 +81,22 @@ def test_run_that_does_not_fit_is_refused_with_its_size():
         ConfigError, match=rf"grow to about [\d,]+ bytes, .* holds {MAX_BYTES:,}: give fewer seeds"
     ):
         check_size(compiled("seeds").body, seeds(200))
+
+
+def test_absurd_numbers_are_refused_at_once():
+    with pytest.raises(ConfigError, match="100,000 seeds or workers in one run"):
+        check_size(compiled("tuning").body, {"study": "a", "retrain_seeds": 100_000})
+
+
+def test_long_configurations_count_in_every_step():
+    config = json.loads(to_json(navigation()))
+    config["environment"]["scenario_kwargs"]["map"] = "".join(
+        random.Random(0).choices(string.ascii_letters, k=5000)
+    )
+    pipeline = compile_pipeline("seeds", Site(image=IMAGE), {"config": json.dumps(config), "seeds": ["0"]})
+    check_size(compiled("seeds").body, seeds(45))
+    with pytest.raises(ConfigError, match="give fewer seeds"):
+        check_size(pipeline.body, seeds(45))
 
 
 def test_every_iteration_of_a_plan_has_its_stages():

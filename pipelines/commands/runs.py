@@ -3,8 +3,9 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -164,7 +165,8 @@ def _logs(arguments: argparse.Namespace) -> int:
         there = ", ".join(each.name for each in stages) or "none yet"
         raise ConfigError(f"stage {arguments.stage!r}: there is {there}")
     logs = Logs(kubeflow, run.run_id)
-    found = {stage.name: _chosen_log(logs.of_attempts(stage), stage.name, arguments.attempt) for stage in chosen}
+    begun = [stage for stage in chosen if stage.attempts or stage.cause] or chosen
+    found = {stage.name: _chosen_log(logs, stage, arguments.attempt) for stage in begun}
     if arguments.output == "json":
         show_rows(arguments, [{"stage": name, "log": log} for name, log in found.items()], "")
         return 0
@@ -175,10 +177,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen_log(texts: Sequence[str], stage: str, attempt: int | None) -> str:
+def _chosen_log(logs: Logs, stage: Stage, attempt: int | None) -> str:
     """Return the log of an attempt; of the newest without a number."""
+    texts = logs.of_attempts(stage if attempt is not None else replace(stage, attempts=stage.attempts[-1:]))
     if attempt is not None and not 0 <= attempt < len(texts):
-        raise ConfigError(f"--attempt {attempt}: stage {stage} has attempts 0 to {len(texts) - 1}")
+        raise ConfigError(f"--attempt {attempt}: stage {stage.name} has attempts 0 to {len(texts) - 1}")
     return texts[-1 if attempt is None else attempt]
 
 

@@ -65,7 +65,9 @@ class _Nodes:
         pods = [self._pods(path, each, template) for each in attempts]
         states = ["FAILED"] * (len(pods) - 1) + [state]
         tried = tuple(Attempt(names, its) for names, its in zip(pods, states, strict=False))
-        return Stage(name, state, _known(detail.start_time), _known(detail.end_time), tried, len(tried), "")
+        cause = tried[-1] if tried and state == "FAILED" else None
+        times = (_known(detail.start_time), _known(detail.end_time))
+        return Stage(name, state, *times, tried, len(tried), "", cause)
 
     def _detail(self, path: str) -> Any:
         """The entry of a node: that of its display name, and of several, the one with its pods below it.

@@ -1,4 +1,4 @@
-"""What is known of one stage of a run on Kubeflow."""
+"""One stage of a run on Kubeflow, as far as it is known."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ class Attempt:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its log grows no more."""
+        """True if its log grows no more."""
         return self.state in ("SUCCEEDED", "FAILED", "SKIPPED")
 
 
@@ -24,7 +24,8 @@ class Stage:
 
     name: `train`, `train[0]` in a loop, `retrain-best/train[0]` where pipelines share a name. state: PENDING (not
     begun, or waiting, as reason says), RUNNING, SUCCEEDED, FAILED, SKIPPED, NOT REACHED. attempts: its pods,
-    oldest first. num_attempts: how often it was tried so far, also within one pod.
+    oldest first. num_attempts: how often it was tried so far, also within one pod. cause: the attempt, or the
+    driver, that the reason is about.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     attempts: tuple[Attempt, ...]
     num_attempts: int
     reason: str
+    cause: Attempt | None = None
 
     @property
     def task(self) -> str:
@@ -41,5 +43,5 @@ class Stage:
         return self.name.rpartition("/")[2].partition("[")[0]
 
     def seconds(self, now: datetime) -> float | None:
-        """How long it has run; None before it begins."""
+        """Return the seconds since it began, or that it took; None before it begins."""
         return ((self.ended or now) - self.began).total_seconds() if self.began else None

@@ -11,10 +11,9 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -24,7 +23,9 @@ from pipelines.plan import Path
 _ATTEMPT = re.compile(r"(?P<step>.*?)(\((?P<attempt>\d+)\))?")
 _ITERATION = re.compile(r"iteration-iterations\((\d+):.*\)")
 _STAGE = "system-container-executor"  # the end of the template's name
+_DRIVER, _DAG_DRIVER = "system-container-driver", "system-dag-driver"
 _NO_V1 = (403, 404, 405, 501)
+_UNREADABLE = (AttributeError, EOFError, KeyError, OSError, RecursionError, TypeError, ValueError, zlib.error)
 _MAX_NODES_BYTES = 256 * 1024**2  # decompressed
 
 
@@ -57,7 +58,7 @@ class Workflow:
     def __init__(self, manifest: Mapping[str, Any]):
         metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
         self.name = str(metadata.get("name", ""))
-        self.message = str(status.get("message") or "")
+        self.message = str(status.get("message") or "")  # why it failed as a whole, which is seldom told
         has_pod_names = metadata.get("annotations", {}).get("workflows.argoproj.io/pod-name-format", "v2") == "v2"
         self._by_path: dict[Path, list[Node]] = {}
         for value in _nodes(status).values():
@@ -65,41 +66,54 @@ class Workflow:
             self._by_path.setdefault(node.path, []).append(node)
         for nodes in self._by_path.values():
             nodes.sort(key=lambda node: node.attempts)
-        self._templates = manifest.get("spec", {}).get("templates", [])
+        self.repeated = _repeated(manifest.get("spec", {}).get("templates") or [])
 
     def stages(self) -> list[Path]:
-        """The stages that the workflow has nodes of, in the order in which they began."""
-        found = [path for path, nodes in self._by_path.items() if nodes[0].template.endswith(_STAGE)]
-        return sorted(found, key=lambda path: (str(self._by_path[path][0].began), path))
+        """Return the stages that have a node or a driver, in the order in which they began."""
+        found = {
+            path: nodes[0].began for path, nodes in self._by_path.items() if nodes[0].template.endswith(_STAGE)
+        }
+        for path, nodes in self._by_path.items():
+            if nodes[0].template == _DRIVER:
+                found.setdefault((*path[:-1], path[-1].removesuffix("-driver")), nodes[0].began)
+        return sorted(found, key=lambda path: (str(found[path]), path))
 
     def at(self, path: Path) -> Node | None:
-        """The newest node of a path; of an attempt and the retry around it, the retry."""
+        """Return the newest node of a path; of an attempt and the retry around it, the retry."""
         nodes = self._by_path.get(path, [])
         newest = [node for node in nodes if node.attempts[:-1] == nodes[-1].attempts[:-1]]
         return newest[0] if newest else None  # a retry is sorted before its attempts
 
     def pods(self, stage: Path) -> list[Node]:
-        """The pods of a stage, one an attempt, oldest first."""
-        return [node for node in self._by_path.get((*stage, "executor"), []) if node.kind == "Pod"]
+        """Return the pods of a stage, one an attempt, oldest first."""
+        return self._pods((*stage, "executor"))
+
+    def newest_pod(self, path: Path) -> Node | None:
+        """Return the newest pod of a path, if it has one."""
+        return next(reversed(self._pods(path)), None)
+
+    def stuck_driver(self) -> Node | None:
+        """Return the pod of a nested pipeline's driver that waits or failed, the first of them."""
+        for path, nodes in self._by_path.items():
+            pod = self.newest_pod(path) if nodes[0].template == _DAG_DRIVER else None
+            if pod and pod.message and pod.phase in ("Pending", "Failed", "Error"):
+                return pod
+        return None
+
+    def _pods(self, path: Path) -> list[Node]:
+        return [node for node in self._by_path.get(path, []) if node.kind == "Pod"]
 
     def executor_input(self, stage: Path) -> Mapping[str, Any]:
-        """What the newest driver of a stage gave it: inputs, and where each output artifact goes."""
+        """Return what the newest driver of a stage gave it: inputs, and where each output artifact goes."""
         nodes = [node for node in reversed(self._by_path.get(driver_of(stage), [])) if node.outputs]
         return _executor_input(nodes[0].outputs.get("pod-spec-patch", "")) if nodes else {}
 
     def executor_inputs(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The name of every stage that has a driver, and its executor input."""
+        """Yield the name of every stage that has a driver, and its executor input."""
         for stage in self.stages():
             given = self.executor_input(stage)
             if given:
                 yield stage_name(stage, self.repeated), given
-
-    @cached_property
-    def repeated(self) -> frozenset[str]:
-        """The names that tasks of several nested pipelines share."""
-        tasks = [task for each in self._templates for task in each.get("dag", {}).get("tasks", [])]
-        names = [task["name"] for task in tasks if str(task.get("template", "")).endswith(_STAGE)]
-        return frozenset(name for name in names if names.count(name) > 1)
 
 
 def workflow_of(kubeflow: Api, run_id: str) -> Workflow | None:
@@ -117,12 +131,12 @@ def workflow_of(kubeflow: Api, run_id: str) -> Workflow | None:
     try:
         manifest = json.loads(text).get("pipeline_runtime", {}).get("workflow_manifest") or "{}"
         return Workflow(json.loads(manifest))
-    except (ValueError, AttributeError, KeyError, TypeError, OSError, EOFError, zlib.error) as error:
+    except _UNREADABLE as error:
         raise ApiError(f"run {run_id}: the server's workflow cannot be read: {error}") from None
 
 
 def driver_of(stage: Path) -> Path:
-    """The path of the driver before a stage."""
+    """Return the path of the driver before a stage."""
     return (*stage[:-1], f"{stage[-1]}-driver")
 
 
@@ -131,6 +145,13 @@ def stage_name(path: Path, repeated: frozenset[str]) -> str:
     iterations = [match[1] for step in path if (match := _ITERATION.fullmatch(step))]
     nested = f"{path[1]}/" if path[-1] in repeated and len(path) > 2 else ""
     return nested + path[-1] + "".join(f"[{index}]" for index in iterations)
+
+
+def _repeated(templates: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the names that tasks of several nested pipelines share."""
+    tasks = [task for each in templates for task in (each.get("dag") or {}).get("tasks") or []]
+    names = [task["name"] for task in tasks if str(task.get("template", "")).endswith(_STAGE)]
+    return frozenset(name for name in names if names.count(name) > 1)
 
 
 def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -143,7 +164,8 @@ def _nodes(status: Mapping[str, Any]) -> Mapping[str, Any]:
     if len(text) > _MAX_NODES_BYTES:
         raise ValueError(f"its nodes take more than {_MAX_NODES_BYTES} bytes")
     nodes = json.loads(text)
-    assert isinstance(nodes, dict)
+    if not isinstance(nodes, dict):
+        raise ValueError("its nodes are no object")
     return nodes
 
 
@@ -175,12 +197,25 @@ def _parameters(values: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _executor_input(patch: str) -> Mapping[str, Any]:
     """The executor input in a driver's patch of the pod, an argument of the launcher."""
-    containers = json.loads(patch or "{}").get("containers", [])
-    command = containers[0].get("command", []) if containers else []
+    command = container_of(patch).get("command", [])
     if "--executor_input" not in command:
         return {}
-    given = json.loads(command[command.index("--executor_input") + 1])
-    return given if isinstance(given, dict) else {}
+    return _object(command[command.index("--executor_input") + 1])
+
+
+def container_of(patch: str) -> Mapping[str, Any]:
+    """Return the container in a driver's patch of the pod; nothing if it has none."""
+    containers = _object(patch).get("containers") or [{}]
+    return containers[0] if isinstance(containers[0], dict) else {}
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    """Read a JSON object; nothing if the text is none."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _moment(text: str | None) -> datetime | None:
