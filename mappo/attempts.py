@@ -1,4 +1,4 @@
-"""The attempts of one stage on a cluster: how often it is tried, counted in one place for processes and pods.
+"""The attempts of one stage on a cluster, counted in one place for processes and pods.
 
 Kubeflow's compiler sets no retry policy, so that the cluster decides which failures Argo tries again, at how many
 levels of its workflow. So a stage supervises its own process: it starts a process that ended badly again, in the

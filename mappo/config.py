@@ -385,15 +385,17 @@ def json_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(values).encode()).hexdigest()
 
 
-def require_run_name(name: str) -> str:
-    """The name, if it can be that of a run.
+def require_run_name(name: str, kind: str = "run") -> str:
+    """Return the name, if it can be that of a run or of another kind of thing.
 
     Raises:
         ConfigError: it cannot.
     """
     if not _RUN_NAME.fullmatch(name):
+        length = f" (it has {len(name)})" if len(name) > 63 else ""
         raise ConfigError(
-            f"run {name!r}: a name has 1 to 63 lower-case letters, digits and hyphens, and begins with no hyphen"
+            f"{kind} {name!r}: a name has 1 to 63 lower-case letters, digits and hyphens{length}, and begins with "
+            "no hyphen"
         )
     return name
 

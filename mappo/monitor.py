@@ -77,7 +77,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """From MAPPO_METRICS_PORT, MAPPO_PUSHGATEWAY, MAPPO_LINGER_SECONDS, MAPPO_STUDY and MAPPO_ATTEMPTS.
+        """Read MAPPO_METRICS_PORT, MAPPO_PUSHGATEWAY, MAPPO_LINGER_SECONDS, MAPPO_STUDY and MAPPO_ATTEMPTS.
 
         An empty variable is as one that is not set.
 

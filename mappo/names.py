@@ -1,4 +1,4 @@
-"""What runs and studies may be called, and where a run is kept."""
+"""The names of runs and studies, and the place where a run is kept."""
 
 import os
 
@@ -32,4 +32,5 @@ def study_name(series: str, edition: str) -> str:
     Raises:
         ConfigError: the name is not allowed.
     """
-    return require_run_name(f"{series}-{edition}" if edition else series)
+    name = f"{series}-{edition}" if edition else series
+    return require_run_name(name, "study")

@@ -47,11 +47,13 @@ _AWS_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PRO
 _AWS_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
 _KUBEFLOW_KEYS = (
     "MAPPO_KUBEFLOW_ACCESS_KEY and MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret mlpipeline-minio-artifact; "
-    "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY together replace them"
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY replace them where AWS_ENDPOINT_URL is this endpoint"
 )
 _BOTO3 = "boto3; AWS_ENDPOINT_URL names another store than Amazon's"
 _PROVIDERS = "key providers of Kubeflow's config map kfp-launcher"
-_ANOTHER = "; MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store"
+_ANOTHER = "; minio_endpoint of the site's file (MAPPO_MINIO_ENDPOINT) names another store"
+_ANOTHER_HERE = "; MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store"
+_KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name)
 
 T = TypeVar("T")
 
@@ -96,6 +98,7 @@ class S3Access:
     keys: tuple[str, str] | None = field(default=None, repr=False)
     keys_origin: str = _AWS_KEYS
     region: str | None = None
+    secret: str = ""  # that Kubeflow's launcher takes the keys from, if it says so
 
 
 def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
@@ -115,10 +118,20 @@ def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
         return S3Access(None, f"from {variable or _BOTO3}")
     keys = (environment.get("MAPPO_KUBEFLOW_ACCESS_KEY", ""), environment.get("MAPPO_KUBEFLOW_SECRET_KEY", ""))
     access = _minio_endpoint("" if all(keys) else variable, environment)
-    is_for_aws = bool(variable) and access.endpoint == environment[variable]
+    is_for_aws = access.secret not in ("", _KUBEFLOW_SECRET) or _is_same(
+        access.endpoint, environment.get(variable)
+    )
     if not all(keys) or (is_for_aws and any(environment.get(name) for name in _AWS_CREDENTIALS)):
         return access
     return replace(access, keys=keys, keys_origin=_KUBEFLOW_KEYS)
+
+
+def _is_same(one: str | None, other: str | None) -> bool:
+    """Return whether two URLs name the same endpoint."""
+    if not one or not other:
+        return False
+    parts = [urlsplit(url) for url in (one, other)]
+    return len({(part.scheme, part.netloc.lower()) for part in parts}) == 1
 
 
 def _minio_endpoint(aws_variable: str, environment: Mapping[str, str]) -> S3Access:
@@ -127,10 +140,12 @@ def _minio_endpoint(aws_variable: str, environment: Mapping[str, str]) -> S3Acce
     if aws_variable:
         return S3Access(environment[aws_variable], f"from {aws_variable}; MAPPO_MINIO_ENDPOINT goes before it")
     provider = _minio_provider(environment.get("MAPPO_KUBEFLOW_PROVIDERS", ""))
+    another = _ANOTHER if environment.get("MAPPO_KUBEFLOW_ACCESS_KEY") else _ANOTHER_HERE
     if not provider.endpoint:
-        return S3Access(_KUBEFLOW_STORE, f"Kubeflow's default{_ANOTHER}")
+        return S3Access(_KUBEFLOW_STORE, f"Kubeflow's default{another}")
     scheme = "" if "://" in provider.endpoint else "http://" if provider.disable_ssl else "https://"
-    return S3Access(f"{scheme}{provider.endpoint}", f"from {_PROVIDERS}{_ANOTHER}", region=provider.region or None)
+    access = S3Access(f"{scheme}{provider.endpoint}", f"from {_PROVIDERS}{another}", secret=provider.secret)
+    return replace(access, region=provider.region or None)
 
 
 class _Provider(BaseModel):
@@ -139,6 +154,13 @@ class _Provider(BaseModel):
     endpoint: str | None = None
     region: str | None = None
     disable_ssl: bool | None = Field(default=None, validation_alias="disableSSL")
+    credentials: dict[str, Any] | None = None
+
+    @property
+    def secret(self) -> str:
+        """The name of the secret with the keys; empty if it is not said."""
+        reference = (self.credentials or {}).get("secretRef")
+        return str(reference.get("secretName") or "") if isinstance(reference, dict) else ""
 
 
 class _Minio(BaseModel):

@@ -1,4 +1,4 @@
-"""From a configuration and a site to the YAML that Kubeflow runs; refused where it would give wrong values."""
+"""Compile a configuration and a site to the YAML that Kubeflow runs; refuse what would give wrong values."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -36,12 +36,12 @@ class Compiled:
 
     @property
     def name(self) -> str:
-        """By which Kubeflow lists the pipeline."""
+        """The name by which Kubeflow lists the pipeline."""
         return str(self.specification["pipelineInfo"]["name"])
 
     @property
     def body(self) -> dict[str, Any]:
-        """As the API takes it with a run."""
+        """The pipeline as the API takes it with a run."""
         return dict(zip(("pipeline_spec", "platform_spec"), self.documents, strict=False))
 
 
@@ -96,7 +96,7 @@ def read_compiled(path: Path) -> Compiled:
 
 
 def difference(path: Path, compiled: Compiled) -> list[str]:
-    """What would change in a file if it were written anew, as the first lines of a diff."""
+    """Return what would change in a file if it were written anew, as the first lines of a diff."""
     there = path.read_text() if path.exists() else ""
     lines = difflib.unified_diff(
         there.splitlines(), compiled.text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""

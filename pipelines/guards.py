@@ -19,7 +19,7 @@ from mappo.config import (
 )
 from mappo.names import run_location, study_name
 from mappo.placeholders import SCHEDULED_TIME, fill, require_known
-from mappo.space import TuningConfig
+from mappo.space import TuningConfig, extended_space
 from mappo.storage import StoreError, bucket_of
 from pipelines.placement import GENERAL_PARAMETERS, GPU_STAGES, SHM_PATH, STAGES
 from pipelines.site import check_site, require_image
@@ -44,7 +44,8 @@ _TIMED_PARAMETERS = ("run", "edition", "store")  # the stages put the time of th
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SAMPLE_TIME = "2006-01-02T15:04:05Z"
 _SAMPLE_NAME = "id-of-the-run"  # in the place of a run's name, if it has none
-_MINIMA = {"num_trials": 1, "retrain_seeds": 2, "hours": 0}
+_BOUNDS = {"num_trials": (1, 10**9), "retrain_seeds": (2, 1000), "hours": (0, 9999)}
+_SEED = re.compile(r"0|[1-9][0-9]{0,9}")
 _JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "space": lambda _: None,
     "tuning": lambda values: checked(TuningConfig, values),
@@ -162,11 +163,12 @@ def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]
         if not value or not all(_is_seed(each) for each in value) or len(set(value)) < len(value):
             raise ConfigError(f'{json.dumps(value)}: must be different seeds, each as text, such as ["0", "1"]')
     elif name == "workers":
-        if not value or len(set(map(str, value))) < len(value):
-            raise ConfigError(f'{json.dumps(value)}: must be different names, such as ["1", "2"]')
-    elif name in _MINIMA:
-        if value < _MINIMA[name]:
-            raise ConfigError(f"{value}: must be {_MINIMA[name]} or more")
+        if not value or not all(isinstance(each, str) for each in value) or len(set(value)) < len(value):
+            raise ConfigError(f'{json.dumps(value)}: must be different names, each as text, such as ["1", "2"]')
+    elif name in _BOUNDS:
+        least, most = _BOUNDS[name]
+        if not least <= value <= most:
+            raise ConfigError(f"{value}: must be {least} to {most}")
     elif name in _JSON_PARAMETERS:
         _JSON_PARAMETERS[name](parse_json_object(value))
     elif name in GENERAL_PARAMETERS:
@@ -181,7 +183,7 @@ def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]
 
 
 def _is_seed(value: Any) -> bool:
-    return isinstance(value, str) and _is_count(value) and int(value) < 2**32
+    return isinstance(value, str) and bool(_SEED.fullmatch(value)) and int(value) < 2**32
 
 
 def _is_count(text: str) -> bool:
@@ -211,7 +213,7 @@ def _problems_together(values: Mapping[str, Any]) -> Iterator[str]:
         return
     filled = {name: fill(values[name], _SAMPLE_TIME) for name in _TIMED_PARAMETERS if name in values}
     sample = fill(SCHEDULED_TIME, _SAMPLE_TIME)
-    for find in (_place_problems, _name_problems, _device_problems):
+    for find in (_place_problems, _name_problems, _space_problems, _device_problems):
         yield from (problem.replace(sample, SCHEDULED_TIME) for problem in find({**values, **filled}))
 
 
@@ -263,6 +265,15 @@ def _name_problems(values: Mapping[str, Any]) -> Iterator[str]:
             study_name(values["study"], values.get("edition", ""))
     except ConfigError as error:
         yield f"parameters: {error}"
+
+
+def _space_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the ranges of a study, given the configuration that it begins with."""
+    if "space" in values and "config" in values:
+        try:
+            extended_space(parse_json_object(values["space"]), from_json(values["config"]))
+        except ConfigError as error:
+            yield from (f"parameter space: {line}" for line in str(error).splitlines())
 
 
 def _device_problems(values: Mapping[str, Any]) -> Iterator[str]:

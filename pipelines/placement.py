@@ -1,4 +1,4 @@
-"""Where and how the stages of a pipeline run on a cluster, and how they are found there.
+"""Place the stages of a pipeline on a cluster, and label them so that they are found there.
 
 What a run can change is a parameter of the pipeline, with the site's choice as its default; Kubeflow fixes the
 rest (labels, annotations, time-outs, retries, /dev/shm, the user) when it compiles.
@@ -62,7 +62,7 @@ class Placement:
         self._site, self._parameters = site, parameters
 
     def parameters(self, *stages: str) -> dict[str, Any]:
-        """What an inner pipeline of these stages needs."""
+        """Return what an inner pipeline of these stages needs."""
         return {name: self._parameters[name] for name in _described(stages)}
 
     @property
@@ -87,7 +87,7 @@ class Placement:
             self._give(task, stage)
 
     def _give(self, task: dsl.PipelineTask, stage: str) -> None:
-        """What a run can change."""
+        """Give a task what a run can change."""
         of_stage = {name: self._parameters[f"{stage}_{name}"] for name in _stage_fields(stage)}
         task.set_container_image(self._parameters["image"])
         task.set_cpu_request(of_stage["cpu"]).set_cpu_limit(of_stage["cpu"])
@@ -146,7 +146,7 @@ def _stage_fields(stage: str) -> list[str]:
 
 
 def _described(stages: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
-    """Type and description of each parameter, by name."""
+    """Return type and description of each parameter, by name."""
     of_stages = {
         f"{stage}_{name}": (_STAGE[name][0], _STAGE[name][1].format(stage=stage))
         for stage in stages
@@ -175,7 +175,7 @@ def _documentation(function: Callable[..., Any], described: dict[str, tuple[Any,
 
 
 def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
-    """What Kubeflow fixes when it compiles."""
+    """Give a task what Kubeflow fixes when it compiles."""
     if stage.retries:
         task.set_retry(
             stage.retries,
@@ -199,7 +199,7 @@ def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
 
 
 def _find(task: dsl.PipelineTask, is_training: bool) -> None:
-    """What monitoring finds the pod by; metrics name a run by the ID of the pipeline's, unless it has a name."""
+    """Label a task so that monitoring finds its pod; metrics name an unnamed run by its pipeline run's ID."""
     kubernetes.add_pod_label(task, *POD_LABEL)
     kubernetes.use_field_path_as_env(task, "MAPPO_PIPELINE_RUN", "metadata.labels['pipeline/runid']")
     kubernetes.use_config_map_as_env(

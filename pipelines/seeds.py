@@ -15,7 +15,7 @@ from pipelines.site import Site
 
 
 class Artifacts(NamedTuple):
-    """What a finished run leaves."""
+    """The artifacts of a finished run."""
 
     validation_report: dsl.Artifact
     comparison_report: dsl.Artifact

@@ -238,7 +238,7 @@ class Stage:
     )
     shm: Annotated[Memory | None, Field(description="size of /dev/shm; null for the node's default")] = None
     timeout_seconds: Annotated[int, Field(ge=0, description="a pod is ended after this time; 0 for never")] = 0
-    retries: Annotated[int, Field(ge=0, le=100, description="how often a failed pod is tried again")] = 0
+    retries: Annotated[int, Field(ge=0, le=100, description="further attempts in all, of processes and pods")] = 0
     backoff_seconds: Annotated[int, Field(ge=1, description="before the first retry")] = 30
     backoff_factor: Annotated[int, Field(ge=1, le=10, description="each wait is so many times the last")] = 2
 

@@ -14,7 +14,7 @@ from pipelines.site import Site
 
 
 class Artifacts(NamedTuple):
-    """What a finished run leaves."""
+    """The artifacts of a finished run."""
 
     validation_report: dsl.Artifact
     best_checkpoint: dsl.Model

@@ -17,7 +17,7 @@ from pipelines.site import Site
 
 
 class Artifacts(NamedTuple):
-    """What a finished run leaves."""
+    """The artifacts of a finished run."""
 
     best_configuration: dsl.Artifact
     decision: dsl.Artifact

@@ -716,6 +716,7 @@ def test_a_compiled_pipeline_has_the_known_placeholder_as_a_default_and_no_other
     assert (status, "give --study NAME too" in error) == (2, True)
 
 
+@pytest.mark.long
 def test_a_run_on_this_machine_fills_in_the_time_once(monkeypatch, cli, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the stages, which are processes of their own

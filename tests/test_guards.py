@@ -254,7 +254,7 @@ def test_names_of_several_seeds_are_checked_with_the_seed():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"study": "Weekly"}, "run 'Weekly': a name has"),
+        ({"study": "Weekly"}, "study 'Weekly': a name has"),
         ({"edition": "A b"}, "A b': a name has"),
         ({"edition": "[[Index]]"}, "nothing replaces [[Index]]"),
         ({"study": f"weekly-{TIME}"}, "replaced in run, edition, store only"),
@@ -340,3 +340,29 @@ def test_what_is_taken_here_is_taken_by_the_server_too():
         except Refused as error:
             pytest.fail(f"{json.dumps(given)}: {error}")
     assert agreed > 100
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"hours": 20000}, "parameter hours: 20000: must be 0 to 9999"),
+        ({"space": '{"x": 1}'}, "parameter space: "),
+        (
+            {"space": '{"learner.clip_epsilon": {"type": "float", "low": 0.3, "high": 0.1}}'},
+            "parameter space: ",
+        ),
+        ({"workers": [1]}, "must be different names, each as text"),
+        ({"workers": [{"a": 1}]}, "must be different names, each as text"),
+        ({"edition": "A B"}, "study 'tuning-A B': a name has"),
+    ],
+)
+def test_parameters_of_a_study_are_refused_as_its_stages_would(given, reason):
+    with pytest.raises(ConfigError) as error:
+        check_parameters(documents("tuning"), {"study": "tuning", **given})
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("seed", ["00", "01", "-1", "1.0", "4294967296"])
+def test_seed_that_training_would_refuse_is_refused(seed):
+    with pytest.raises(ConfigError, match="must be different seeds"):
+        check_parameters(documents("seeds"), {"seeds": [seed]})

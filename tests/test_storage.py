@@ -534,6 +534,12 @@ def providers(text, scheme="minio"):
     return {"MAPPO_KUBEFLOW_PROVIDERS": f"{scheme}:\n  default:\n{default}\n    credentials: {{fromEnv: false}}\n"}
 
 
+OWN_PROVIDER = {
+    "MAPPO_KUBEFLOW_PROVIDERS": "minio: {default: {endpoint: 'http://p:1', "
+    "credentials: {secretRef: {secretName: mappo-s3}}}}"
+}
+
+
 @pytest.mark.parametrize(
     ("environment", "endpoint", "keys"),
     [
@@ -561,6 +567,9 @@ def providers(text, scheme="minio"):
         (KUBEFLOW | providers("endpoint: http://p:1"), "http://p:1", ("k", "s")),
         (KUBEFLOW | providers("endpoint: s3.amazonaws.com", scheme="s3"), SEAWEEDFS, ("k", "s")),
         (KUBEFLOW | providers("region: a"), SEAWEEDFS, ("k", "s")),
+        (CLOUD | KUBEFLOW | OWN_PROVIDER, "http://p:1", None),
+        (KUBEFLOW | OWN_PROVIDER, "http://p:1", ("k", "s")),
+        (OWN | KUBEFLOW | {"AWS_ENDPOINT_URL": f"{SEAWEEDFS}/"}, SEAWEEDFS, None),
         (KUBEFLOW | {"MAPPO_KUBEFLOW_PROVIDERS": "minio:\n"}, SEAWEEDFS, ("k", "s")),
         (KUBEFLOW | {"MAPPO_KUBEFLOW_PROVIDERS": ""}, SEAWEEDFS, ("k", "s")),
     ],
@@ -632,7 +641,7 @@ def test_refused_keys_of_kubeflow_are_an_error_that_says_where_they_come_from(ku
         ) as raised:
             open_store(f"minio://{kubeflows}/a").write("k", b"1")
     assert "MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret mlpipeline-minio-artifact" in str(raised.value)
-    assert "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY together replace" in str(raised.value)
+    assert "AWS_SECRET_ACCESS_KEY replace them where AWS_ENDPOINT_URL is this endpoint" in str(raised.value)
     assert not re.search(f"canary|{ACCESS_KEY}", f"{raised.value}{s3_access('minio', os.environ)}")
 
 

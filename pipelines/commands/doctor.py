@@ -21,7 +21,7 @@ _EPILOG = """examples:
   python -m pipelines doctor --namespace team --service-account mappo-runner
   python -m pipelines doctor --endpoint http://localhost:8888 --output json
 
-exit status: 0 nothing is missing that a run needs, 1 something is
+exit status: 0 no check failed, though warnings may remain; 1 something is missing that a run needs
 """
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 _PATIENCE_SECONDS = 10.0

@@ -50,14 +50,14 @@ def add(commands: Any) -> None:
         "--attempt", type=int, metavar="N", help="the log of attempt N, counted from 0 (default: the newest)"
     )
     _verb(verbs, "cancel", "end a run", _cancel).add_argument("run", help=_RUN_HELP)
-    retrying = _verb(verbs, "retry", "run the stages again that failed; training goes on where it was", _retry)
+    retrying = _verb(verbs, "retry", "run the stages again that failed; training resumes", _retry)
     retrying.add_argument("run", help=_RUN_HELP)
 
 
 def add_watch_arguments(command: argparse.ArgumentParser) -> None:
-    """How a run is watched."""
+    """Add `--interval`."""
     command.add_argument(
-        "--interval", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: 5)"
+        "--interval", type=float, default=5.0, metavar="SECONDS", help="seconds between polls (default: 5)"
     )
 
 
@@ -89,14 +89,14 @@ def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
                 run = client.get_run(kubeflow, run.run_id)
     except KeyboardInterrupt:
         print(
-            f"\ndetached; the run goes on. To end it: python -m pipelines runs cancel {run.run_id}\n"
+            f"\ndetached; the run continues. To end it: python -m pipelines runs cancel {run.run_id}\n"
             f"to watch it again: python -m pipelines runs watch {run.run_id}",
             file=sys.stderr,
         )
         return 130
     except ApiError as error:
         raise ApiError(
-            f"{error}\nthe run goes on; to watch it again: runs watch {run.run_id}", error.status
+            f"{error}\nthe run continues; to watch it again: runs watch {run.run_id}", error.status
         ) from None
     if arguments.output == "json":
         show_one(arguments, {**described(kubeflow, run), "stages": _rows(stages)})
@@ -207,7 +207,7 @@ def _stages(kubeflow: Api, run: Any, specification: Mapping[str, Any], logs: Log
 
 
 def _specification(kubeflow: Api, run: Any) -> Mapping[str, Any]:
-    """What the run is made from; empty if the server does not know any more, as of a version that was deleted."""
+    """Return what the run is made from; empty if the server does not know it any more."""
     try:
         return client.specification_of(kubeflow, run)
     except ConfigError:

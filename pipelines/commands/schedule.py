@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mappo.arguments import add_config_arguments
 from mappo.config import ConfigError
+from mappo.placeholders import SCHEDULED_TIME
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,
@@ -98,6 +101,7 @@ def _create(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--max-concurrency {arguments.max_concurrency}: must be 1 to 10")
     schedule = client.Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency)
     submission = submission_of(arguments)
+    _note_fixed_name(submission.parameters)
     times = _times(schedule.cron, arguments.time_zone)
     if arguments.dry_run:
         show_one(
@@ -107,6 +111,14 @@ def _create(arguments: argparse.Namespace) -> int:
     outcome, made = client.apply_schedule(connect(arguments), schedule, submission)
     show_one(arguments, {"schedule": f"{schedule.name}, {outcome}", **_described(made), **times})
     return 0
+
+
+def _note_fixed_name(parameters: Mapping[str, Any]) -> None:
+    """Note that a schedule under one run name trains once: the second run finds the first one finished."""
+    name = str(parameters.get("run") or "")
+    if name and SCHEDULED_TIME not in name:
+        text = f"run = {name}: every run of this schedule resumes the same one, which is finished after the first"
+        print(f"note: {text}; run={name}-{SCHEDULED_TIME} trains anew each time", file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -29,9 +29,12 @@ def add(commands: Any) -> None:
     summary = "start a run on Kubeflow, of a pipeline compiled now or before; parameters are checked here first"
     command = add_command(commands, "submit", summary, _EPILOG)
     command.add_argument(
-        "--name", default="", metavar="NAME", help="of the run; the time is added (default: the pipeline's)"
+        "--name",
+        default="",
+        metavar="NAME",
+        help="display name of the run; a time stamp is appended (default: the pipeline's name)",
     )
-    command.add_argument("--watch", action="store_true", help="and watch it until it ends")
+    command.add_argument("--watch", action="store_true", help="wait for the run and show its stages")
     add_watch_arguments(command)
     add_submission_arguments(command)
     add_pipeline_arguments(command)

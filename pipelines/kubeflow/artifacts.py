@@ -23,6 +23,7 @@ LOGS = "executor-logs"  # announced for every stage, and there only where Kubefl
 MAX_BYTES = 2 * 1024**3  # of one object
 _LIST_SECONDS = 5.0  # of patience with a store that does not answer: a person waits
 _READABLE = ("s3://", "minio://")
+_LEDGER = re.compile(r"attempts-[0-9a-f]{12}\.json")  # of a stage, beside its artifacts
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -138,6 +139,8 @@ def _laid_out(place: str) -> list[Artifact]:
     entries: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in _entries(place):
         stage, *rest = entry.key.split("/")
+        if len(rest) == 1 and _LEDGER.fullmatch(rest[0]):
+            continue
         execution = rest.pop(0) if len(rest) > 1 and _UUID.fullmatch(rest[0]) else ""
         name = rest.pop(0) if rest else stage
         entries.setdefault((stage, execution, name), []).append(replace(entry, key="/".join(rest)))

@@ -179,7 +179,7 @@ def cancel(kubeflow: Api, run: Any) -> None:
 
 
 def retry(kubeflow: Api, run: Any) -> None:
-    """Run the stages of a run that failed, or were not reached, again; training goes on from its last checkpoint.
+    """Run the stages of a run that failed, or were not reached, again; training resumes from its last checkpoint.
 
     Raises:
         ConfigError: it has not failed.

@@ -1,4 +1,4 @@
-"""The defaults of Argo's workflow controller, which decide whether Argo makes lost pods anew.
+"""The defaults of Argo's workflow controller, which decide whether Argo recreates lost pods.
 
 Kubeflow 2.17 gives every template a retry with policy OnError; before it, Argo's own policy OnFailure held.
 """
@@ -15,22 +15,22 @@ RETRIES_LOST_PODS = ("OnError", "Always")
 _KEY = "workflowDefaults"
 
 
-def retry_policy(data: Mapping[str, str]) -> str:
-    """Return the policy that all templates get from the data of the config map; empty if they get none.
+def retry_policy(data: Mapping[str, str]) -> tuple[str, str]:
+    """Return the policy and the limit that all templates get from the config map; empty if they get none.
 
     Raises:
         ConfigError: the controller cannot read the defaults.
     """
     strategy = _templates(_defaults(data)).get("retryStrategy")
     if not strategy:
-        return ""
+        return "", ""
     if not isinstance(strategy, dict):
         raise ConfigError(f"{_KEY}: spec.templateDefaults.retryStrategy must hold limit and retryPolicy")
-    return str(strategy.get("retryPolicy") or "OnFailure")
+    return str(strategy.get("retryPolicy") or "OnFailure"), str(strategy.get("limit", ""))
 
 
 def with_lost_pods_retried(data: Mapping[str, str]) -> str:
-    """Return the config map as a patch under which Argo makes lost pods anew; its other defaults stay.
+    """Return the config map as a patch under which Argo recreates lost pods; all its other settings stay.
 
     The defaults are a block of several lines, since the controller reads the config map line by line.
 
@@ -38,7 +38,8 @@ def with_lost_pods_retried(data: Mapping[str, str]) -> str:
         ConfigError: the controller cannot read the defaults.
     """
     defaults = _defaults(data)
-    strategy = {"limit": 2, "retryPolicy": "OnError"}
+    existing = _templates(defaults).get("retryStrategy") or {}
+    strategy = {"limit": 2, **existing, "retryPolicy": "Always" if existing else "OnError"}
     templates = {**_templates(defaults), "retryStrategy": strategy}
     spec = {**(defaults.get("spec") or {}), "templateDefaults": templates}
     lines = yaml.safe_dump({**defaults, "spec": spec}, sort_keys=False).splitlines()

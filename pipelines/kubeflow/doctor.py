@@ -15,7 +15,7 @@ from pipelines.kubeflow import controller
 from pipelines.kubeflow.cluster import Call, Cluster, ForbiddenError, MissingError, UnreachableError
 from pipelines.kubeflow.connection import Api, ApiError, Connection
 from pipelines.kubeflow.launcher import STORE_KEYS, Keys, calls, keys_of, root_of
-from pipelines.placement import DATABASE_KEY, LAUNCHER_CONFIG_MAP, MONITORING_CONFIG_MAP, S3_KEYS
+from pipelines.placement import DATABASE_KEY, GPU_STAGES, LAUNCHER_CONFIG_MAP, MONITORING_CONFIG_MAP, S3_KEYS
 from pipelines.site import Site, Stage
 
 _SLOW_SECONDS = 2.0
@@ -68,12 +68,14 @@ def _kubeflow(
         yield from _api(kubeflow)
         is_reached = True
         account = account or ("default-editor" if kubeflow.is_multi_user else "pipeline-runner")
+        namespace = ""
         namespace = kubeflow.namespace or connection.api_namespace
         yield _access(kubeflow, namespace)
     except ConfigError as error:
         yield Finding("namespace" if is_reached else "API", "failed", str(error))
     except ApiError as error:
-        yield Finding("API", "failed", str(error), _way_to_the_api(connection))
+        fix = _CREDENTIALS if error.status in (401, 403) else _way_to_the_api(connection)
+        yield Finding("API", "failed", str(error), fix)
     return namespace, account, is_reached
 
 
@@ -90,7 +92,7 @@ def _image(site: Site) -> Iterator[Finding]:
     if site.image is None:
         yield Finding("image", "failed", "none", "give --image, or `image` in the site's file")
         return
-    tag = site.image.rpartition(":")[2]
+    tag = site.image.partition("@")[0].rpartition(":")[2]
     if mappo.__version__ in tag:
         yield Finding("image", "ok", site.image)
     else:
@@ -148,6 +150,13 @@ def _access(kubeflow: Api, namespace: str) -> Finding:
     return Finding("credentials", "ok", f"may list runs and schedules in namespace {namespace}")
 
 
+_CREDENTIALS = (
+    "kubectl -n NAMESPACE create token default-editor --audience pipelines.kubeflow.org > token\n"
+    "then give --token-file token; or ask for rights in the namespace"
+)
+_PLACES = "give s3://bucket/prefix or minio://bucket/prefix"
+
+
 class _Namespace:
     """Checks of the namespace in which the pods of a run are made, and of the cluster around it."""
 
@@ -157,15 +166,16 @@ class _Namespace:
         self._kubectl = f"kubectl -n {name}"
 
     def findings(self) -> Iterator[Finding]:
-        """Check all of it, but nothing inside a namespace that does not exist."""
-        fix = "ask for a profile of this name, or give another namespace by --namespace"
-        namespace = self._object("namespace", self._name, "no run can start", fix)
-        yield namespace
-        if namespace.state != "failed":
-            keys = yield from self._needed()
-            yield from self._optional(keys)
+        """Check all of it, but nothing inside a namespace that is not known or does not exist."""
+        if self._name:
+            fix = "ask for a profile of this name, or give another namespace by --namespace"
+            namespace = self._object("namespace", self._name, "no run can start", fix)
+            yield namespace
+            if namespace.state != "failed":
+                keys = yield from self._needed()
+                yield from self._optional(keys)
         yield self._retries()
-        for stage in ("train", "evaluate"):
+        for stage in GPU_STAGES:
             placed: Stage = getattr(self._target.site.stages, stage)
             if placed.gpu_count or placed.node_selector:
                 yield self._nodes(stage, placed)
@@ -225,7 +235,7 @@ class _Namespace:
         except MissingError:
             return Finding(check, state, f"does not exist; {lack}", fix)
         except ForbiddenError as error:
-            return Finding(check, "warning", f"may not be looked at: {error}", f"if it does not exist: {fix}")
+            return Finding(check, "warning", f"cannot be read: {error}", f"if it does not exist: {fix}")
         if absent := [key for key in keys if key not in data]:
             worse = "warning" if state == "ok" else state
             return Finding(check, worse, f"exists without {' and '.join(absent)}; {lack}", fix)
@@ -254,7 +264,7 @@ class _Namespace:
             data = {}
         except ForbiddenError as error:
             fix = f"let somebody who may look compare: {self._kubectl} get configmap {LAUNCHER_CONFIG_MAP} -o yaml"
-            return None, Finding(check, "warning", f"may not be looked at: {error}", fix)
+            return None, Finding(check, "warning", f"cannot be read: {error}", fix)
         root = self._target.root or root_of(data)
         try:
             keys = keys_of(root, data)
@@ -283,7 +293,7 @@ class _Namespace:
         except (ForbiddenError, MissingError) as error:
             user = f"system:serviceaccount:{self._name}:{self._account}"
             fixes = [f"{self._kubectl} auth can-i {_in_kubectl(call)} --as={user}" for call in asked]
-            detail = f"may not be looked at: {error}"
+            detail = f"cannot be read: {error}"
             return Finding(check, "warning", detail, "\n".join(["let an administrator ask:", *fixes]))
         if refused:
             grants = [line for call in refused for line in self._grant(call)]
@@ -305,19 +315,26 @@ class _Namespace:
         command = f"kubectl -n {self._api_namespace} {{}} configmap {controller.CONFIG_MAP}"
         try:
             data = self._cluster.read("config_map", controller.CONFIG_MAP, self._api_namespace)
-            policy = controller.retry_policy(data)
+            policy, limit = controller.retry_policy(data)
         except MissingError:
-            return Finding(check, "warning", f"{where} does not exist", "give Argo's namespace by --api-namespace")
+            fix = f"kubectl get configmap -A --field-selector metadata.name={controller.CONFIG_MAP}"
+            return Finding(check, "warning", f"{where} does not exist; Argo may have a namespace of its own", fix)
         except ForbiddenError as error:
-            fix = f"let somebody who may look run: {command.format('get')} -o yaml"
-            return Finding(check, "warning", f"{where} may not be looked at: {error}", fix)
+            fix = f"let somebody with the right to read it run: {command.format('get')} -o yaml"
+            return Finding(check, "warning", f"{where} cannot be read: {error}", fix)
         except ConfigError as error:
             return Finding(check, "failed", f"{where}: {error}", command.format("edit"))
+        if policy == "Always" and limit != "0":
+            detail = (
+                f"Argo recreates failed pods at every level ({where}: Always, limit {limit}): a stage that failed "
+                "for good is started and refused many times before its run ends"
+            )
+            return Finding(check, "warning", detail, f"{command.format('edit')}; limit 0, or policy OnError")
         if policy in controller.RETRIES_LOST_PODS:
             also = ", and pods that failed" if policy == "Always" else ""
-            return Finding(check, "ok", f"Argo makes lost pods anew{also} ({policy}); {_SUPERVISED}")
-        cause = f"retryPolicy is {policy}" if policy else "has no templateDefaults.retryStrategy"
-        detail = f"Argo does not make lost pods anew: {where} {cause}; {_SUPERVISED}"
+            return Finding(check, "ok", f"Argo recreates lost pods{also} ({policy}); {_SUPERVISED}")
+        cause = f"its retryPolicy is {policy}" if policy else "it has no templateDefaults.retryStrategy"
+        detail = f"Argo does not recreate lost pods: {where}: {cause}; {_SUPERVISED}"
         patch = shlex.quote(controller.with_lost_pods_retried(data))
         return Finding(check, "warning", detail, f"{command.format('patch')} --patch {patch}")
 
@@ -327,7 +344,7 @@ class _Namespace:
         try:
             nodes = self._cluster.nodes(placed.node_selector)
         except ForbiddenError as error:
-            return Finding(check, "warning", f"may not be looked at: {error}", "ask an administrator")
+            return Finding(check, "warning", f"no right to read nodes: {error}", "ask an administrator")
         labels = ",".join(f"{key}={value}" for key, value in placed.node_selector.items()) or "as they are"
         wanted = f"{placed.gpu_count} x {placed.gpu_type} and labels {labels}"
         fit = [node for node in nodes if _gpus(node, placed.gpu_type) >= placed.gpu_count]
@@ -361,8 +378,8 @@ def _kept_away(node: Any, placed: Stage) -> list[str]:
 
     def is_tolerated(taint: Any) -> bool:
         return any(
-            each.get("key", taint.key) == taint.key
-            and each.get("effect", taint.effect) == taint.effect
+            each.get("key") in (None, "", taint.key)
+            and each.get("effect") in (None, "", taint.effect)
             and (each.get("operator", "Equal") == "Exists" or each.get("value", "") == (taint.value or ""))
             for each in placed.tolerations
         )
@@ -373,6 +390,11 @@ def _kept_away(node: Any, placed: Stage) -> list[str]:
 
 def _storage(name: str, location: str) -> Finding:
     """Check that an object can be written, read and deleted below a location."""
+    if ":/" not in location:
+        return Finding(name, "failed", f"{location}: a directory of a pod is lost with the pod", _PLACES)
+    if name == "pipeline root" and not location.startswith(("s3:", "minio:")):
+        text = f"{location}: not read from here; stages keep runs and attempts there only by -p store=s3://..."
+        return Finding(name, "warning", text, _PLACES)
     key = f"doctor-{uuid.uuid4().hex}"
     try:
         place = open_store(location, patience_seconds=10)
