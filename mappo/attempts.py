@@ -73,7 +73,7 @@ class Ledger:
 
     @property
     def failure(self) -> str:
-        """Why there is no other attempt; empty if there may be one."""
+        """The reason why there is no other attempt; empty if there may be one."""
         return self._count.failure
 
     @property

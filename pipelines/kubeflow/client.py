@@ -290,7 +290,7 @@ def trigger_schedule(kubeflow: Api, name: str) -> Any:
 
 
 def _marker(schedule: Schedule, submission: Submission) -> str:
-    """At the end of a schedule's description, by which it is known to be up to date."""
+    """Return the end of a schedule's description, which differs when anything about the schedule differs."""
     text = f"{schedule.cron.expression} {schedule.max_concurrency} {submission.fingerprint}"
     return f"[{hashlib.sha256(text.encode()).hexdigest()[:12]}]"
 
