@@ -4,6 +4,7 @@ Some of these give wrong values in silence there, others an error after minutes,
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -44,7 +45,7 @@ _TIMED_PARAMETERS = ("run", "edition", "store")  # the stages put the time of th
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SAMPLE_TIME = "2006-01-02T15:04:05Z"
 _SAMPLE_NAME = "id-of-the-run"  # in the place of a run's name, if it has none
-_BOUNDS = {"num_trials": (1, 10**9), "retrain_seeds": (2, 1000), "hours": (0, 9999)}
+_BOUNDS = {"num_trials": (1, math.inf), "retrain_seeds": (2, math.inf), "hours": (0, 9999)}
 _SEED = re.compile(r"0|[1-9][0-9]{0,9}")
 _JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "space": lambda _: None,
@@ -168,7 +169,7 @@ def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]
     elif name in _BOUNDS:
         least, most = _BOUNDS[name]
         if not least <= value <= most:
-            raise ConfigError(f"{value}: must be {least} to {most}")
+            raise ConfigError(f"{value}: must be {least} or more{'' if math.isinf(most) else f', at most {most}'}")
     elif name in _JSON_PARAMETERS:
         _JSON_PARAMETERS[name](parse_json_object(value))
     elif name in GENERAL_PARAMETERS:

@@ -310,7 +310,7 @@ def test_a_token_that_expires_for_good_ends_the_watching_and_says_that_the_run_g
     status, _, err = cli("runs", "watch", run_id, *QUICK)
     assert status == 3
     assert "missing, wrong or expired" in err
-    assert "the run goes on" in err
+    assert "the run continues" in err
 
 
 def test_submitting_and_watching_as_json_prints_one_object_at_the_end(kubeflow, cli):
@@ -690,7 +690,7 @@ def _defaults(kubeflow, run_id: str) -> dict:
         ("num_trials=0", "num_trials: 0: must be 1 or more"),
         ("retrain_seeds=1", "must be 2 or more"),
         ("hours=-1", "must be 0 or more"),
-        ("study=A b", "run 'A b'"),
+        ("study=A b", "study 'A b'"),
         ("workers=[]", "must be different names"),
         ('tuning={"pruner": "magic"}', "pruner"),
         ('gate={"margin": -1}', "margin"),

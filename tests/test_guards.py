@@ -345,7 +345,7 @@ def test_what_is_taken_here_is_taken_by_the_server_too():
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"hours": 20000}, "parameter hours: 20000: must be 0 to 9999"),
+        ({"hours": 20000}, "parameter hours: 20000: must be 0 or more, at most 9999"),
         ({"space": '{"x": 1}'}, "parameter space: "),
         (
             {"space": '{"learner.clip_epsilon": {"type": "float", "low": 0.3, "high": 0.1}}'},
