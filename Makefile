@@ -37,7 +37,7 @@ help: ## list the targets
 run: $(INSTALLED) ## run the training pipeline here: validate, train, evaluate (ARGS="balance --seed 3")
 	@$(BIN)/python -m pipelines run $(ARGS)
 
-test: check ## checks and tests, about 13 minutes on 2 cores (ARGS="-k learner" for some)
+test: check ## checks and tests, about 16 minutes on 2 cores (ARGS="-k learner" for some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(INSTALLED) ## the tests that take minutes each: learning, killing
