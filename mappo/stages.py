@@ -216,11 +216,13 @@ def evaluate(
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = _label(name, seed, str(run))
+    loaded = None
     if not config:
         with readable_errors("evaluate"):
-            config = to_json(runs.load(run, checkpoint).config)
+            loaded = runs.load(run, checkpoint)
+        config = to_json(loaded.config)
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
-        trained = runs.load(run, checkpoint)
+        trained = loaded or runs.load(run, checkpoint)
         seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
         result = evaluation.evaluate(experiment, trained)

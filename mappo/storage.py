@@ -43,17 +43,19 @@ _CREDENTIALS = {
     *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
 }
 
+KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name) of Kubeflow's own store, where Kubeflow copied it
+
 _AWS_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE")
 _AWS_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
 _KUBEFLOW_KEYS = (
-    "MAPPO_KUBEFLOW_ACCESS_KEY and MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret mlpipeline-minio-artifact; "
+    "MAPPO_KUBEFLOW_ACCESS_KEY and MAPPO_KUBEFLOW_SECRET_KEY, from Kubeflow's secret "
+    f"{KUBEFLOW_SECRET}; "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY replace them where AWS_ENDPOINT_URL is this endpoint"
 )
 _BOTO3 = "boto3; AWS_ENDPOINT_URL names another store than Amazon's"
 _PROVIDERS = "key providers of Kubeflow's config map kfp-launcher"
 _ANOTHER = "; minio_endpoint of the site's file (MAPPO_MINIO_ENDPOINT) names another store"
 _ANOTHER_HERE = "; MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store"
-_KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name)
 
 T = TypeVar("T")
 
@@ -118,9 +120,7 @@ def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
         return S3Access(None, f"from {variable or _BOTO3}")
     keys = (environment.get("MAPPO_KUBEFLOW_ACCESS_KEY", ""), environment.get("MAPPO_KUBEFLOW_SECRET_KEY", ""))
     access = _minio_endpoint("" if all(keys) else variable, environment)
-    is_for_aws = access.secret not in ("", _KUBEFLOW_SECRET) or _is_same(
-        access.endpoint, environment.get(variable)
-    )
+    is_for_aws = access.secret not in ("", KUBEFLOW_SECRET) or _is_same(access.endpoint, environment.get(variable))
     if not all(keys) or (is_for_aws and any(environment.get(name) for name in _AWS_CREDENTIALS)):
         return access
     return replace(access, keys=keys, keys_origin=_KUBEFLOW_KEYS)

@@ -23,6 +23,7 @@ from mappo.placeholders import SCHEDULED_TIME, fill, require_known
 from mappo.space import TuningConfig, extended_space
 from mappo.storage import StoreError, bucket_of
 from pipelines.placement import GENERAL_PARAMETERS, GPU_STAGES, SHM_PATH, STAGES
+from pipelines.plan import tasks_of
 from pipelines.site import check_site, require_image
 
 MAX_PARAMETERS_BYTES = 10_000  # that the server takes for a run
@@ -343,7 +344,7 @@ def _secret_problems(specification: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _task_problems(specification: Mapping[str, Any]) -> Iterator[str]:
-    for name, task in _tasks(specification):
+    for name, task in tasks_of(specification):
         if task.get("cachingOptions", {}).get("enableCache"):
             yield f"task {name}: is cached, but results depend on more than inputs: set_caching_options(False)"
         if "parameterIterator" in task or "artifactIterator" in task:
@@ -382,11 +383,6 @@ def _containers(specification: Mapping[str, Any]) -> Iterator[tuple[str, Mapping
     for name, executor in specification["deploymentSpec"]["executors"].items():
         if "container" in executor:
             yield name, executor["container"]
-
-
-def _tasks(specification: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for component in (specification["root"], *specification["components"].values()):
-        yield from component.get("dag", {}).get("tasks", {}).items()
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from kfp import dsl, kubernetes
 from mappo.config import to_dict
 from mappo.database import URL_VARIABLE
 from mappo.metrics import PORT
+from mappo.storage import KUBEFLOW_SECRET
 from pipelines.site import Site, Stage
 
 POD_LABEL = ("app.kubernetes.io/part-of", "mappo")  # of every stage's pod; k8s/ selects by it
@@ -25,7 +26,6 @@ S3_KEYS = (  # of the secret, each as the environment variable of that name, if 
     "AWS_ENDPOINT_URL",
     "AWS_DEFAULT_REGION",
 )
-KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name) of Kubeflow's own store, where Kubeflow copied it
 LAUNCHER_CONFIG_MAP = "kfp-launcher"  # says where Kubeflow keeps artifacts; its providers have endpoints
 _KUBEFLOW_KEYS = {"accesskey": "MAPPO_KUBEFLOW_ACCESS_KEY", "secretkey": "MAPPO_KUBEFLOW_SECRET_KEY"}
 _LAUNCHER_KEYS = {"providers": "MAPPO_KUBEFLOW_PROVIDERS"}

@@ -41,11 +41,16 @@ def repeated_names(specification: Mapping[str, Any]) -> frozenset[str]:
     components = pipeline.get("components", {})
     names = [
         name
-        for component in (pipeline.get("root", {}), *components.values())
-        for name, task in component.get("dag", {}).get("tasks", {}).items()
+        for name, task in tasks_of(pipeline)
         if "executorLabel" in components.get(task["componentRef"]["name"], {})
     ]
     return frozenset(name for name in names if names.count(name) > 1)
+
+
+def tasks_of(pipeline: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tasks of a pipeline and of those nested in it, with their names."""
+    for component in (pipeline.get("root", {}), *pipeline.get("components", {}).values()):
+        yield from component.get("dag", {}).get("tasks", {}).items()
 
 
 @dataclass(frozen=True)

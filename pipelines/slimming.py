@@ -5,9 +5,10 @@ puts the source and the descriptions of a component there, and each resource as 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipelines.plan import tasks_of
 from pipelines.site import Site, Stage
 
 _PASSED_ON = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--[^']+'\]\}\}")
@@ -20,23 +21,17 @@ def slim(specification: dict[str, Any], site: Site) -> None:
     """
     for component in specification["components"].values():
         _forget_descriptions(component)
-    for task in _tasks(specification):
+    tasks = [task for _, task in tasks_of(specification)]
+    for task in tasks:
         declared = specification["components"][task["componentRef"]["name"]].get("inputDefinitions", {})
         _forget_unread(task, declared.get("parameters", {}))
     for name, component in specification["components"].items():
-        _forget_defaults(
-            component, [task for task in _tasks(specification) if task["componentRef"]["name"] == name]
-        )
+        _forget_defaults(component, [task for task in tasks if task["componentRef"]["name"] == name])
     for executor in specification["deploymentSpec"]["executors"].values():
         container = executor["container"]
         stage = container["args"][-1]
         container["command"] = _command(stage, getattr(site.stages, stage))
         container["args"] = ["--executor_input", "{{$}}"]
-
-
-def _tasks(specification: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for component in (specification["root"], *specification["components"].values()):
-        yield from component.get("dag", {}).get("tasks", {}).values()
 
 
 def _command(stage: str, placed: Stage) -> list[str]:

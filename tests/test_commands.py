@@ -338,6 +338,16 @@ def test_control_c_detaches_and_says_how_to_cancel(kubeflow, run_id):
     assert kubeflow.runs[run_id]["state"] == "RUNNING"
 
 
+def _read_until_closed(terminal: int) -> str:
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # the terminal's other end is closed
+        pass
+    return shown.decode()
+
+
 def test_in_a_terminal_there_is_one_table_that_changes(kubeflow, run_id):
     kubeflow.reach(run_id, "train")
     leader, follower = pty.openpty()
@@ -349,14 +359,8 @@ def test_in_a_terminal_there_is_one_table_that_changes(kubeflow, run_id):
     )
     os.close(follower)
     threading.Timer(6, kubeflow.finish, [run_id]).start()
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:  # the terminal's other end is closed
-        pass
+    text = _read_until_closed(leader)
     assert process.wait(30) == 0
-    text = shown.decode()
     assert "\x1b[" in text
     assert "RUNNING" in text
     assert text.rstrip().rpartition("stage")[2].count("SUCCEEDED") == 3
@@ -777,16 +781,11 @@ def test_a_server_that_does_not_answer_is_one_line_that_counts_on_a_terminal(kub
         cwd=REPOSITORY,
     )
     os.close(follower)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4096):
-            shown += chunk
-    except OSError:  # the terminal's other end is closed
-        pass
+    text = _read_until_closed(leader)
     assert process.wait(30) == 0
-    lines = shown.decode().split("\r\x1b[K")
+    lines = text.split("\r\x1b[K")
     assert [line.partition(" in ")[0] for line in lines[1:]] == [f"note: tried {n} times" for n in (1, 2, 3, 4)]
-    assert shown.decode().count("\n") == 1
+    assert text.count("\n") == 1
     assert all(len(line.strip()) < 60 for line in lines)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mappo.config import ConfigError
-from mappo.storage import Entry, Store, StoreError, joined, open_store
+from mappo.storage import KUBEFLOW_SECRET, Entry, Store, StoreError, joined, open_store
 from pipelines.kubeflow.client import pipeline_name
 from pipelines.kubeflow.connection import Api
 from pipelines.kubeflow.workflow import Workflow, workflow_of
@@ -157,7 +157,7 @@ def _way_to(kubeflow: Api, location: str) -> str:
     connection = kubeflow.connection
     kubectl = f"kubectl --context {connection.context}" if connection.context else "kubectl"
     namespace = kubeflow.namespace or connection.api_namespace
-    secret = f"{kubectl} -n {namespace} get secret mlpipeline-minio-artifact"
+    secret = f"{kubectl} -n {namespace} get secret {KUBEFLOW_SECRET}"
     return (
         "minio:// is Kubeflow's own store. To reach it from outside the cluster:\n"
         f"    {kubectl} -n {connection.api_namespace} port-forward svc/seaweedfs 9000 &\n"

@@ -142,29 +142,25 @@ def specification_of(kubeflow: Api, run: Any) -> Mapping[str, Any]:
 
 def find_named(kubeflow: Api, name: str, experiment_id: str = "") -> list[Any]:
     """Runs with a name, newest first."""
-    where = {"experiment_id": experiment_id} if experiment_id else {"namespace": kubeflow.namespace}
-    pages = _pages(
-        kubeflow,
-        kubeflow.runs.run_service_list_runs,
-        "runs",
-        sort_by="created_at desc",
-        filter=_predicate("EQUALS", "display_name", name),
-        **where,
-    )
-    return list(pages)
+    return list(_runs_whose_name(kubeflow, "EQUALS", name, experiment_id))
 
 
 def _find_submitted(kubeflow: Api, name: str) -> list[Any]:
     """Return the runs that were submitted under a name, newest first."""
-    pages = _pages(
+    containing = _runs_whose_name(kubeflow, "IS_SUBSTRING", f"{name} ")
+    return [run for run in containing if _UNIQUE_SUFFIX.fullmatch(run.display_name.removeprefix(name))]
+
+
+def _runs_whose_name(kubeflow: Api, operation: str, text: str, experiment_id: str = "") -> Iterator[Any]:
+    where = {"experiment_id": experiment_id} if experiment_id else {"namespace": kubeflow.namespace}
+    return _pages(
         kubeflow,
         kubeflow.runs.run_service_list_runs,
         "runs",
         sort_by="created_at desc",
-        filter=_predicate("IS_SUBSTRING", "display_name", f"{name} "),
-        namespace=kubeflow.namespace,
+        filter=_predicate(operation, "display_name", text),
+        **where,
     )
-    return [run for run in pages if _UNIQUE_SUFFIX.fullmatch(run.display_name.removeprefix(name))]
 
 
 def cancel(kubeflow: Api, run: Any) -> None:

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from mappo.config import ConfigError
+from mappo.storage import KUBEFLOW_SECRET
 from pipelines.kubeflow.artifacts import DEFAULT_ROOT
 from pipelines.kubeflow.cluster import Call
-from pipelines.placement import KUBEFLOW_SECRET, LAUNCHER_CONFIG_MAP
+from pipelines.placement import LAUNCHER_CONFIG_MAP
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ class Node:
     the API may know its pod, the likeliest first. inputs, outputs: parameters by name.
     """
 
-    id: str
     path: Path
     attempts: tuple[int, ...]
     kind: str
@@ -176,7 +175,6 @@ def _node(workflow: str, value: Mapping[str, Any], has_pod_names: bool) -> Node:
     matched = [part for part in parts if part]
     named = f"{workflow}-{template}"[:241] + f"-{identity.rpartition('-')[2]}"
     return Node(
-        id=identity,
         path=tuple(part["step"] for part in matched[1:]),
         attempts=tuple(int(part["attempt"] or -1) for part in matched),
         kind=str(value.get("type", "")),
