@@ -23,12 +23,13 @@ from unittest import mock
 
 import torch
 
-from mappo import train as training
-from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, config_from_arguments, dashed
 from mappo.config import ExperimentConfig
-from mappo.history import HistoryFile, Saves
-from mappo.runs import Run
-from mappo.training_state import first_progress, resume
+from mappo.runs.run import Run
+from mappo.runs.saver import SaveCounts
+from mappo.training import training
+from mappo.training.history import HistoryFile
+from mappo.training.training_state import first_progress, resume
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def _train(config: ExperimentConfig, store: str | None, directory: Path, name: s
 class _NoSaver:
     """Takes checkpoints and keeps none."""
 
-    counts = Saves()
+    counts = SaveCounts()
 
     def __init__(self, *_: object):
         pass

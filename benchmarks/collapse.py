@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.contenders import EVALUATION
-from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
-from mappo.history import HistoryFile, IterationReport
 from mappo.recipes import RECIPES, recipe
-from mappo.runs import Run
-from mappo.train import train
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile, IterationReport
+from mappo.training.training import train
 
 
 def main() -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, override, to_json
-from mappo.environment import Stream, make_environment, private_random_streams, resolve_device
-from mappo.evaluate import play_episodes
-from mappo.networks import make_networks
+from mappo.environment.environment import make_environment
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.evaluation.episodes import play_episodes
+from mappo.learning.networks import make_networks
 
 BENCHMARL_PYTHON = Path(".venv-benchmarl/bin/python")
 PROGRAMS = {

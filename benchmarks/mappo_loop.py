@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.progress import Progress
 from mappo.config import from_json
-from mappo.history import HistoryFile, IterationReport
-from mappo.runs import Run
-from mappo.train import train
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile, IterationReport
+from mappo.training.training import train
 
 
 def main() -> None:

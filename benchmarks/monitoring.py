@@ -23,12 +23,13 @@ from typing import NamedTuple
 
 import torch
 
-from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, config_from_arguments, dashed
 from mappo.config import ExperimentConfig
-from mappo.history import HistoryFile, IterationReport
-from mappo.monitor import Monitor, Settings
-from mappo.runs import Run
-from mappo.train import train
+from mappo.monitoring.monitor import Monitor
+from mappo.monitoring.settings import MonitorSettings
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile, IterationReport
+from mappo.training.training import train
 
 _CLIENT = """
 import sys, threading, time, urllib.request
@@ -93,7 +94,7 @@ def _train(config: ExperimentConfig, directory: Path, clients: int, pause: float
     if not clients:
         train(config, Run.at(directory), history, lambda _: None)
     else:
-        with Monitor("train", "benchmark", Settings(port=0, linger_seconds=0), lambda _: None) as monitor:
+        with Monitor("train", "benchmark", MonitorSettings(port=0, linger_seconds=0), lambda _: None) as monitor:
             monitor.planned(config)
             with _asking(monitor.port, clients, pause):
                 run = Run.at(directory, on_request=monitor.requested)
@@ -103,7 +104,7 @@ def _train(config: ExperimentConfig, directory: Path, clients: int, pause: float
 
 def _serving(config: ExperimentConfig, clients: int, pause: float) -> float:
     """CPU seconds a second."""
-    with Monitor("train", "benchmark", Settings(port=0, linger_seconds=0), lambda _: None) as monitor:
+    with Monitor("train", "benchmark", MonitorSettings(port=0, linger_seconds=0), lambda _: None) as monitor:
         monitor.planned(config)
         with _asking(monitor.port, clients, pause):
             time.sleep(2)  # until the clients are there, and the first burst is over

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mappo import stages
-from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import override, to_json
-from mappo.console import estimate
+from mappo.evaluation.statistics import Estimate
 from mappo.recipes import RECIPES, recipe
-from mappo.statistics import Estimate
+from mappo.reporting.tables import estimate
+from mappo.stages.evaluate import evaluate
+from mappo.stages.train import train
 
 
 def main() -> None:
@@ -40,8 +41,8 @@ def main() -> None:
 def _measure(config: str) -> str:
     with TemporaryDirectory() as directory:
         run = Path(directory)
-        trained = stages.train(config, run, run / "history.csv").metrics
-        stages.evaluate(config, run, run / "report")
+        trained = train(config, run, run / "history.csv").metrics
+        evaluate(config, run, run / "report")
         report = json.loads((run / "report").read_text())
     frames, seconds = trained["frames"], trained["elapsed_seconds"]
     returns = ", ".join(

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from mappo.compute.resources import cpu_limit
 from mappo.config import EnvironmentConfig
-from mappo.environment import ACTION, DONE, Stream, make_environment, private_random_streams
-from mappo.fast_simulation import FastSimulation, make_fast_simulation
-from mappo.pure_step import NotFaithful
-from mappo.resources import cpu_limit
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, DONE
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.errors import NotFaithful
+from mappo.fast_simulation.fast_simulation import FastSimulation, make_fast_simulation
 
 _CPU = torch.device("cpu")
 _SCENARIOS = (

@@ -15,10 +15,10 @@ import sys
 import time
 
 _FIRST_FRAME = """
-import mappo.stages
+import mappo.stages.runtime
 from mappo.config import override
 from mappo.recipes import recipe
-from mappo.training_state import begin, first_progress
+from mappo.training.training_state import begin, first_progress
 import torch
 config = override(recipe("navigation"), {"collection": {"rollout_frames": 1}, "learner": {"minibatch_frames": 1}})
 training = begin(config, first_progress(config, None), None, torch.device("cpu"))
@@ -32,7 +32,7 @@ COMMANDS = {
     "pipelines --help": ["-m", "pipelines", "--help"],
     "import torch": ["-c", "import torch"],
     "import peers": ["-c", _PEERS],
-    "import mappo.stages": ["-c", "import mappo.stages"],
+    "import mappo.stages.runtime": ["-c", "import mappo.stages.runtime"],
     "first frame": ["-c", _FIRST_FRAME],
 }
 

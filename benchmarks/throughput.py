@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.contenders import EVALUATION, Contender, Iteration, contenders
-from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import RECIPES, recipe
 

@@ -25,17 +25,11 @@ from torchrl.modules import MultiAgentMLP, ProbabilisticActor, TanhNormal
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from benchmarks.progress import Progress
+from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, from_json
-from mappo.environment import (
-    ACTION,
-    DONE,
-    OBSERVATION,
-    REWARD,
-    Stream,
-    make_environment,
-    private_random_streams,
-    resolve_device,
-)
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
+from mappo.environment.random_streams import Stream, private_random_streams
 
 VALUE, LOG_PROB = ("agents", "state_value"), ("agents", "action_log_prob")
 _LOC, _SCALE = ("agents", "loc"), ("agents", "scale")

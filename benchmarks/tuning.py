@@ -29,17 +29,19 @@ import torch
 from optuna.distributions import BaseDistribution
 
 from benchmarks import torchrl_loop
-from mappo import tune
-from mappo.arguments import add_config_arguments, config_from_arguments, dashed
+from mappo.cli.arguments import add_config_arguments, config_from_arguments, dashed
 from mappo.config import EvaluationConfig, ExperimentConfig
-from mappo.database import URL_VARIABLE, Database
-from mappo.environment import Stream
-from mappo.evaluate import PolicyOf, play_episodes, trained_policy
-from mappo.history import HistoryFile
-from mappo.runs import Run
-from mappo.space import TuningConfig, applied, default_space, value_of
-from mappo.study import Plan, Study
-from mappo.train import train
+from mappo.environment.random_streams import Stream
+from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile
+from mappo.training.training import train
+from mappo.tuning import worker
+from mappo.tuning.database import Database
+from mappo.tuning.database_url import URL_VARIABLE
+from mappo.tuning.plan import Plan
+from mappo.tuning.search_space import TuningConfig, applied, default_space, value_of
+from mappo.tuning.study import Study
 
 TUNING = TuningConfig()
 
@@ -146,19 +148,19 @@ def _mappo(config: ExperimentConfig, directory: Path, pruner: str, is_fixed: boo
 
     def run(_: Any, __: ExperimentConfig, place: Run) -> Any:
         history = HistoryFile(Path(f"{place.store.location}.csv"))
-        return nullcontext(tune.Listening(history, lambda _: None, lambda _: None, lambda _: None))
+        return nullcontext(worker.RunListeners(history, lambda _: None, lambda _: None, lambda _: None))
 
     def turn(number: int) -> None:
         name = f"study-{number}" if is_fixed else "study"
         study = Study.prepare(database, name, plan, 1 if is_fixed else number + 1, store=str(directory))
-        tune.work(study, "worker", tune.Training(run, lambda *_: None))
+        worker.work(study, "worker", worker.TrialListeners(run, lambda *_: None))
 
     def best() -> tuple[float, PolicyOf | None]:
         study = Study.load(database, "study")
         found = study.best()
         if found is None or found.value is None:
             return math.nan, None
-        place = Run.at(f"{study.place}/{tune.trial_run(found.number, found.values, TUNING.training_seeds[0])}")
+        place = Run.at(f"{study.place}/{worker.trial_run(found.number, found.values, TUNING.training_seeds[0])}")
         return found.value, trained_policy(config, place.load(place.choose("best")))
 
     return Arm("mappo", turn, best)

@@ -18,13 +18,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mappo.arguments import add_config_arguments, changes_from_arguments, dashed
-from mappo.collection import collect
+from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, override
-from mappo.environment import OBSERVATION, Stream, make_environment, private_random_streams, resolve_device
-from mappo.learner import LEARNED_FROM, Learner
-from mappo.networks import Networks, make_networks
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import OBSERVATION
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.learning.learner import LEARNED_FROM, Learner
+from mappo.learning.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from mappo.training.collectors import collect
 
 _CALLS = 5
 _UPDATES = ("plain", "fast", "mixed")

@@ -1,4 +1,4 @@
-"""One file, one stage, one Kubeflow component. Each body reads inputs, calls `mappo.stages`, writes outputs.
+"""One file, one stage, one Kubeflow component. Each body reads inputs, calls `mappo.stages.runtime`, writes outputs.
 
 In a pod, `python -m components` runs such a file: `components/__main__.py`.
 """

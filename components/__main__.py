@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mappo.attempts import Ledger, RetryPolicy, supervise
+from mappo.runs.supervisor import Ledger, RetryPolicy, supervise
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,10 +26,10 @@ def choose(
     """
     from pathlib import Path
 
-    from mappo import studies
     from mappo.config import to_json
+    from mappo.stages.choose import choose
 
-    chosen = studies.choose(study, num_seeds, output=Path(best.path))
+    chosen = choose(study, num_seeds, output=Path(best.path))
     best.metadata.update({"study": study, "trial": str(chosen.trial.number)})
     seeds = [str(seed) for seed in chosen.seeds]
     return (to_json(chosen.best), seeds, chosen.place, chosen.trial.number, chosen.best_runs)

@@ -22,9 +22,9 @@ def compare(
     """
     from pathlib import Path
 
-    from mappo import stages
+    from mappo.stages.compare import compare
 
-    outcome = stages.compare([Path(evaluation.path) for evaluation in evaluations], Path(report.path))
+    outcome = compare([Path(evaluation.path) for evaluation in evaluations], Path(report.path))
     report.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -32,17 +32,16 @@ def evaluate(
     """
     from pathlib import Path
 
-    from mappo import stages
-    from mappo.placeholders import fill
+    from components.placeholders import fill
+    from mappo.stages.evaluate import PageInputs, evaluate
+    from mappo.stages.train import HISTORY
 
     paths = (Path(checkpoint.path), Path(report.path))
-    looks = stages.Looks(
-        Path(page.path), Path(checkpoint.path, stages.HISTORY), str(checkpoint.metadata.get("attempts", ""))
+    looks = PageInputs(
+        Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
     )
     name = fill(run, scheduled_at)
-    outcome = stages.evaluate(
-        "", *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
-    )
+    outcome = evaluate("", *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

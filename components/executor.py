@@ -10,8 +10,9 @@ os.environ[IN_POD] = "true"  # before kfp is imported
 
 from kfp.dsl.executor_main import executor_main
 
-from mappo.attempts import FINAL_STATUS, REASON_VARIABLE
-from mappo.stages import StageFailed, readable_errors
+from mappo.errors import StageFailed
+from mappo.runs.supervisor import FINAL_STATUS, REASON_VARIABLE
+from mappo.stages.runtime import readable_errors
 
 
 def main() -> int:

@@ -41,14 +41,14 @@ def prepare(
     Returns:
         The name of the study.
     """
-    from mappo import studies
-    from mappo.config import parse_json_object
-    from mappo.names import study_name
-    from mappo.placeholders import fill
+    from components.placeholders import fill
+    from mappo.stages.prepare import prepare
+    from mappo.strict_json import parse_json_object
+    from mappo.tuning.study_config import Budget, study_name
 
     edition, store = fill(edition, scheduled_at), fill(store, scheduled_at)
-    outcome = studies.prepare(
-        *(config, study, store or runs.uri, studies.Budget(num_trials, hours)),
+    outcome = prepare(
+        *(config, study, store or runs.uri, Budget(num_trials, hours)),
         edition=edition,
         session=session or run_id,
         space=space,

@@ -32,13 +32,12 @@ def promote(
     """
     from pathlib import Path
 
-    from mappo import studies
-    from mappo.config import parse_json_object
+    from mappo.stages.promote import promote_best, read_gate
+    from mappo.strict_json import parse_json_object
+    from mappo.tuning.study_config import Retraining
 
-    finish = studies.Finish(num_seeds, champions, studies.read_gate(parse_json_object(gate)))
-    outcome = studies.promote_best(
-        study, trial, finish, Path(decision.path), compiled_by=compiled_by, gpu_count=gpu_count
-    )
+    finish = Retraining(num_seeds, champions, read_gate(parse_json_object(gate)))
+    outcome = promote_best(study, trial, finish, Path(decision.path), compiled_by=compiled_by, gpu_count=gpu_count)
     decision.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -32,11 +32,11 @@ def report(
     """
     from pathlib import Path
 
-    from mappo import studies
+    from mappo.stages.report import report_study
 
     evaluations = [Path(each.path) for each in [*default_evaluations, *best_evaluations]]
     outputs = (Path(comparison.path), Path(page.path))
-    outcome = studies.report(study, trial, evaluations, Path(decision.path), *outputs)
+    outcome = report_study(study, trial, evaluations, Path(decision.path), *outputs)
     for artifact in (comparison, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

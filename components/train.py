@@ -36,16 +36,14 @@ def train(
     """
     from pathlib import Path
 
-    from mappo import stages
-    from mappo.names import run_location
-    from mappo.placeholders import fill
+    from components.placeholders import fill
+    from mappo.runs.locations import run_location
+    from mappo.stages.train import train
 
     run, store = fill(run, scheduled_at), fill(store, scheduled_at)
     location = run_location(store, run, checkpoints.uri, seed)
     paths = (Path(history.path), Path(best.path))
-    outcome = stages.train(
-        config, location, *paths, name=run, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
-    )
+    outcome = train(config, location, *paths, name=run, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (best, checkpoints, history):
         artifact.metadata.update(outcome.metadata)
     checkpoints.metadata.update(config=config, location=location)

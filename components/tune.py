@@ -22,9 +22,9 @@ def tune(
         gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
         compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
     """
-    from mappo import studies
+    from mappo.stages.tune import work_on_study
 
-    outcome = studies.work(study, compiled_by=compiled_by, gpu_count=gpu_count)
+    outcome = work_on_study(study, compiled_by=compiled_by, gpu_count=gpu_count)
     metrics.metadata.update(outcome.metadata, worker=worker)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -20,8 +20,8 @@ def validate(
     """
     from pathlib import Path
 
-    from mappo import stages
-    from mappo.placeholders import fill
+    from components.placeholders import fill
+    from mappo.stages.validate import validate
 
-    outcome = stages.validate(config, Path(report.path), name=fill(run, scheduled_at), compiled_by=compiled_by)
+    outcome = validate(config, Path(report.path), name=fill(run, scheduled_at), compiled_by=compiled_by)
     report.metadata.update(outcome.metadata)

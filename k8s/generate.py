@@ -16,7 +16,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from k8s import dashboards
-from mappo.metrics import EVALUATION, OUTCOME, PROBLEMS, STUDY, TRAINING, VALIDATION, Metric
+from mappo.monitoring.metrics import EVALUATION, OUTCOME, PROBLEMS, STUDY, TRAINING, VALIDATION, Metric
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = ROOT / "k8s" / "components"

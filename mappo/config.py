@@ -5,25 +5,20 @@ spaces), so that equal experiments have equal text and equal hashes wherever the
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, JsonValue
 from pydantic.dataclasses import dataclass
 
+from mappo.errors import ConfigError
+from mappo.strict_json import STRICT, canonical_json, checked, json_hash, parse_json_object, to_dict
+
 _RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field, its value and the bound."""
 
 
 def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -32,7 +27,7 @@ def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class EnvironmentConfig:
     """Which task, and how long an episode may last."""
 
@@ -59,7 +54,7 @@ class EnvironmentConfig:
     ] = "continuous"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class NetworksConfig:
     """The actor and the centralised critic: separate multi-layer perceptrons of the same size."""
 
@@ -85,7 +80,7 @@ class NetworksConfig:
     ] = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class LearnerConfig:
     """How a batch improves the policy: generalised advantages, then epochs of clipped minibatch updates."""
 
@@ -148,7 +143,7 @@ class LearnerConfig:
     ] = "plain"
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class CollectionConfig:
     """How many frames are collected, and in which shape."""
 
@@ -203,7 +198,7 @@ Seeds = Annotated[
 ]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SelectionConfig:
     """Evaluation during training, by which the best checkpoint is chosen; its random streams are its own."""
 
@@ -219,7 +214,7 @@ class SelectionConfig:
     ] = 64
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
     """Held-out episodes: their random streams are never those of training or selection, whatever the seeds."""
 
@@ -236,7 +231,7 @@ class EvaluationConfig:
     ] = True
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ExperimentConfig:
     """One experiment, complete."""
 
@@ -270,31 +265,9 @@ class ExperimentConfig:
             )
 
 
-_Checked = TypeVar("_Checked")
-
-
-@dataclass(frozen=True, config=_STRICT)
-class Gate:
-    """What a candidate must show."""
-
-    margin: Annotated[float, Field(ge=0, description="how much more return an episode it must earn")] = 0.0
-    confidence: Annotated[
-        float, Field(gt=0.5, lt=1, description="how sure that must be; 0.95: of equals, 1 in 20 would pass")
-    ] = 0.95
-    num_seeds: Annotated[int, Field(ge=1, le=1000, description="gate seeds, drawn afresh for each decision")] = 10
-    episodes_per_seed: Annotated[int, Field(ge=1, le=10_000, description="episodes of each policy per seed")] = 20
-
-    def __post_init__(self) -> None:
-        """A test needs some values."""
-        if self.num_seeds * self.episodes_per_seed < 20:
-            raise ConfigError(
-                f"num_seeds = {self.num_seeds}, episodes_per_seed = {self.episodes_per_seed}: at least 20 episodes"
-            )
-
-
 def to_json(config: ExperimentConfig) -> str:
     """The configuration as canonical JSON: one line, sorted keys, every field present."""
-    return _canonical(to_dict(config))
+    return canonical_json(to_dict(config))
 
 
 def from_json(text: str) -> ExperimentConfig:
@@ -310,27 +283,6 @@ def from_json(text: str) -> ExperimentConfig:
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     """As `from_json`, from the JSON object itself."""
     return checked(ExperimentConfig, values)
-
-
-def checked(kind: type[_Checked], values: Mapping[str, Any]) -> _Checked:
-    """A dataclass of pydantic's, from a JSON object: fields that it leaves out keep their defaults.
-
-    Raises:
-        ConfigError: as `from_json`.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(_canonical(values))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, problem) for problem in error.errors())) from None
-    except RecursionError:
-        raise ConfigError("the configuration is nested too deeply") from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
-    values = TypeAdapter(type(config)).dump_python(config, mode="json")
-    assert isinstance(values, dict)
-    return values
 
 
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
@@ -380,11 +332,6 @@ def config_hash(config: ExperimentConfig) -> str:
     return json_hash(to_dict(config))
 
 
-def json_hash(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object's canonical text, in hexadecimal."""
-    return hashlib.sha256(_canonical(values).encode()).hexdigest()
-
-
 def require_run_name(name: str, kind: str = "run") -> str:
     """Return the name, if it can be that of a run or of another kind of thing.
 
@@ -400,84 +347,8 @@ def require_run_name(name: str, kind: str = "run") -> str:
     return name
 
 
-def parse_json(text: str) -> Any:
-    """Read a JSON value strictly.
-
-    Raises:
-        ConfigError: a key twice in one object, or a number that is not finite.
-        ValueError: not JSON, or nested or long beyond reason.
-    """
-    try:
-        return json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_number, parse_float=_finite_number
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def parse_json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object, as strictly as `parse_json`.
-
-    Raises:
-        ConfigError: saying where the text stops being such an object.
-    """
-    try:
-        values = parse_json(text)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"the configuration is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"the configuration must be a JSON object, not {type(values).__name__}")
-    return values
-
-
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted name; `scenario_kwargs` and lists are values."""
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}
-
-
-def _canonical(values: Any) -> str:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ConfigError(f"{', '.join(twice)}: given more than once")
-    return values
-
-
-def _finite_number(text: str) -> float:
-    return float(text) if math.isfinite(float(text)) else _refuse_number(text)
-
-
-def _refuse_number(text: str) -> float:
-    raise ConfigError(f"{text}: numbers must be finite")
-
-
-def _explain(kind: Any, problem: Any) -> str:
-    path, value = [str(part) for part in problem["loc"]], problem["input"]
-    if problem["type"] == "json_invalid":
-        return f"the configuration is not JSON: {problem['msg']}"
-    field = ".".join(path)
-    if problem["type"] == "unexpected_keyword_argument":
-        known = _known_keys(kind, path[:-1])
-        close = get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{field} = {json.dumps(value)}: unknown key; {hint}"
-    reason = problem.get("ctx", {}).get("error", problem["msg"][0].lower() + problem["msg"][1:])
-    if isinstance(reason, ConfigError):
-        return str(reason)
-    shown = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
-    return f"{field} = {shown}: {reason}"
-
-
-def _known_keys(owner: Any, path: list[str]) -> list[str]:
-    for part in path:
-        owner = next(field.type for field in dataclasses.fields(owner) if field.name == part)
-    return [field.name for field in dataclasses.fields(owner)]

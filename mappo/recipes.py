@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from mappo.config import (
     CollectionConfig,
-    ConfigError,
     EnvironmentConfig,
     ExperimentConfig,
     LearnerConfig,
     NetworksConfig,
     SelectionConfig,
 )
+from mappo.errors import ConfigError
 
 _NAVIGATION = EnvironmentConfig(
     scenario="navigation", scenario_kwargs={"n_agents": 3, "shared_rew": False, "lidar_range": 0.35}

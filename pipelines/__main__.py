@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from mappo.arguments import dashed
-from mappo.config import ConfigError
-from mappo.storage import StoreError
+from mappo.cli.arguments import dashed
+from mappo.errors import ConfigError, StoreError
 
 _EXAMPLES = """examples:
   python -m pipelines run                                   the navigation recipe, here, into runs/

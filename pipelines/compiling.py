@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from mappo.config import ConfigError, ExperimentConfig, override, parse_json
+from mappo.config import ExperimentConfig, override
+from mappo.errors import ConfigError
+from mappo.strict_json import parse_json
 from pipelines.guards import check_specification
 from pipelines.site import Site
 from pipelines.slimming import slim

@@ -10,18 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from mappo.config import (
-    ConfigError,
-    Gate,
-    checked,
-    from_json,
-    parse_json,
-    parse_json_object,
-)
-from mappo.names import run_location, study_name
-from mappo.placeholders import SCHEDULED_TIME, fill, require_known
-from mappo.space import TuningConfig, extended_space
-from mappo.storage import StoreError, bucket_of
+from components.placeholders import SCHEDULED_TIME, fill, require_known
+from mappo.config import from_json
+from mappo.errors import ConfigError, StoreError
+from mappo.promotion.gate import Gate
+from mappo.runs.locations import bucket_of, run_location
+from mappo.strict_json import checked, parse_json, parse_json_object
+from mappo.tuning.search_space import TuningConfig, extended_space
+from mappo.tuning.study_config import study_name
 from pipelines.placement import GENERAL_PARAMETERS, GPU_STAGES, SHM_PATH, STAGES
 from pipelines.plan import tasks_of
 from pipelines.site import check_site, require_image

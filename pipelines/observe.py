@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from mappo import metrics
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
+from mappo.monitoring import metrics
 
 RULES = Path(__file__).parents[1] / "k8s" / "components" / "alerts" / "rules.yaml"
 _SCRAPE_SECONDS = 2

@@ -10,11 +10,11 @@ from typing import Any, Dict, List  # noqa: UP035  (Kubeflow's compiler knows th
 
 from kfp import dsl, kubernetes
 
-from mappo.config import to_dict
-from mappo.database import URL_VARIABLE
-from mappo.metrics import PORT
-from mappo.storage import KUBEFLOW_SECRET
-from pipelines.site import Site, Stage
+from mappo.monitoring.metrics import PORT
+from mappo.runs.s3_access import KUBEFLOW_SECRET
+from mappo.strict_json import to_dict
+from mappo.tuning.database_url import URL_VARIABLE
+from pipelines.site import Site, StagePod
 
 POD_LABEL = ("app.kubernetes.io/part-of", "mappo")  # of every stage's pod; k8s/ selects by it
 PORT_ANNOTATION = "prometheus.io/port"  # of training pods, for Prometheus
@@ -81,7 +81,7 @@ class Placement:
         """
         task.set_caching_options(False)
         if self._site is not None:
-            fixed: Stage = getattr(self._site.stages, stage)
+            fixed: StagePod = getattr(self._site.stages, stage)
             _fix(task, self._site, fixed)
             _find(task, is_training=stage in TRAINING_STAGES)
             self._give(task, stage)
@@ -174,7 +174,7 @@ def _documentation(function: Callable[..., Any], described: dict[str, tuple[Any,
     return "\n".join([text, *([] if "Args:" in text else ["", "Args:"]), *lines])
 
 
-def _fix(task: dsl.PipelineTask, site: Site, stage: Stage) -> None:
+def _fix(task: dsl.PipelineTask, site: Site, stage: StagePod) -> None:
     """Give a task what Kubeflow fixes when it compiles."""
     if stage.retries:
         task.set_retry(

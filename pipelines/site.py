@@ -13,7 +13,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
-from mappo.config import ConfigError, checked, merged, to_dict
+from mappo.config import merged
+from mappo.errors import ConfigError
+from mappo.strict_json import checked, to_dict
 
 _LONGEST_WAIT_SECONDS = 86_400
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -222,7 +224,7 @@ class NodeAffinity(TypedDict, total=False):
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Stage:
+class StagePod:
     """The pods of one stage. Fields up to `node_affinity` are what a run's parameters can change."""
 
     cpu: Annotated[Cpu, Field(description="CPU cores, as requested and as limit")] = "2"
@@ -262,23 +264,23 @@ def _in_bytes(memory: str) -> Decimal:
     return amount
 
 
-def _small() -> Stage:
-    return Stage(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
+def _small() -> StagePod:
+    return StagePod(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class Stages:
+class StagePods:
     """Every stage's pods."""
 
-    validate: Stage = field(default_factory=lambda: Stage(timeout_seconds=1800, retries=1))
-    train: Stage = field(default_factory=lambda: Stage(cpu="4", memory="8Gi", shm="1Gi", retries=3))
-    evaluate: Stage = field(default_factory=lambda: Stage(timeout_seconds=3600, retries=2))
-    compare: Stage = field(default_factory=_small)
-    prepare: Stage = field(default_factory=_small)
-    tune: Stage = field(default_factory=lambda: Stage(cpu="4", memory="8Gi", shm="1Gi", retries=3))
-    choose: Stage = field(default_factory=_small)
-    promote: Stage = field(default_factory=lambda: Stage(timeout_seconds=3600, retries=2))
-    report: Stage = field(default_factory=_small)
+    validate: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=1800, retries=1))
+    train: StagePod = field(default_factory=lambda: StagePod(cpu="4", memory="8Gi", shm="1Gi", retries=3))
+    evaluate: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
+    compare: StagePod = field(default_factory=_small)
+    prepare: StagePod = field(default_factory=_small)
+    tune: StagePod = field(default_factory=lambda: StagePod(cpu="4", memory="8Gi", shm="1Gi", retries=3))
+    choose: StagePod = field(default_factory=_small)
+    promote: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
+    report: StagePod = field(default_factory=_small)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -295,7 +297,7 @@ class Site:
     run_as_user: UserId | None = None
     run_as_group: UserId | None = None
     run_as_non_root: bool | None = True  # as the restricted Pod Security Standard asks for
-    stages: Stages = field(default_factory=Stages)
+    stages: StagePods = field(default_factory=StagePods)
 
     def __post_init__(self) -> None:
         """Refuse what the node would: user 0 in a pod that must not run as root."""

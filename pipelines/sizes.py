@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 from pipelines.plan import PlannedStage, planned_stages
 
 MAX_BYTES = 1024**2

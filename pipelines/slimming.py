@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.plan import tasks_of
-from pipelines.site import Site, Stage
+from pipelines.site import Site, StagePod
 
 _PASSED_ON = re.compile(r"\{\{\$\.inputs\.parameters\['pipelinechannel--[^']+'\]\}\}")
 
@@ -34,7 +34,7 @@ def slim(specification: dict[str, Any], site: Site) -> None:
         container["args"] = ["--executor_input", "{{$}}"]
 
 
-def _command(stage: str, placed: Stage) -> list[str]:
+def _command(stage: str, placed: StagePod) -> list[str]:
     command = ["python3", "-m", "components", stage]
     if not placed.retries:
         return command

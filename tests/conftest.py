@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, from_dict
-from mappo.history import HistoryFile
-from mappo.runs import Run
-from mappo.train import train
+from mappo.runs.checkpoint import Checkpoint
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile
+from mappo.training.training import train
 from pipelines.__main__ import main
-from tests.kubeflow_server import KubeflowServer
-from tests.services import ceph_rgw, moto_server, use_s3
+from tests.support.kubeflow_server import KubeflowServer
+from tests.support.services import ceph_rgw, moto_server, use_s3
 
 Cli = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
@@ -90,10 +90,14 @@ def read(cli: Cli) -> Callable[..., Any]:
 
 
 def endless(**environment: object) -> ExperimentConfig:
-    """A task that pays 1 a frame; see `tests.scenarios.Endless`."""
+    """A task that pays 1 a frame; see `tests.support.scenarios.Endless`."""
     return from_dict(
         {
-            "environment": {"scenario": "tests.scenarios:Endless", "max_episode_frames": 20, **environment},
+            "environment": {
+                "scenario": "tests.support.scenarios:Endless",
+                "max_episode_frames": 20,
+                **environment,
+            },
             "networks": {"hidden_sizes": [16]},
             "learner": {
                 "discount": 0.9,

@@ -9,9 +9,9 @@ import pytest
 from benchmarks import recipes, startup, throughput, tuning, update
 from benchmarks.contenders import Iteration, contenders, evaluation_return
 from mappo.config import override
-from mappo.runs import load
-from tests.runs import train_here
-from tests.test_main import TINY
+from mappo.runs.run import load_checkpoint
+from tests.cli.test_main import TINY
+from tests.support.runs import train_here
 
 
 def test_recipes_are_trained_evaluated_and_listed(monkeypatch, capsys):
@@ -61,7 +61,7 @@ def test_contenders_take_turns_and_are_evaluated_alike(tiny, tmp_path):
         assert second.seconds - first.seconds >= second.collect_seconds + second.learn_seconds
         assert first.evaluation_return != second.evaluation_return
     train_here(override(config, {"collection": {"total_frames": 120}}), tmp_path)
-    checkpoint = load(str(tmp_path), "last")
+    checkpoint = load_checkpoint(str(tmp_path), "last")
     policy = {name: value for name, value in checkpoint.tensors.items() if name.startswith("policy")}
     assert evaluation_return(config, policy) == pytest.approx(checkpoint.selection_return, abs=1e-6)
 

@@ -1,16 +1,9 @@
 import pytest
 
-from mappo.config import (
-    ConfigError,
-    ExperimentConfig,
-    config_hash,
-    from_dict,
-    from_json,
-    override,
-    to_dict,
-    to_json,
-)
+from mappo.config import ExperimentConfig, config_hash, from_dict, from_json, override, to_json
+from mappo.errors import ConfigError
 from mappo.recipes import RECIPES, recipe
+from mappo.strict_json import to_dict
 
 
 @pytest.mark.parametrize("name", RECIPES)

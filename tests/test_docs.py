@@ -6,10 +6,11 @@ import pytest
 
 import mappo.__main__
 import pipelines.__main__
-from mappo.config import ConfigError
-from mappo.history import COLUMNS
+from mappo.cli.arguments import config_from_arguments
+from mappo.errors import ConfigError
+from mappo.training.history import COLUMNS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 COMMANDS = re.findall(
     r"^    (?:\$ )?((?:mappo|python -m pipelines) (?!.*error:).*?)\s*(?:#.*)?$",
     "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]),
@@ -29,7 +30,7 @@ def test_command_in_readme_and_docs_is_understood(command):
 
 def _error(arguments):
     try:
-        mappo.__main__.config_from_arguments(arguments)
+        config_from_arguments(arguments)
     except ConfigError as error:
         return str(error)
     return ""

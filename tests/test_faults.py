@@ -16,24 +16,20 @@ from pathlib import Path
 import pytest
 
 import pipelines.__main__
-from mappo import stages
 from mappo.config import from_dict, override, to_json
-from mappo.history import HistoryFile
-from mappo.runs import Run
-from mappo.storage import StoreUnavailable
-from mappo.train import train
+from mappo.errors import StageFailed, StoreUnavailable
+from mappo.runs.attempt import claim
+from mappo.runs.run import Run
+from mappo.stages import runtime
+from mappo.stages.evaluate import evaluate
+from mappo.stages.train import train as train_stage
+from mappo.training.history import HistoryFile
+from mappo.training.training import train
 from tests.conftest import TINY
-from tests.fault_proxy import always, fault_proxy, first
-from tests.runs import (
-    assert_same_training,
-    iterations,
-    kill,
-    last,
-    start_training,
-    train_here,
-)
-from tests.services import file_system_of, s3_client, use_s3
-from tests.test_saving import wait_until
+from tests.runs.test_saver import wait_until
+from tests.support.fault_proxy import always, fault_proxy, first
+from tests.support.runs import assert_same_training, iterations, kill, last, start_training, train_here
+from tests.support.services import file_system_of, s3_client, use_s3
 
 CONFIG = override(
     from_dict(TINY),
@@ -134,7 +130,7 @@ def test_killed_inside_a_save_the_run_goes_on_and_ends_the_same(proxy, whole, tm
     proxy.rule = always("")
     proxy.released.set()
     time.sleep(0.2)
-    stages.train(to_json(CONFIG), proxy.location, tmp_path / "history.csv")
+    train_stage(to_json(CONFIG), proxy.location, tmp_path / "history.csv")
     assert "goes on after" in capsys.readouterr().out
     assert_same_training(last(proxy.location), whole)
     assert is_whole(proxy.location)
@@ -200,10 +196,10 @@ def test_credentials_that_expire_are_said_and_saving_goes_on_with_new_ones(moto_
 def test_store_that_is_dead_at_the_end_fails_the_stage_and_the_result_is_kept_here(
     moto_proxy, whole, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("mappo.train._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("mappo.training.training._PATIENCE_SECONDS", 1.0)
     moto_proxy.rule = lambda number, method, path: "503 SlowDown" if "/blobs/" in path else ""
-    with pytest.raises(stages.StageFailed):
-        stages.train(to_json(CONFIG), moto_proxy.location, tmp_path / "history.csv")
+    with pytest.raises(StageFailed):
+        train_stage(to_json(CONFIG), moto_proxy.location, tmp_path / "history.csv")
     assert (
         f"kept in {tmp_path / 'unsaved'}: copy what is in it to {moto_proxy.location}" in capsys.readouterr().out
     )
@@ -217,7 +213,7 @@ def test_store_that_is_dead_at_the_end_fails_the_stage_and_the_result_is_kept_he
 
 
 def test_bad_downloads_are_repeated(proxy, whole):
-    Run.at(proxy.location).claim().save(whole)
+    claim(Run.at(proxy.location)).save(whole)
     for fault in ("corrupt", "truncate"):
         proxy.rule = first(2, fault, "GET")
         assert_same_training(last(proxy.location), whole)
@@ -260,10 +256,10 @@ def test_store_that_cannot_be_reached_stops_training_before_it_begins(moto_proxy
 def test_store_that_ignores_conditions_is_said_and_attempts_are_kept_apart(moto_proxy, whole, tmp_path, caplog):
     moto_proxy.rule = always("drop condition")
     with caplog.at_level(logging.WARNING):
-        first_attempt = Run.at(moto_proxy.location).claim()
+        first_attempt = claim(Run.at(moto_proxy.location))
     assert "ignores conditional writes" in caplog.text
     assert_same_training(train_at(moto_proxy.location, tmp_path), whole)
-    with pytest.raises(stages.StoreError, match="attempt 2 of this run has begun"):
+    with pytest.raises(runtime.StoreError, match="attempt 2 of this run has begun"):
         first_attempt.save(whole)
     assert_same_training(last(moto_proxy.location), whole)
 
@@ -271,7 +267,7 @@ def test_store_that_ignores_conditions_is_said_and_attempts_are_kept_apart(moto_
 def test_attempts_that_race_for_a_number_get_different_ones(proxy):
     attempts, threads = [], []
     for _ in range(4):
-        thread = threading.Thread(target=lambda: attempts.append(Run.at(proxy.location).claim()))
+        thread = threading.Thread(target=lambda: attempts.append(claim(Run.at(proxy.location))))
         threads.append(thread)
         thread.start()
     for thread in threads:
@@ -361,8 +357,8 @@ def test_disk_that_is_full_for_a_while_does_not_end_training_and_everything_is_t
 
 
 def test_best_of_the_pipeline_is_one_checkpoint(tmp_path):
-    outcome = stages.train(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
+    outcome = train_stage(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
     assert len(iterations(tmp_path / "best")) == 1
     assert outcome.metadata["seed"] == "0"
     shutil.rmtree(tmp_path / "run")
-    assert stages.evaluate(to_json(CONFIG), tmp_path / "best").metrics["training_frames"] > 0
+    assert evaluate(to_json(CONFIG), tmp_path / "best").metrics["training_frames"] > 0

@@ -12,16 +12,18 @@ import pytest
 import torch
 from torch import nn
 
+from mappo.compute.cuda_graphs import CudaGraphed
+from mappo.compute.traced_function import TracedFunction
 from mappo.config import from_dict, override
-from mappo.environment import ACTION, OBSERVATION, REWARD, Stream, make_environment, private_random_streams
-from mappo.fast_simulation import FastEnvironment, make_fast_simulation
-from mappo.history import HistoryFile
-from mappo.launching import Launched
-from mappo.learner import Learner
-from mappo.networks import make_networks
-from mappo.recording import Recorded
-from mappo.runs import Run
-from mappo.train import train
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, OBSERVATION, REWARD
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.learning.learner import Learner
+from mappo.learning.networks import make_networks
+from mappo.runs.run import Run
+from mappo.training.history import HistoryFile
+from mappo.training.training import train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a build of torch for it"),
@@ -53,8 +55,8 @@ def test_fast_simulation_agrees_with_plain_vmas(scenario, gpu):
 def test_what_goes_on_stays_where_it_is(gpu):
     """Of a function whose results are its next arguments, moved by one place; and parameters may change."""
     module = nn.Linear(4, 4).to(gpu)
-    function = Recorded(lambda one, other: [other, module(one), one + other], module, gpu, "fast")
-    launched, given = Launched(function, is_chained=True), [torch.randn(16, 4, device=gpu) for _ in range(2)]
+    function = TracedFunction(lambda one, other: [other, module(one), one + other], module, gpu, "fast")
+    launched, given = CudaGraphed(function, is_chained=True), [torch.randn(16, 4, device=gpu) for _ in range(2)]
     expected, chained, places = given, given, []
     for _ in range(6):
         expected, chained = function(*expected[:2]), launched(*chained[:2])
@@ -71,7 +73,7 @@ def test_random_numbers_of_a_graph_go_on_from_the_generator(gpu):
     def noisy(values):
         return [values + torch.randn_like(values)]
 
-    compiled = Launched(Recorded(noisy, nn.Linear(1, 1).to(gpu), gpu, "fast"))
+    compiled = CudaGraphed(TracedFunction(noisy, nn.Linear(1, 1).to(gpu), gpu, "fast"))
     zeros = torch.zeros(1_000, device=gpu)
     compiled(zeros)
     state = torch.cuda.get_rng_state(gpu)
@@ -116,7 +118,7 @@ def test_no_frame_waits_for_the_gpu(gpu, monkeypatch):
 
 @pytest.mark.parametrize("way", ["plain", "fast"])
 def test_no_optimiser_step_waits_for_the_gpu(way, gpu, monkeypatch):
-    monkeypatch.setattr("mappo.recording.DIRECT_CALLS", 1)
+    monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 1)
     learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": way}}), gpu)
     learner.update(batch.clone())
     counts = []

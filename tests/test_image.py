@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from mappo.config import to_json
-from mappo.runs import Run
+from mappo.runs.run import Run
 from pipelines.compiling import compile_pipeline
 from pipelines.site import check_site
-from tests.containers import ROOT, Containers, containers
-from tests.pods import stage_pod
-from tests.services import ACCESS_KEY, REGION, SECRET_KEY, use_s3
+from tests.support.containers import ROOT, Containers, containers
+from tests.support.pods import stage_pod
+from tests.support.services import ACCESS_KEY, REGION, SECRET_KEY, use_s3
 
 pytestmark = pytest.mark.long
 BASE, IMAGE = "localhost/debian-python:bookworm", "localhost/mappo:test"

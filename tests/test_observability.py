@@ -12,15 +12,22 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappo import stages, studies
-from mappo.checkpoint import Checkpoint
 from mappo.config import ExperimentConfig, override, to_json
-from mappo.evaluate import evaluate
-from mappo.history import Beginning, Progress, Save
-from mappo.metrics_server import MetricsServer, Page
-from mappo.monitor import Monitor, Settings
-from mappo.validate import Check, ValidationReport
-from tests.prometheus import (
+from mappo.environment.validation import Check, ValidationReport
+from mappo.evaluation.evaluation import evaluate
+from mappo.monitoring.monitor import Monitor
+from mappo.monitoring.server import MetricsServer, Page
+from mappo.monitoring.settings import MonitorSettings
+from mappo.runs.checkpoint import Checkpoint
+from mappo.runs.saver import SaveResult
+from mappo.stages.evaluate import evaluate as evaluate_stage
+from mappo.stages.prepare import prepare
+from mappo.stages.train import train
+from mappo.stages.tune import work_on_study
+from mappo.stages.validate import validate
+from mappo.training.history import Progress, TrainingStarted
+from mappo.tuning.study_config import Budget
+from tests.support.prometheus import (
     DASHBOARDS,
     GRAFANA,
     ROOT,
@@ -32,8 +39,8 @@ from tests.prometheus import (
     require,
     without_data,
 )
-from tests.runs import train_here
-from tests.services import free_ports
+from tests.support.runs import train_here
+from tests.support.services import free_ports
 
 HISTORY_SECONDS = 7200
 DCGM = {"DCGM_FI_DEV_GPU_UTIL": 40, "DCGM_FI_DEV_FB_USED": 2000, "DCGM_FI_DEV_POWER_USAGE": 120}
@@ -137,16 +144,16 @@ def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monke
 
 def _run_a_study(config: ExperimentConfig, directory: Path) -> None:
     """Two trials, as a worker's pod would do them."""
-    budget = studies.Budget(num_trials=2)
-    studies.prepare(to_json(config), "s", str(directory / "runs"), budget, tuning={"pruner": "none"})
-    studies.work("s")
+    budget = Budget(num_trials=2)
+    prepare(to_json(config), "s", str(directory / "runs"), budget, tuning={"pruner": "none"})
+    work_on_study("s")
 
 
 def _run_all_stages(config: ExperimentConfig, directory: Path) -> None:
     text = to_json(config)
-    stages.validate(text, directory / "validation.json")
-    stages.train(text, directory, directory / "history.csv")
-    stages.evaluate(text, directory, directory / "evaluation.json")
+    validate(text, directory / "validation.json")
+    train(text, directory, directory / "history.csv")
+    evaluate_stage(text, directory, directory / "evaluation.json")
 
 
 def _static(address: str, namespace: str) -> dict:
@@ -217,13 +224,13 @@ def _dcgm_page() -> bytes:
 def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
     """What the three stages of a real run show at their ends."""
     stages = ("train", "evaluate", "validate", "tune")
-    train, evaluation, validation, tune = (Monitor(stage, "r", Settings(), print) for stage in stages)
+    train, evaluation, validation, tune = (Monitor(stage, "r", MonitorSettings(), print) for stage in stages)
     with train, evaluation, validation, tune:
         tune.studied({"complete": 3, "failed": 1}, 20, 0, 0.9)
         train.planned(config)
-        train.began(Beginning(Progress(), 1, is_resumed=False))
+        train.began(TrainingStarted(Progress(), 1, is_resumed=False))
         train_here(config, directory / "run", train.iterated)
-        train.saved(Save("saved", 0.1, 1000))
+        train.saved(SaveResult("saved", 0.1, 1000))
         evaluation.evaluated(evaluate(config, checkpoint))
         validation.validated(ValidationReport("hash", [Check("name", "passed", "detail")]))
     return "".join(monitor.text().decode() for monitor in (train, evaluation, validation, tune))

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import mappo
-from mappo.arguments import (
+from mappo.cli.arguments import (
     add_study_arguments,
     changes_from_arguments,
     config_from_arguments,
     gate_from_arguments,
     tuning_from_arguments,
 )
-from mappo.config import ConfigError, to_dict, to_json
+from mappo.config import to_json
+from mappo.errors import ConfigError
+from mappo.strict_json import to_dict
 from pipelines.commands.output import show_trying
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
 from pipelines.guards import check_parameters, parse_parameter

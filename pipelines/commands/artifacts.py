@@ -7,8 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mappo.config import ConfigError
-from mappo.storage import StoreError
+from mappo.errors import ConfigError, StoreError
 from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, show_one, show_rows
 from pipelines.kubeflow import client

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mappo.arguments import add_config_arguments
-from mappo.config import ConfigError
+from mappo.cli.arguments import add_config_arguments
+from mappo.errors import ConfigError
 from pipelines.commands.arguments import add_pipeline_arguments, add_site_arguments, compiled_of, pipeline_of
 from pipelines.compiling import NAMES, difference
 

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mappo.arguments import (
+from components.placeholders import fill
+from mappo.cli.arguments import (
     add_config_arguments,
     add_monitor_arguments,
     add_run_arguments,
     apply_monitor_arguments,
     run_directory,
 )
-from mappo.placeholders import fill
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
@@ -93,7 +93,7 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
         from pipelines.seeds import make_seeds_pipeline
 
         return name, make_seeds_pipeline(None, parallelism=1), parameters
-    from mappo.study import TERMINAL
+    from mappo.tuning.study import TERMINAL
     from pipelines.tuning import make_tuning_pipeline
 
     return name, make_tuning_pipeline(None, parallelism=1), parameters | {"session": TERMINAL}

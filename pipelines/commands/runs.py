@@ -11,13 +11,13 @@ from typing import Any
 
 from rich.live import Live
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
 from pipelines.kubeflow import client
 from pipelines.kubeflow.connection import Api, ApiError
 from pipelines.kubeflow.progress import Logs, stages_of, was_cancelled
-from pipelines.kubeflow.stages import Stage
+from pipelines.kubeflow.stages import StageProgress
 
 _WATCH_PATIENCE_SECONDS = 600.0
 _RUN_HELP = "its ID, its name, or latest"
@@ -177,7 +177,7 @@ def _logs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen_log(logs: Logs, stage: Stage, attempt: int | None) -> str:
+def _chosen_log(logs: Logs, stage: StageProgress, attempt: int | None) -> str:
     """Return the log of an attempt; of the newest without a number."""
     texts = logs.of_attempts(stage if attempt is not None else replace(stage, attempts=stage.attempts[-1:]))
     if attempt is not None and not 0 <= attempt < len(texts):
@@ -201,7 +201,7 @@ def _retry(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stages(kubeflow: Api, run: Any, specification: Mapping[str, Any], logs: Logs) -> list[Stage]:
+def _stages(kubeflow: Api, run: Any, specification: Mapping[str, Any], logs: Logs) -> list[StageProgress]:
     """Return the stages of a run with what their logs tell: attempts within one pod, and reasons."""
     return [logs.told_by(stage) for stage in stages_of(kubeflow, run, specification)]
 
@@ -228,7 +228,7 @@ def _shown(arguments: argparse.Namespace) -> Any:
     before: dict[str, tuple[Any, ...]] = {}
     out = sys.stderr if arguments.output == "json" else sys.stdout
 
-    def lines(run: Any, stages: list[Stage]) -> None:
+    def lines(run: Any, stages: list[StageProgress]) -> None:
         for row in [*_rows(stages), {"stage": "run", "state": run.state or "PENDING"}]:
             now = (row["state"], row.get("attempt"), row.get("message"))
             is_silent = row["state"] == "PENDING" and not row.get("message")
@@ -240,13 +240,13 @@ def _shown(arguments: argparse.Namespace) -> Any:
     yield lines
 
 
-def _live(run: Any, stages: list[Stage]) -> Any:
+def _live(run: Any, stages: list[StageProgress]) -> Any:
     shown = table(_rows(stages))
     shown.title, shown.title_justify = f"{run.display_name}: {run.state or 'PENDING'}", "left"
     return shown
 
 
-def _rows(stages: list[Stage]) -> list[dict[str, Any]]:
+def _rows(stages: list[StageProgress]) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
     return [
         {

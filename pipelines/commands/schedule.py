@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from mappo.arguments import add_config_arguments
-from mappo.config import ConfigError
-from mappo.placeholders import SCHEDULED_TIME
+from components.placeholders import SCHEDULED_TIME
+from mappo.cli.arguments import add_config_arguments
+from mappo.errors import ConfigError
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from mappo.arguments import add_config_arguments
+from mappo.cli.arguments import add_config_arguments
 from pipelines.commands.arguments import (
     add_command,
     add_connection_arguments,

@@ -12,8 +12,10 @@ from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
-from mappo.config import ConfigError
-from mappo.storage import KUBEFLOW_SECRET, Entry, Store, StoreError, joined, open_store
+from mappo.errors import ConfigError, StoreError
+from mappo.runs.locations import joined, open_store
+from mappo.runs.s3_access import KUBEFLOW_SECRET
+from mappo.runs.store import Entry, Store
 from pipelines.kubeflow.client import pipeline_name
 from pipelines.kubeflow.connection import Api
 from pipelines.kubeflow.workflow import Workflow, workflow_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import kfp_server_api as api
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 from pipelines.compiling import Compiled
 from pipelines.kubeflow.connection import Api, ApiError, unique_name
 from pipelines.kubeflow.cron import Cron

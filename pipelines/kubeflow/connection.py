@@ -21,7 +21,7 @@ import kfp_server_api
 import tenacity
 import urllib3
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 
 T = TypeVar("T")
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 
 CONFIG_MAP = "workflow-controller-configmap"  # in the namespace of Kubeflow's API
 RETRIES_LOST_PODS = ("OnError", "Always")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice
 
-from mappo.config import ConfigError
+from mappo.errors import ConfigError
 
 _FIELDS = {
     "second": (0, 59),

@@ -9,14 +9,15 @@ from importlib.metadata import version
 from typing import Any
 
 import mappo
-from mappo.config import ConfigError
-from mappo.storage import StoreError, honours_conditions, open_store
+from mappo.errors import ConfigError, StoreError
+from mappo.runs.locations import open_store
+from mappo.runs.store import honours_conditions
 from pipelines.kubeflow import controller
 from pipelines.kubeflow.cluster import Call, Cluster, ForbiddenError, MissingError, UnreachableError
 from pipelines.kubeflow.connection import Api, ApiError, Connection
 from pipelines.kubeflow.launcher import STORE_KEYS, Keys, calls, keys_of, root_of
 from pipelines.placement import DATABASE_KEY, GPU_STAGES, LAUNCHER_CONFIG_MAP, MONITORING_CONFIG_MAP, S3_KEYS
-from pipelines.site import Site, Stage
+from pipelines.site import Site, StagePod
 
 _SLOW_SECONDS = 2.0
 _TRIED = {"2.17": "tried on a real cluster with 2.17.0"}  # versions of the server, as docs/operations.md has them
@@ -176,7 +177,7 @@ class _Namespace:
                 yield from self._optional(keys)
         yield self._retries()
         for stage in GPU_STAGES:
-            placed: Stage = getattr(self._target.site.stages, stage)
+            placed: StagePod = getattr(self._target.site.stages, stage)
             if placed.gpu_count or placed.node_selector:
                 yield self._nodes(stage, placed)
 
@@ -338,7 +339,7 @@ class _Namespace:
         patch = shlex.quote(controller.with_lost_pods_retried(data))
         return Finding(check, "warning", detail, f"{command.format('patch')} --patch {patch}")
 
-    def _nodes(self, stage: str, placed: Stage) -> Finding:
+    def _nodes(self, stage: str, placed: StagePod) -> Finding:
         """Check that a node could take the stage, as far as labels, taints and GPUs say."""
         check = f"nodes for {stage}"
         try:
@@ -373,7 +374,7 @@ def _gpus(node: Any, gpu_type: str) -> int:
     return int((node.status.allocatable or {}).get(gpu_type, 0))
 
 
-def _kept_away(node: Any, placed: Stage) -> list[str]:
+def _kept_away(node: Any, placed: StagePod) -> list[str]:
     """Return the taints of a node that the stage does not tolerate."""
 
     def is_tolerated(taint: Any) -> bool:

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from pipelines.kubeflow.stages import Attempt, Stage
+from pipelines.kubeflow.stages import StageAttempt, StageProgress
 
 _NOT_STAGES = re.compile(r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*")
 _MOST_ATTEMPTS = 101
 
 
-def guessed_stages(run: Any, specification: Mapping[str, Any], to_come: str) -> dict[tuple[str, ...], Stage]:
+def guessed_stages(
+    run: Any, specification: Mapping[str, Any], to_come: str
+) -> dict[tuple[str, ...], StageProgress]:
     """Return the stages that a run's task details have nodes of, by their paths."""
     details = (run.run_details.task_details if run.run_details else None) or []
     nodes = _Nodes(details, specification)
@@ -50,7 +52,7 @@ class _Nodes:
             if not below and not _NOT_STAGES.fullmatch(display):
                 yield inner
 
-    def stage(self, path: str, to_come: str) -> Stage:
+    def stage(self, path: str, to_come: str) -> StageProgress:
         """Return what is known of a stage; one that Argo leaves out has no state, and is `to_come`."""
         detail = self._detail(path)
         retried = [f"{path}.executor({index})" for index in range(_MOST_ATTEMPTS)]
@@ -60,14 +62,14 @@ class _Nodes:
             attempts = [f"{path}.executor"]
         name = path.rpartition(".")[2]
         if not detail or not detail.state:
-            return Stage(name, to_come, None, None, (), 0, "")
+            return StageProgress(name, to_come, None, None, (), 0, "")
         state = str(detail.state)
         pods = [self._pods(path, each, template) for each in attempts]
         states = ["FAILED"] * (len(pods) - 1) + [state]
-        tried = tuple(Attempt(names, its) for names, its in zip(pods, states, strict=False))
+        tried = tuple(StageAttempt(names, its) for names, its in zip(pods, states, strict=False))
         cause = tried[-1] if tried and state == "FAILED" else None
         times = (_known(detail.start_time), _known(detail.end_time))
-        return Stage(name, state, *times, tried, len(tried), "", cause)
+        return StageProgress(name, state, *times, tried, len(tried), "", cause)
 
     def _detail(self, path: str) -> Any:
         """The entry of a node: that of its display name, and of several, the one with its pods below it.

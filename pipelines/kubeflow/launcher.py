@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from mappo.config import ConfigError
-from mappo.storage import KUBEFLOW_SECRET
+from mappo.errors import ConfigError
+from mappo.runs.s3_access import KUBEFLOW_SECRET
 from pipelines.kubeflow.artifacts import DEFAULT_ROOT
 from pipelines.kubeflow.cluster import Call
 from pipelines.placement import LAUNCHER_CONFIG_MAP

@@ -15,7 +15,7 @@ from pipelines.kubeflow.client import ENDED
 from pipelines.kubeflow.connection import Api, ApiError
 from pipelines.kubeflow.guessed_nodes import guessed_stages
 from pipelines.kubeflow.reasons import in_words, is_exit
-from pipelines.kubeflow.stages import Attempt, Stage
+from pipelines.kubeflow.stages import StageAttempt, StageProgress
 from pipelines.kubeflow.workflow import Node, Workflow, container_of, driver_of, stage_name, workflow_of
 from pipelines.plan import Path, planned_stages, repeated_names
 
@@ -36,7 +36,7 @@ _KUEUE = "kueue.x-k8s.io/queue-name"
 _UNREADABLE = "its log cannot be read"
 
 
-def stages_of(kubeflow: Api, run: Any, specification: Mapping[str, Any]) -> list[Stage]:
+def stages_of(kubeflow: Api, run: Any, specification: Mapping[str, Any]) -> list[StageProgress]:
     """Return the stages of a run of this pipeline, also those to come, in the order in which they run.
 
     Raises:
@@ -72,7 +72,7 @@ class Logs:
         self._kubeflow, self._run_id = kubeflow, run_id
         self._read: dict[tuple[tuple[str, ...], bool], tuple[float, str | ApiError]] = {}
 
-    def of_attempts(self, stage: Stage) -> list[str]:
+    def of_attempts(self, stage: StageProgress) -> list[str]:
         """Return what each attempt of a stage printed, oldest first; a pod may hold several.
 
         A log that cannot be read is a line that says so.
@@ -89,7 +89,7 @@ class Logs:
         shown = [text if isinstance(text, str) else f"[{stage.task}] {_UNREADABLE}: {text}\n" for text in texts]
         return [part for text in shown for part in _cut(text)]
 
-    def told_by(self, stage: Stage) -> Stage:
+    def told_by(self, stage: StageProgress) -> StageProgress:
         """Return the stage with what only logs know: attempts within one pod, and why an attempt failed."""
         count, reason = stage.num_attempts, stage.reason
         for attempt in reversed(stage.attempts):
@@ -102,12 +102,12 @@ class Logs:
             reason = reason.replace(stage.cause.reason, words) if stage.cause.reason else words
         return replace(stage, num_attempts=count, reason=reason)
 
-    def _printed(self, attempt: Attempt) -> str:
+    def _printed(self, attempt: StageAttempt) -> str:
         """Return what a pod printed; empty if that cannot be read, or it has not begun."""
         text = "" if attempt.state == "PENDING" else self._text(attempt)
         return text if isinstance(text, str) else ""
 
-    def _text(self, attempt: Attempt) -> str | ApiError:
+    def _text(self, attempt: StageAttempt) -> str | ApiError:
         key, now = (attempt.pods, attempt.has_ended), time.monotonic()
         when, text = self._read.get(key, (0.0, ApiError("no pod has been started")))
         is_final = attempt.has_ended and isinstance(text, str)
@@ -138,12 +138,12 @@ def _last_words(text: str) -> str:
     return told[-1] if told else lines[-1].strip() if lines else ""
 
 
-def _stage(workflow: Workflow, path: Path, to_come: str, is_cancelled: bool) -> Stage:
+def _stage(workflow: Workflow, path: Path, to_come: str, is_cancelled: bool) -> StageProgress:
     """Return what the workflow says of one stage, which has a node or a driver."""
     node, pods = workflow.at(path), workflow.pods(path)
     memory = _memory_limit(pods[-1]) if pods else ""
     attempts = tuple(_attempt(pod, path[-1], memory, is_cancelled) for pod in pods)
-    stage = Stage(path[-1], to_come, None, None, (), 0, "")
+    stage = StageProgress(path[-1], to_come, None, None, (), 0, "")
     if node is None or node.phase in ("Omitted", "") or (not pods and node.phase != "Succeeded"):
         return _not_begun(stage, workflow, path, is_cancelled)
     state = _STATES.get(node.phase, "RUNNING")
@@ -156,7 +156,7 @@ def _stage(workflow: Workflow, path: Path, to_come: str, is_cancelled: bool) -> 
     return _with_reason(stage, workflow, path)
 
 
-def _not_begun(stage: Stage, workflow: Workflow, path: Path, is_cancelled: bool) -> Stage:
+def _not_begun(stage: StageProgress, workflow: Workflow, path: Path, is_cancelled: bool) -> StageProgress:
     """Return a stage without pods: what its driver waits for, or why the driver failed."""
     driver = workflow.newest_pod(driver_of(path))
     if driver is None:
@@ -168,7 +168,7 @@ def _not_begun(stage: Stage, workflow: Workflow, path: Path, is_cancelled: bool)
     return replace(stage, reason=cause.reason if stage.state == "PENDING" else "")
 
 
-def _with_reason(stage: Stage, workflow: Workflow, path: Path) -> Stage:
+def _with_reason(stage: StageProgress, workflow: Workflow, path: Path) -> StageProgress:
     """Return a stage with the reason why it waits, failed, or is tried again."""
     if stage.state == "SUCCEEDED" or not stage.attempts:
         return stage
@@ -184,7 +184,7 @@ def _with_reason(stage: Stage, workflow: Workflow, path: Path) -> Stage:
     return replace(stage, reason="; ".join(part for part in (why, backoff) if part), cause=failed[-1])
 
 
-def _with_cause(stages: list[Stage], workflow: Workflow, run: Any) -> list[Stage]:
+def _with_cause(stages: list[StageProgress], workflow: Workflow, run: Any) -> list[StageProgress]:
     """Return the stages of a run with what keeps the next of them from beginning.
 
     That is the driver of a pipeline around it, or the failure of the workflow as a whole. In a run that has ended,
@@ -209,10 +209,10 @@ def _with_cause(stages: list[Stage], workflow: Workflow, run: Any) -> list[Stage
     return [stuck if stage is waiting else stage for stage in stages]
 
 
-def _attempt(pod: Node, task: str, memory: str, is_cancelled: bool) -> Attempt:
+def _attempt(pod: Node, task: str, memory: str, is_cancelled: bool) -> StageAttempt:
     is_gated = pod.phase == "Pending" and _KUEUE in pod.inputs.values()
     reason = in_words(pod.message, task, memory, is_cancelled=is_cancelled, is_gated=is_gated)
-    return Attempt(pod.pods, _STATES.get(pod.phase, "RUNNING"), reason)
+    return StageAttempt(pod.pods, _STATES.get(pod.phase, "RUNNING"), reason)
 
 
 def _memory_limit(pod: Node) -> str:
@@ -221,13 +221,13 @@ def _memory_limit(pod: Node) -> str:
     return str((resources.get("limits") or {}).get("memory", ""))
 
 
-def _of_plan(path: Path, found: Mapping[Path, Stage], to_come: str) -> list[tuple[Path, Stage]]:
+def _of_plan(path: Path, found: Mapping[Path, StageProgress], to_come: str) -> list[tuple[Path, StageProgress]]:
     """Return the stages found that a planned one stands for; a loop of unknown items, for all its iterations."""
     if path in found:
         return [(path, found[path])]
     alike = [each for each in found if _without_iterations(each) == path]
     return [(each, found[each]) for each in sorted(alike, key=_indices)] or [
-        (path, Stage(path[-1], to_come, None, None, (), 0, ""))
+        (path, StageProgress(path[-1], to_come, None, None, (), 0, ""))
     ]
 
 

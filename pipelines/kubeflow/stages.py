@@ -5,7 +5,7 @@ from datetime import datetime
 
 
 @dataclass(frozen=True)
-class Attempt:
+class StageAttempt:
     """One pod of a stage. pods: names under which the API may know it; state: as of a stage; reason: in words."""
 
     pods: tuple[str, ...]
@@ -19,7 +19,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageProgress:
     """One stage of a run.
 
     name: `train`, `train[0]` in a loop, `retrain-best/train[0]` where pipelines share a name. state: PENDING (not
@@ -32,10 +32,10 @@ class Stage:
     state: str
     began: datetime | None
     ended: datetime | None
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[StageAttempt, ...]
     num_attempts: int
     reason: str
-    cause: Attempt | None = None
+    cause: StageAttempt | None = None
 
     @property
     def task(self) -> str:

@@ -1,0 +1,187 @@
+"""The commands that run one stage each: validate, train, evaluate, promote, compare and report."""
+
+import argparse
+from pathlib import Path
+
+from mappo.cli.arguments import (
+    CHAMPIONS_HELP,
+    RUN_HELP,
+    Commands,
+    add_command,
+    add_config_arguments,
+    add_gate_arguments,
+    add_monitor_arguments,
+    add_run_arguments,
+    changes_from_arguments,
+    config_from_arguments,
+    count,
+    gate_from_arguments,
+    run_directory,
+)
+from mappo.cli.status import status, watched_status
+from mappo.config import ExperimentConfig, override, to_json
+from mappo.errors import ConfigError
+from mappo.strict_json import to_dict
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of the stages."""
+    command = add_command(commands, "validate", _validate, "check that a task is fit to train on")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_monitor_arguments(command)
+    add_config_arguments(command)
+
+    command = add_command(
+        commands, "train", _train, "train a run, or go on with it; write checkpoints and history"
+    )
+    add_run_arguments(command)
+    command.add_argument(
+        "--keep", type=count, metavar="N", default=3, help="checkpoints to keep besides the best (default: 3)"
+    )
+    command.add_argument(
+        "--extend",
+        default="",
+        metavar="RUN",
+        help="begin where this run ended, with its configuration, up to a higher --collection.total-frames",
+    )
+    command.add_argument(
+        "--warm-start",
+        default="",
+        metavar="RUN",
+        help="begin with the networks of this run's best checkpoint; everything else is new",
+    )
+    command.add_argument(
+        "--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard event files here, too"
+    )
+    add_monitor_arguments(command)
+    add_config_arguments(command)
+
+    command = add_command(
+        commands, "evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside baselines"
+    )
+    command.add_argument("trained", metavar="RUN", help=RUN_HELP)
+    command.add_argument(
+        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
+    )
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
+    add_monitor_arguments(command)
+    add_config_arguments(command, with_recipe=False, required="RUN")
+
+    command = add_command(
+        commands, "promote", _promote, "put a run's checkpoint in the champion's place if it is better"
+    )
+    command.add_argument("trained", metavar="RUN", help=RUN_HELP)
+    command.add_argument(
+        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
+    )
+    command.add_argument("--champions", metavar="PLACE", default="champions", help=CHAMPIONS_HELP)
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the decision as JSON")
+    add_gate_arguments(command)
+    add_monitor_arguments(command)
+    add_config_arguments(command, with_recipe=False, required="RUN")
+
+    command = add_command(
+        commands, "compare", _compare, "compare evaluations of several training seeds or configurations"
+    )
+    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
+
+    command = add_command(commands, "report", _report, "write one HTML page of a run, or of several side by side")
+    command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
+    command.add_argument(
+        "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(default: report.html)"
+    )
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    config = to_json(config_from_arguments(arguments))
+    from mappo.stages.validate import validate  # imports torch: commands that need it pay for it
+
+    return watched_status(lambda: validate(config, arguments.output))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    extend = arguments.extend
+    if extend and arguments.recipe:
+        raise ConfigError(f"--extend takes the run's configuration: leave the recipe {arguments.recipe} out")
+    config = _config_of(extend, "last", arguments) if extend else config_from_arguments(arguments)
+    from mappo.runs.locations import run_location
+    from mappo.stages.train import train
+
+    location = run_location(arguments.store, arguments.run, "")
+    return watched_status(
+        lambda: train(
+            to_json(config),
+            location,
+            run_directory(arguments) / "history.csv",
+            extend=extend,
+            warm_start=arguments.warm_start,
+            keep=arguments.keep,
+            tensorboard=arguments.tensorboard,
+        )
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
+    from mappo.stages.evaluate import evaluate
+
+    return watched_status(
+        lambda: evaluate(
+            to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint, keep=True
+        )
+    )
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    gate = gate_from_arguments(arguments)
+    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
+    from mappo.stages.promote import promote
+
+    return watched_status(
+        lambda: promote(
+            to_json(config),
+            arguments.trained,
+            arguments.champions,
+            arguments.output,
+            gate=to_dict(gate),
+            checkpoint=arguments.checkpoint,
+        )
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mappo.stages.compare import compare
+
+    return status(lambda: compare(arguments.reports, arguments.output))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from mappo.stages.report import report
+
+    return status(lambda: report(arguments.runs, arguments.output))
+
+
+def _config_of(run: str, which: str, arguments: argparse.Namespace) -> ExperimentConfig:
+    """The configuration of a run's checkpoint, changed by the file, changed by the flags.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, names code that only the user may name, or as for any
+            configuration.
+    """
+    from mappo.errors import CheckpointError, StoreError
+    from mappo.runs.run import load_checkpoint
+
+    try:
+        trained = load_checkpoint(run, which).config
+    except (CheckpointError, StoreError) as error:
+        raise ConfigError(str(error)) from error
+    changes = changes_from_arguments(arguments)
+    config = override(trained, *changes)
+    named = any("scenario" in change.get("environment", {}) for change in changes)
+    if ":" in config.environment.scenario and not named:
+        raise ConfigError(
+            f"the checkpoint's scenario {trained.environment.scenario!r} is code outside VMAS, which a checkpoint "
+            "cannot be trusted to name: if it is yours, give it as --environment.scenario"
+        )
+    return config

@@ -1,0 +1,1 @@
+"""The VMAS task as TorchRL sees it, and its validation. Start with `environment`. Only `environment` builds a simulator."""

@@ -1,0 +1,189 @@
+"""A VMAS task as TorchRL sees it: construction, seeds, the time limit as truncation, and the tensordict keys.
+
+VMAS reports a single "done". Here it means *terminated* alone: the time limit is TorchRL's `StepCounter`, which
+sets *truncated*, so that values bootstrap through it. All agents form one group, `agents`.
+"""
+
+import copy
+import importlib
+import warnings
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+import torch
+import vmas
+from torch import Tensor
+from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs.libs.vmas import VmasEnv
+from torchrl.envs.utils import MarlGroupMapType
+from vmas.simulator.scenario import BaseScenario
+
+from mappo.compute.resources import free_memory_bytes, gibibytes
+from mappo.config import EnvironmentConfig, ExperimentConfig
+from mappo.environment.keys import EPISODE_RETURN, REWARD
+from mappo.environment.random_streams import Stream, stream_seed
+from mappo.errors import ConfigError
+
+
+def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> int:
+    """Bytes of a batch and of the learner's copy of it, which training needs at the least.
+
+    Raises:
+        ConfigError: fewer bytes are free.
+    """
+    frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
+    needed: int = 2 * frame.bytes() * config.collection.frames_per_batch
+    free = free_memory_bytes(device)
+    if needed > free:
+        raise ConfigError(
+            f"collection.num_envs = {config.collection.num_envs} x rollout_frames = "
+            f"{config.collection.rollout_frames}: a batch and the learner's copy need at least "
+            f"{gibibytes(needed)}, but {gibibytes(free)} are free on {device}; collect fewer frames at once"
+        )
+    return needed
+
+
+_MODULES = {  # of the scenarios that have names
+    "swarm": "mappo.environment.scenarios.swarm",
+    **{name: f"vmas.scenarios.{name}" for name in vmas.scenarios},
+    **{name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios},
+    **{name: f"vmas.scenarios.debug.{name}" for name in vmas.debug_scenarios},
+}
+SCENARIOS = tuple(sorted(_MODULES))
+
+_NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which this module gives or leaves alone
+    *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
+    *("from_pixels", "grad_enabled", "group_map", "max_steps", "multidiscrete_actions", "num_envs", "pixels_only"),
+    *("scenario", "scenario_kwargs", "seed", "terminated_truncated", "wrapper", "wrapper_kwargs"),
+}
+_shown_warnings: set[str] = set()  # what scenarios warn of is shown once a process
+
+
+def make_environment(
+    config: EnvironmentConfig,
+    num_envs: int,
+    seed: int,
+    stream: Stream,
+    device: torch.device,
+    after_frames: int = 0,
+    process: int = 0,
+) -> TransformedEnv:
+    """Build `num_envs` copies of the task, simulated together.
+
+    Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated and truncated [envs, 1].
+    A run that goes on `after_frames` draws other episodes than from its start, and so does each `process` of it.
+    Call it inside `private_random_streams`: VMAS has one random state for the whole process.
+
+    Raises:
+        ConfigError: no such scenario, arguments that it does not take, or several groups of agents with
+            different observations or actions.
+    """
+    vmas_env = _make_vmas(config, num_envs, device)
+    _require_equal_agents(vmas_env, config.scenario)
+    transforms = Compose(
+        StepCounter(max_steps=config.max_episode_frames),
+        RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),
+    )
+    environment = TransformedEnv(vmas_env, transforms)
+    environment.set_seed(stream_seed(seed, stream, 2 * process, after_frames))
+    return environment
+
+
+def action_choices(environment: EnvBase) -> tuple[int, ...]:
+    """How many choices each component of an agent's action has; empty when actions are continuous."""
+    return _choices(environment.base_env.action_space[0])
+
+
+def entity_positions(environment: EnvBase) -> dict[str, Tensor]:
+    """Copies of the positions [envs, 2] by name of entity, but for joints, which VMAS places itself."""
+    entities = environment.base_env._env.world.entities
+    return {entity.name: entity.state.pos.clone() for entity in entities if not getattr(entity, "is_joint", False)}
+
+
+def has_joints(environment: EnvBase) -> bool:
+    """Whether entities are connected; VMAS then moves joints of all environments when one of them is reset."""
+    return any(getattr(entity, "is_joint", False) for entity in environment.base_env._env.world.entities)
+
+
+def scenario_module(name: str) -> ModuleType:
+    """The module that defines a scenario, named or a user's own."""
+    return importlib.import_module(_MODULES.get(name) or name.partition(":")[0])
+
+
+def _scenario(name: str) -> BaseScenario:
+    """A scenario by its name, or a user's own by `package.module:Class`."""
+    _, colon, class_name = name.partition(":")
+    if not colon and name not in SCENARIOS:
+        close = get_close_matches(name, SCENARIOS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
+        raise ConfigError(f"environment.scenario = {name!r}: there is no such scenario; {hint}")
+    try:
+        scenario = getattr(scenario_module(name), class_name or "Scenario")()
+    except Exception as error:  # a user's module can raise anything
+        raise ConfigError(
+            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: {error}; its module "
+            "must be installed or in the current directory, and in a pipeline part of the image"
+        ) from error
+    if not isinstance(scenario, BaseScenario):
+        raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")
+    return scenario
+
+
+def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> VmasEnv:
+    scenario = _scenario(config.scenario)
+    if taken := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
+        raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(taken)}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            environment = VmasEnv(
+                scenario=scenario,
+                num_envs=num_envs,
+                device=device,
+                continuous_actions=config.actions == "continuous",
+                multidiscrete_actions=config.actions == "multi-discrete",
+                categorical_actions=True,
+                max_steps=None,
+                group_map=MarlGroupMapType.ALL_IN_ONE_GROUP,
+                scenario_kwargs=copy.deepcopy(config.scenario_kwargs),
+            )
+        except Exception as error:
+            raise ConfigError(
+                f"environment: scenario {config.scenario!r} with {config.scenario_kwargs} cannot be built: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    for warning in caught:
+        if "not used by the scenario" in str(warning.message):
+            raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
+        if str(warning.message) not in _shown_warnings:
+            _shown_warnings.add(str(warning.message))
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return environment
+
+
+def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
+    """One group of agents, stacked in one tensor, needs the same observation vector and the same actions."""
+    observations, actions = environment.observation_space, environment.action_space
+    agents = zip(environment.agent_names, observations, actions, strict=True)
+    seen_and_done = {name: (seen.shape, _choices(act) or act.shape) for name, seen, act in agents}
+    if None in (seen for seen, _ in seen_and_done.values()):
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features], "
+            "not several"
+        )
+    if len(set(seen_and_done.values())) > 1:
+        listed = "; ".join(
+            f"{name}: observation {seen}, action {act}" for name, (seen, act) in seen_and_done.items()
+        )
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: all agents are one group, which needs the same observation and "
+            f"action vectors for each (pad the shorter ones in the scenario), but they differ: {listed}"
+        )
+
+
+def _choices(space: Any) -> tuple[int, ...]:
+    """Of a gym space of actions; empty when it is continuous."""
+    if hasattr(space, "nvec"):
+        return tuple(int(n) for n in space.nvec)
+    return (int(space.n),) if hasattr(space, "n") else ()

@@ -1,0 +1,20 @@
+"""The keys of tensordicts, with the shapes of what they hold."""
+
+OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
+ACTION = ("agents", "action")  # [envs, time, agents, features]; discrete: [envs, time, agents]
+REWARD = ("agents", "reward")  # [envs, time, agents, 1]
+EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed since the reset
+STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
+DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
+
+Key = str | tuple[str, ...]
+CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)  # between frames
+FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # what is shown after a frame
+
+
+def next_key(key: Key) -> Key:
+    """The key of what is shown after a frame."""
+    return ("next", *((key,) if isinstance(key, str) else key))
+
+
+FRAME: tuple[Key, ...] = (*CARRIED, ACTION, *(next_key(key) for key in FOLLOWING))

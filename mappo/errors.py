@@ -1,0 +1,142 @@
+"""The exceptions of this package, in one tree.
+
+`MappoError` is the base of every error that a user can understand and mend: its message says what happened, with
+which value, and what to do. A stage prints it as one line. Each class keeps the built-in exception that it is a
+kind of as a second base.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+class MappoError(Exception):
+    """The base of all errors of this package. `may_pass`: another attempt may not meet the error again."""
+
+    may_pass = False
+
+
+class ConfigError(MappoError, ValueError):
+    """A configuration cannot be used; the message names the field, its value and the bound."""
+
+
+class EnvironmentUnfit(MappoError):
+    """A task is not fit to train on; the message says what is wrong and what its author can do about it."""
+
+
+class NotTraceable(MappoError):
+    """A function cannot be traced; the message says why, and in which line."""
+
+
+class NotFaithful(MappoError, ValueError):
+    """A scenario cannot run on the fast path; the message says why."""
+
+
+class NoHeuristic(MappoError):
+    """A scenario has no heuristic policy for this task, or it cannot run; the message says why."""
+
+
+class NonFiniteError(MappoError, ArithmeticError):
+    """A number is NaN or infinite. `source`: the value of the metric label `source`."""
+
+    source = ""
+
+
+class NonFiniteLoss(NonFiniteError):
+    """A term of the loss is NaN or infinite; the optimiser did not step on it."""
+
+    source = "loss"
+
+
+class NonFiniteObservation(NonFiniteError):
+    """An observation is NaN or infinite; the policy did not act on it."""
+
+    source = "observation"
+
+
+class NonFiniteReturn(NonFiniteError):
+    """The return of an episode is NaN or infinite, so there is nothing to average."""
+
+    source = "return"
+
+
+class ProcessDied(MappoError, RuntimeError):
+    """A process that collects has ended; the message says which one and how."""
+
+    may_pass = True
+
+
+class CheckpointError(MappoError, ValueError):
+    """A checkpoint cannot be read, or does not fit these networks; the message says why."""
+
+
+class SimulationStateError(MappoError, ValueError):
+    """A state cannot be captured, or does not fit the simulation that it is restored into."""
+
+
+class NotExportable(MappoError, ValueError):
+    """The exported policy does not act as the trained one does; the message says how they differ."""
+
+
+class StoreError(MappoError):
+    """A store refused a request; the message names the location and the cause. `outcome`: a metric label."""
+
+    outcome = "refused"
+
+
+class StoreUnavailable(StoreError):
+    """A store did not answer, or not in time, or not usably; the same request may succeed later."""
+
+    outcome = "unavailable"
+    may_pass = True
+
+
+class KeyMissing(StoreError):
+    """A store holds nothing under this key."""
+
+    outcome = "missing"
+
+
+class KeyTaken(StoreError):
+    """A store holds something else under a key that was to be created."""
+
+    outcome = "taken"
+
+
+class TooLarge(StoreError):
+    """An entry of a store has more bytes than its reader accepts."""
+
+
+class Superseded(StoreError):
+    """A later attempt trains this run; what this attempt does no longer counts."""
+
+
+class NotSaved(StoreError):
+    """Checkpoints could not be saved in time. `rescue` writes them to a directory."""
+
+    may_pass = True
+
+    def __init__(self, message: str, rescue: Callable[[Path], None]):
+        super().__init__(message)
+        self.rescue = rescue
+
+
+class DatabaseError(MappoError, OSError):
+    """The database of studies cannot be reached, or refuses a request."""
+
+    may_pass = True
+
+
+class TrialLost(MappoError):
+    """Another worker has this trial, or may have it; what this worker does with it no longer counts."""
+
+
+class Pruned(MappoError):
+    """The pruner ends a trial early; the message says when."""
+
+
+class StageFailed(MappoError):
+    """A stage ended without a result and has printed why. `is_final`: another attempt would fail alike."""
+
+    def __init__(self, message: str, *, is_final: bool = False):
+        super().__init__(message)
+        self.is_final = is_final

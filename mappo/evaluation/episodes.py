@@ -1,0 +1,139 @@
+"""Episodes of a policy from given seeds: trained, random or heuristic."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from mappo.compute.resources import resolve_device
+from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig
+from mappo.environment.environment import make_environment, scenario_module
+from mappo.environment.frames import require_finite_observations
+from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.errors import NoHeuristic, NonFiniteReturn
+from mappo.learning.networks import make_networks
+from mappo.runs.checkpoint import Checkpoint, restore_networks
+
+Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
+PolicyOf = Callable[[EnvBase], Act]
+OnFrame = Callable[[EnvBase, torch.Tensor, torch.Tensor | None], object]
+"""Sees an environment, which of its episodes had not ended before this frame [envs], and its rewards [envs]."""
+
+
+def trained_policy(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
+    """The policy of a checkpoint, for the task of a configuration.
+
+    Raises:
+        CheckpointError: the checkpoint's networks do not fit the task.
+        ConfigError: the task or the device is not there.
+    """
+    device = resolve_device(config.device)
+    with private_random_streams(0, Stream.EVALUATION, device):
+        environment = make_environment(config.environment, 1, 0, Stream.EVALUATION, device)
+        networks = make_networks(config.networks, environment)
+        restore_networks(checkpoint, networks)
+    return lambda _: networks.policy
+
+
+def play_episodes(
+    policy: PolicyOf,
+    config: ExperimentConfig,
+    episodes: EvaluationConfig | SelectionConfig,
+    stream: Stream,
+    on_frame: OnFrame | None = None,
+) -> tuple[list[float], list[float]]:
+    """Returns, and lengths in frames, of one episode in each of `episodes_per_seed` environments, for each seed.
+
+    `policy` makes the function that acts in an environment. Initial states depend on seed and stream alone, not
+    on the policy, so two policies meet the same ones.
+
+    Raises:
+        NonFiniteObservation: naming environment and agent.
+        NonFiniteReturn: naming the episode.
+    """
+    device = resolve_device(config.device)
+    returns: list[float] = []
+    lengths: list[float] = []
+    for seed in episodes.seeds:
+        with private_random_streams(seed, stream, device):
+            environment = make_environment(config.environment, episodes.episodes_per_seed, seed, stream, device)
+            seed_returns, seed_lengths = _first_episodes(
+                environment, policy(environment), config.evaluation.deterministic, on_frame
+            )
+        if not seed_returns.isfinite().all():
+            episode = int((~seed_returns.isfinite()).nonzero()[0])
+            raise NonFiniteReturn(
+                f"the return of episode {episode} of seed {seed} is {seed_returns[episode].item()}: the scenario "
+                "must keep its rewards finite"
+            )
+        returns += seed_returns.tolist()
+        lengths += seed_lengths.tolist()
+    return returns, lengths
+
+
+@torch.no_grad()
+def _first_episodes(
+    environment: EnvBase, act: Act, deterministic: bool, on_frame: OnFrame | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return and length [envs] of each environment's first episode.
+
+    Ended ones are simulated on, but their frames do not count and what they show is not acted upon.
+    """
+    state = environment.reset()
+    running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
+    returns = torch.zeros(environment.batch_size, device=environment.device)
+    lengths = torch.zeros_like(returns)
+    if on_frame:
+        on_frame(environment, running, None)
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with set_exploration_type(exploration):
+        while running.any():
+            require_finite_observations(state[OBSERVATION])
+            state = environment.step(act(state))["next"]
+            reward = state[REWARD].mean((-2, -1))
+            returns = torch.where(running, returns + reward, returns)
+            lengths += running
+            if on_frame:
+                on_frame(environment, running, reward)
+            running = running & ~state[DONE].squeeze(-1)
+            state[OBSERVATION] = torch.where(running[:, None, None], state[OBSERVATION], 0.0)
+    return returns, lengths
+
+
+def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
+    """The `HeuristicPolicy` of the module that defines the scenario, acting for each agent in turn.
+
+    It is foreign code, in some scenarios with dependencies of its own: whatever it raises is a reason.
+    """
+    module, simulator = scenario_module(scenario), environment.base_env._env
+    if not hasattr(module, "HeuristicPolicy"):
+        raise NoHeuristic(f"{module.__name__} defines no HeuristicPolicy")
+    if not simulator.continuous_actions:
+        raise NoHeuristic("heuristic policies give continuous actions, which this configuration does not take")
+
+    def act(state: TensorDictBase) -> TensorDictBase:
+        with _as_reason(module.__name__):
+            actions = [
+                heuristic.compute_action(state[OBSERVATION][:, index], u_range=agent.u_range)
+                for index, agent in enumerate(simulator.agents)
+            ]
+            stacked = torch.stack(actions, dim=1)
+            if stacked.shape != environment.full_action_spec[ACTION].shape or not stacked.isfinite().all():
+                raise ValueError(f"actions {list(stacked.shape)} do not fit the task or are not finite")
+            return state.set(ACTION, stacked)
+
+    with _as_reason(module.__name__):
+        heuristic = module.HeuristicPolicy(continuous_action=True)
+    return act
+
+
+@contextmanager
+def _as_reason(module: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise NoHeuristic(f"{module}.HeuristicPolicy: {type(error).__name__}: {error}") from error

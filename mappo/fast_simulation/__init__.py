@@ -1,0 +1,1 @@
+"""The compiled simulation and the proof that it equals VMAS. Start with `fast_simulation`. A scenario that cannot be compiled faithfully is refused with the reason."""

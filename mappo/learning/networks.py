@@ -1,0 +1,210 @@
+"""The decentralised actor and the centralised critic, sized from the environment's specs."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict.nn import NormalParamExtractor, TensorDictModule
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent
+from torchrl.data import MultiCategorical as MultiCategoricalSpec
+from torchrl.envs import EnvBase
+from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
+
+from mappo.config import NetworksConfig
+from mappo.environment.environment import action_choices
+from mappo.environment.keys import ACTION, OBSERVATION
+
+VALUE = ("agents", "state_value")  # [envs, time, agents, 1]
+_LOC, _SCALE, _LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+_DECAY = 0.99999  # of running moments, an update: that of the MAPPO paper's code
+_MIN_VARIANCE = 1e-2  # the same
+_IMPOSSIBLE = -1e8  # a logit whose probability is 0
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of MAPPO, both reading and writing tensordicts.
+
+    policy: each agent's observation -> its action, with one set of weights for all agents or one for each.
+    critic: the observations of all agents together -> one value for each agent, in units of the reward.
+    """
+
+    policy: ProbabilisticActor
+    critic: TensorDictModule
+
+    def modules(self) -> nn.ModuleDict:
+        """Both as one module, whose state_dict is all there is to save."""
+        return nn.ModuleDict({"policy": self.policy, "critic": self.critic})
+
+    def update_observation_moments(self, observations: Tensor) -> None:
+        """Count observations [..., agents, features] in, where the networks standardise them."""
+        for module in self.modules().modules():
+            if isinstance(module, ObservationNormaliser):
+                module.moments.update(observations)
+
+
+class RunningMoments(nn.Module):
+    """Mean and standard deviation of a stream of batches, each the batch's moments weighted by 0.99999 ** age.
+
+    Before the first update: mean 0, deviation 1. Source: ValueNorm of the code of Yu et al., The Surprising
+    Effectiveness of PPO in Cooperative Multi-Agent Games (2022), whose debiasing is the division by the weight.
+    """
+
+    def __init__(self, num_features: int, device: torch.device):
+        super().__init__()
+        zero = torch.zeros(num_features, dtype=torch.float64, device=device)
+        self.means = nn.Buffer(zero.clone())
+        self.squares = nn.Buffer(zero.clone())
+        self.weight = nn.Buffer(zero.sum())
+
+    def update(self, values: Tensor) -> None:
+        """Count a batch [..., features] in."""
+        rows = values.detach().double().flatten(0, -2)
+        self.means.mul_(_DECAY).add_(rows.mean(0))
+        self.squares.mul_(_DECAY).add_(rows.square().mean(0))
+        self.weight.mul_(_DECAY).add_(1)
+
+    def standardise(self, values: Tensor) -> Tensor:
+        """[..., features] -> [..., features], to zero mean and unit deviation."""
+        mean, deviation = self._mean_and_deviation()
+        return (values - mean) / deviation
+
+    def restore(self, values: Tensor) -> Tensor:
+        """The inverse of `standardise`."""
+        mean, deviation = self._mean_and_deviation()
+        return values * deviation + mean
+
+    def _mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        weight = self.weight.clamp_min(1)
+        mean = self.means / weight
+        variance = torch.where(self.weight > 0, self.squares / weight - mean.square(), 1.0)
+        return mean.float(), variance.clamp_min(_MIN_VARIANCE).sqrt().float()
+
+
+class ObservationNormaliser(nn.Module):
+    """Observations [..., features] standardised by their running moments over all agents."""
+
+    def __init__(self, num_features: int, device: torch.device):
+        super().__init__()
+        self.moments = RunningMoments(num_features, device)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.moments.standardise(observation)
+
+
+class OnePerAgent(nn.Module):
+    """Networks that share nothing: each agent's observation goes through its own."""
+
+    def __init__(self, networks: list[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[..., agents, features] -> [..., agents, outputs]."""
+        own = zip(self.networks, observation.unbind(-2), strict=True)
+        return torch.stack([network(seen) for network, seen in own], dim=-2)
+
+
+class CentralisedCritic(nn.Module):
+    """Values of all agents from the observations of all agents.
+
+    The output layer has one unit for each agent, so that agents with rewards of their own have values of their
+    own. With `moments` of the value targets, the network predicts standardised values. Source: Yu et al., The
+    Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), sections 3 and 5.1.
+    """
+
+    def __init__(self, observation_normaliser: nn.Module, network: nn.Module, moments: RunningMoments | None):
+        super().__init__()
+        self.observation_normaliser = observation_normaliser
+        self.network = network
+        self.moments = moments
+
+    def predict(self, observation: Tensor) -> Tensor:
+        """[..., agents, features] -> what the network predicts, standardised or not, [..., agents, 1]."""
+        values: Tensor = self.network(self.observation_normaliser(observation).flatten(-2))
+        return values.unsqueeze(-1)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[..., agents, features] -> values in units of the reward, [..., agents, 1]."""
+        prediction = self.predict(observation)
+        return self.moments.restore(prediction) if self.moments else prediction
+
+
+class MultiCategorical(Independent):  # type: ignore[type-arg]
+    """An action of several components, each a choice of its own; log-probabilities and entropies are sums.
+
+    logits [..., sum of choices] -> samples [..., components].
+    """
+
+    def __init__(self, logits: Tensor, choices: tuple[int, ...]):
+        parts = torch.split(logits, list(choices), dim=-1)
+        padded = [nn.functional.pad(part, (0, max(choices) - part.shape[-1]), value=_IMPOSSIBLE) for part in parts]
+        super().__init__(Categorical(logits=torch.stack(padded, dim=-2)), 1)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The most likely choice of each component."""
+        return self.mode
+
+
+def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
+    """Fresh networks on the environment's device; their initial weights come from torch's random stream."""
+    num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
+
+    def normaliser() -> nn.Module:
+        if config.normalise_observations:
+            return ObservationNormaliser(num_features, environment.device)
+        return nn.Identity()
+
+    policy = _make_policy(config, environment, normaliser())
+    critic = CentralisedCritic(
+        normaliser(),
+        _mlp(config, num_agents * num_features, num_agents, environment),
+        RunningMoments(1, environment.device) if config.normalise_values else None,
+    )
+    return Networks(policy, TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE]))
+
+
+def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Module) -> ProbabilisticActor:
+    num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
+    num_outputs, keys, distribution = _action_distribution(environment)
+    actor = partial(_mlp, config, num_features, num_outputs, environment)
+    actors = actor() if config.share_policy else OnePerAgent([actor() for _ in range(num_agents)])
+    extractor = NormalParamExtractor() if keys == [_LOC, _SCALE] else nn.Identity()
+    return ProbabilisticActor(
+        TensorDictModule(
+            nn.Sequential(normaliser, actors, extractor),
+            in_keys=[OBSERVATION],
+            out_keys=keys,
+        ),
+        spec=environment.full_action_spec_unbatched,
+        in_keys=keys,
+        out_keys=[ACTION],
+        **distribution,
+    )
+
+
+def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
+    """How many numbers an agent's network gives, their keys, and the distribution that they parametrise."""
+    spec, choices = environment.full_action_spec_unbatched[ACTION], action_choices(environment)
+    if not choices:
+        bounds = {"low": spec.space.low, "high": spec.space.high}
+        squashed = {"distribution_class": TanhNormal, "distribution_kwargs": bounds}
+        return 2 * spec.shape[-1], [_LOC, _SCALE], squashed
+    if isinstance(spec, MultiCategoricalSpec):
+        several = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}
+        return sum(choices), [_LOGITS], several
+    return sum(choices), [_LOGITS], {"distribution_class": Categorical}
+
+
+def _mlp(config: NetworksConfig, in_features: int, out_features: int, environment: EnvBase) -> MLP:
+    return MLP(
+        in_features=in_features,
+        out_features=out_features,
+        num_cells=list(config.hidden_sizes),
+        activation_class=_ACTIVATIONS[config.activation],
+        device=environment.device,
+    )

@@ -1,0 +1,1 @@
+"""Metrics for Prometheus and TensorBoard. Start with `monitor`. Monitoring never makes a stage fail."""

@@ -1,0 +1,122 @@
+"""What a run's history says about how it learned, in plain words, each with its evidence."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Rows = Sequence[Mapping[str, float]]
+MIN_ITERATIONS = 5  # fewer say nothing about a trend
+_LATE = 0.2  # the share of iterations at the end that is looked at
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One answer. state: good, look (worth a look) or problem. evidence: the numbers that it rests on."""
+
+    question: str
+    state: Literal["good", "look", "problem"]
+    answer: str
+    evidence: str
+
+
+def diagnose(rows: Rows, clip_epsilon: float) -> list[Diagnosis]:
+    """Answers from the rows of a history, NaN where a cell is empty; none from fewer than `MIN_ITERATIONS`.
+
+    The bounds are rules of thumb of the field. Source: Huang et al., The 37 Implementation Details of Proximal
+    Policy Optimization (2022); Andrychowicz et al., What Matters In On-Policy Reinforcement Learning (2020).
+    """
+    if len(rows) < MIN_ITERATIONS:
+        return []
+    return [_policy(rows, clip_epsilon), _critic(rows), _exploration(rows), _return(rows)]
+
+
+def _policy(rows: Rows, clip_epsilon: float) -> Diagnosis:
+    kl, clipped = _late(rows, "kl"), _late(rows, "clip_fraction")
+    evidence = (
+        f"in the last fifth: KL {kl:.3g} nats an update, {100 * clipped:.0f} % of ratios outside "
+        f"1 ± {clip_epsilon:g}"
+    )
+    question = "Is the policy changing too much in an update?"
+    if math.isnan(kl) or math.isnan(clipped):
+        return Diagnosis(question, "look", "Unknown: KL or clip fraction was not recorded.", evidence)
+    if kl > 0.1 or clipped > 0.5:
+        answer = "Yes: fewer epochs, a lower learning rate or target_kl would hold it back."
+        return Diagnosis(question, "problem", answer, evidence)
+    if kl > 0.03 or clipped > 0.3:
+        return Diagnosis(question, "look", "It changes a lot; watch whether the return stays steady.", evidence)
+    if clipped < 0.005 and kl < 1e-4:
+        answer = "It hardly changes: training has converged, or the learning rate is too low."
+        return Diagnosis(question, "look", answer, evidence)
+    return Diagnosis(question, "good", "No.", evidence)
+
+
+def _critic(rows: Rows) -> Diagnosis:
+    explained, question = _late(rows, "explained_variance"), "Is the critic accurate?"
+    loss = _late(rows, "loss_critic")
+    evidence = f"in the last fifth: explained variance {explained:.2f} (1 is perfect), critic's loss {loss:.3g}"
+    if math.isnan(explained):
+        return Diagnosis(question, "look", "Unknown: the value targets did not vary.", evidence)
+    if explained < 0:
+        answer = "No: worse than a constant. More epochs, a larger network or normalise_values may help."
+        return Diagnosis(question, "problem", answer, evidence)
+    if explained < 0.5:
+        answer = "Somewhat. That is usual once returns hardly vary; before that, advantages are noisy."
+        return Diagnosis(question, "look", answer, evidence)
+    return Diagnosis(question, "good", "Yes.", evidence)
+
+
+def _exploration(rows: Rows) -> Diagnosis:
+    entropy = _column(rows, "entropy")
+    first, last = float(np.nanmean(entropy[:3])), _late(rows, "entropy")
+    question = "Does the policy still explore?"
+    evidence = f"entropy {first:.2f} nats at first, {last:.2f} in the last fifth"
+    if math.isnan(last) or math.isnan(first):
+        return Diagnosis(question, "look", "Unknown: entropy was not recorded.", evidence)
+    drop = first - last
+    early = float(np.nanmin(entropy[: max(2, len(entropy) // 4)]))
+    if first - early > 3.0:
+        answer = "It stopped within the first quarter of training: raise entropy_coefficient."
+        return Diagnosis(question, "problem", answer, f"{evidence}; {early:.2f} within the first quarter")
+    if drop > 4.0:
+        return Diagnosis(
+            question, "look", "Hardly any more; fine if the return is as high as it can be.", evidence
+        )
+    return Diagnosis(question, "good", "Yes.", evidence)
+
+
+def _return(rows: Rows) -> Diagnosis:
+    question = "Did the return fall back from its best?"
+    returns = _column(rows, "episode_return_mean")
+    known = returns[np.isfinite(returns)]
+    if len(known) < MIN_ITERATIONS:
+        return Diagnosis(question, "look", "Unknown: too few episodes ended.", f"{len(known)} iterations had any")
+    width = max(1, len(known) // 10)
+    smooth = np.convolve(known, np.ones(width) / width, mode="valid")
+    best, last, start = float(smooth.max()), float(smooth[-1]), float(smooth[0])
+    gained = best - min(start, best)
+    smoothed = f"mean of {width} iterations: " if width > 1 else ""
+    evidence = f"{smoothed}{start:.3g} at first, {best:.3g} at best, {last:.3g} at last"
+    if gained <= 0 or best - start < 1e-9:
+        return Diagnosis(question, "problem", "It never rose above where it began.", evidence)
+    lost = (best - last) / gained
+    if lost > 0.5:
+        return Diagnosis(question, "problem", "Yes, by more than half of what it had gained.", evidence)
+    if lost > 0.2:
+        return Diagnosis(
+            question, "look", "By a part of what it had gained; the best checkpoint is kept.", evidence
+        )
+    return Diagnosis(question, "good", "No.", evidence)
+
+
+def _column(rows: Rows, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    return np.asarray([row.get(name, float("nan")) for row in rows], dtype=np.float64)
+
+
+def _late(rows: Rows, name: str) -> float:
+    """The mean over the last fifth; NaN when nothing is known there."""
+    late = _column(rows, name)[-max(1, round(len(rows) * _LATE)) :]
+    known = late[np.isfinite(late)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,210 @@
+"""Plots of what was recorded, as Plotly's JSON: curves of training, and returns of evaluation."""
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from mappo.evaluation.evaluation import EpisodeReturns
+
+Rows = Sequence[Mapping[str, float]]
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899")
+_PHASES = {"collect_seconds": "collecting", "learn_seconds": "learning", "evaluate_seconds": "evaluating"}
+_MAX_POINTS = 1_500  # of a curve; more are not seen
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with what a reader needs to know. figure: Plotly's JSON; identifier: of its place in the page."""
+
+    identifier: str
+    title: str
+    explanation: str
+    figure: str
+
+
+def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
+    """Learning curves of one run, or of several on top of each other."""
+    single = (
+        ("kl", "Change of the policy", "approximate KL divergence (nats)", "How far an update moves the policy."),
+        (
+            "clip_fraction",
+            "Clipped share",
+            "probability ratios that were clipped (0 to 1)",
+            "High: too large steps.",
+        ),
+        ("entropy", "Entropy", "entropy of an agent's action (nats)", "Falls as the policy makes up its mind."),
+        ("explained_variance", "Critic", "explained variance (1 is perfect)", "How well values predict returns."),
+        ("loss_critic", "Critic's loss", "loss", "In the units of squared values; only its trend says something."),
+        ("loss_policy", "Policy's loss", "loss", "Clipped surrogate; about zero is usual."),
+        ("gradient_norm_policy", "Policy's gradient", "norm before clipping", "Spikes go with unstable updates."),
+        ("frames_per_second", "Speed", "frames a second", "Collecting and learning."),
+    )
+    plots = [_returns(histories)]
+    plots += [
+        Plot(name, title, explanation, _json(_curves(histories, name), "frames", axis))
+        for name, title, axis, explanation in single
+    ]
+    return [*plots, _phases(histories)]
+
+
+def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
+    """How returns of episodes are spread under each policy, with the mean and its interval."""
+    traces: list[Any] = []
+    for index, (name, returns) in enumerate(policies.items()):
+        colour, mean = COLOURS[index % len(COLOURS)], returns.mean
+        traces.append(
+            go.Box(
+                y=returns.episode_returns,
+                name=name,
+                boxpoints="all",
+                jitter=0.6,
+                pointpos=0,
+                marker={"size": 3, "opacity": 0.45, "color": colour},
+                line={"width": 1, "color": colour},
+                fillcolor="rgba(0,0,0,0)",
+                showlegend=False,
+            )
+        )
+        interval = (
+            {}
+            if mean.low is None or mean.high is None
+            else {
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [mean.high - mean.value],
+                    "arrayminus": [mean.value - mean.low],
+                    "thickness": 3,
+                    "width": 12,
+                }
+            }
+        )
+        traces.append(
+            go.Scatter(
+                x=[name],
+                y=[mean.value],
+                mode="markers",
+                marker={"symbol": "diamond", "size": 11, "color": colour},
+                name=f"{name}: mean",
+                showlegend=False,
+                **interval,
+            )
+        )
+    explanation = "Every dot is an episode, the diamond their mean with its 95 % interval."
+    return Plot(
+        "evaluation", "Returns in evaluation", explanation, _json(traces, "policy", "return of an episode")
+    )
+
+
+def _returns(histories: Mapping[str, Rows]) -> Plot:
+    traces: list[Any] = []
+    for index, (name, rows) in enumerate(histories.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        shown = _thinned(rows)
+        frames = [row["frames"] for row in shown]
+        if len(histories) == 1:
+            for edge, fill in (("episode_return_max", None), ("episode_return_min", "tonexty")):
+                traces.append(
+                    go.Scatter(
+                        x=frames,
+                        y=_cells(shown, edge),
+                        mode="lines",
+                        line={"width": 0},
+                        fill=fill,
+                        fillcolor="rgba(59,130,246,0.15)",
+                        name="smallest to largest" if fill else "largest",
+                        showlegend=bool(fill),
+                        hoverinfo="skip",
+                    )
+                )
+        traces.append(
+            go.Scatter(
+                x=frames,
+                y=_cells(shown, "episode_return_mean"),
+                mode="lines",
+                line={"color": colour, "width": 2},
+                name="in training" if len(histories) == 1 else name,
+            )
+        )
+        judged = [row for row in rows if _is_known(row.get("evaluation_return_mean"))]
+        if judged:
+            traces.append(
+                go.Scatter(
+                    x=[row["frames"] for row in judged],
+                    y=_cells(judged, "evaluation_return_mean"),
+                    mode="markers",
+                    marker={
+                        "color": colour,
+                        "size": 9,
+                        "symbol": "diamond",
+                        "line": {"width": 1, "color": "#888"},
+                    },
+                    name="evaluated" if len(histories) == 1 else f"{name}, evaluated",
+                )
+            )
+    explanation = "Mean over the episodes that ended in an iteration; diamonds are evaluations during training."
+    return Plot(
+        "returns", "Return", explanation, _json(traces, "frames", "return of an episode, mean over agents")
+    )
+
+
+def _phases(histories: Mapping[str, Rows]) -> Plot:
+    traces = [
+        go.Bar(
+            x=list(histories),
+            y=[sum(row[column] for row in rows if _is_known(row.get(column))) for rows in histories.values()],
+            name=phase,
+            marker={"color": COLOURS[index]},
+        )
+        for index, (column, phase) in enumerate(_PHASES.items())
+    ]
+    layout = {"barmode": "stack"}
+    explanation = "What the training spent its time on, over the whole run."
+    return Plot("phases", "Time by phase", explanation, _json(traces, "", "seconds", **layout))
+
+
+def _curves(histories: Mapping[str, Rows], column: str) -> list[Any]:
+    return [
+        go.Scatter(
+            x=[row["frames"] for row in shown],
+            y=_cells(shown, column),
+            mode="lines",
+            line={"color": COLOURS[index % len(COLOURS)], "width": 2},
+            name=name,
+            showlegend=len(histories) > 1,
+        )
+        for index, (name, shown) in enumerate((name, _thinned(rows)) for name, rows in histories.items())
+    ]
+
+
+def _thinned(rows: Rows) -> Rows:
+    """Every so many rows of a long history, and the last."""
+    step = max(1, len(rows) // _MAX_POINTS)
+    return [row for index, row in enumerate(rows) if index % step == 0 or index == len(rows) - 1]
+
+
+def _cells(rows: Rows, column: str) -> list[float | None]:
+    """Numbers; what is not finite is a gap."""
+    return [row[column] if _is_known(row.get(column)) else None for row in rows]
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and abs(value) < float("inf")
+
+
+def _json(traces: Sequence[Any], x_title: str, y_title: str, **layout: Any) -> str:
+    figure = go.Figure(traces)
+    lines = "<br>".join(textwrap.wrap(y_title, 30))  # a longer one is cut off by the plot's height
+    figure.update_layout(xaxis_title=x_title, yaxis_title=lines, **layout)
+    return figure_json(figure)
+
+
+def figure_json(figure: go.Figure) -> str:
+    """A figure as the page takes it, without a theme, which the page chooses."""
+    figure.update_layout(template="none")
+    values = json.loads(figure.to_json())
+    return json.dumps({"data": values["data"], "layout": values["layout"]}, separators=(",", ":"))

@@ -1,0 +1,227 @@
+"""One self-contained HTML page of one run or several: curves, evaluation, episodes to watch, and what was run.
+
+It is made of recorded data alone, needs no network, stores nothing, and works in a sandboxed frame that allows
+scripts only.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mappo.config import config_hash, differences, from_dict
+from mappo.errors import ConfigError
+from mappo.evaluation.comparison import compare
+from mappo.evaluation.evaluation import EvaluationReport
+from mappo.evaluation.statistics import Estimate, probability_of_improvement
+from mappo.reporting.diagnosis import diagnose
+from mappo.reporting.html import embedded, render
+from mappo.reporting.plots import Plot, evaluation_plot, training_plots
+from mappo.reporting.run_record import RunRecord
+
+MAX_BYTES = 8_000_000
+_INTERVALS = "95 % bootstrap intervals; resampled: "
+
+
+def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:
+    """The page. Episodes are left out, and that is said on it, where it would have more than `MAX_BYTES`."""
+    page = _page(records, list(warnings), with_episodes=True)
+    if len(page.encode()) <= MAX_BYTES:
+        return page
+    said = "Episodes are left out: with them, this page would be larger than 8 MB."
+    return _page(records, [*warnings, said], with_episodes=False)
+
+
+def history_rows(text: str) -> list[dict[str, float]]:
+    """The rows of a history; NaN for empty cells and what is no number."""
+    return [
+        {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _page(records: Sequence[RunRecord], warnings: list[str], with_episodes: bool) -> str:
+    histories = {record.name: history_rows(record.history) for record in records}
+    curves = training_plots(histories) if any(histories.values()) else []
+    evaluations = [_evaluation(record, index) for index, record in enumerate(records) if record.evaluation]
+    plots: list[Plot] = [*curves, *(each["plot"] for each in evaluations)]
+    findings = [
+        (record.name, found)
+        for record in records
+        if (found := diagnose(histories[record.name], from_dict(record.config).learner.clip_epsilon))
+    ]
+    players = [
+        _player(record.name, index, record.rollouts)
+        for index, record in enumerate(records)
+        if with_episodes and record.rollouts
+    ]
+    return render(
+        "page.html",
+        plots,
+        title=_title(records),
+        subtitle=_subtitle(records),
+        facts=_facts(records[0], histories[records[0].name]) if len(records) == 1 else [],
+        warnings=[*_warnings(records), *warnings],
+        findings=findings,
+        players=players,
+        evaluations=evaluations,
+        comparison=_comparison(records) if len(records) > 1 else None,
+        curves=curves,
+        records=[{"name": record.name, "rows": _rows(record)} for record in records],
+    )
+
+
+def _title(records: Sequence[RunRecord]) -> str:
+    scenarios = sorted({record.config["environment"]["scenario"] for record in records})
+    return f"{', '.join(scenarios)}: {', '.join(record.name for record in records)}"
+
+
+def _subtitle(records: Sequence[RunRecord]) -> str:
+    runs = "A run" if len(records) == 1 else f"{len(records)} runs"
+    return f"{runs} of multi-agent proximal policy optimisation (MAPPO): a team of agents learns a task together."
+
+
+def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    facts: list[tuple[str, str]] = []
+    if record.evaluation:
+        facts.append(("mean return in evaluation", _interval(record.evaluation.trained.mean)))
+        facts.append(("of the random policy", _interval(record.evaluation.random.mean)))
+    for name, column, unit in (("frames trained on", "frames", ""), ("training time", "elapsed_seconds", " s")):
+        if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
+            facts.append((name, f"{last:,.0f}{unit}"))
+    facts.append(("training seed", str(record.config["seed"])))
+    return facts
+
+
+def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
+    report = record.evaluation
+    assert report is not None
+    plot = evaluation_plot(report.policies())
+    rows = [
+        (
+            name,
+            _interval(returns.mean),
+            _interval(returns.interquartile_mean),
+            f"{returns.episode_frames_mean:.0f}",
+        )
+        for name, returns in report.policies().items()
+    ]
+    episodes = len(report.trained.episode_returns)
+    note = f"{episodes} episodes of each policy. {_INTERVALS}{report.resampled}."
+    if report.no_heuristic:
+        note += f" No heuristic policy: {report.no_heuristic}."
+    named = Plot(f"{plot.identifier}-{index}", plot.title, plot.explanation, plot.figure)
+    return {"name": record.name, "plot": named, "rows": rows, "note": note}
+
+
+def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
+    first = records[0]
+    judged = [record for record in records if record.evaluation]
+    rows = []
+    for record in judged:
+        report, reference = record.evaluation, judged[0].evaluation
+        assert report is not None
+        assert reference is not None
+        better = probability_of_improvement(report.trained.episode_returns, reference.trained.episode_returns)
+        rows.append(
+            (
+                record.name,
+                _interval(report.trained.mean),
+                _interval(report.trained.interquartile_mean),
+                "" if record is judged[0] else _interval(better),
+            )
+        )
+    differing = [
+        (record.name, name, change)
+        for record in records[1:]
+        for name, change in differences(from_dict(first.config), from_dict(record.config)).items()
+    ]
+    note = (
+        f"{_INTERVALS}evaluation episodes of each one trained policy, so that they say nothing of other training "
+        "seeds; `mappo compare` does. Probability of improvement: that an episode of this run earns more than one "
+        f"of {judged[0].name if judged else first.name}, ties counting half."
+    )
+    heads = ("run", "mean return", "interquartile mean", "probability of improvement over the first")
+    seeds = _over_seeds([record.evaluation for record in judged if record.evaluation])
+    return {"heads": heads, "rows": rows, "note": note, "differences": differing, "seeds": seeds}
+
+
+def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
+    """Configurations over their training seeds, or why they cannot be compared so."""
+    heads = (
+        "configuration",
+        "seeds",
+        "mean return",
+        "difference from the first",
+        "interquartile mean",
+        "improvement",
+    )
+    if len(reports) < 2:
+        return {"heads": heads, "rows": [], "note": "Fewer than two of these runs are evaluated."}
+    try:
+        result = compare(reports)
+    except ConfigError as error:
+        return {"heads": heads, "rows": [], "note": f"Not compared over training seeds: {error}."}
+    rows = [
+        (
+            "; ".join(f"{name} {change}" for name, change in each.differs.items()) or "that of the first run",
+            ", ".join(map(str, each.training_seeds)),
+            _interval(each.mean),
+            _interval(each.gain) if each.gain else "",
+            _interval(each.interquartile_mean),
+            _interval(each.improvement) if each.improvement else "",
+        )
+        for each in result.configurations
+    ]
+    note = (
+        f"Mean and difference: {result.intervals}. Interquartile mean and improvement, the probability that a "
+        "training seed of this configuration earns more than one of the first: 95 % bootstrap intervals that "
+        "resample training seeds, too narrow below about ten. Source: Agarwal et al. (2021), for one task."
+    )
+    return {"heads": heads, "rows": rows, "note": note}
+
+
+def _rows(record: RunRecord) -> list[tuple[str, str]]:
+    config = from_dict(record.config)
+    flat = {"configuration hash": config_hash(config), **record.facts}
+    for section, values in record.config.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{name}": json.dumps(value) for name, value in values.items()}
+        else:
+            flat[section] = json.dumps(values)
+    return list(flat.items())
+
+
+def _warnings(records: Sequence[RunRecord]) -> list[str]:
+    warnings = []
+    for record in records:
+        rows = history_rows(record.history)
+        failed = rows[-1].get("num_failed_saves", 0.0) if rows else 0.0
+        if failed > 0:
+            warnings.append(f"{record.name}: {failed:.0f} tries to save a checkpoint failed in the last attempt.")
+        if record.evaluation and record.evaluation.config["environment"] != record.config["environment"]:
+            warnings.append(f"{record.name}: evaluated on another task than it was trained on.")
+        if not record.evaluation:
+            warnings.append(f"{record.name}: not evaluated yet; `mappo evaluate` does that.")
+    return warnings
+
+
+def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
+    has_lidar = any(episode["lidars"] for episode in rollouts["episodes"])
+    baselines = list(dict.fromkeys(each["policy"] for each in rollouts["episodes"] if each["policy"] != "trained"))
+    about = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
+    return {**about, "json": embedded(rollouts)}
+
+
+def _interval(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3g}"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
+def _number(value: str | None) -> float:
+    try:
+        return float(value) if value else math.nan
+    except ValueError:
+        return math.nan

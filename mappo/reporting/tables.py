@@ -1,0 +1,195 @@
+"""The lines and tables that stages print."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mappo.compute.resources import gibibytes, resolve_device
+from mappo.config import ExperimentConfig, config_hash
+from mappo.environment.validation import Check
+from mappo.evaluation.comparison import ComparisonReport
+from mappo.evaluation.evaluation import EpisodeReturns
+from mappo.evaluation.statistics import Estimate
+from mappo.promotion.champions import ChampionDecision
+from mappo.promotion.promotion import Decision
+from mappo.reporting.terminal import say
+from mappo.runs.checkpoint import Checkpoint, Manifest
+from mappo.runs.checkpoint_ref import CheckpointRef
+from mappo.training.history import IterationReport
+from mappo.training.training_state import StartingPoint
+from mappo.tuning.search_space import value_of
+
+if TYPE_CHECKING:
+    from mappo.tuning.trial import TrialRecord
+
+
+def estimate(value: Estimate) -> str:
+    """An estimate with its interval, as in `0.98 [0.96, 1.00]`."""
+    interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.3g}{interval}"
+
+
+def comparison_table(report: ComparisonReport) -> list[str]:
+    """A line for each baseline and configuration, and what the intervals mean."""
+    baselines = {"random": report.random, "heuristic": report.heuristic}
+    lines = [
+        f"{name:<9} {estimate(returns.mean):<24} evaluation episodes"
+        for name, returns in baselines.items()
+        if returns
+    ]
+    for number, configuration in enumerate(report.configurations, start=1):
+        name = "trained" if len(report.configurations) == 1 else f"trained {number}"
+        seeds = ", ".join(
+            f"{seed}: {value:.3g}"
+            for seed, value in zip(configuration.training_seeds, configuration.episode_returns, strict=True)
+        )
+        lines.append(f"{name:<9} {estimate(configuration.mean):<24} training seeds  {seeds}")
+        if configuration.gain:
+            changed = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
+            lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changed}")
+    return [*lines, f"intervals of trained policies: {report.intervals}"]
+
+
+def say_check(check: Check) -> None:
+    """One line of the validation."""
+    say("validate", f"{check.outcome:<7}  {check.name:<13}  {check.detail}")
+
+
+def say_plan(config: ExperimentConfig, threads: int, start: StartingPoint | None, run: str) -> None:
+    """What is about to be trained, on what."""
+    collection = config.collection
+    frames = collection.num_iterations * collection.frames_per_batch
+    say(
+        "train",
+        f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
+        f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
+        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
+        f"configuration {config_hash(config)[:12]}",
+    )
+    if frames != collection.total_frames:
+        say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
+    if start:
+        done = start.checkpoint
+        begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
+        say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
+    say("train", f"checkpoints after every iteration: {run}")
+
+
+def say_trained(final: IterationReport | None, trained: Checkpoint, chosen: Manifest, run: str) -> None:
+    """What training took, unless there was nothing left to do, and which checkpoint is the best."""
+    if final is None:
+        say("train", f"this run had finished already, after {trained.frames:,} frames")
+    else:
+        gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
+        say(
+            "train",
+            f"{trained.frames:,} frames in {final.elapsed_seconds:.1f} s; "
+            f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
+        )
+        lost = final.saves.num_failed_saves
+        if lost:
+            say("train", f"warning: {lost} times a checkpoint could not be saved at first")
+    by = (
+        "the last; no evaluation during training"
+        if chosen.selection_return is None
+        else f"mean return {chosen.selection_return:.3g} in evaluation"
+    )
+    say("train", f"best checkpoint: after {chosen.frames:,} frames ({by}), in {run}")
+
+
+def checkpoint_lines(
+    saved: Sequence[CheckpointRef], readable: Mapping[CheckpointRef, Manifest], best: CheckpointRef | None
+) -> list[str]:
+    """A table of checkpoints, with what marks the best."""
+    lines = [f"{'iteration':>9}  {'frames':>13}  {'return':>9}  {'attempt':>7}  {'MiB':>7}"] if saved else ["none"]
+    for place in saved:
+        manifest = readable.get(place)
+        if manifest is None:
+            lines.append(f"{place.iteration:>9}  {'damaged':>13}")
+            continue
+        returned = "" if manifest.selection_return is None else f"{manifest.selection_return:.4g}"
+        mebibytes = manifest.size_bytes / 2**20
+        marks = ["last"] * (place == saved[0]) + ["best"] * (place == best)
+        lines.append(
+            f"{place.iteration:>9}  {manifest.frames:>13,}  {returned:>9}  {place.attempt:>7}  {mebibytes:>7.2f}  "
+            f"{', '.join(marks)}".rstrip()
+        )
+    return lines
+
+
+def returns_line(policy: str, returns: EpisodeReturns) -> str:
+    """What one policy earned in the evaluation."""
+    return (
+        f"{policy:<8} mean return {estimate(returns.mean)}  "
+        f"interquartile mean {estimate(returns.interquartile_mean)}  "
+        f"{len(returns.episode_returns)} episodes of {returns.episode_frames_mean:.0f} frames"
+    )
+
+
+def decision_lines(decision: Decision) -> list[str]:
+    """What the gate saw and decided."""
+    gate, change = decision.gate, "is promoted" if decision.action == "promoted" else "is not"
+    in_force = f"champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
+    return [
+        f"candidate  mean return {estimate(decision.candidate_mean)}",
+        f"{decision.opponent:<10} mean return {estimate(decision.opponent_mean)}",
+        f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
+        f"{decision.lower_bound:.4g}; more than {gate.margin:.4g} is asked for",
+        f"({decision.test})",
+        f"the candidate {change}; {in_force}",
+    ]
+
+
+def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
+    """A trial begins, or goes on."""
+    return f"trial {number} (of {num_trials}): {_values(values)}"
+
+
+def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
+    """How a trial ended, beside the best so far."""
+    so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
+    return f"trial {number} {outcome}: {reason}{so_far}"
+
+
+def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
+    """The best trial, and what it changes."""
+    before = {path: value_of(default, path) for path in best.values}
+    return [
+        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; as the highest of many "
+        "it promises too much, so it is trained again, from other seeds",
+        *(f"{path} = {json.dumps(before[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
+    ]
+
+
+def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
+    """A line for each trial."""
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
+    names = [path.rpartition(".")[2] for path in paths]
+    header = "".join(f"  {name:>14}" for name in names)
+    lines = [f"{'trial':>5}  {'state':<8}  {'value':>9}{header}  {'min':>6}  attempts  why"]
+    for trial in trials:
+        value = "" if trial.value is None else f"{trial.value:.4g}"
+        cells = "".join(f"  {_short(trial.values.get(path)):>14}" for path in paths)
+        why = trial.reason or ("" if trial.origin == "sampled" else trial.origin)
+        lines.append(
+            f"{trial.number:>5}  {trial.state:<8}  {value:>9}{cells}  {trial.seconds / 60:>6.1f}  "
+            f"{len(trial.attempts):>8}  {why}".rstrip()
+        )
+    return lines
+
+
+def champion_line(entry: ChampionDecision) -> str:
+    """One decision that changed a champion."""
+    seen = entry.evidence
+    why = f"{seen['difference']:.4g} better than {seen['opponent']}" if "difference" in seen else entry.reason
+    return f"{entry.number:>4}  {entry.decided}  {entry.action:<11}  {entry.policy}  {why}".rstrip()
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} = {_short(value)}" for path, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

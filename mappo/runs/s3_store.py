@@ -1,0 +1,219 @@
+"""A store below a prefix of a bucket, through boto3."""
+
+import base64
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable, TooLarge
+from mappo.runs.s3_access import S3Access, s3_access
+from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, reported, require_same
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_log = logging.getLogger(__name__)
+_PASSING = {
+    *("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"),
+    *("BadDigest", "XAmzContentSHA256Mismatch"),  # changed on the way
+}
+_CREDENTIALS = {
+    *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
+    *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
+}
+
+T = TypeVar("T")
+
+
+class S3Store:
+    """A `Store` below a prefix of a bucket, through boto3."""
+
+    def __init__(
+        self,
+        scheme: str,
+        bucket: str,
+        prefix: str,
+        patience_seconds: float,
+        on_request: OnRequest = ignore_request,
+    ):
+        self.location = "/".join(filter(None, [f"{scheme}:/", bucket, prefix]))
+        self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
+        self._scheme, self._access = scheme, S3Access(None, "from the environment")  # until the first request
+        self._patience_seconds, self._on_request = patience_seconds, on_request
+        self._made: S3Client | None = None
+
+    def read(self, key: str, max_bytes: int) -> bytes:
+        def get(client: "S3Client") -> bytes:
+            answer = client.get_object(Bucket=self._bucket, Key=self._key(key))
+            with answer["Body"] as body:
+                if answer["ContentLength"] > max_bytes:
+                    size = answer["ContentLength"]
+                    raise TooLarge(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
+                return body.read()
+
+        return self._patiently("read", key, get)
+
+    def write(self, key: str, content: bytes) -> None:
+        self._patiently("write", key, lambda client: self._put(client, key, content))
+
+    def create(self, key: str, content: bytes) -> None:
+        try:
+            self._patiently("create", key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
+        except KeyTaken:  # or an earlier try of this very write, whose answer was lost
+            require_same(self, key, content)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        def pages(client: "S3Client") -> list[Entry]:
+            found = []
+            start = len(self._prefix)
+            pages = client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    found.append(Entry(entry["Key"][start:], entry["Size"], entry["LastModified"].timestamp()))
+            return sorted(found, key=lambda entry: entry.key)
+
+        return self._patiently("list", prefix, pages)
+
+    def delete(self, key: str) -> None:
+        self._patiently(
+            "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        )
+
+    def _key(self, key: str) -> str:
+        return self._prefix + checked_key(key)
+
+    def _put(self, client: "S3Client", key: str, content: bytes, **condition: Any) -> None:
+        digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+        client.put_object(Bucket=self._bucket, Key=self._key(key), Body=content, ContentMD5=digest, **condition)
+
+    def _patiently(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
+        """Send a request, again and again while what went wrong may pass by itself."""
+        place = f"{self.location}/{key}"
+        patient = Retrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            stop=stop_after_delay(self._patience_seconds),
+            wait=wait_exponential(
+                multiplier=0.2, max=10
+            ),  # no jitter: it would draw from training's random numbers
+            before_sleep=partial(_log_retry, self._patience_seconds),
+            reraise=True,
+        )
+        answer: T = patient(self._once, operation, place, request)
+        return answer
+
+    def _once(self, operation: str, place: str, request: Callable[["S3Client"], T]) -> T:
+        from botocore.exceptions import BotoCoreError, ClientError
+        from urllib3.exceptions import HTTPError
+
+        with reported(self._on_request, operation):
+            try:
+                return request(self._client())
+            except ClientError as error:
+                raise self._readable(place, error.response) from error
+            except (BotoCoreError, HTTPError, OSError) as error:
+                raise self._without_answer(place, error) from error
+
+    def _readable(self, place: str, response: Any) -> StoreError:
+        """What the store answered, as one of our errors."""
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        said = f"{place}: the store answered {status} {code}"
+        if code == "NoSuchKey":
+            return KeyMissing(f"{place}: there is nothing")
+        if code == "NoSuchBucket":
+            return StoreError(
+                f"{place}: there is no bucket {self._bucket!r} at {self._endpoint()}; create it first"
+            )
+        if status == 412:
+            return KeyTaken(f"{place}: there is something already")
+        if code in _CREDENTIALS or status in (401, 403):
+            endpoint = self._endpoint()
+            self._made = None  # mounted credentials may have been renewed
+            return StoreError(
+                f"{said}: the credentials are wrong, expired, or not allowed to do this at {endpoint}; "
+                f"check {self._access.keys_origin}"
+            )
+        passing = status >= 500 or status in (409, 429) or code in _PASSING
+        return StoreUnavailable(said) if passing else StoreError(said)
+
+    def _without_answer(self, place: str, error: Exception) -> StoreError:
+        """No answer, or none that could be read, as one of our errors; the text of a library's is not repeated."""
+        from botocore import exceptions as boto
+
+        name = type(error).__name__
+        if isinstance(error, boto.SSLError):
+            return StoreError(f"{place}: {self._endpoint()} has no certificate that is trusted; see AWS_CA_BUNDLE")
+        if isinstance(
+            error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
+        ):
+            return StoreError(
+                f"{place}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
+                f"credentials file and name it in AWS_SHARED_CREDENTIALS_FILE; they are for {self._endpoint()}"
+            )
+        if isinstance(
+            error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
+        ) or not isinstance(error, boto.BotoCoreError):
+            return StoreUnavailable(f"{place}: no usable answer from {self._endpoint()}: {name}")
+        return StoreError(f"{place}: {name}: {error}")
+
+    def _client(self) -> "S3Client":
+        if self._made is None:
+            self._made = self._make_client()
+        return self._made
+
+    def _make_client(self) -> "S3Client":
+        """Amazon's defaults for Amazon; path addressing and no new-fangled checksums for anybody else."""
+        import boto3
+        from botocore.config import Config
+
+        options: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
+        self._access = access = s3_access(self._scheme, os.environ)
+        access_key, secret_key = access.keys or (None, None)
+        make: Callable[..., S3Client] = partial(
+            boto3.session.Session().client,
+            "s3",
+            endpoint_url=access.endpoint,
+            region_name=access.region,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+        )
+        try:
+            client = make(config=Config(**options))
+            url = urlsplit(client.meta.endpoint_url)
+            _ = url.port  # raises when it is none
+        except ValueError:  # whose text holds what may be in the URL
+            raise StoreError(
+                f"{self.location}: the endpoint ({access.endpoint_origin}) is not a URL such as http://host:9000 "
+                "or https://host"
+            ) from None
+        if (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return client
+        options |= {
+            "s3": {"addressing_style": "path"},
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+        }
+        return make(config=Config(**options))
+
+    def _endpoint(self) -> str:
+        if self._made is None:
+            return "its endpoint"
+        url = urlsplit(self._made.meta.endpoint_url)
+        host = url.netloc.rpartition("@")[2]
+        return f"{url.scheme}://{host} ({self._access.endpoint_origin})"
+
+
+def _log_retry(patience_seconds: float, state: RetryCallState) -> None:
+    if state.attempt_number in (3, 6) or state.attempt_number % 10 == 0:
+        left = max(0.0, patience_seconds - (time.monotonic() - state.start_time))
+        error = state.outcome.exception() if state.outcome else None
+        _log.warning("%s; trying again for %.0f s", error, left)

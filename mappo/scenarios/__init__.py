@@ -1,1 +1,0 @@
-"""VMAS scenarios of our own, named as `mappo.scenarios.<module>:Scenario`."""

@@ -1,0 +1,48 @@
+"""The stage that compares evaluations of several runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mappo.config import from_dict
+from mappo.errors import ConfigError
+from mappo.evaluation import comparison
+from mappo.evaluation.comparison import ComparisonReport
+from mappo.evaluation.evaluation import EvaluationReport
+from mappo.reporting import run_record
+from mappo.reporting.tables import comparison_table
+from mappo.reporting.terminal import say
+from mappo.stages.runtime import StageResult, metadata_of, readable_errors, write_json
+
+
+def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
+    """Compare the evaluations of several training seeds; write the `ComparisonReport` as JSON.
+
+    Raises:
+        StageFailed: a report cannot be read, or reports cannot be compared.
+    """
+    with readable_errors("compare"):
+        result = comparison.compare([read_report(path) for path in reports])
+        write_json(output, result)
+        for line in comparison_table(result):
+            say("compare", line)
+        return StageResult(metadata_of(from_dict(result.config)), _comparison_metrics(result))
+
+
+def read_report(path: Path) -> EvaluationReport:
+    try:
+        return run_record.parse_evaluation(str(path), path.read_bytes())
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
+
+
+def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
+    """Of the first configuration, which is the only one in a pipeline of several seeds."""
+    mean = report.configurations[0].mean
+    metrics = {
+        "num_seeds": float(len(report.configurations[0].training_seeds)),
+        "random_return_mean": report.random.mean.value,
+        "trained_return_mean": mean.value,
+    }
+    if mean.low is not None and mean.high is not None:
+        metrics |= {"trained_return_mean_low": mean.low, "trained_return_mean_high": mean.high}
+    return metrics

@@ -1,0 +1,98 @@
+"""The stage that works on a study's trials."""
+
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mappo.config import ExperimentConfig, to_json
+from mappo.monitoring.monitor import Monitor
+from mappo.reporting.progress import training_progress
+from mappo.reporting.tables import trial_end, trial_start
+from mappo.reporting.terminal import say
+from mappo.runs.run import Run
+from mappo.stages.runtime import StageResult, fan_out, metadata_of, readable_errors, watched_stage
+from mappo.training.history import HistoryFile
+from mappo.tuning import worker
+from mappo.tuning.claim import Claim
+from mappo.tuning.database import open_database
+from mappo.tuning.study import Study
+from mappo.tuning.trial import TrialOutcome
+
+
+def work_on_study(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> StageResult:
+    """Work on a study's trials until none is left, beside any number of other workers.
+
+    Raises:
+        StageFailed: the store or the database failed; what was begun is left for others.
+    """
+    with open_database() as database, readable_errors("tune"):
+        study = Study.load(database, name)
+    config = to_json(study.plan.config)
+    worker_name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+    with (
+        open_database() as database,
+        watched_stage("tune", config, compiled_by, label=worker_name, study=name, gpu_count=gpu_count) as (_, monitor),
+        TemporaryDirectory() as directory,
+    ):
+        study = Study.load(database, name)
+        watching = _Watching(study, monitor, Path(directory))
+        finished = worker.work(study, worker_name, worker.TrialListeners(watching.run, watching.ended))
+        left = sum(trial.state == "waiting" for trial in study.trials())
+        why = f"the time is over, {left} trials wait" if left else "nothing left to start"
+        say("tune", f"{why}; {finished} trials ended here")
+        return StageResult(metadata_of(study.plan.config), _numbers(study))
+
+
+class _Watching:
+    """What people and Prometheus see of a worker's trials."""
+
+    def __init__(self, study: Study, monitor: Monitor, directory: Path):
+        self._study, self._monitor, self._directory = study, monitor, directory
+        self._shown: int | None = None
+        self._tell()
+
+    @contextmanager
+    def run(self, claim: Claim, config: ExperimentConfig, run: Run) -> Iterator[worker.RunListeners]:
+        """A trial trains a run."""
+        if self._shown != claim.number:
+            self._shown = claim.number
+            say("tune", trial_start(claim.number, claim.values, self._study.num_trials))
+        self._monitor.begin_run(f"{self._study.name}-{claim.number:04d}-{config.seed}")
+        self._monitor.planned(config)
+        self._tell()
+        with training_progress(config.collection) as progress:
+            yield worker.RunListeners(
+                HistoryFile(self._directory / f"{run.store.location.replace('/', '-')[-100:]}.csv"),
+                fan_out(self._monitor.began, progress.begin),
+                fan_out(self._monitor.iterated, progress.show),
+                self._monitor.saved,
+            )
+
+    def ended(self, claim: Claim, outcome: TrialOutcome, reason: str) -> None:
+        """A trial ended."""
+        self._monitor.end_run("failed" if outcome == "failed" else "finished")
+        self._tell()
+        say("tune", trial_end(claim.number, outcome, reason, self._study.best()))
+
+    def _tell(self) -> None:
+        """The whole study's numbers, to Prometheus."""
+        trials, best = self._study.trials(), self._study.best()
+        losses = sum(attempt.outcome == "lost" for trial in trials for attempt in trial.attempts)
+        value = best.value if best else None
+        self._monitor.studied(Counter(trial.state for trial in trials), self._study.num_trials, losses, value)
+
+
+def _numbers(study: Study) -> dict[str, float]:
+    trials, best = study.trials(), study.best()
+    numbers = {f"num_{state}_trials": 0.0 for state in ("complete", "pruned", "failed")}
+    for trial in trials:
+        if f"num_{trial.state}_trials" in numbers:
+            numbers[f"num_{trial.state}_trials"] += 1
+    if best and best.value is not None:
+        numbers["best_value"] = best.value
+    return numbers

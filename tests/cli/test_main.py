@@ -1,0 +1,421 @@
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mappo.__main__ import main
+from mappo.promotion.champions import Champions
+from mappo.recipes import RECIPES, recipe
+from mappo.runs.run import load_checkpoint
+from mappo.strict_json import to_dict
+from tests.conftest import read_json
+
+TINY = [
+    "--environment.max-episode-frames=10",
+    "--networks.hidden-sizes=16",
+    "--learner.epochs=1",
+    "--learner.minibatch-frames=60",
+    "--collection.num-envs=6",
+    "--collection.rollout-frames=10",
+    "--collection.total-frames=120",
+    "--evaluation.seeds=1",
+    "--evaluation.episodes-per-seed=4",
+]
+
+
+def kept_in(directory):
+    """Flags for a run in this directory."""
+    return ["--store", str(directory.parent), "--run", directory.name]
+
+
+def fields(values, path=""):
+    for name, value in values.items():
+        nested = isinstance(value, dict) and name != "scenario_kwargs"
+        yield from fields(value, f"{path}{name}.") if nested else [f"{path}{name}"]
+
+
+@pytest.mark.parametrize("command", ["validate", "train", "evaluate", "show-config"])
+def test_help_explains_every_knob(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for path in fields(to_dict(recipe("navigation"))):
+        assert f"--{path.replace('_', '-')} " in shown
+
+
+def test_help_gives_ranges(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
+        assert limits in shown
+
+
+def test_a_candidate_becomes_champion_and_gives_way_again(tmp_path, monkeypatch, capsys):
+    """As a user gives the commands, with defaults wherever there are some."""
+    monkeypatch.chdir(tmp_path)
+    named = ["--environment.scenario", "tests.support.scenarios:PushRight"]
+    eager = ["--learner.learning-rate=0.02", "--learner.epochs=20", "--collection.total-frames=1200"]
+    for name, seed in (("first", "0"), ("second", "1")):
+        assert main(["train", *TINY, *named, *eager, "--run", name, "--seed", seed]) == 0
+    assert main(["promote", "runs/first", *named, "--gate.num-seeds", "4", "--output", "decision.json"]) == 0
+    decision = read_json(tmp_path / "decision.json")
+    shown = capsys.readouterr().out
+    assert (decision["opponent"], decision["champion"]) == ("random", 1)
+    assert f"difference {decision['difference']:.4g}, with 95% confidence above" in shown
+    assert "[promote] the candidate is promoted; champion is decision 1" in shown
+    assert main(["champion", "rollback"]) == 1
+
+    champions = Champions("champions", decision["task"])
+    second = champions.keep(load_checkpoint("runs/second"), {})
+    champions.decide(champions.current(), "promoted", second, {})
+    assert main(["champion", "rollback", "--reason", "it rams walls"]) == 0
+    capsys.readouterr()
+    assert main(["champion", "history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "3"]
+    assert "better than random" in lines[0]
+    assert lines[2].endswith("it rams walls")
+    assert main(["champion", "show"]) == 0
+    policy = json.loads(capsys.readouterr().out)
+    assert (policy["number"], policy["policy"]) == (3, decision["candidate"]["policy"])
+    assert main(["evaluate", policy["place"], *named]) == 0
+    assert main(["champion", "export", "--output", "mine"]) == 0
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"policy.pt2", "model-card.md"}
+    assert main(["champion", "list"]) == 0
+
+
+def test_a_wrong_gate_or_an_empty_place_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["promote", "runs/none", "--gate.confidence", "95"]) == 2
+    assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
+    assert main(["champion", "show"]) == 1
+    assert "champions: no task has a champion; `mappo promote` makes one" in capsys.readouterr().out
+
+
+def test_abbreviated_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["show-config", "--learner.epoch", "3"])
+    assert end.value.code == 2
+
+
+def test_recipes_lists_each_with_its_description(capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+
+
+def show(capsys, *arguments):
+    assert main(["show-config", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_flags_override_the_file_which_overrides_the_recipe(capsys, tmp_path):
+    file = tmp_path / "changes.json"
+    file.write_text('{"seed": 3, "learner": {"epochs": 7}}')
+    shown = show(capsys, "balance", "--config", str(file), "--learner.epochs=9", "--learner.clip_epsilon", "0.1")
+    expected = to_dict(recipe("balance"))
+    expected["seed"] = 3
+    expected["learner"] |= {"epochs": 9, "clip_epsilon": 0.1}
+    assert shown == expected
+
+
+def test_flags_of_every_kind_are_understood(capsys):
+    shown = show(
+        capsys,
+        "--environment.scenario=wheel",
+        '--environment.scenario-kwargs={"n_agents": 3}',
+        "--networks.hidden-sizes=64,32",
+        "--evaluation.seeds=[5]",
+        "--evaluation.deterministic=false",
+        "--device=cpu",
+    )
+    assert shown["environment"]["scenario"] == "wheel"
+    assert shown["environment"]["scenario_kwargs"] == {"n_agents": 3}
+    assert shown["networks"]["hidden_sizes"] == [64, 32]
+    assert shown["evaluation"]["seeds"] == [5]
+    assert shown["evaluation"]["deterministic"] is False
+    assert shown["device"] == "cpu"
+
+
+def test_printed_configuration_can_be_read_back(capsys, tmp_path):
+    shown = show(capsys, "balance", "--seed=4")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(shown))
+    assert show(capsys, "--config", str(file)) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "navigatoin"], "recipe = 'navigatoin'"),
+        (["train", "--learner.clip-epsilon=2"], "learner.clip_epsilon = 2: input should be less than 1"),
+        (["train", "--learner.epochs=many"], 'learner.epochs = "many"'),
+        (["train", "--config=/no/such/file"], "/no/such/file"),
+        (["validate", '--environment.scenario-kwargs={"a"'], "environment.scenario_kwargs"),
+        (["train", "--learner.discount=NaN"], "learner.discount: NaN: numbers must be finite"),
+    ],
+)
+def test_wrong_command_exits_with_2_and_says_what_is_wrong(arguments, named, capsys):
+    assert main(arguments) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--learner.clip-epsilom=0.1"])
+    assert end.value.code == 2
+    assert "--learner.clip-epsilom" in capsys.readouterr().err
+
+
+def test_train_then_evaluate_then_look(capsys, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", *kept_in(run), *TINY]) == 0
+    assert {path.name for path in run.iterdir()} == {
+        *("attempts", "blobs", "checkpoints", "latest.json", "history.csv")
+    }
+    shown = capsys.readouterr().out
+    assert "[train] navigation: 120 frames in 2 iterations of 60" in shown
+    assert "120 of 120 frames" in shown
+    assert main(["evaluate", str(run), "--evaluation.seeds=3,4", "--output", str(tmp_path / "report.json")]) == 0
+    shown = capsys.readouterr().out
+    report = read_json(tmp_path / "report.json")
+    assert report["config"]["evaluation"]["seeds"] == [3, 4]
+    assert report["training_frames"] == 120
+    assert f"mean return {report['trained']['mean']['value']:.3g}" in shown
+    assert "resampled: evaluation episodes" in shown
+
+
+def test_training_under_the_same_name_goes_on_and_a_finished_run_is_left_as_it_is(capsys, tmp_path):
+    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+    assert main(command) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "this run had finished already, after 120 frames" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_name_of_a_run_with_another_configuration_is_refused_naming_the_field(capsys, tmp_path):
+    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+    assert main(command) == 0
+    assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
+    shown = capsys.readouterr().out
+    assert "was begun with another configuration: learner.epochs = 1 -> 2; give it that one" in shown
+
+
+@pytest.mark.parametrize("name", ["", "Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
+def test_name_that_cannot_be_that_of_a_run_is_refused(name, capsys, tmp_path):
+    assert main(["train", f"--run={name}", "--store", str(tmp_path), *TINY]) == 2
+    assert f"run {name!r}: a name has" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "store", ["http://bucket/x", "s3://", "s3://UPPER/x", "s3://bucket/x?endpoint=y", "s3://b/../x"]
+)
+def test_store_that_is_none_is_refused(store, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--store", store, *TINY]) == 1
+    assert "not a location: give a directory, s3://bucket/prefix" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_are_listed_shown_verified_pruned_and_collected(capsys, tmp_path):
+    run = tmp_path / "run"
+    longer = ["--collection.total-frames=300", "--selection.interval-iterations=2"]
+    assert main(["train", *kept_in(run), *TINY, *longer]) == 0
+    capsys.readouterr()
+
+    def shown(*arguments, status=0):
+        assert main(["checkpoints", arguments[0], str(run), *arguments[1:]]) == status
+        return capsys.readouterr().out
+
+    lines = shown("list").splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["5", "4", "3"]
+    assert lines[1].split()[1] == "300"
+    assert "last" in lines[1]
+    assert sum("best" in line for line in lines) == 1
+    manifest = json.loads(shown("show", "--checkpoint", "4"))
+    assert (manifest["iteration"], manifest["frames"], manifest["seed"]) == (4, 240, 0)
+    assert {"torch", "torchrl", "vmas", "mappo"} <= manifest["platform"]["versions"].keys()
+    assert shown("verify").count("good") == len(lines) - 1
+
+    files = {path for path in run.rglob("*") if path.is_file()}
+    assert "would delete iteration 3 of attempt 1" in shown("prune", "--keep", "1")
+    assert {path for path in run.rglob("*") if path.is_file()} == files
+    shown("prune", "--keep", "1", "--delete")
+    assert len(shown("list").splitlines()) <= 3
+    assert "0 to delete" in shown("gc")  # they are younger than a day
+    assert "deleted blobs/" in shown("gc", "--grace-hours", "-1", "--delete")
+    assert "damaged" not in shown("verify")
+
+    newest = next(path for path in run.glob("checkpoints/*/0000000005-*.json"))
+    newest.write_text("{}")
+    assert "damaged  iteration 5 of attempt 1" in shown("verify", status=1)
+    assert "no checkpoint '77'" in shown("show", "--checkpoint", "77", status=1)
+    assert main(["checkpoints", "list", str(tmp_path / "none")]) == 0
+    assert capsys.readouterr().out == "none\n"
+
+
+def test_evaluate_takes_the_checkpoint_that_is_asked_for(capsys, tmp_path):
+    assert main(["train", *kept_in(tmp_path / "run"), *TINY]) == 0
+    for which in ("1", "last"):
+        output = str(tmp_path / f"{which}.json")
+        assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", which, "--output", output]) == 0
+    assert read_json(tmp_path / "1.json")["training_frames"] == 60
+    assert read_json(tmp_path / "last.json")["training_frames"] == 120
+    assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", "9"]) == 2
+    assert "give best, last, or one of iterations 1, 2" in capsys.readouterr().err
+
+
+def test_failed_validation_exits_with_1_and_still_writes_its_report(capsys, tmp_path):
+    report = tmp_path / "report.json"
+    arguments = ["--environment.scenario=tests.support.scenarios:GreedyReset", "--output", str(report), *TINY]
+    assert main(["validate", *arguments]) == 1
+    assert "[validate] failed: partial reset:" in capsys.readouterr().out
+    assert [check["outcome"] for check in read_json(report)["checks"]].count("failed") == 1
+
+
+def test_diverging_training_exits_with_1_naming_the_term(capsys, tmp_path):
+    arguments = ["--environment.scenario=tests.support.scenarios:NanReward", *kept_in(tmp_path / "run"), *TINY]
+    arguments += ["--environment.max-episode-frames=20", "--collection.rollout-frames=20"]
+    assert main(["train", *arguments]) == 1
+    assert "[train] failed: loss_policy = nan, loss_critic = nan" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_missing_checkpoint_exits_with_2(capsys, tmp_path):
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert f"{tmp_path}: there is no checkpoint of a run here" in capsys.readouterr().err
+
+
+def test_code_named_by_a_checkpoint_is_not_imported_unless_the_user_names_it(capsys, tmp_path):
+    own = "--environment.scenario=tests.support.scenarios:Endless"
+    run = str(tmp_path / "run")
+    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert main(["evaluate", run]) == 2
+    assert "--environment.scenario" in capsys.readouterr().err
+    assert main(["evaluate", run, own]) == 0
+    file = tmp_path / "config.json"
+    file.write_text('{"environment": {"scenario": "tests.support.scenarios:Endless"}}')
+    assert main(["evaluate", run, "--config", str(file)]) == 0
+
+
+def test_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m mappo show-config | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_terminal_gets_a_progress_bar(tmp_path):
+    command = [sys.executable, "-m", "mappo", "train", *kept_in(tmp_path / "run"), *TINY]
+    parent, child = pty.openpty()
+    process = subprocess.Popen(command, stdout=child, stderr=child)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 4096)
+        except OSError:
+            break
+    os.close(parent)
+    assert process.wait() == 0
+    assert b"100%" in shown
+    assert b"return " in shown
+
+
+def test_help_does_not_import_torch():
+    script = "import sys, mappo.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_importing_mappo_needs_no_kubeflow():
+    script = "import sys; sys.modules['kfp'] = None; import mappo.stages.runtime, mappo.__main__"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_extend_and_warm_start_from_the_terminal(capsys, tmp_path):
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
+    assert main(["train", "--extend", first, *kept_in(tmp_path / "second"), "--collection.total-frames=240"]) == 0
+    shown = capsys.readouterr().out
+    assert "goes on after 120 frames" in shown
+    assert "240 of 240 frames" in shown
+    assert main(["train", "--warm-start", second, *kept_in(tmp_path / "third"), "--seed=3", *TINY]) == 0
+    assert "begins with the networks of a run after 240 frames" in capsys.readouterr().out
+    assert main(["train", "--extend", first, *kept_in(tmp_path / "x"), "--seed=5"]) == 1
+    assert "seed = 0 -> 5" in capsys.readouterr().out
+    assert main(["train", "balance", "--extend", first]) == 2
+    assert "leave the recipe balance out" in capsys.readouterr().err
+    assert main(["train", "--extend", first, "--warm-start", first, *kept_in(tmp_path / "y")]) == 1
+    assert "exclude each other" in capsys.readouterr().out
+
+
+def test_extending_never_imports_code_that_only_the_checkpoint_names(capsys, tmp_path):
+    own = "--environment.scenario=tests.support.scenarios:Endless"
+    run = str(tmp_path / "run")
+    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
+    longer = ["train", "--extend", run, "--collection.total-frames=240", *kept_in(tmp_path / "longer")]
+    assert main(longer) == 2
+    assert "--environment.scenario" in capsys.readouterr().err
+    assert main([*longer, own]) == 0
+
+
+def test_compare_from_the_terminal(capsys, tmp_path):
+    reports = []
+    for seed in ("1", "2"):
+        run, report = str(tmp_path / seed), str(tmp_path / f"{seed}.json")
+        assert main(["train", *kept_in(tmp_path / seed), "--seed", seed, *TINY]) == 0
+        assert main(["evaluate", run, "--output", report]) == 0
+        reports.append(report)
+    assert main(["compare", *reports, "--output", str(tmp_path / "comparison.json")]) == 0
+    assert "training seeds  1: " in capsys.readouterr().out
+    assert read_json(tmp_path / "comparison.json")["configurations"][0]["training_seeds"] == [1, 2]
+    assert main(["compare", reports[0], str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().out
+
+
+def test_swarm_is_a_scenario_by_name_that_a_checkpoint_may_name(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert main(["train", "--environment.scenario=swarm", *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert main(["evaluate", run]) == 0
+    assert "heuristic mean return" in capsys.readouterr().out
+
+
+def test_failed_start_leaves_nothing_behind_so_that_the_corrected_command_works(tmp_path, capsys):
+    first, second = str(tmp_path / "first"), kept_in(tmp_path / "second")
+    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
+    assert main(["train", "--extend", first, *second]) == 1
+    assert "ask for more" in capsys.readouterr().out
+    assert not (tmp_path / "second").exists()
+    assert main(["train", "--extend", first, *second, "--collection.total-frames=240"]) == 0
+
+
+def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert main(["compare", str(tmp_path)]) == 1
+    assert "give the file that evaluate --output wrote" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "binary")]) == 1
+    assert "binary: not an evaluation report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--metrics-port", "http"), ("--pushgateway", "nowhere")])
+def test_wrong_way_to_be_watched_exits_with_2_naming_it(flag, value, capsys, tmp_path, monkeypatch):
+    for name in ("MAPPO_METRICS_PORT", "MAPPO_PUSHGATEWAY", "MAPPO_STUDY"):
+        monkeypatch.setenv(name, "")
+    assert main(["train", flag, value, *kept_in(tmp_path / "run"), *TINY]) == 2
+    assert f"error: MAPPO_{flag[2:].upper().replace('-', '_')}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_serves_its_metrics_where_it_is_told(capsys, tmp_path, monkeypatch):
+    for name, value in (("MAPPO_METRICS_PORT", ""), ("MAPPO_LINGER_SECONDS", "0")):
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--metrics-port", "0", *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert re.search(r"\[train\] metrics: http://localhost:\d+/metrics", capsys.readouterr().out)

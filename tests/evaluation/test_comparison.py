@@ -1,0 +1,106 @@
+import dataclasses
+
+import pytest
+
+from mappo.config import override
+from mappo.errors import ConfigError
+from mappo.evaluation.comparison import compare
+from mappo.evaluation.evaluation import EpisodeReturns, EvaluationReport
+from mappo.evaluation.statistics import Estimate, mean
+from mappo.strict_json import to_dict
+
+
+def report(config, returns, heuristic=None, started_from=""):
+    """An evaluation of `config` in which every policy earned known returns."""
+
+    def earned(values):
+        return EpisodeReturns(values, mean(values), mean(values), 10.0)
+
+    return EvaluationReport(
+        config=to_dict(config),
+        config_hash="",
+        training_config=to_dict(config),
+        training_config_hash="",
+        training_frames=1,
+        started_from=started_from,
+        resampled="",
+        trained=earned(returns),
+        random=earned([0.0, 1.0]),
+        heuristic=heuristic and earned(heuristic),
+        no_heuristic="",
+    )
+
+
+def seeds(config, means):
+    return [report(override(config, {"seed": seed}), [value - 1, value + 1]) for seed, value in means.items()]
+
+
+def test_interval_over_seeds_is_students_t_by_hand(tiny):
+    """Means 1, 2, 3: deviation 1, standard error 1/sqrt(3), t(2, 97.5 %) = 4.302653."""
+    result = compare(seeds(tiny, {0: 1.0, 1: 2.0, 7: 3.0}))
+    (only,) = result.configurations
+    assert (only.training_seeds, only.episode_returns) == ([0, 1, 7], [1.0, 2.0, 3.0])
+    half = 4.302653 / 3**0.5
+    assert only.mean.value == 2
+    assert (only.mean.low, only.mean.high) == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert only.gain is None
+    assert only.differs == {}
+
+
+def test_gain_over_the_first_configuration_is_welchs_by_hand(tiny):
+    """1, 2, 3 against 5, 6, 7: difference 4, error sqrt(2/3), 4 degrees of freedom, t = 2.776445."""
+    other = override(tiny, {"learner": {"clip_epsilon": 0.1}})
+    result = compare(seeds(tiny, {0: 1.0, 1: 2.0, 2: 3.0}) + seeds(other, {0: 5.0, 1: 6.0, 2: 7.0}))
+    second = result.configurations[1]
+    half = 2.776445 * (2 / 3) ** 0.5
+    assert second.differs == {"learner.clip_epsilon": "0.2 -> 0.1"}
+    assert second.gain.value == pytest.approx(4)
+    assert (second.gain.low, second.gain.high) == pytest.approx((4 - half, 4 + half), rel=1e-5)
+
+
+def test_one_seed_has_no_interval(tiny):
+    (only,) = compare(seeds(tiny, {3: 1.5})).configurations
+    assert only.mean == Estimate(1.5, None, None)
+
+
+def test_equal_returns_have_an_interval_of_no_width(tiny):
+    (only,) = compare(seeds(tiny, {3: 1.5, 4: 1.5})).configurations
+    assert only.mean == Estimate(1.5, 1.5, 1.5)
+
+
+def test_threads_and_device_make_no_other_configuration(tiny):
+    elsewhere = override(tiny, {"threads": 2, "device": "cpu"})
+    result = compare(seeds(tiny, {0: 1.0}) + seeds(elsewhere, {1: 2.0}))
+    assert [configuration.training_seeds for configuration in result.configurations] == [[0, 1]]
+
+
+def test_same_seed_twice_is_refused(tiny):
+    with pytest.raises(ConfigError, match="seed 4: trained and evaluated more than once"):
+        compare(seeds(tiny, {4: 1.0}) + seeds(tiny, {4: 2.0}))
+
+
+def test_reports_on_other_episodes_are_refused_naming_the_difference(tiny):
+    other = override(tiny, {"evaluation": {"seeds": [9]}})
+    with pytest.raises(ConfigError, match=r"report 2 .* evaluation.seeds = \[1, 2\] -> \[9\]"):
+        compare(seeds(tiny, {0: 1.0}) + seeds(other, {1: 2.0}))
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ConfigError, match="no evaluation report"):
+        compare([])
+
+
+def test_baselines_are_taken_over(tiny):
+    result = compare([report(tiny, [1.0], heuristic=[5.0, 6.0])])
+    assert result.random.mean.value == 0.5
+    assert result.heuristic.mean.value == 5.5
+    assert dataclasses.asdict(result)["intervals"].startswith("95 % Student's t")
+
+
+def test_warm_started_run_is_no_other_seed_of_the_runs_from_scratch(tiny):
+    warm = report(
+        override(tiny, {"seed": 1}), [3.0], started_from="warm start from configuration abc after 10 frames"
+    )
+    scratch, other = compare([*seeds(tiny, {0: 1.0}), warm]).configurations
+    assert (scratch.training_seeds, other.training_seeds) == ([0], [1])
+    assert other.differs == {"started from": "scratch -> warm start from configuration abc after 10 frames"}

@@ -1,0 +1,113 @@
+"""What Prometheus and the Pushgateway are told, against what pods and code say."""
+
+import pytest
+import yaml
+from kfp import compiler
+
+from mappo.config import to_json
+from mappo.monitoring import metrics
+from pipelines.placement import MONITORING_CONFIG_MAP, POD_LABEL, PORT_ANNOTATION
+from pipelines.seeds import make_seeds_pipeline
+from pipelines.site import Site
+from pipelines.training import make_training_pipeline
+from tests.support.overlays import ROOT, rendered
+
+K8S = ROOT / "k8s"
+
+
+def _one(overlay: str, kind: str, name: str = "") -> dict:
+    found = [each for each in rendered(overlay) if each["kind"] == kind and name in each["metadata"]["name"]]
+    assert len(found) == 1, (kind, name)
+    return found[0]
+
+
+@pytest.fixture(params=["training", "seeds"])
+def compiled(request, tiny, tmp_path) -> tuple[dict, dict]:
+    """A compiled pipeline: its stages by name, and what Kubernetes is told of each."""
+    make = {"training": lambda: make_training_pipeline(Site()), "seeds": lambda: make_seeds_pipeline(Site(), 0)}
+    parameters = {"config": to_json(tiny), "image": "image:1"}
+    if request.param == "seeds":
+        parameters["seeds"] = ["0", "1"]
+    path = tmp_path / "pipeline.yaml"
+    compiler.Compiler().compile(make[request.param](), str(path), pipeline_parameters=parameters)
+    spec, platform = yaml.safe_load_all(path.read_text())
+    return spec["deploymentSpec"]["executors"], platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_pods_carry_what_the_pod_monitor_selects_by(compiled):
+    stages, pods = compiled
+    endpoint = _one("example", "PodMonitor")["spec"]
+    selected = endpoint["selector"]["matchLabels"]
+    for pod in pods.values():
+        assert pod["podMetadata"]["labels"].items() >= selected.items()
+    assert selected == dict([POD_LABEL])
+    annotated = {name: pod["podMetadata"].get("annotations") for name, pod in pods.items()}
+    assert {name: each for name, each in annotated.items() if each} == {
+        "exec-train": {PORT_ANNOTATION: str(metrics.PORT)}
+    }
+    environment = {each["name"]: each["value"] for each in stages["exec-train"]["container"]["env"]}
+    assert environment == {"MAPPO_METRICS_PORT": str(metrics.PORT)}
+
+
+def test_pods_find_the_pushgateway_through_the_config_map(compiled):
+    config_map = _one("example", "ConfigMap", "monitoring")
+    service = _one("example", "Service", "pushgateway")
+    url = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert config_map["metadata"]["name"] == MONITORING_CONFIG_MAP
+    assert config_map["data"] == {"pushgateway": url}
+    for pod in compiled[1].values():
+        (found,) = [each for each in pod["configMapAsEnv"] if each["configMapName"] == MONITORING_CONFIG_MAP]
+        assert found["optional"]
+        assert {"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"} in found["keyToEnv"]
+
+
+def test_pods_know_the_pipeline_run_that_they_belong_to(compiled):
+    for pod in compiled[1].values():
+        assert pod["fieldPathAsEnv"] == [
+            {"name": "MAPPO_PIPELINE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+        ]
+
+
+def test_the_pod_monitor_scrapes_at_the_interval_that_stages_wait_for():
+    (endpoint,) = _one("example", "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (pushed,) = _one("example", "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["interval"] == pushed["interval"] == f"{metrics.SCRAPE_SECONDS}s"
+    assert "port" not in endpoint, "Kubeflow's pods declare none: it would find nothing"
+    annotation = PORT_ANNOTATION.replace(".", "_").replace("/", "_")
+    assert f"__meta_kubernetes_pod_annotation_{annotation}" in str(endpoint["relabelings"])
+    assert pushed["honorLabels"]
+
+
+def test_the_service_monitor_finds_the_pushgateway():
+    service, deployment = _one("example", "Service", "pushgateway"), _one("example", "Deployment")
+    pod = deployment["spec"]["template"]
+    assert _one("example", "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= (
+        service["metadata"]["labels"].items()
+    )
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (container,) = pod["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": service["spec"]["ports"][0]["port"]}]
+    assert f"--web.listen-address=:{service['spec']['ports'][0]['port']}" in container["args"]
+
+
+def test_the_pushgateway_takes_pushes_of_pods_without_istio():
+    """Kubeflow's pods have no sidecar; one beside the Pushgateway would refuse them."""
+    label, deployment = "sidecar.istio.io/inject", _one("example", "Deployment")
+    assert deployment["spec"]["template"]["metadata"]["labels"][label] == "false"
+    assert label not in deployment["metadata"]["labels"]
+    assert label not in deployment["spec"]["selector"]["matchLabels"]
+
+
+def test_the_prometheus_rule_is_the_rules_that_are_tested():
+    rules = yaml.safe_load((K8S / "components" / "alerts" / "rules.yaml").read_text())
+    assert _one("example-monitoring", "PrometheusRule")["spec"] == rules
+
+
+@pytest.mark.parametrize("name", ["training-run", "fleet"])
+def test_grafanas_sidecar_finds_the_dashboard(name):
+    config_map = _one("example-monitoring", "ConfigMap", name)
+    assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config_map["metadata"]["name"] == f"mappo-dashboard-{name}"
+    expected = (K8S / "components" / "dashboards" / f"{name}.json").read_text()
+    assert config_map["data"] == {f"{name}.json": expected}
+    assert len(expected) < 250_000, "a ConfigMap holds a mebibyte, kubectl apply a quarter of it"

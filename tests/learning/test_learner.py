@@ -1,0 +1,464 @@
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+
+from mappo.config import LearnerConfig, override
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.errors import NonFiniteLoss
+from mappo.learning.learner import (
+    ADVANTAGE,
+    LEARNED_FROM,
+    LOG_PROB,
+    VALUE_TARGET,
+    Learner,
+    explained_variance,
+    standardise,
+)
+from mappo.learning.networks import VALUE, CentralisedCritic, Networks, make_networks
+from tests.conftest import CPU, counted_waits, endless
+from tests.support.runs import batches
+
+
+def make(config):
+    """Environment, networks, learner and the first batch of a configuration."""
+    with private_random_streams(config.seed, Stream.TRAINING, CPU):
+        environment = make_environment(
+            config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, CPU
+        )
+        networks = make_networks(config.networks, environment)
+        batch = next(batches(environment, networks.policy, config.collection))
+    return environment, networks, Learner(config.learner, networks, config.collection.num_iterations), batch
+
+
+def make_policy(num_features):
+    """A shared policy for observations of this many features and two action values."""
+    environment = make_environment(endless().environment, 1, 0, Stream.TRAINING, CPU)
+    assert environment.full_observation_spec_unbatched[OBSERVATION].shape[-1] == num_features
+    return make_networks(endless().networks, environment).policy
+
+
+def prepare(learner, batch):
+    """The frames that `learner.update` makes of a batch, before it learns from them."""
+    learner._estimate(batch)
+    return learner._frames(batch)
+
+
+def tensors(minibatch):
+    """What a step takes."""
+    return [minibatch[key].clone() for key in LEARNED_FROM]
+
+
+def numbered(frames):
+    """Frames whose observations are their numbers."""
+    return frames.set(OBSERVATION, torch.arange(len(frames)))
+
+
+def observation_is_value():
+    """A critic whose value of an agent is the only feature of its observation."""
+    critic = CentralisedCritic(torch.nn.Identity(), torch.nn.Identity(), moments=None)
+    return TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE])
+
+
+def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tiny):
+    """One environment, two agents, five frames; discount 0.5, lambda 0.5.
+
+    Values V = 1, 2, 3, 4, 5 for agent 0 and twice that for agent 1; the next values after each frame are given
+    below; rewards 1 and 2. Frame 2 terminates (no bootstrap, trace cut), frame 3 is truncated (bootstrap from
+    the last observation 10, trace cut), the batch ends after frame 5 (bootstrap from 6).
+    """
+    value = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    next_value = torch.tensor([2.0, 9.0, 10.0, 5.0, 6.0])
+    terminated = torch.tensor([0, 1, 0, 0, 0], dtype=torch.bool)
+    done = torch.tensor([0, 1, 1, 0, 0], dtype=torch.bool)
+    scale = torch.tensor([1.0, 2.0])
+
+    def per_agent(values):
+        return (values[:, None] * scale).reshape(1, 5, 2, 1)
+
+    batch = TensorDict(
+        {
+            OBSERVATION: per_agent(value),
+            ACTION: torch.zeros(1, 5, 2, 2),
+            "next": {
+                "agents": {"observation": per_agent(next_value), "reward": per_agent(torch.ones(5))},
+                DONE: done.reshape(1, 5, 1),
+                TERMINATED: terminated.reshape(1, 5, 1),
+            },
+        },
+        batch_size=[1, 5],
+    )
+    critic = observation_is_value()
+    policy = make_policy(num_features=1)
+    config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
+    frames = prepare(Learner(config, Networks(policy, critic), num_iterations=1), batch)
+
+    # delta = reward + 0.5 V' (not after termination) - V; advantage = delta + 0.25 advantage' (not after an end)
+    delta = [1 + 1.0 - 1, 1 - 2.0, 1 + 5.0 - 3, 1 + 2.5 - 4, 1 + 3.0 - 5]
+    advantage = [
+        delta[0] + 0.25 * delta[1],
+        delta[1],
+        delta[2],
+        delta[3] + 0.25 * delta[4],
+        delta[4],
+    ]
+    expected = torch.tensor(advantage)[:, None, None] * scale[:, None]
+    assert torch.allclose(frames[ADVANTAGE], expected)
+    assert torch.allclose(frames[VALUE_TARGET], expected + per_agent(value)[0])
+
+
+def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
+    """Schulman et al. (2017), equation 7: the clipped surrogate, and the squared error of the values."""
+    config = override(tiny, {"learner": {"clip_epsilon": 0.1, "value_coefficient": 0.5}})
+    _, networks, learner, batch = make(config)
+    frames = prepare(learner, batch)
+    with torch.no_grad():
+        for parameter in networks.modules().parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        log_prob = networks.policy.get_dist(frames.select(OBSERVATION)).log_prob(frames[ACTION])
+        ratio = (log_prob - frames[LOG_PROB]).exp().unsqueeze(-1)
+        values = networks.critic(frames.select(OBSERVATION))[VALUE]
+        output = learner._loss(frames)
+    advantage = frames[ADVANTAGE]
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
+    assert output["loss_objective"].item() == pytest.approx(-surrogate.mean().item(), rel=1e-4)
+    squared = (values - frames[VALUE_TARGET]).square().mean().item()
+    assert output["loss_critic"].item() == pytest.approx(0.5 * squared, rel=1e-4)
+    outside = ((ratio < 0.9) | (ratio > 1.1)).float().mean().item()
+    assert outside > 0.1
+    assert output["clip_fraction"].item() == pytest.approx(outside, abs=0.01)
+
+
+def test_first_minibatch_has_ratio_one(tiny):
+    config = override(tiny, {"learner": {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}})
+    _, _, learner, batch = make(config)
+    losses = learner.update(batch)
+    assert losses.clip_fraction == 0
+    assert losses.kl == pytest.approx(0, abs=1e-6)
+    assert losses.loss_policy == pytest.approx(0, abs=1e-5)  # minus the mean of standardised advantages
+
+
+def test_first_minibatch_has_ratio_one_even_where_actions_saturate(tiny):
+    """At such means tanh rounds to its bounds in float32, and the sampled action no longer tells its origin."""
+    config = override(tiny, {"learner": {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}})
+    environment, networks, learner, _ = make(config)
+    with torch.no_grad():
+        for parameter in networks.policy.parameters():
+            parameter.mul_(20)
+    batch = next(batches(environment, networks.policy, config.collection))
+    losses = learner.update(batch)
+    assert losses.clip_fraction == 0
+    assert losses.kl == pytest.approx(0, abs=1e-4)
+
+
+def values_after_training(config):
+    environment, networks, learner, _ = make(config)
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in batches(environment, networks.policy, config.collection):
+            learner.update(batch)
+    return networks.critic(environment.reset())[VALUE]
+
+
+def test_endless_task_is_worth_one_over_one_minus_discount():
+    """Reward 1 for ever at discount 0.9 is worth 10, but only if the time limit of 20 frames bootstraps."""
+    assert torch.allclose(values_after_training(endless()), torch.tensor(10.0), rtol=0.03)
+
+
+def test_terminating_task_is_worth_its_own_rewards_only():
+    """Every episode terminates after one frame: the value is that frame's reward, nothing beyond."""
+    config = endless(scenario_kwargs={"terminate_after": 1})
+    config = override(config, {"collection": {"total_frames": 4_000}})
+    assert torch.allclose(values_after_training(config), torch.tensor(1.0), rtol=0.03)
+
+
+@pytest.mark.parametrize("minibatch_frames", [120, 50, 7, 1])
+def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames):
+    config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
+    _, _, learner, batch = make(config)
+    frames = numbered(prepare(learner, batch))
+    for _ in range(2):
+        seen = [minibatch[0] for minibatch in learner._shuffled(frames)]
+        assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
+        assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
+    assert len(seen) == math.ceil(120 / minibatch_frames)
+
+
+def test_epochs_are_shuffled_differently(tiny):
+    _, _, learner, batch = make(tiny)
+    frames = numbered(prepare(learner, batch))
+    one, other = ([minibatch[0].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
+    assert one != other
+
+
+@pytest.mark.parametrize(("key", "term"), [(("next", *REWARD), "loss_critic"), (ACTION, "loss_policy")])
+def test_non_finite_loss_stops_before_the_optimiser_steps_and_names_the_term(tiny, key, term):
+    _, networks, learner, batch = make(tiny)
+    batch[key][0, 0] = float("nan")
+    with pytest.raises(NonFiniteLoss, match=f"{term} = nan"):
+        learner.update(batch)
+    assert all(value.isfinite().all() for value in networks.modules().state_dict().values())
+
+
+def test_non_finite_loss_in_the_only_minibatch_changes_no_parameter(tiny):
+    config = override(tiny, {"learner": {"minibatch_frames": 120}})
+    _, networks, learner, batch = make(config)
+    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    batch["next", *REWARD][0, 0] = float("inf")
+    with pytest.raises(NonFiniteLoss):
+        learner.update(batch)
+    after = networks.modules().state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_parameters_stay_those_of_the_last_good_step(tiny):
+    """Though the steps after it, whose losses are finite, are made before anybody looks."""
+    _, networks, learner, batch = make(tiny)
+    frames = prepare(learner, batch)
+    good, bad = frames[:40], frames[40:80].clone()
+    bad[VALUE_TARGET][0] = float("nan")
+    learner._step(*tensors(good))
+    after_good = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    remembered = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
+    steps = [learner._step(*tensors(each))[0] for each in (bad, good)]
+    assert all(torch.equal(value, after_good[name]) for name, value in networks.modules().state_dict().items())
+    assert all(torch.equal(value, remembered[name]) for name, value in learner.optimiser_tensors().items())
+    with pytest.raises(NonFiniteLoss, match="loss_critic = nan, gradient_norm_critic = nan; training stopped"):
+        learner._require_finite(steps)
+
+
+def test_steps_do_not_wait_for_a_gpu(tiny, monkeypatch):
+    """However many steps and frames an update has, it asks for as many numbers, once all is recorded."""
+    monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)
+    waits = {}
+    for minibatch_frames in (20, 40, 120):
+        _, _, learner, batch = make(override(tiny, {"learner": {"minibatch_frames": minibatch_frames}}))
+        learner.update(batch.clone())  # recording asks, too
+        with counted_waits() as mode:
+            learner.update(batch)
+        waits[minibatch_frames] = mode.count
+    assert len(set(waits.values())) == 1, waits
+
+
+def test_entropy_is_that_of_the_distribution(tiny):
+    """The estimate -log pi(a|o) over many frames agrees with one from fresh samples."""
+    config = override(tiny, {"collection": {"num_envs": 100, "rollout_frames": 20, "total_frames": 1}})
+    _, networks, learner, batch = make(config)
+    with torch.no_grad():
+        distribution = networks.policy.get_dist(batch.select(OBSERVATION))
+        fresh = -distribution.log_prob(distribution.sample()).mean().item()
+    assert learner.update(batch).entropy == pytest.approx(fresh, abs=0.05)
+
+
+def test_entropy_bonus_keeps_the_policy_more_random():
+    def last_losses(coefficient):
+        learner = {"entropy_coefficient": coefficient, "learning_rate": 0.002}
+        config = override(endless(), {"learner": learner, "collection": {"total_frames": 2_400}})
+        environment, networks, learner, _ = make(config)
+        with private_random_streams(0, Stream.TRAINING, CPU):
+            for batch in batches(environment, networks.policy, config.collection):
+                losses = learner.update(batch)
+        return losses
+
+    plain, encouraged = last_losses(0.0), last_losses(0.1)
+    assert encouraged.entropy > plain.entropy
+    assert encouraged.loss_entropy == pytest.approx(-0.1 * encouraged.entropy, abs=0.05)
+    assert plain.loss_entropy == 0
+
+
+def test_gradients_of_actor_and_critic_are_clipped_each(tiny):
+    config = override(tiny, {"learner": {"max_gradient_norm": 1e-3, "minibatch_frames": 120, "epochs": 1}})
+    _, networks, learner, batch = make(config)
+    losses = learner.update(batch)
+    assert losses.gradient_norm_policy > 1e-3
+    for network in (networks.policy, networks.critic):
+        norm = torch.cat([parameter.grad.flatten() for parameter in network.parameters()]).norm()
+        assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [0.8, 0.8, 0.8, 0.8]), ("linear", [0.8, 0.6, 0.4, 0.2])]
+)
+def test_learning_rate_follows_its_schedule_over_the_run(tiny, schedule, expected):
+    changes = {"learning_rate": 8e-5, "learning_rate_schedule": schedule}
+    config = override(tiny, {"learner": changes, "collection": {"total_frames": 480}})
+    _, _, learner, batch = make(config)
+    for rate in expected:
+        losses = learner.update(batch.clone())
+        assert learner.optimiser.param_groups[0]["lr"] == losses.learning_rate == pytest.approx(rate * 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["none", "minibatch", "batch", "agent"])
+def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
+    config = override(tiny, {"learner": {"advantage_normalisation": kind, "epochs": 1}})
+    _, _, learner, batch = make(config)
+    unchanged = override(config, {"learner": {"advantage_normalisation": "none"}}).learner
+    raw = Learner(unchanged, learner.networks, num_iterations=1)
+    plain = prepare(raw, batch.clone())[ADVANTAGE]
+    prepared = prepare(learner, batch.clone())[ADVANTAGE]
+    seen = []
+    gradients, index = learner._gradients, LEARNED_FROM.index(ADVANTAGE)
+    learn = gradients._differentiate
+    gradients._differentiate = lambda *minibatch: (seen.append(minibatch[index].clone()), learn(*minibatch))[1]
+    learner.update(batch.clone())
+    over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
+    for values in over:
+        assert values.mean().item() == pytest.approx(0, abs=1e-5)
+        assert values.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    if kind in ("none", "minibatch"):
+        assert torch.equal(prepared, plain)
+
+
+def test_standardise_of_one_value_is_zero():
+    assert standardise(torch.full((1, 1, 1), 3.0)).item() == 0
+
+
+def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
+    target = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(target, target) == 1
+    assert explained_variance(torch.zeros(3), target) == pytest.approx(0)
+    assert explained_variance(-target, target) == pytest.approx(-3)
+    assert math.isnan(explained_variance(target, torch.ones(3)))
+
+
+def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_reward():
+    """As the endless task above, with a reward of 1000 a frame: worth 10,000, which no plain critic reaches."""
+    config = override(
+        endless(scenario_kwargs={"reward": 1_000.0}),
+        {"networks": {"normalise_values": True}, "collection": {"total_frames": 12_000}},
+    )
+    assert torch.allclose(values_after_training(config), torch.tensor(10_000.0), rtol=0.05)
+    plain = override(config, {"networks": {"normalise_values": False}, "collection": {"total_frames": 2_000}})
+    assert (values_after_training(plain) < 5_000).all()
+
+
+def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
+    """Yu et al. (2022): advantages of restored values; then targets count in; then both are standardised."""
+    config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_loss": "l2"}})
+    _, networks, learner, batch = make(config)
+    with torch.no_grad():
+        estimated = batch.clone()
+        learner._estimate(estimated)
+    target = estimated[VALUE_TARGET]
+    frames = prepare(learner, batch)
+    standardised = (target - target.mean()) / target.std(correction=0).clamp_min(0.1)
+    assert torch.allclose(frames[VALUE_TARGET], standardised.flatten(0, 1), atol=1e-4)
+    prediction = networks.critic.module.predict(frames[OBSERVATION])
+    expected = (prediction - frames[VALUE_TARGET]).square().mean().item()
+    assert learner._loss(frames)["loss_critic"].item() == pytest.approx(expected, rel=1e-4)
+    restored = networks.critic(frames.select(OBSERVATION))[VALUE]
+    deviation = target.std(correction=0).clamp_min(0.1)
+    assert torch.allclose(restored, prediction * deviation + target.mean(), atol=1e-4)
+
+
+def test_observations_are_standardised_by_all_batches_before(tiny):
+    config = override(tiny, {"networks": {"normalise_observations": True}})
+    environment, networks, learner, _ = make(config)
+    seen = []
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in batches(environment, networks.policy, config.collection):
+            seen.append(batch[OBSERVATION].flatten(0, 2))
+            losses = learner.update(batch)
+    everything = torch.cat(seen)
+    for network in (networks.policy.module[0].module[0], networks.critic.module.observation_normaliser):
+        expected = (everything - everything.mean(0)) / everything.var(0, correction=0).clamp_min(1e-2).sqrt()
+        assert torch.allclose(network(everything), expected, atol=1e-3)
+    assert losses.kl != 0
+
+
+@pytest.mark.parametrize(
+    "networks", [{"normalise_observations": True}, {"normalise_values": True}, {"share_policy": False}]
+)
+def test_first_minibatch_of_a_later_batch_has_ratio_one_with(tiny, networks):
+    learner = {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}
+    config = override(tiny, {"networks": networks, "learner": learner})
+    environment, networks, learner, _ = make(config)
+    for batch in batches(environment, networks.policy, config.collection):
+        losses = learner.update(batch)
+        assert losses.clip_fraction == 0
+        assert losses.kl == pytest.approx(0, abs=1e-6)
+
+
+def test_clipped_values_equal_the_formula_of_the_paper(tiny):
+    """Yu et al. (2022), section 3: the larger error of the value and of the value clipped around the old one.
+
+    Every target is 1 above the old value. A new value 0.5 above it errs by 0.5, the clipped one by 0.95.
+    """
+    config = override(tiny, {"learner": {"value_clip_epsilon": 0.05}})
+    _, networks, learner, batch = make(config)
+    frames = prepare(learner, batch)
+    frames[VALUE_TARGET] = frames[VALUE] + 1
+    with torch.no_grad():
+        networks.critic.module.network[-1].bias.add_(0.5)
+        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(0.95**2, rel=1e-4)
+        networks.critic.module.network[-1].bias.sub_(1.0)
+        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
+
+
+def test_values_are_clipped_around_what_the_critic_did_predict_in_its_own_units(tiny):
+    """Also in later batches, when the moments of the value targets have moved on since the prediction."""
+    config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_clip_epsilon": 0.2}})
+    environment, networks, learner, _ = make(config)
+    for batch in batches(environment, networks.policy, config.collection):
+        with torch.no_grad():
+            predicted = networks.critic.module.predict(batch[OBSERVATION])
+        frames = prepare(learner, batch.clone())
+        assert torch.allclose(frames[VALUE], predicted.flatten(0, 1), atol=1e-5)
+        networks.critic.module.moments.update(torch.full((10, 1), 100.0))
+
+
+def test_target_kl_ends_the_epochs_on_a_batch_as_if_fewer_had_been_configured(tiny):
+    def after(**learner):
+        _, networks, learner, batch = make(override(tiny, {"learner": {"learning_rate": 0.01, **learner}}))
+        with private_random_streams(1, Stream.TRAINING, CPU):
+            losses = learner.update(batch)
+        return losses, networks.modules().state_dict()
+
+    stopped, parameters = after(epochs=5, target_kl=1e-6)
+    short, expected = after(epochs=1)
+    full, _ = after(epochs=5, target_kl=100.0)
+    assert (stopped.epochs, short.epochs, full.epochs) == (1, 1, 5)
+    assert all(torch.equal(parameters[name], expected[name]) for name in expected)
+
+
+def test_policies_of_their_own_learn_from_their_own_agent_only(tiny):
+    config = override(tiny, {"networks": {"share_policy": False}})
+    _, networks, learner, batch = make(config)
+    frames = prepare(learner, batch)
+    with torch.no_grad():
+        frames[ADVANTAGE][:, 0] = 0
+    learner._loss(frames)["loss_objective"].backward()
+    gradients = [
+        sum(parameter.grad.abs().sum().item() for parameter in actor.parameters())
+        for actor in networks.policy.module[0].module[1].networks
+    ]
+    assert gradients[0] == 0
+    assert gradients[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("actions", "share_policy"),
+    [("continuous", True), ("discrete", True), ("multi-discrete", True), ("continuous", False)],
+)
+def test_learns_to_move_right_and_to_say_the_second_word(actions, share_policy):
+    """A reward for speed to the right and for the second of three words; random actions earn about 1/3."""
+    config = override(
+        endless(),
+        {
+            "environment": {"scenario": "tests.support.scenarios:MoveAndSpeak", "actions": actions},
+            "networks": {"share_policy": share_policy},
+            "learner": {"advantage_normalisation": "minibatch", "entropy_coefficient": 1e-3},
+            "collection": {"total_frames": 6_000},
+        },
+    )
+    environment, networks, learner, batch = make(config)
+    before = batch["next", *REWARD].mean().item()
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        for batch in batches(environment, networks.policy, config.collection):
+            assert learner.update(batch).entropy < 10
+    after = batch["next", *REWARD].mean().item()
+    assert before < 0.6
+    assert after > 0.85

@@ -1,0 +1,151 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from mappo.config import EnvironmentConfig, NetworksConfig
+from mappo.environment.environment import action_choices, make_environment
+from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.random_streams import Stream
+from mappo.learning.networks import VALUE, MultiCategorical, RunningMoments, make_networks
+from tests.conftest import CPU
+
+
+@pytest.fixture
+def environment():
+    config = EnvironmentConfig(scenario="navigation", scenario_kwargs={"n_agents": 3})
+    return make_environment(config, 5, 0, Stream.TRAINING, CPU)
+
+
+@pytest.fixture
+def networks(environment):
+    torch.manual_seed(0)
+    return make_networks(NetworksConfig(hidden_sizes=(8,)), environment)
+
+
+def disturbed(state, agent):
+    other = state.clone()
+    other[OBSERVATION][:, agent] += 1
+    return other
+
+
+def test_actor_is_blind_to_the_observations_of_other_agents(environment, networks):
+    state = environment.reset()
+    before = networks.policy.get_dist(state).deterministic_sample
+    after = networks.policy.get_dist(disturbed(state, agent=1)).deterministic_sample
+    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
+    assert not torch.equal(before[:, 1], after[:, 1])
+
+
+def test_critic_of_each_agent_sees_the_observations_of_all(environment, networks):
+    state = environment.reset()
+    before = networks.critic(state.clone())[VALUE]
+    for agent in range(3):
+        after = networks.critic(disturbed(state, agent))[VALUE]
+        assert (before != after).all()
+
+
+def test_policy_is_shared_so_that_swapping_agents_swaps_their_actions(environment, networks):
+    state = environment.reset()
+    swapped = state.clone()
+    swapped[OBSERVATION] = state[OBSERVATION].flip(1)
+    assert torch.allclose(
+        networks.policy.get_dist(swapped).deterministic_sample,
+        networks.policy.get_dist(state).deterministic_sample.flip(1),
+        atol=1e-6,
+    )
+
+
+def test_shapes_are_environments_agents_features(environment, networks):
+    state = networks.critic(networks.policy(environment.reset()))
+    assert state[ACTION].shape == (5, 3, 2)
+    assert state[VALUE].shape == (5, 3, 1)
+
+
+def test_actions_stay_within_the_bounds_of_the_action_space(environment, networks):
+    with torch.no_grad():
+        for parameter in networks.policy.parameters():
+            parameter.mul_(50)
+    actions = networks.policy(environment.reset())[ACTION]
+    space = environment.full_action_spec_unbatched[ACTION].space
+    assert (actions >= space.low).all()
+    assert (actions <= space.high).all()
+
+
+def test_same_random_stream_gives_the_same_weights(environment):
+    def weights():
+        torch.manual_seed(3)
+        return make_networks(NetworksConfig(hidden_sizes=(8,)), environment).modules().state_dict()
+
+    one, other = weights(), weights()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(params=["discrete", "multi-discrete"])
+def talking(request):
+    """Agents with five moves in all combinations and ten words."""
+    config = EnvironmentConfig(scenario="simple_reference", actions=request.param)
+    return make_environment(config, 5, 0, Stream.TRAINING, CPU)
+
+
+def test_choices_follow_the_action_space_communication_included(talking):
+    networks = make_networks(NetworksConfig(hidden_sizes=(8,)), talking)
+    choices = action_choices(talking)
+    assert choices in [(90,), (3, 3, 10)]
+    state = networks.policy(talking.reset())
+    assert state["agents", "logits"].shape == (5, 2, sum(choices))
+    assert state[ACTION].shape == ((5, 2) if len(choices) == 1 else (5, 2, 3))
+    talking.step(state)
+    distribution = networks.policy.get_dist(state)
+    assert distribution.log_prob(state[ACTION]).shape == (5, 2)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        best = networks.policy(state.clone())[ACTION]
+    assert talking.full_action_spec[ACTION].is_in(best)
+    assert (distribution.log_prob(best) >= distribution.log_prob(state[ACTION])).all()
+
+
+def test_multi_categorical_is_the_product_of_its_components():
+    """Two components with 2 and 3 choices; every probability is computed by hand from the logits."""
+    logits = torch.tensor([[0.0, math.log(3.0), 0.0, math.log(2.0), 0.0]], requires_grad=True)
+    distribution = MultiCategorical(logits, (2, 3))
+    first, second = [0.25, 0.75], [0.25, 0.5, 0.25]
+    for one, two in itertools.product(range(2), range(3)):
+        probability = distribution.log_prob(torch.tensor([[one, two]])).exp().item()
+        assert probability == pytest.approx(first[one] * second[two])
+    entropy = -sum(p * math.log(p) for p in first + second)
+    assert distribution.entropy().item() == pytest.approx(entropy)
+    assert distribution.deterministic_sample.tolist() == [[1, 1]]
+    samples = distribution.sample((4_000,)).reshape(-1, 2)
+    assert samples.amax(0).tolist() == [1, 2]
+    assert samples.float().mean(0).tolist() == pytest.approx([0.75, 1.0], abs=0.05)
+    distribution.entropy().sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_running_moments_equal_the_debiased_ones_of_the_papers_code():
+    """Its equations: running = beta running + (1 - beta) batch, divided by a debiasing term run the same way."""
+    beta, mean, square, debias = 0.99999, np.zeros(2), np.zeros(2), 0.0
+    moments, random = RunningMoments(2, CPU), np.random.default_rng(0)
+    values = torch.tensor([[3.0, -1.0]])
+    assert torch.equal(moments.standardise(values), values)
+    for size in (5, 50, 500):
+        batch = random.normal([100.0, 0.0], [10.0, 1e-3], (size, 2))
+        mean = beta * mean + (1 - beta) * batch.mean(0)
+        square = beta * square + (1 - beta) * (batch**2).mean(0)
+        debias = beta * debias + (1 - beta)
+        moments.update(torch.as_tensor(batch))
+    deviation = np.sqrt(np.clip(square / debias - (mean / debias) ** 2, 1e-2, None))
+    expected = (values.numpy() - mean / debias) / deviation
+    assert moments.standardise(values).numpy() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(moments.restore(moments.standardise(values)), values, atol=1e-4)
+
+
+def test_own_policies_act_by_weights_of_their_own(environment):
+    networks = make_networks(NetworksConfig(hidden_sizes=(8,), share_policy=False), environment)
+    state = environment.reset()
+    state[OBSERVATION][:] = 1.0
+    actions = networks.policy.get_dist(state).deterministic_sample
+    assert not torch.allclose(actions[:, 0], actions[:, 1])

@@ -1,0 +1,160 @@
+import socket
+import socketserver
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from mappo.monitoring.server import MetricsServer, Page, text_page
+from tests.support.services import wait
+
+
+@pytest.fixture
+def server() -> Iterator[MetricsServer]:
+    pages = {"/metrics": lambda: Page(200, "text/plain", b"one 1\n"), "/healthz": lambda: text_page(503, "ill")}
+    server = MetricsServer(0, pages)
+    yield server
+    server.close()
+
+
+def test_a_page_is_served_with_its_status_and_type(server):
+    with _get(server, "/metrics?any=thing") as answer:
+        assert (answer.status, answer.headers["Content-Type"], answer.read()) == (200, "text/plain", b"one 1\n")
+    with pytest.raises(urllib.error.HTTPError, match="503") as error:
+        _get(server, "/healthz")
+    assert error.value.read() == b"ill\n"
+
+
+def test_another_path_is_not_found_and_the_answer_names_those_there_are(server):
+    with pytest.raises(urllib.error.HTTPError, match="404") as error:
+        _get(server, "/metrics/../etc")
+    assert error.value.read() == b"there is only /metrics, /healthz\n"
+
+
+def test_waiting_ends_with_an_answer_to_a_later_request_only(server):
+    _get(server, "/metrics").close()
+    moment = time.monotonic()
+    assert not server.wait_for_clients("/metrics", moment, set(), 0.1)
+    threading.Timer(0.2, lambda: _get(server, "/metrics").close()).start()
+    assert server.wait_for_clients("/metrics", moment, set(), 30)
+
+
+def test_waiting_ends_when_each_of_two_clients_has_asked_again(server):
+    """A Prometheus in two copies: the second comes some seconds after the first."""
+    first, second = "127.0.0.1", "127.0.0.2"
+    for client in (first, second):
+        _get_from(server, client)
+    known = server.clients("/metrics", 0)
+    assert len(known) == 2
+    moment = time.monotonic()
+    _get_from(server, first)
+    assert not server.wait_for_clients("/metrics", moment, known, 0.2)
+    _get_from(server, second)
+    assert server.wait_for_clients("/metrics", moment, known, 30)
+
+
+def test_a_taken_port_is_an_error(server):
+    with pytest.raises(OSError, match="in use"):
+        MetricsServer(server.port, {})
+
+
+def test_a_closed_server_frees_its_port():
+    first = MetricsServer(0, {})
+    first.close()
+    MetricsServer(first.port, {}).close()
+
+
+def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
+    """Clients without a pause get a few answers a second and a burst, not thousands."""
+    answers, stop = [], time.monotonic() + 2
+
+    def ask() -> None:
+        while time.monotonic() < stop:
+            try:
+                _get(server, "/metrics").close()
+                answers.append(1)
+            except OSError:  # turned away
+                pass
+
+    clients = [threading.Thread(target=ask) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    assert 5 < len(answers) < 50
+
+
+def test_silent_clients_keep_no_one_else_away(server):
+    """More connections than there are threads, which never send a request."""
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    try:
+        wait(lambda: _is_answered(server), 30, "no answer")
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_clients_that_send_a_byte_now_and_then_keep_no_one_else_away(server):
+    stop = threading.Event()
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+
+    def drip() -> None:
+        while not stop.wait(1):
+            for connection in slow:
+                with suppress(OSError):
+                    connection.send(b"G")
+
+    threading.Thread(target=drip, daemon=True).start()
+    try:
+        wait(lambda: _is_answered(server), 30, "no answer")
+    finally:
+        stop.set()
+        for connection in slow:
+            connection.close()
+
+
+def test_threads_that_cannot_be_started_cost_no_later_answers(server, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(socketserver.ThreadingMixIn, "process_request", _no_thread)
+        for _ in range(6):
+            assert not _is_answered(server)
+    assert _is_answered(server)
+
+
+def test_a_broken_page_closes_the_connection_and_not_the_server():
+    def broken() -> Page:
+        raise RuntimeError("a defect")
+
+    server = MetricsServer(0, {"/broken": broken, "/": lambda: text_page(200, "fine")})
+    try:
+        with pytest.raises(OSError, match="closed|reset"):
+            _get(server, "/broken")
+        assert _get(server, "/").read() == b"fine\n"
+    finally:
+        server.close()
+
+
+def _get(server: MetricsServer, path: str):
+    return urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=20)
+
+
+def _get_from(server: MetricsServer, client: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), source_address=(client, 0)) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        while connection.recv(4096):
+            pass
+
+
+def _no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def _is_answered(server: MetricsServer) -> bool:
+    try:
+        return _get(server, "/metrics").status == 200
+    except OSError:
+        return False

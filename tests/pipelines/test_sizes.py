@@ -1,0 +1,133 @@
+"""How large workflows become: estimates beside what a real Kubeflow recorded, and beside the test server."""
+
+import json
+import random
+import string
+from typing import Any
+
+import pytest
+import yaml
+
+from mappo.config import to_json
+from mappo.errors import ConfigError
+from mappo.recipes import navigation
+from pipelines.compiling import Compiled, compile_pipeline
+from pipelines.kubeflow.client import Submission, submit
+from pipelines.kubeflow.connection import Api, Connection
+from pipelines.plan import planned_stages
+from pipelines.site import Site
+from pipelines.sizes import MAX_BYTES, check_size, workflow_bytes
+from tests.support.kubeflow_server import KubeflowServer
+from tests.support.recordings import manifest_of, raw
+
+IMAGE = "ghcr.io/you/mappo:1.0"
+DEFAULTS: dict[str, dict[str, Any]] = {"training": {}, "seeds": {"seeds": ["0"]}, "tuning": {"study": "a"}}
+
+
+def compiled(name: str, site: Site | None = None) -> Compiled:
+    return compile_pipeline(name, site or Site(image=IMAGE), {"config": to_json(navigation()), **DEFAULTS[name]})
+
+
+def seeds(count: int) -> dict[str, Any]:
+    return {"seeds": [str(seed) for seed in range(count)]}
+
+
+def workflow_at_its_end(compiled: Compiled, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The whole workflow of a run on the test server, whose nodes are as large as recorded ones."""
+    with KubeflowServer() as server:
+        api = Api(Connection(endpoint=server.url))
+        run = submit(api, Submission(compiled, parameters))
+        server.finish(run.run_id)
+        answer = json.loads(api.text(f"/apis/v1beta1/runs/{run.run_id}"))
+    return manifest_of(answer)
+
+
+def size_of(manifest: dict[str, Any]) -> int:
+    kept = {name: manifest["status"].get(name) for name in ("nodes", "compressedNodes")}
+    return len(json.dumps([manifest["spec"], kept], separators=(",", ":")))
+
+
+def is_near(estimate: int, actual: int) -> bool:
+    """The estimate may be too high by a third, which refuses a little early, and hardly too low."""
+    return 0.95 * actual <= estimate <= 1.34 * actual
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("raw-training", {}), ("raw-tuning-compressed", {"retrain_seeds": 2, "workers": ["1", "2"]})],
+)
+def test_estimate_is_near_what_a_real_kubeflow_recorded(name, parameters):
+    answer = raw(name)
+    documents = list(yaml.safe_load_all(answer["run"]["pipeline_spec"]["pipeline_manifest"]))
+    body = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
+    assert is_near(workflow_bytes(body, parameters), size_of(manifest_of(answer)))
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_estimate_is_near_what_the_test_server_makes_of_seeds(count):
+    pipeline = compiled("seeds")
+    actual = size_of(workflow_at_its_end(pipeline, seeds(count)))
+    assert is_near(workflow_bytes(pipeline.body, seeds(count)), actual)
+
+
+def test_largest_numbers_that_fit_are_those_of_the_documentation():
+    """docs/kubeflow.md says 60 seeds, and a study of 8 workers whose best is trained from 20 seeds."""
+    check_size(compiled("seeds").body, seeds(60))
+    workers = [str(worker) for worker in range(8)]
+    check_size(compiled("tuning").body, {"study": "a", "workers": workers, "retrain_seeds": 20})
+
+
+def test_run_that_does_not_fit_is_refused_with_its_size():
+    with pytest.raises(
+        ConfigError, match=rf"grow to about [\d,]+ bytes, .* holds {MAX_BYTES:,}: give fewer seeds"
+    ):
+        check_size(compiled("seeds").body, seeds(200))
+
+
+def test_absurd_numbers_are_refused_at_once():
+    with pytest.raises(ConfigError, match="100,000 seeds or workers in one run"):
+        check_size(compiled("tuning").body, {"study": "a", "retrain_seeds": 100_000})
+
+
+def test_long_configurations_count_in_every_step():
+    config = json.loads(to_json(navigation()))
+    config["environment"]["scenario_kwargs"]["map"] = "".join(
+        random.Random(0).choices(string.ascii_letters, k=5000)
+    )
+    pipeline = compile_pipeline("seeds", Site(image=IMAGE), {"config": json.dumps(config), "seeds": ["0"]})
+    check_size(compiled("seeds").body, seeds(45))
+    with pytest.raises(ConfigError, match="give fewer seeds"):
+        check_size(pipeline.body, seeds(45))
+
+
+def test_every_iteration_of_a_plan_has_its_stages():
+    pipeline = compiled("tuning")
+    plan = planned_stages(pipeline.body, {"study": "a", "workers": ["1", "2", "3"]}, unknown_items=4)
+    count = [stage.path[-1] for stage in plan].count
+    assert {name: count(name) for name in ("prepare", "tune", "train", "evaluate", "report")} == {
+        "prepare": 1,
+        "tune": 3,
+        "train": 8,
+        "evaluate": 8,
+        "report": 1,
+    }
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_steps_carry_no_source_and_no_description_of_a_component(name):
+    specification = compiled(name).specification
+    inner = json.dumps([specification["components"], specification["deploymentSpec"]])
+    assert "description" not in inner
+    assert "def train(" not in inner
+    assert "description" in json.dumps(specification["root"]["inputDefinitions"])  # for the form of a run
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_tasks_have_no_input_that_nobody_reads(name):
+    specification = compiled(name).specification
+    for component in (specification["root"], *specification["components"].values()):
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            target = specification["components"][task["componentRef"]["name"]]
+            declared = target.get("inputDefinitions", {}).get("parameters", {})
+            given = task.get("inputs", {}).get("parameters", {})
+            assert all(each in declared or each.startswith("pipelinechannel--") for each in given)

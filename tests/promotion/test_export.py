@@ -1,0 +1,77 @@
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from mappo.config import override
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.random_streams import Stream
+from mappo.errors import CheckpointError
+from mappo.learning.networks import make_networks
+from mappo.promotion.export import export_policy, model_card
+from mappo.runs.checkpoint import restore_networks
+from tests.support.runs import train_here
+
+BARE = textwrap.dedent(
+    """
+    import sys
+
+    for package in ("mappo", "torchrl", "tensordict", "vmas", "pydantic", "safetensors"):
+        sys.modules[package] = None  # not to be imported
+    import torch
+
+    policy = torch.export.load("policy.pt2").module()
+    torch.save(policy(torch.load("observations.pt")), "actions.pt")
+    """
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"environment": {"actions": "discrete"}},
+        {"environment": {"actions": "multi-discrete"}},
+        {"networks": {"share_policy": False, "normalise_observations": True}},
+        {"environment": {"scenario": "tests.support.scenarios:MoveAndSpeak", "scenario_kwargs": {}}},
+        {"environment": {"scenario_kwargs": {"n_agents": 1}}},
+    ],
+    ids=["continuous", "discrete", "multi-discrete", "own-networks", "speech", "one-agent"],
+)
+def test_the_exported_policy_acts_alike_where_there_is_pytorch_alone(tiny, tmp_path, change):
+    """For other numbers of environments than it was exported with, and for states met along an episode."""
+    config = override(tiny, {**change, "collection": {"total_frames": 120}})
+    checkpoint = train_here(config, tmp_path / "run")
+    environment = make_environment(config.environment, 5, 3, Stream.EVALUATION, torch.device("cpu"))
+    networks = make_networks(config.networks, environment)
+    restore_networks(checkpoint, networks)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        episode = environment.rollout(8, networks.policy, break_when_any_done=False)
+    torch.save(episode[OBSERVATION].flatten(0, 1), tmp_path / "observations.pt")
+    (tmp_path / "policy.pt2").write_bytes(export_policy(checkpoint))
+    subprocess.run([sys.executable, "-I", "-c", BARE], cwd=tmp_path, check=True, timeout=120)
+    actions = torch.load(tmp_path / "actions.pt")
+    torch.testing.assert_close(actions, episode[ACTION].flatten(0, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_networks_that_do_not_fit_their_task_are_refused(checkpoint):
+    tensors = dict(list(checkpoint.tensors.items())[1:])
+    with pytest.raises(CheckpointError, match="is missing"):
+        export_policy(replace(checkpoint, tensors=tensors))
+
+
+def test_the_model_card_says_what_it_is_and_how_good(checkpoint):
+    card = model_card(checkpoint, "navigation-12345678", {"mean return": "0.5 [0.4, 0.6]"})
+    for said in (
+        "navigation",
+        '"n_agents"',
+        "| mean return | 0.5 [0.4, 0.6] |",
+        "torch.export.load",
+        "360 frames",
+    ):
+        assert said.replace('"', "'") in card

@@ -1,0 +1,155 @@
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from mappo.config import from_dict, override
+from mappo.errors import ConfigError
+from mappo.evaluation import statistics
+from mappo.promotion.champions import Champions, policy_key, task_name
+from mappo.promotion.gate import Gate
+from mappo.promotion.promotion import judge, promote
+from tests.conftest import TINY
+from tests.support.runs import train_here
+
+QUICK = Gate(num_seeds=5, episodes_per_seed=8)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    """A configuration and its policies that push left, a little to the right, and right."""
+    config = from_dict(
+        {**TINY, "environment": {"scenario": "tests.support.scenarios:PushRight", "max_episode_frames": 10}}
+    )
+    trained = train_here(config, tmp_path_factory.mktemp("trained"))
+    *_, last = (name for name in trained.tensors if name.startswith("policy.") and name.endswith("bias"))
+
+    def pushing(force: float):
+        bias = torch.tensor([force, 0.0, 0.0, 0.0])  # means of x and y, then their deviations
+        return replace(trained, tensors={**trained.tensors, last: bias})
+
+    return config, [pushing(force) for force in (-3.0, 0.5, 3.0)]
+
+
+@pytest.fixture
+def champions(tmp_path, policies):
+    return Champions(tmp_path / "champions", task_name(policies[0].environment))
+
+
+def test_lower_bound_is_students_t_by_hand():
+    """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2, 95 %, one-sided) = 2.919986."""
+    bound = statistics.paired_lower_bound([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 0.95)
+    assert bound == pytest.approx(2 - 2.919986 / 3**0.5, abs=1e-6)
+    assert statistics.paired_lower_bound([1.5, 2.5], [1.0, 2.0], 0.95) == 0.5
+
+
+def test_of_equal_policies_one_in_twenty_passes():
+    generator = torch.Generator().manual_seed(0)
+    rounds = torch.randn(2000, 2, 40, generator=generator).double()
+    passed = sum(statistics.paired_lower_bound(a.tolist(), b.tolist(), 0.95) > 0 for a, b in rounds)
+    assert 0.035 < passed / 2000 < 0.065
+
+
+def test_the_first_champion_must_beat_the_random_policy(policies, champions):
+    config, (worst, middle, _) = policies
+    refused = promote(config, worst, champions, QUICK)
+    assert (refused.action, refused.opponent, refused.champion) == ("kept", "random", None)
+    assert champions.current() is None
+    taken = promote(config, middle, champions, QUICK)
+    assert (taken.action, taken.opponent, taken.champion) == ("promoted", "random", 1)
+
+
+def test_a_better_candidate_takes_over_and_a_worse_one_does_not(policies, champions):
+    config, (_, middle, best) = policies
+    first = promote(config, best, champions, QUICK)
+    second = promote(config, middle, champions, QUICK)
+    assert (first.action, first.champion) == ("promoted", 1)
+    assert (second.action, second.champion, second.opponent) == ("kept", 1, "champion 1")
+    assert second.lower_bound <= second.gate.margin
+    current = champions.current()
+    assert champions.policy(current).tensors.keys() == best.tensors.keys()
+    assert all(torch.equal(value, best.tensors[key]) for key, value in champions.policy(current).tensors.items())
+
+
+def test_the_numbers_are_those_of_the_returns(policies, champions):
+    config, (_, _, best) = policies
+    decision = judge(config, best, champions, None, QUICK)
+    assert len(decision.seeds) == len(set(decision.seeds)) == QUICK.num_seeds
+    assert len(decision.candidate_returns) == len(decision.opponent_returns) == 40
+    differences = (
+        torch.tensor(decision.candidate_returns).double() - torch.tensor(decision.opponent_returns).double()
+    )
+    assert decision.difference == pytest.approx(differences.mean().item(), rel=1e-6)
+    deviation = differences.std() / 40**0.5
+    assert decision.lower_bound == pytest.approx((differences.mean() - 1.684875 * deviation).item(), rel=1e-4)
+
+
+def test_a_margin_that_is_not_reached_keeps_the_champion(policies, champions):
+    config, (_, _, best) = policies
+    decision = promote(config, best, champions, replace(QUICK, margin=1e6))
+    assert (decision.is_better, decision.action) == (False, "kept")
+    assert decision.difference > 0
+
+
+def test_seeds_are_drawn_afresh_and_the_same_for_both(policies, champions):
+    """A policy against itself earns the same in every episode, with other seeds each time."""
+    config, (_, _, best) = policies
+    promote(config, best, champions, QUICK)
+    current = champions.current()
+    first, second = (judge(config, best, champions, current, QUICK) for _ in range(2))
+    assert first.candidate_returns == first.opponent_returns
+    assert first.lower_bound == 0.0
+    assert not first.is_better
+    assert not set(first.seeds) & set(second.seeds)
+
+
+def test_promoting_again_changes_nothing_and_tells_what_was_decided(policies, champions):
+    config, (_, _, best) = policies
+    said: list[str] = []
+    first = promote(config, best, champions, QUICK)
+    assert promote(config, best, champions, QUICK, said.append) == first
+    assert said == ["the candidate is the champion already, by decision 1"]
+    assert len(champions.history()) == 1
+
+
+@pytest.mark.parametrize(("slower", "faster", "action"), [(2, 1, "promoted"), (1, 2, "kept")])
+def test_a_promotion_that_was_overtaken_is_judged_again_against_the_new_champion(
+    policies, champions, slower, faster, action
+):
+    """Both have seen that there is no champion; the faster one is done before the slower one decides."""
+    config, candidates = policies
+    look, said = champions.current, []
+
+    def overtaken():
+        champions.current = look
+        found = look()
+        assert promote(config, candidates[faster], champions, QUICK).opponent == "random"
+        return found
+
+    champions.current = overtaken
+    decision = promote(config, candidates[slower], champions, QUICK, said.append)
+    assert "another decision came first: the gate is held again, against the new champion" in said
+    assert (decision.opponent, decision.action) == ("champion 1", action)
+    assert len(champions.history()) == (2 if action == "promoted" else 1)
+    assert champions.current().policy == policy_key(candidates[2])
+
+
+def test_another_task_has_other_champions_and_is_refused_as_candidate(policies, champions, checkpoint):
+    config, _ = policies
+    assert task_name(config.environment) != task_name(checkpoint.config.environment)
+    with pytest.raises(ConfigError, match=r"trained on another task: environment\.scenario"):
+        promote(config, checkpoint, champions, QUICK)
+
+
+@pytest.mark.parametrize("change", [{"margin": -1.0}, {"confidence": 1.0}, {"num_seeds": 0}, {"num_seeds": 1}])
+def test_a_gate_that_cannot_decide_is_refused(change):
+    with pytest.raises((ConfigError, ValueError)):
+        Gate(**{**asdict(QUICK), **change})
+
+
+def test_networks_of_other_sizes_may_compete(policies, champions, tmp_path):
+    config, (_, _, best) = policies
+    promote(config, best, champions, QUICK)
+    wider = override(config, {"networks": {"hidden_sizes": [8, 8]}})
+    decision = promote(wider, train_here(wider, tmp_path / "wider"), champions, QUICK)
+    assert decision.opponent == "champion 1"

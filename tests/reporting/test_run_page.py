@@ -1,0 +1,251 @@
+"""The page in a real browser: what it shows, that it moves, complains of nothing and asks nobody."""
+
+import html
+from dataclasses import asdict, replace
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from mappo.__main__ import main
+from mappo.config import override
+from mappo.evaluation.evaluation import evaluate
+from mappo.evaluation.rollouts import record
+from mappo.evaluation.statistics import Estimate
+from mappo.reporting import run_page
+from mappo.reporting.run_page import Record, build
+from mappo.reporting.run_record import of_checkpoint
+from mappo.strict_json import to_dict
+from mappo.training.history import COLUMNS
+from tests.support.browser import chromium, complaints, open_page, requests
+from tests.support.services import wait
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint) -> Record:
+    """Everything that is known of a real run."""
+    evaluation = evaluate(checkpoint.config, checkpoint)
+    rollouts = asdict(record(checkpoint.config, checkpoint, evaluation))
+    return of_checkpoint("first", checkpoint, checkpoint.history, evaluation, rollouts)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def look(browser, tmp_path):
+    """Open a page of these records; nothing may be complained of or asked for."""
+
+    def give(*records: Record, **options) -> None:
+        path = tmp_path / "page.html"
+        path.write_text(build(records, **options))
+        complaints(browser), requests(browser)
+        open_page(browser, path)
+        wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
+        assert complaints(browser) == []
+        assert requests(browser) == []
+
+    return give
+
+
+def text(browser) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def frame(browser) -> int:
+    return int(browser.find_element(By.TAG_NAME, "canvas").get_attribute("data-frame"))
+
+
+def test_page_shows_the_evaluations_numbers_and_the_configuration(look, browser, whole):
+    look(whole)
+    shown = text(browser)
+    mean = whole.evaluation.trained.mean
+    assert f"{mean.value:.3g} [{mean.low:.3g}, {mean.high:.3g}]" in shown
+    assert "resampled: evaluation episodes" in shown
+    assert "learner.clip_epsilon" in shown
+    assert "360" in shown
+    for title in ("Return", "Entropy", "Critic", "Time by phase", "Returns in evaluation"):
+        assert title in shown
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 10
+
+
+def test_episodes_play_pause_seek_and_change(look, browser, whole):
+    look(whole)
+    button = browser.find_element(By.CSS_SELECTOR, "[data-player=play]")
+    button.click()
+    wait(lambda: frame(browser) > 2, 20, "the animation stands still")
+    button.click()
+    stopped = frame(browser)
+    slider = browser.find_element(By.CSS_SELECTOR, "[data-player=frame]")
+    browser.execute_script("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider)
+    assert frame(browser) == 1 != stopped
+    before = pixels(browser)
+    browser.execute_script("arguments[0].value = 9; arguments[0].dispatchEvent(new Event('input'))", slider)
+    assert pixels(browser) != before
+    label = browser.find_element(By.CSS_SELECTOR, "[data-player=label]")
+    browser.execute_script("arguments[0].value = 'worst'; arguments[0].dispatchEvent(new Event('change'))", label)
+    assert frame(browser) == 0
+
+
+def beside(browser, policy: str) -> None:
+    Select(browser.find_element(By.CSS_SELECTOR, "[data-player=beside]")).select_by_value(policy)
+
+
+def pixels(browser) -> str:
+    return browser.execute_script("return document.querySelector('canvas').toDataURL()")
+
+
+def test_agents_are_drawn_where_they_were(look, browser, whole):
+    """The colour of the canvas at the place of an agent, computed apart, is the agent's."""
+    look(whole)
+    beside(browser, "")
+    canvas = "const c = document.querySelector('canvas');"
+    width, height = browser.execute_script(f"{canvas} return [c.width, c.height]")
+    from mappo.evaluation.rollouts import Series, values
+
+    episode = whole.rollouts["episodes"][0]
+    poses = values(Series(**episode["poses"]))
+    agents = [index for index, entity in enumerate(episode["entities"]) if entity["kind"] == "agent"]
+    margin = 2 * max(episode["entities"][agents[0]]["size"])
+    reach = max(1.0, *(abs(poses[:, index, :2]).max() + margin for index in agents))
+    zoom = whole.rollouts["view"]["zoom"]
+    assert reach <= zoom or zoom == 1.0
+    for index in agents:
+        entity = episode["entities"][index]
+        half = [max(zoom, *(abs(poses[:, each, axis]).max() + margin for each in agents)) for axis in (0, 1)]
+        scale = min(width / (2 * half[0]), height / (2 * half[1]))
+        x = width / 2 + scale * poses[0, index, 0]
+        y = height / 2 - scale * (poses[0, index, 1] - 0.5 * entity["size"][0])  # below its line of sight
+        red, green, blue, _ = browser.execute_script(
+            f"{canvas} return Array.from(c.getContext('2d').getImageData(arguments[0], arguments[1], 1, 1).data)",
+            round(x),
+            round(y),
+        )
+        expected = [255 * part for part in entity["colours"][0][1][:3]]
+        assert [red, green, blue] == pytest.approx(expected, abs=60), (index, x, y)
+
+
+def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path):
+    """As Kubeflow's UI shows it."""
+    page = html.escape(build([whole]), quote=True)
+    path = tmp_path / "frame.html"
+    path.write_text(f'<iframe sandbox="allow-scripts" style="width:100%;height:2000px" srcdoc="{page}"></iframe>')
+    complaints(browser)
+    open_page(browser, path)
+    browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+    wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
+    browser.find_element(By.CSS_SELECTOR, "[data-player=play]").click()
+    wait(lambda: frame(browser) > 1, 20, "the animation stands still")
+    browser.switch_to.default_content()
+    assert complaints(browser) == []
+
+
+def test_page_fits_a_phone_and_the_dark(whole, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(build([whole]))
+    with chromium(400, 900, is_dark=True) as phone:
+        phone.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+        )
+        phone.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 400, "height": 900, "deviceScaleFactor": 2, "mobile": True},
+        )
+        open_page(phone, path)
+        wait(lambda: phone.execute_script("return document.body.dataset.plots"), 30, "no plots")
+        assert phone.execute_script("return document.documentElement.scrollWidth") <= 400
+        assert phone.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 27)"
+        assert complaints(phone) == []
+
+
+def test_several_runs_are_laid_over_each_other_with_what_differs(look, browser, whole, checkpoint):
+    other = override(checkpoint.config, {"learner": {"clip_epsilon": 0.3}, "seed": 1})
+    look(whole, replace(whole, name="second", config=to_dict(other), rollouts=None))
+    shown = text(browser)
+    assert "learner.clip_epsilon" in shown
+    assert "0.2 -> 0.3" in shown
+    assert "probability of improvement" in shown
+    assert "0.5 [" in shown  # equal returns
+
+
+def test_numbers_over_training_seeds_are_those_of_the_evaluations(look, browser, whole, checkpoint):
+    """Four seeds of two configurations, whose mean returns are 1, 2, 3 and 6."""
+    records = []
+    for seed, clip_epsilon, value in ((0, 0.2, 1.0), (1, 0.2, 2.0), (0, 0.3, 3.0), (1, 0.3, 6.0)):
+        config = to_dict(override(checkpoint.config, {"learner": {"clip_epsilon": clip_epsilon}, "seed": seed}))
+        returns = replace(whole.evaluation.trained, mean=Estimate(value, value, value))
+        evaluation = replace(whole.evaluation, training_config=config, trained=returns)
+        records.append(Record(f"run-{value:.0f}", config, whole.history, evaluation))
+    look(*records)
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td")]
+    (row,) = (
+        cells[index : index + 6] for index, cell in enumerate(cells) if cell.startswith("learner.clip_epsilon 0.2")
+    )
+    assert "Student's t intervals over training seeds" in text(browser)
+    assert row[1] == "0, 1"
+    assert row[2].startswith("4.5 [")
+    assert row[3].startswith("3 [")
+    assert row[4].startswith("4.5 [")
+    assert row[5] == "1 [1, 1]"
+    both = replace(records[1], name="twice", config=records[0].config, evaluation=records[0].evaluation)
+    look(records[0], both)
+    assert "Not compared over training seeds: seed 0: trained and evaluated more than once" in text(browser)
+
+
+def line(**cells: float) -> str:
+    return ",".join(str(cells.get(column, "")) for column in COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [line(iteration=1, frames=100)],
+        [line(iteration=step, frames=100 * step, kl="nan", entropy="inf") for step in range(1, 9)],
+    ],
+)
+def test_empty_and_undefined_histories_make_a_page(look, browser, whole, rows):
+    history = "\n".join([",".join(COLUMNS), *rows]) + "\n"
+    look(replace(whole, history=history, evaluation=None, rollouts=None))
+    assert "not evaluated yet" in text(browser)
+    assert ("No iteration was recorded" in text(browser)) == (not rows)
+
+
+def test_names_and_values_cannot_leave_their_places(look, browser, whole):
+    evil = '</script><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
+    config = to_dict(override(run_page.from_dict(whole.config), {"environment": {"scenario_kwargs": {"a": evil}}}))
+    look(replace(whole, name=evil, config=config, facts={evil: evil}))
+    assert browser.title != "taken"
+    assert evil in text(browser)
+
+
+def test_a_page_that_would_be_too_large_goes_without_episodes(whole, monkeypatch):
+    monkeypatch.setattr(run_page, "MAX_BYTES", len(build([whole]).encode()) - 1)
+    page = build([whole])
+    assert "Episodes are left out" in page
+    assert "<canvas" not in page
+
+
+def test_a_page_is_far_below_what_kubeflow_shows(whole):
+    assert len(build([whole]).encode()) < 6_000_000
+
+
+def test_report_of_an_evaluated_run_is_made_from_what_it_kept(tmp_path, capsys):
+    from tests.cli.test_main import TINY
+
+    assert main(["train", "--store", str(tmp_path), "--run", "first", *TINY]) == 0
+    run = str(tmp_path / "first")
+    assert main(["report", run, "--output", str(tmp_path / "before.html")]) == 0
+    assert "not evaluated yet" in (tmp_path / "before.html").read_text()
+    assert main(["evaluate", run]) == 0
+    assert f"mappo report {run}" in capsys.readouterr().out
+    assert main(["report", run, "--output", str(tmp_path / "after.html")]) == 0
+    assert "<canvas" in (tmp_path / "after.html").read_text()
+    (tmp_path / "first" / "evaluation.json").write_text('{"config": 1}')
+    assert main(["report", run, "--output", str(tmp_path / "broken.html")]) == 1
+    assert "evaluation.json: not an evaluation report" in capsys.readouterr().out
+    assert main(["report", run, run]) == 1
+    assert "every run may appear once" in capsys.readouterr().out

@@ -1,0 +1,291 @@
+"""Tuning as its users meet it: mappo tune, mappo study, editions of a series, and the page."""
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mappo.__main__ import main
+from mappo.cli.study_actions import delete
+from mappo.config import from_dict, override, to_json
+from mappo.errors import ConfigError, StageFailed
+from mappo.runs.run import Run
+from mappo.stages.choose import choose
+from mappo.stages.prepare import prepare
+from mappo.stages.tune import work_on_study
+from mappo.tuning.database import Database
+from mappo.tuning.study import Study
+from mappo.tuning.study_config import Budget, Retraining
+from mappo.tuning.worker import trial_run
+from tests.conftest import TINY, read_json
+from tests.support.browser import chromium, complaints, open_page, requests
+from tests.support.services import wait
+
+CONFIG = override(from_dict(TINY), {"selection": {"interval_iterations": 1}})
+FLAGS = ["--tuning.episodes-per-seed=4", "--tuning.pruner=none", "--retrain-seeds=2"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """An empty directory to work in."""
+    for name in ("MAPPO_DATABASE", "MAPPO_PIPELINE_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.json").write_text(to_json(CONFIG))
+    return tmp_path
+
+
+def tune(*arguments: str) -> int:
+    return main(["tune", "--config=tiny.json", *FLAGS, *arguments])
+
+
+def study_of(name: str) -> Study:
+    return Study.load(Database("sqlite:///runs/studies.db"), name)
+
+
+def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for_more(place, capsys):
+    assert tune("--study=first", "--trials=3") == 0
+    study = study_of("first")
+    directory = Path(study.place)
+    comparison = read_json(directory / "comparison.json")
+    best = study.best()
+    assert len(comparison["configurations"]) == (1 if best.number == 0 else 2)
+    for each in comparison["configurations"]:
+        assert len(each["training_seeds"]) == 2
+        assert 0 not in each["training_seeds"]
+    chosen = from_dict(read_json(directory / "best.json"))
+    for path, value in best.values.items():
+        assert json.loads(to_json(chosen))["learner"][path.removeprefix("learner.")] == value
+    assert read_json(directory / "decision.json")["action"] == "not asked"
+    shown = capsys.readouterr().out
+    assert "study.html, best.json, comparison.json, decision.json" in shown
+    assert "no place for champions was given" in shown
+
+    before = {path.name: (directory / path.name).stat().st_mtime for path in directory.iterdir() if path.is_dir()}
+    assert tune("--study=first", "--trials=4") == 0
+    assert [trial.state for trial in study.trials()] == ["complete"] * 4
+    assert "this run had finished already" in capsys.readouterr().out
+    assert before.keys() < {path.name for path in directory.iterdir()}
+
+
+def test_another_best_is_trained_again_in_runs_of_its_own(place, capsys):
+    assert tune("--study=first", "--trials=2") == 0
+    study = study_of("first")
+    Study.prepare(Database("sqlite:///runs/studies.db"), "first", study.plan, 3)
+    claim = study.claim("other")
+    claim.finish("complete", 1e6)
+    assert tune("--study=first", "--trials=3") == 0
+    directory = Path(study.place)
+    assert len(list(directory.glob("best-0002-*/evaluation.json"))) == 2
+    chosen = from_dict(read_json(directory / "best.json"))
+    assert chosen.learner.epochs == claim.values["learner.epochs"]
+    assert "1e+06 (trial 2)" in (directory / "study.html").read_text()
+
+
+def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
+    prepare(to_json(CONFIG), "one", "runs", Budget(2), tuning={"episodes_per_seed": 4})
+    work_on_study("one")
+    capsys.readouterr()
+
+    assert main(["study", "list"]) == 0
+    assert re.search(r"one +2/2 +-?\d.* navigation", capsys.readouterr().out)
+    assert main(["study", "show", "one"]) == 0
+    shown = capsys.readouterr().out
+    assert "best of the study: trial" in shown
+    assert re.search(r"\n +0  complete +\S+ +0.2 +0.9 +2 .*default\n", shown)
+    assert main(["study", "export", "one"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    trials = study_of("one").trials()
+    assert [(int(row["number"]), float(row["value"])) for row in rows] == [
+        (trial.number, trial.value) for trial in trials
+    ]
+    assert main(["study", "export", "one", "--output", "one.json"]) == 0
+    whole = read_json(place / "one.json")
+    assert whole["trials"][1]["values"] == trials[1].values
+    assert from_dict(whole["plan"]["config"]) == CONFIG
+
+    assert main(["study", "delete", "one"]) == 0
+    assert "would delete study one with 2 trials" in capsys.readouterr().out
+    assert main(["study", "delete", "one", "--delete"]) == 0
+    assert main(["study", "list"]) == 0
+    assert "no study in sqlite:///runs/studies.db" in capsys.readouterr().out
+
+
+def test_a_study_begun_anew_under_a_deleted_name_does_not_meet_the_runs_of_the_old(place):
+    for clip_epsilon in (0.2, 0.3):
+        config = to_json(override(CONFIG, {"learner": {"clip_epsilon": clip_epsilon}}))
+        prepare(config, "one", "runs", Budget(1), tuning={"episodes_per_seed": 4})
+        work_on_study("one")
+        study = study_of("one")
+        (trial,) = study.trials()
+        assert trial.state == "complete"
+        run = Run.at(f"{study.place}/{trial_run(0, trial.values, 0)}")
+        assert run.load(run.choose("last")).config.learner.clip_epsilon == clip_epsilon
+        delete("one", really=True)
+
+
+def test_an_edition_begins_with_the_best_of_the_one_before(place, capsys):
+    tuning = {"episodes_per_seed": 4, "pruner": "none"}
+
+    def edition(name: str) -> Study:
+        prepare(to_json(CONFIG), "nightly", "runs", Budget(3), edition=name, tuning=tuning)
+        return study_of(f"nightly-{name}")
+
+    first = edition("20260101000000")
+    assert len(first.trials()) == 1
+    work_on_study(first.name)
+    second = edition("20260102000000")
+    assert second.trials()[1].origin == "warm start"
+    assert second.trials()[1].values == first.best().values
+    assert "the second trial is the best of study nightly-20260101000000" in capsys.readouterr().out
+    third = edition("20260103000000")  # the second has no best yet
+    assert third.trials()[1].values == first.best().values
+    assert len(edition("20260103000000").trials()) == 2  # asked again
+
+
+def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
+    wide = {"learner.epochs": {"type": "int", "low": 1, "high": 40}}
+    narrow = {"learner.epochs": {"type": "int", "low": 2, "high": 3}}
+    for name, space in (("20260101000000", wide), ("20260102000000", narrow)):
+        asked = {"edition": name, "space": json.dumps(space), "tuning": {"episodes_per_seed": 4, "pruner": "none"}}
+        prepare(to_json(CONFIG), "nightly", "runs", Budget(4), **asked)
+        if space is wide:
+            study = study_of(f"nightly-{name}")
+            claims = [study.claim(f"worker-{index}") for index in range(4)]
+            for claim in claims:
+                claim.finish("complete", float(claim.values["learner.epochs"]))
+            assert study.best().values["learner.epochs"] > 3
+    assert "not begun with the best of study nightly-20260101000000: outside the space: learner.epochs" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--study=A b"], "run 'A b'"),
+        (["--study=s", "--trials=0"], "must be 1 or more"),
+        (["--study=s", "--space={"], "not JSON"),
+        (["--study=s", "--space=nowhere.json"], "neither a JSON object nor a file"),
+        (["--study=s", '--space={"seed": {"type": "int", "low": 0, "high": 3}}'], "may not be tuned"),
+        (["--study=s", "--tuning.pruner=magic"], "pruner"),
+        (["--study=s", "--tuning.pruner=wilcoxon"], "at least 4"),
+        (["--study=s", "--gate.confidence=2"], "confidence"),
+        (["--study=s", "--hours=-1"], "hours = -1"),
+        (["--study=s", '--space={"learner.nothing": null}'], "learner.nothing"),
+    ],
+)
+def test_wrong_flags_exit_with_2_before_anything_is_made(place, capsys, arguments, words):
+    with suppress(SystemExit):  # argparse's own
+        assert main(["tune", "--config=tiny.json", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (place / "runs").exists()
+
+
+def test_too_few_retraining_seeds_and_no_completed_trial_are_said(place, capsys):
+    prepare(to_json(CONFIG), "one", "runs", Budget(1))
+    with pytest.raises(ConfigError, match="at least 2"):
+        Retraining(num_seeds=1)
+    claim = study_of("one").claim("w")
+    claim.finish("failed", reason="the reason")
+    with pytest.raises(StageFailed, match="no trial was completed: the reason"):
+        choose("one", 2)
+
+
+def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeypatch, capsys):
+    monkeypatch.setenv("MAPPO_PIPELINE_RUN", "1234")
+    with pytest.raises(StageFailed, match="MAPPO_DATABASE is not set in this pod.*database_secret"):
+        prepare(to_json(CONFIG), "one", "runs", Budget(1))
+
+
+def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
+    prepare(to_json(CONFIG), "one", "runs", Budget(1))
+    for action in ("show", "work", "resume", "delete", "export"):
+        assert main(["study", action, "nothing"]) == 1
+        assert "there is no study 'nothing' in sqlite:///runs/studies.db; there: one" in capsys.readouterr().out
+
+
+def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):
+    for arguments in (["list"], ["show", "one"], ["resume", "one"]):
+        assert main(["study", *arguments]) == 1
+        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in capsys.readouterr().out
+    assert not (place / "runs").exists()
+
+
+def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(place, monkeypatch):
+    monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{place}/elsewhere.db")
+    prepare(to_json(CONFIG), "one", "runs", Budget(1))
+    study = Study.load(Database(f"sqlite:///{place}/elsewhere.db"), "one")
+    assert Path(study.place).parent == place / "runs"
+
+
+def test_a_study_is_resumed_with_more_trials_and_more_time(place, capsys):
+    assert tune("--study=one", "--trials=2", "--hours=1") == 0
+    assert main(["study", "resume", "one", "--retrain-seeds=2", "--trials=3", "--hours=0.5"]) == 0
+    assert [trial.state for trial in study_of("one").trials()] == ["complete"] * 3
+    assert main(["study", "resume", "one", "--hours=-1"]) == 2
+    assert "hours = -1" in capsys.readouterr().err
+
+
+def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resumed(place):
+    long = override(CONFIG, {"collection": {"total_frames": 6000}})
+    (place / "long.json").write_text(to_json(long))
+    command = [
+        sys.executable,
+        "-m",
+        "mappo",
+        "tune",
+        "--config=long.json",
+        "--study=s",
+        "--trials=3",
+        "--workers=2",
+    ]
+    with (place / "log").open("w") as log:
+        process = subprocess.Popen([*command, *FLAGS], stdout=log, stderr=log, start_new_session=True)
+    wait(lambda: (place / "runs" / "studies.db").exists(), 60, "no study")
+    database = Database("sqlite:///runs/studies.db")
+
+    def reported() -> int:
+        try:
+            return sum(bool(trial.curve) for trial in Study.load(database, "s").trials())
+        except Exception:
+            return 0
+
+    wait(lambda: reported() == 2, 90, "no two trials")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143, (place / "log").read_text()
+    time.sleep(0.5)
+    assert {trial.state for trial in Study.load(database, "s").trials()} == {"waiting"}
+    group = ["pgrep", "--pgroup", str(process.pid), "--full", "mappo study work"]
+    shown = subprocess.run(group, capture_output=True, text=True, check=False)
+    assert shown.stdout == ""
+    database.close()
+
+
+def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
+    assert tune("--study=first", "--trials=6") == 0
+    study = study_of("first")
+    page = Path(study.place) / "study.html"
+    with chromium() as browser:
+        open_page(browser, page)
+        wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
+        assert complaints(browser) == []
+        assert requests(browser) == []
+        text = browser.find_element("tag name", "body").text
+        assert len(browser.find_elements("css selector", ".js-plotly-plot .main-svg")) >= 6
+    best = study.best()
+    assert f"{best.value:.4g} (trial {best.number})" in text
+    for title in ("Values over the study", "Which settings mattered", "Learning curves of all trials", "Workers"):
+        assert title in text
+    for trial in study.trials():
+        assert f"{trial.value:.4g}" in text
+    assert '"clip_epsilon"' in text
+    assert page.stat().st_size < 8e6

@@ -1,0 +1,248 @@
+"""The templates that Kubeflow's API server compiles a pipeline into, for Argo to run.
+
+The templates of drivers and of containers are those of a recorded workflow; what depends on the pipeline is made
+as kubeflow/pipelines backend/src/v2/compiler/argocompiler makes it. Conditions and exit handlers are left out:
+no pipeline of this project has them.
+"""
+
+import copy
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.recordings import manifest_of, raw
+
+DAG_DRIVER, CONTAINER_DRIVER = "system-dag-driver", "system-container-driver"
+EXECUTOR, CONTAINER = "system-container-executor", "system-container-impl"  # the ends of such templates' names
+_METADATA = {"annotations": {"pipelines.kubeflow.org/v2_component": "true", "sidecar.istio.io/inject": "false"}}
+_RETRY = ("retry-max-count", "retry-backoff-duration", "retry-backoff-factor", "retry-backoff-max-duration")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a workflow's templates repeat."""
+
+    run_id: str
+    pipeline: str
+    display: str
+
+
+def encode(value: Any, sort_keys: bool = True) -> str:
+    """Write JSON as Go does: maps with their keys in order, no spaces, and no character that HTML knows."""
+    text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+class Templates:
+    """A pipeline's templates by name, and the parameters of its workflow.
+
+    `executors` is the part of the pipeline's document for Kubernetes that concerns pods, by executor.
+    """
+
+    def __init__(self, names: Names, pipeline: Mapping[str, Any], executors: Mapping[str, Any], values: Any):
+        self._names, self._pipeline, self._executors = names, pipeline, executors
+        self.by_name: dict[str, dict[str, Any]] = {}
+        self.parameters: dict[str, str] = {}
+        self._add_dag("root", "root", pipeline["root"])
+        self.parameters["components-root"] = encode(pipeline["root"])
+        root_driver = {
+            "component": "{{workflow.parameters.components-root}}",
+            "runtime-config": encode({"parameterValues": values}),
+            "driver-type": "ROOT_DAG",
+        }
+        self._use(DAG_DRIVER)
+        root = {"parent-dag-id": "{{tasks.root-driver.outputs.parameters.execution-id}}", "condition": ""}
+        tasks = [_task("root-driver", DAG_DRIVER, root_driver), _task("root", "root", root, ["root-driver"])]
+        self._dag("entrypoint", [], tasks)
+
+    def _add_dag(self, template: str, key: str, component: Mapping[str, Any]) -> None:
+        tasks = []
+        for name, task in sorted(component["dag"]["tasks"].items()):
+            reference = task["componentRef"]["name"]
+            below = self._pipeline["components"][reference]
+            if "parameterIterator" in task:
+                tasks.append(self._loop(name, task, reference, below))
+            elif "dag" in below:
+                tasks += self._nested(name, task, reference, below)
+            else:
+                tasks += self._container(name, task, reference, below)
+        self._dag(template, ["parent-dag-id"], tasks)
+
+    def _nested(self, name: str, task: Any, reference: str, below: Any) -> list[dict[str, Any]]:
+        self._component(reference, below)
+        driver = self._dag_driver(reference, task, name, "{{inputs.parameters.parent-dag-id}}")
+        return [
+            _task(f"{name}-driver", DAG_DRIVER, driver, task.get("dependentTasks", [])),
+            _task(name, reference, _from_driver(f"{name}-driver"), [f"{name}-driver"]),
+        ]
+
+    def _loop(self, name: str, task: Any, reference: str, below: Any) -> dict[str, Any]:
+        """Add the templates of a loop: the iterator, one iteration, and the DAG that an iteration runs."""
+        self._component(reference, below)
+        parent = {"parent-dag-id": "{{inputs.parameters.parent-dag-id}}"}
+        item = self._dag_driver(reference, task, name, parent["parent-dag-id"])
+        index = {"iteration-index": "{{inputs.parameters.iteration-index}}"}
+        iteration = [
+            _task("iteration-item-driver", DAG_DRIVER, {"component": item["component"], **index, **item}),
+            _task("iteration-item", reference, _from_driver("iteration-item-driver"), ["iteration-item-driver"]),
+        ]
+        self._dag(f"{reference}-iteration", ["parent-dag-id", "iteration-index"], iteration)
+        execution = "{{tasks.iteration-driver.outputs.parameters.execution-id}}"
+        count = "{{tasks.iteration-driver.outputs.parameters.iteration-count}}"
+        arguments = {"parent-dag-id": execution, "iteration-index": "{{item}}"}
+        items = _task("iteration-iterations", f"{reference}-iteration", arguments, ["iteration-driver"])
+        iterator = self._dag(
+            f"{reference}-{name}-iterator",
+            ["parent-dag-id"],
+            [_task("iteration-driver", DAG_DRIVER, item), items | {"withSequence": {"count": count}}],
+        )
+        if limit := task.get("iteratorPolicy", {}).get("parallelismLimit"):
+            iterator["parallelism"] = limit
+        return _task(name, iterator["name"], parent, task.get("dependentTasks", []))
+
+    def _component(self, reference: str, component: Mapping[str, Any]) -> None:
+        self._use(DAG_DRIVER)
+        if reference not in self.by_name:
+            self._add_dag(reference, reference, component)
+        self.parameters[f"components-{reference}"] = encode(component)
+
+    def _dag_driver(self, reference: str, task: Any, name: str, parent: str) -> dict[str, str]:
+        component = f"{{{{workflow.parameters.components-{reference}}}}}"
+        return {"component": component, "parent-dag-id": parent, "task": encode(task), "task-name": name}
+
+    def _container(self, name: str, task: Any, reference: str, component: Any) -> list[dict[str, Any]]:
+        label = component["executorLabel"]
+        implementation = self._pipeline["deploymentSpec"]["executors"][label]["container"]
+        placed = self._executors.get(label, {})
+        key = hashlib.sha256(encode([{**component, "executorLabel": ""}, implementation]).encode()).hexdigest()
+        self.parameters.setdefault(f"components-{key}", encode(component))
+        self.parameters.setdefault(f"implementations-{key}", encode(implementation))
+        driver = {
+            "component": f"{{{{workflow.parameters.components-{key}}}}}",
+            "task": encode(task),
+            "container": f"{{{{workflow.parameters.implementations-{key}}}}}",
+            "task-name": name,
+            "parent-dag-id": "{{inputs.parameters.parent-dag-id}}",
+        }
+        if placed:
+            self.parameters[f"kubernetes-{reference}"] = encode(placed)
+            driver["kubernetes-config"] = f"{{{{workflow.parameters.kubernetes-{reference}}}}}"
+        self._use(CONTAINER_DRIVER)
+        metadata = _metadata(placed.get("podMetadata", {}))
+        retry = _retry(task)
+        template = self._executor(len(metadata), placed.get("podMetadata", {}), metadata, bool(retry))
+        patch = {
+            "pod-spec-patch": f"{{{{tasks.{name}-driver.outputs.parameters.pod-spec-patch}}}}",
+            "cached-decision": f"{{{{tasks.{name}-driver.outputs.parameters.cached-decision}}}}",
+        }
+        return [
+            _task(f"{name}-driver", CONTAINER_DRIVER, driver, task.get("dependentTasks", [])),
+            _task(name, template, patch | metadata | retry, [f"{name}-driver"]),
+        ]
+
+    def _executor(self, count: int, placed: Any, metadata: Mapping[str, str], retried: bool) -> str:
+        """Add the DAG around a container and the container; a template counts annotations and labels."""
+        counts = f"metadata-{len(placed.get('annotations', {}))}-{len(placed.get('labels', {}))}-" if count else ""
+        prefix = counts + ("retry-" if retried else "")
+        if prefix + EXECUTOR in self.by_name:
+            return prefix + EXECUTOR
+        names = ["pod-spec-patch", *metadata, *(_RETRY if retried else ())]
+        arguments = {name: _input(name) for name in names}
+        when = {"when": "{{inputs.parameters.cached-decision}} != true"}
+        executor = self._dag(
+            prefix + EXECUTOR,
+            ["pod-spec-patch", "cached-decision", *names[1:]],
+            [_task("executor", prefix + CONTAINER, arguments) | when],
+        )
+        defaults = {"cached-decision": "false"} | dict.fromkeys(_RETRY, "0")
+        for parameter in executor["inputs"]["parameters"]:
+            if parameter["name"] in defaults:
+                parameter["default"] = defaults[parameter["name"]]
+        self._add_container(prefix + CONTAINER, names, retried)
+        return prefix + EXECUTOR
+
+    def _add_container(self, name: str, inputs: list[str], retried: bool) -> None:
+        template = self._recorded(f"metadata-0-1-retry-{CONTAINER}")
+        template |= {"name": name, "inputs": {"parameters": [{"name": each} for each in inputs]}}
+        for kind in ("annotation", "label"):
+            fixed = {key: value for key, value in template["metadata"][f"{kind}s"].items() if "{{" not in key}
+            keys = [each for each in inputs if each.startswith(f"pod-metadata-{kind}-key")]
+            values = [each.replace("-key", "-val") for each in keys]
+            pairs = {_input(key): _input(value) for key, value in zip(keys, values, strict=True)}
+            template["metadata"][f"{kind}s"] = fixed | pairs
+        if not retried:
+            del template["retryStrategy"]
+        self.by_name[name] = template
+
+    def _dag(self, name: str, inputs: list[str], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        parameters = {"parameters": [{"name": each} for each in inputs]} if inputs else {}
+        template = {"name": name, "inputs": parameters, "outputs": {}, "metadata": _METADATA}
+        self.by_name[name] = template | {"dag": {"tasks": tasks}}
+        return self.by_name[name]
+
+    def _use(self, name: str) -> None:
+        if name not in self.by_name:
+            self.by_name[name] = self._recorded(name)
+
+    def _recorded(self, name: str) -> dict[str, Any]:
+        theirs = _recorded_names()
+        text = json.dumps(_recorded_templates()[name])
+        for old, new in ((theirs.run_id, self._names.run_id), (theirs.display, self._names.display)):
+            text = text.replace(json.dumps(old), json.dumps(new))
+        return json.loads(text.replace(json.dumps(theirs.pipeline), json.dumps(self._names.pipeline)))
+
+
+def _task(name: str, template: str, arguments: Mapping[str, str], after: Any = ()) -> dict[str, Any]:
+    parameters = [{"name": key, "value": value} for key, value in arguments.items()]
+    for parameter in parameters:
+        if parameter["name"] == "cached-decision":
+            parameter["default"] = "false"
+    depends = " && ".join(f"{each}.Succeeded" for each in sorted(after))
+    task = {"name": name, "template": template, "arguments": {"parameters": parameters}}
+    return task | ({"depends": depends} if depends else {})
+
+
+def _input(name: str) -> str:
+    return f"{{{{inputs.parameters.{name}}}}}"
+
+
+def _from_driver(driver: str) -> dict[str, str]:
+    return {
+        "parent-dag-id": f"{{{{tasks.{driver}.outputs.parameters.execution-id}}}}",
+        "condition": f"{{{{tasks.{driver}.outputs.parameters.condition}}}}",
+    }
+
+
+def _metadata(placed: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments for annotations and labels. The recordings have one of each; more get a number."""
+    arguments = {}
+    for kind in ("annotation", "label"):
+        for index, (key, value) in enumerate(sorted(placed.get(f"{kind}s", {}).items())):
+            number = f"-{index}" if index else ""
+            arguments[f"pod-metadata-{kind}-key{number}"] = key
+            arguments[f"pod-metadata-{kind}-val{number}"] = value
+    return arguments
+
+
+def _retry(task: Mapping[str, Any]) -> dict[str, str]:
+    policy = task.get("retryPolicy")
+    if policy is None:
+        return {}
+    seconds = [policy.get(key, "0s").removesuffix("s") for key in ("backoffDuration", "backoffMaxDuration")]
+    factor = f"{policy.get('backoffFactor', 0):g}"
+    return dict(zip(_RETRY, (f"{policy.get('maxRetryCount', 0):g}", seconds[0], factor, seconds[1]), strict=True))
+
+
+@functools.cache
+def _recorded_templates() -> dict[str, dict[str, Any]]:
+    spec = manifest_of(raw("raw-training"))["spec"]
+    return {template["name"]: copy.deepcopy(template) for template in spec["templates"]}
+
+
+@functools.cache
+def _recorded_names() -> Names:
+    run = raw("raw-training")["run"]
+    return Names(run["id"], "mappo-training", run["name"])

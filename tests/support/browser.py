@@ -1,0 +1,49 @@
+"""Debian's Chromium without a display, and what it complains about."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+
+from tests.support.services import missing
+
+_FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+
+
+@contextmanager
+def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) -> Iterator[webdriver.Chrome]:
+    """A browser that remembers what pages say and ask for."""
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        missing("chromium", "sudo apt install chromium chromium-driver")
+    options = Options()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in [*_FLAGS, f"--window-size={width},{height}", *(["--force-dark-mode"] if is_dark else [])]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def complaints(browser: webdriver.Chrome) -> list[str]:
+    """What was written to the console."""
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def requests(browser: webdriver.Chrome) -> list[str]:
+    """Addresses that were asked for, but for files and data."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    return [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
+
+
+def open_page(browser: webdriver.Chrome, path: Path) -> None:
+    """Open a file."""
+    browser.get(path.absolute().as_uri())

@@ -1,0 +1,127 @@
+"""Training in a process of its own, to be killed; and what must be the same however often it was."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from mappo.config import CollectionConfig, ExperimentConfig
+from mappo.runs.checkpoint import Checkpoint
+from mappo.runs.run import Run, load_checkpoint
+from mappo.strict_json import to_dict
+from mappo.training.collectors import collect
+from mappo.training.history import HistoryFile, IterationReport
+from mappo.training.training import train
+from mappo.training.training_state import StartingPoint
+
+MEASURED = {  # columns of the history that depend on the clock or the machine
+    *("elapsed_seconds", "collect_seconds", "learn_seconds", "evaluate_seconds", "save_seconds"),
+    *("frames_per_second", "peak_memory_bytes", "peak_gpu_memory_bytes"),
+    *("num_saves", "num_failed_saves", "num_skipped_saves"),
+}
+
+
+def batches(
+    environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig
+) -> Iterator[TensorDictBase]:
+    """Those of a whole run, each of the policy as it is at that moment."""
+    carried = environment.reset()
+    for _ in range(config.num_iterations):
+        batch, carried = collect(environment, policy, config.rollout_frames, carried)
+        yield batch
+
+
+def train_here(
+    config: ExperimentConfig,
+    directory: Path,
+    on_report: Callable[[IterationReport], object] = lambda _: None,
+    start: StartingPoint | None = None,
+) -> Checkpoint:
+    """Train a run in a directory, in this process."""
+    return train(config, Run.at(directory), HistoryFile(directory / "history.csv"), on_report, start)
+
+
+def start_training(
+    config: ExperimentConfig, store: str | Path, run: str, folder: Path, **environment
+) -> subprocess.Popen:
+    """`mappo train`, as a user starts it."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, "-m", "mappo", "train", "--config", str(file), "--run", run, "--store", str(store)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> bool:
+    """Whether the condition came true before the process ended."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        if condition():
+            return True
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.001)
+    return False
+
+
+def kill(process: subprocess.Popen, with_signal: int = signal.SIGKILL) -> str:
+    """End a process, and return what it printed."""
+    process.send_signal(with_signal)
+    output, _ = process.communicate(timeout=60)
+    return output
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def last(location: str | Path) -> Checkpoint:
+    return load_checkpoint(location, "last")
+
+
+def iterations(location: str | Path) -> list[int]:
+    """Of all checkpoints, newest first."""
+    return [saved.iteration for saved in Run.at(location).saved()]
+
+
+def assert_same_training(one: Checkpoint, other: Checkpoint) -> None:
+    """Parameters, optimiser, simulation, random states, counters and history are the same, bit by bit."""
+    assert (one.iteration, one.frames, one.config) == (other.iteration, other.frames, other.config)
+    assert (one.selection_return, one.highest_return) == (other.selection_return, other.highest_return)
+    for mine, others in (
+        (one.tensors, other.tensors),
+        (one.optimiser, other.optimiser),
+        (one.state.tensors, other.state.tensors),
+    ):
+        assert mine.keys() == others.keys()
+        for name, value in mine.items():
+            assert torch.equal(value.reshape(-1).view(torch.uint8), others[name].reshape(-1).view(torch.uint8)), (
+                name
+            )
+    assert one.state.structure == other.state.structure
+    assert repeatable_history(one.history) == repeatable_history(other.history)
+
+
+def repeatable_history(text: str) -> list[dict[str, str]]:
+    return [
+        {name: value for name, value in row.items() if name not in MEASURED}
+        for row in csv.DictReader(io.StringIO(text))
+    ]

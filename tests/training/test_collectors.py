@@ -1,0 +1,156 @@
+"""Several processes that collect for one training run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from mappo.config import ExperimentConfig, override
+from mappo.environment.keys import OBSERVATION
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.errors import ConfigError, NonFiniteObservation, ProcessDied, SimulationStateError
+from mappo.learning.networks import make_networks
+from mappo.recipes import recipe
+from mappo.training.collectors import LocalCollector, make_collector
+from tests.conftest import CPU
+from tests.support.runs import assert_same_training, last, train_here
+
+
+def config_of(processes=2, **collection) -> ExperimentConfig:
+    collection = {"num_envs": 4, "rollout_frames": 10, "processes": processes, **collection}
+    return override(
+        recipe("navigation"),
+        {
+            "environment": {"max_episode_frames": 7},
+            "networks": {"hidden_sizes": [8]},
+            "selection": {"interval_iterations": 0},
+        },
+        {"collection": collection, "learner": {"minibatch_frames": 20, "epochs": 2}},
+    )
+
+
+@contextmanager
+def begun(config):
+    """A collector that has begun, and a policy."""
+    with private_random_streams(0, Stream.TRAINING, CPU), closing(make_collector(config, CPU)) as collector:
+        policy = make_networks(config.networks, collector.environment).policy
+        collector.begin()
+        yield collector, policy
+
+
+@pytest.fixture
+def collecting():
+    with begun(config_of()) as both:
+        yield both
+
+
+def pids_of(collector):
+    return [process._process.pid for process in collector._processes]
+
+
+def test_each_process_collects_what_it_would_alone(collecting):
+    """Two batches, of each process after the other, beside collectors in this process with the same streams."""
+    together, policy = collecting
+    batches = [together.collect(policy) for _ in range(2)]
+    for index in range(2):
+        share = override(config_of(), {"collection": {"num_envs": 2, "processes": 1}})
+        with private_random_streams(0, Stream.TRAINING, CPU, process=index + 1):
+            alone = LocalCollector(share, CPU, process=index + 1)
+            make_networks(share.networks, alone.environment)
+            alone.begin()
+            for batch in batches:
+                expected = alone.collect(policy)
+                assert set(expected.keys(True, True)) == set(batch.keys(True, True))
+                for key in expected.keys(True, True):
+                    assert torch.equal(batch[key][2 * index : 2 * index + 2], expected[key]), key
+    first = batches[0][OBSERVATION]
+    assert not torch.equal(first[:2], first[2:])
+
+
+def test_training_in_two_processes_goes_on_bit_by_bit(tmp_path):
+    config = config_of(total_frames=4 * 40)
+    whole = train_here(config, tmp_path / "whole")
+
+    def stop(report):
+        if report.progress.iteration == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_here(config, tmp_path / "stopped", stop)
+    assert last(tmp_path / "stopped").iteration < 4
+    assert_same_training(train_here(config, tmp_path / "stopped"), whole)
+
+
+WRONG = {
+    "no process": lambda structure: structure.pop("processes"),
+    "one process": lambda structure: structure["processes"].pop(),
+    "half a process": lambda structure: structure["processes"][0].pop("objects"),
+    "no random states": lambda structure: structure.pop("others"),
+}
+
+
+def test_state_of_other_collectors_is_refused(collecting):
+    collector, _ = collecting
+    for name, wrong in WRONG.items():
+        state = collector.capture()
+        wrong(state.structure)
+        with pytest.raises(SimulationStateError):
+            collector.restore(state)
+            raise AssertionError(name)
+
+
+def test_process_that_is_killed_ends_training_with_a_message(collecting):
+    collector, policy = collecting
+    os.kill(pids_of(collector)[1], signal.SIGKILL)
+    with pytest.raises(ProcessDied, match=r"process 2 of collection.processes ended with -9 \(-9: killed, often"):
+        collector.collect(policy)
+
+
+def test_processes_end_when_nobody_is_left_to_ask(tmp_path):
+    """Even where the trainer is killed and can clean up nothing."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.training.test_collectors import *\n"
+        "if __name__ == '__main__':\n"
+        "    with begun(config_of()) as (collector, _):\n"
+        "        print(*pids_of(collector), flush=True)\n"
+        "        input()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    pids = [int(each) for each in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "they are still there"
+        time.sleep(0.05)
+
+
+def test_errors_of_processes_are_those_of_one():
+    config = override(
+        config_of(rollout_frames=20),
+        {"environment": {"scenario": "tests.support.scenarios:NanObservation", "max_episode_frames": 100}},
+    )
+    with (
+        begun(config) as (collector, policy),
+        pytest.raises(NonFiniteObservation, match="feature 0 of the observation of agent 0 is nan"),
+    ):
+        collector.collect(policy)
+
+
+def test_environments_that_cannot_be_shared_equally_are_refused():
+    with pytest.raises(ConfigError, match=r"collection.processes = 3: collection.num_envs = 4 cannot be shared"):
+        config_of(processes=3)
