@@ -23,11 +23,11 @@ from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import OBSERVATION
+from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.learning.learner import LEARNED_FROM, Learner
 from mappo.learning.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
-from mappo.training.collectors import collect
 
 _CALLS = 5
 _UPDATES = ("plain", "fast", "mixed")
@@ -73,8 +73,8 @@ def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]
         )
         networks = make_networks(config.networks, environment)
         learner = Learner(config.learner, networks, 1)
-        batch, _ = collect(
-            environment, networks.policy, -(-frames // len(environment.reset())), environment.reset()
+        batch, _ = PlainSimulation(environment).collect(
+            networks.policy, -(-frames // len(environment.reset())), environment.reset()
         )
         learner._estimate(batch)
     minibatch = learner._frames(batch)[:frames]

@@ -1,6 +1,7 @@
-"""One file, one stage, one Kubeflow component. Each body reads inputs, calls `mappo.stages.runtime`, writes outputs.
+"""One file, one stage, one Kubeflow component.
 
-In a pod, `python -m components` runs such a file: `components/__main__.py`.
+Each body reads inputs, calls `mappo.stages.runtime`, writes outputs. In a pod, `python -m components` runs such
+a file: `components/__main__.py`.
 """
 
 import os

@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from k8s import dashboards
+from k8s.dashboards.fleet import fleet
+from k8s.dashboards.training_run import training_run
+from k8s.dashboards.tuning_study import tuning_study
 from mappo.monitoring.metrics import EVALUATION, OUTCOME, PROBLEMS, STUDY, TRAINING, VALIDATION, Metric
 
 ROOT = Path(__file__).parent.parent
@@ -57,9 +59,9 @@ def files() -> dict[Path, str]:
     """The content of every file that is made from others."""
     page = ROOT / "docs" / "metrics.md"
     return {
-        COMPONENTS / "dashboards" / "training-run.json": _dashboard(dashboards.training_run()),
-        COMPONENTS / "dashboards" / "fleet.json": _dashboard(dashboards.fleet()),
-        COMPONENTS / "dashboards" / "tuning-study.json": _dashboard(dashboards.tuning_study()),
+        COMPONENTS / "dashboards" / "training-run.json": _dashboard(training_run()),
+        COMPONENTS / "dashboards" / "fleet.json": _dashboard(fleet()),
+        COMPONENTS / "dashboards" / "tuning-study.json": _dashboard(tuning_study()),
         COMPONENTS / "alerts" / "prometheusrule.yaml": _prometheus_rule(),
         page: page.read_text().partition(_MARK)[0] + _MARK + _metrics_tables() + _alerts_table(),
     }

@@ -75,7 +75,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from pipelines.kubeflow.connection import ApiError
+    from pipelines.errors import ApiError
 
     return (ApiError, StoreError)
 

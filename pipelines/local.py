@@ -14,13 +14,11 @@ from typing import Any
 
 from kfp import local
 
+from pipelines.errors import PipelineFailed
+
 _STAGE_LINE = re.compile(r"\s*(\[(?P<stage>[a-z-]+)\] (?P<message>.*))")
 _FAILED_TASK = re.compile(r"Inner task failed: \S*?'(?P<stage>[^']+)'")
 _TAIL_LINES = 15
-
-
-class PipelineFailed(Exception):
-    """A stage failed, and the stages after it did not run; the message names stage and reason."""
 
 
 def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], directory: Path) -> dict[str, Path]:

@@ -5,100 +5,34 @@ from collections.abc import Mapping
 from dataclasses import field
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict
 
 from mappo.config import merged
 from mappo.errors import ConfigError
 from mappo.strict_json import checked, to_dict
+from pipelines.kubernetes_types import (
+    STRICT,
+    AnnotationKey,
+    Cpu,
+    GpuType,
+    Labels,
+    Memory,
+    Name,
+    NodeAffinity,
+    Toleration,
+    UserId,
+    amount_of,
+    require_image,
+    shortened,
+)
 
 _LONGEST_WAIT_SECONDS = 86_400
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_LARGEST_ID = 2**31 - 1  # of users and groups, as Kubernetes takes them
 _LARGEST_DEPTH, _LARGEST_NODES = 50, 10_000  # of a site's YAML, with aliases written out
-_SHOWN = 60  # characters of a value in a message
-
-# Images as containers' runtimes read them: only the host may have capitals, and a path has no empty part.
-_HOST = r"([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
-_PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
-_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-_DIGEST = r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})"
-_IMAGE = re.compile(rf"(?P<name>({_HOST}(:[0-9]+)?/)?{_PATH}(/{_PATH})*)(:{_TAG}(@{_DIGEST})?|@{_DIGEST})")
-_LONGEST_IMAGE_NAME = 255
-
-_QUANTITY = re.compile(
-    r"\+?(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,3})?"
-)
-_DECIMAL_POWERS = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_SMALLEST_MEMORY, _LARGEST_QUANTITY = 2**20, 2**63 - 1
-_LARGEST_CPU = 10_000
-
-_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SUBDOMAIN = rf"(?=.{{1,253}}(/|$)){_DNS_LABEL}(\.{_DNS_LABEL})*"
-_NAME = re.compile(_SUBDOMAIN)
-_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-_LABEL_KEY = re.compile(rf"({_SUBDOMAIN}/)?{_WORD}")
-_ANNOTATION_KEY = re.compile(_LABEL_KEY.pattern, re.IGNORECASE)
-_GPU_TYPE = re.compile(rf"{_SUBDOMAIN}/{_WORD}")
-_LABEL_VALUE = re.compile(rf"({_WORD})?")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-
-
-def require_image(image: str) -> str:
-    """Return the image if Kubernetes can pull it and it says which one it is.
-
-    Raises:
-        ConfigError: it has neither a tag nor a digest, or it is not the name of an image.
-    """
-    match = _IMAGE.fullmatch(image)
-    if not match or len(match["name"]) > _LONGEST_IMAGE_NAME:
-        hint = "; after the host, a name has small letters only" if image != image.lower() else ""
-        raise ConfigError(f"image {_cut(image)!r}: must be NAME:TAG, NAME@sha256:DIGEST or both{hint}")
-    return image
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _amount(text: str) -> Decimal | None:
-    """Return the number that a quantity of Kubernetes stands for; None if it is not one."""
-    match = _QUANTITY.fullmatch(text)
-    if not match:
-        return None
-    number, suffix = Decimal(match["number"]), match["suffix"] or ""
-    if suffix.endswith("i"):
-        return number * Decimal(1024 ** ("KMGTPE".index(suffix[0]) + 1))
-    power = _DECIMAL_POWERS[suffix] if suffix in _DECIMAL_POWERS else int(suffix[1:])
-    return number.scaleb(power)
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _within(lowest: Decimal | int, highest: int, words: str) -> AfterValidator:
-    def check(text: str) -> str:
-        amount = _amount(text)
-        if amount is None or not lowest <= amount <= highest:
-            raise ValueError(f"must be {words}")
-        return text
-
-    return AfterValidator(check)
-
-
-def _matching(pattern: re.Pattern[str], words: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not pattern.fullmatch(text):
-            raise ValueError(f"must be {words}")
-        return text
-
-    return AfterValidator(check)
 
 
 def _require_endpoint(url: str) -> str:
@@ -111,119 +45,7 @@ def _require_endpoint(url: str) -> str:
     return url
 
 
-Cpu = Annotated[
-    str,
-    BeforeValidator(_as_text),
-    _within(Decimal("0.001"), _LARGEST_CPU, f"a number of cores up to {_LARGEST_CPU}, such as 2, 0.5 or 500m"),
-]
-Memory = Annotated[
-    str,
-    BeforeValidator(_as_text),
-    _within(_SMALLEST_MEMORY, _LARGEST_QUANTITY, "an amount of memory of 1Mi or more, such as 512Mi or 8Gi"),
-]
-Name = Annotated[str, _matching(_NAME, "a Kubernetes name: lower-case letters, digits, hyphens and dots")]
-LabelKey = Annotated[str, _matching(_LABEL_KEY, "a Kubernetes label's key, such as example.org/team")]
-AnnotationKey = Annotated[str, _matching(_ANNOTATION_KEY, "an annotation's key, such as example.org/team")]
-LabelValue = Annotated[str, _matching(_LABEL_VALUE, "a Kubernetes label's value, up to 63 characters")]
-GpuType = Annotated[str, _matching(_GPU_TYPE, "a resource name, such as nvidia.com/gpu")]
-UserId = Annotated[int, Field(ge=0, le=_LARGEST_ID)]
-Labels = dict[LabelKey, LabelValue]
-
-
-class _Toleration(TypedDict, total=False):
-    """A toleration as in a pod's specification."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    key: Annotated[str, _matching(re.compile(f"({_LABEL_KEY.pattern})?"), "a Kubernetes label's key")]
-    operator: Literal["Equal", "Exists", ""]
-    value: LabelValue
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute", ""]
-    tolerationSeconds: Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-def _check_toleration(toleration: _Toleration) -> _Toleration:
-    is_exists = toleration.get("operator") == "Exists"
-    if is_exists and toleration.get("value"):
-        raise ValueError("operator Exists takes no value; leave it out, or use Equal")
-    if not is_exists and not toleration.get("key"):
-        raise ValueError("operator Equal needs a key; give one, or use operator Exists to tolerate every taint")
-    if "tolerationSeconds" in toleration and toleration.get("effect") != "NoExecute":
-        raise ValueError("tolerationSeconds needs effect NoExecute; give that effect, or leave it out")
-    return toleration
-
-
-Toleration = Annotated[_Toleration, AfterValidator(_check_toleration)]
-_NUM_VALUES: dict[str, tuple[int, float]] = {  # how many values an operator takes
-    "In": (1, float("inf")),
-    "NotIn": (1, float("inf")),
-    "Exists": (0, 0),
-    "DoesNotExist": (0, 0),
-    "Gt": (1, 1),
-    "Lt": (1, 1),
-}
-
-
-class _Expression(TypedDict):
-    """A requirement on a label of a node."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    key: LabelKey
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    values: NotRequired[list[LabelValue]]
-
-
-def _check_expression(expression: _Expression) -> _Expression:
-    operator, values = expression["operator"], expression.get("values", [])
-    lowest, highest = _NUM_VALUES[operator]
-    if not lowest <= len(values) <= highest:
-        wanted = "no values" if highest == 0 else "one value" if highest == 1 else "at least one value"
-        raise ValueError(f"operator {operator} takes {wanted}")
-    if operator in ("Gt", "Lt") and not _INTEGER.fullmatch(values[0]):
-        raise ValueError(f"operator {operator} takes a whole number, as text")
-    return expression
-
-
-class _NodeField(TypedDict):
-    """A requirement on the name of a node."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    key: Literal["metadata.name"]
-    operator: Literal["In", "NotIn"]
-    values: Annotated[list[Name], Field(min_length=1, max_length=1)]
-
-
-class _NodeTerm(TypedDict, total=False):
-    """Requirements that a node meets all of."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    matchExpressions: list[Annotated[_Expression, AfterValidator(_check_expression)]]
-    matchFields: list[_NodeField]
-
-
-class _NodeSelector(TypedDict):
-    """Terms of which a node meets one."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    nodeSelectorTerms: Annotated[list[_NodeTerm], Field(min_length=1)]
-
-
-class _Preference(TypedDict):
-    """A term that counts in favour of a node."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    weight: Annotated[int, Field(ge=1, le=100)]
-    preference: _NodeTerm
-
-
-class NodeAffinity(TypedDict, total=False):
-    """A node affinity as in a pod's specification."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-    requiredDuringSchedulingIgnoredDuringExecution: _NodeSelector
-    preferredDuringSchedulingIgnoredDuringExecution: list[_Preference]
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class StagePod:
     """The pods of one stage. Fields up to `node_affinity` are what a run's parameters can change."""
 
@@ -259,7 +81,7 @@ class StagePod:
 
 
 def _in_bytes(memory: str) -> Decimal:
-    amount = _amount(memory)
+    amount = amount_of(memory)
     assert amount is not None  # the type Memory has checked it
     return amount
 
@@ -268,7 +90,7 @@ def _small() -> StagePod:
     return StagePod(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class StagePods:
     """Every stage's pods."""
 
@@ -283,7 +105,7 @@ class StagePods:
     report: StagePod = field(default_factory=_small)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Site:
     """The decisions of a site; their defaults need no GPU, no secret and no label."""
 
@@ -323,7 +145,7 @@ class _UniqueKeys(yaml.SafeLoader):
         except ConfigError:
             raise
         except ValueError:
-            where = f"line {node.start_mark.line + 1}: {_cut(str(node.value))!r}"
+            where = f"line {node.start_mark.line + 1}: {shortened(str(node.value))!r}"
             raise ConfigError(f"{where}: reads like a number or a date and is none; write it in quotes") from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

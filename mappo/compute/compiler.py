@@ -1,9 +1,9 @@
-"""The compiler behind the fast paths: a recorded graph of tensor operations as machine code.
+"""The compiler behind the fast paths: it turns a traced graph of tensor operations into machine code.
 
 For the CPU, PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It
-works in a process of its own, `python -m mappo.compute.compiler`: a compiler that has been used stays in memory. For a
-GPU, PyTorch's Inductor compiles kernels, whose launches become one CUDA graph (mappo/launching.py). What compilers
-make is kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
+runs in a process of its own, `python -m mappo.compute.compiler`, since a compiler that has been used stays in
+memory. For a GPU, PyTorch's Inductor compiles kernels, whose launches become one CUDA graph (see `cuda_graphs`).
+Compiled code is kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
 """
 
 import copy

@@ -1,1 +1,4 @@
-"""The VMAS task as TorchRL sees it, and its validation. Start with `environment`. Only `environment` builds a simulator."""
+"""The VMAS task as TorchRL sees it, and its validation.
+
+Start with `environment`. Only `environment` builds a simulator.
+"""

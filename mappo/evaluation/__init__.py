@@ -1,1 +1,4 @@
-"""The quality of a policy: episodes on held-out seeds, intervals, comparisons. Start with `evaluation`. Evaluations never change training."""
+"""The quality of a policy: episodes on held-out seeds, intervals, comparisons.
+
+Start with `evaluation`. Evaluations never change training.
+"""

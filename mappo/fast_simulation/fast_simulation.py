@@ -36,6 +36,7 @@ from mappo.environment.keys import (
     Key,
     next_key,
 )
+from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_steps, slots_of_resets
@@ -138,6 +139,8 @@ class FastEnvironment:
     Step counts, the time limit and sums of rewards are those of the transforms that the plain environment has.
     """
 
+    way = "fast"
+
     def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
         self._plays: dict[TensorDictModuleBase, Function] = {}  # by policy
@@ -151,7 +154,7 @@ class FastEnvironment:
     def collect(
         self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        """As `mappo.training.collectors.collect`; frames have what is learned from, not the policy's intermediate results.
+        """Play one batch as `PlainSimulation.collect` does; frames leave out the policy's intermediate results.
 
         Raises:
             NonFiniteObservation: naming the environment and the agent.
@@ -248,7 +251,9 @@ def _carried(shown: TensorDictBase, state: StepState, supply: FreshStatePool) ->
     return shown.set("simulation", TensorDict(simulation, shown.batch_size))
 
 
-def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> tuple[EnvBase | FastEnvironment, str]:
+def choose_simulation(
+    config: ExperimentConfig, environment: EnvBase
+) -> tuple[PlainSimulation | FastEnvironment, str]:
     """What `collection.simulation` asks for, or the plain environment where that cannot be; a line for the log.
 
     The choice depends on the configuration and the versions of libraries alone. A checkpoint of the one does not
@@ -258,12 +263,13 @@ def choose_simulation(config: ExperimentConfig, environment: EnvBase) -> tuple[E
         ConfigError: the fast one is asked for, and there is no compiler.
     """
     if config.collection.simulation == "plain":
-        return environment, ""
+        return PlainSimulation(environment), ""
     started = time.perf_counter()
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:
-        return environment, f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
+        said = f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
+        return PlainSimulation(environment), said
     seconds = time.perf_counter() - started
     fast = FastEnvironment(simulation, environment, config.environment.max_episode_frames)
     return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mappo.environment.simulation_state import attributes, capture, reachable, set_attribute
+from mappo.environment.simulation_state import capture
+from mappo.environment.state_walk import attributes, reachable, set_attribute
 
 _DRAWN = ("_color", "_render")  # attributes that only rendering looks at
 

@@ -1,1 +1,4 @@
-"""Networks and the update of one batch. Start with `learner`. The loss, the optimiser and their state live here alone."""
+"""Networks and the update of one batch.
+
+Start with `learner`. The loss, the optimiser and their state live here alone.
+"""

@@ -1,1 +1,4 @@
-"""The gate, the champions and the exported policy. Start with `promotion`. A champion changes only by a recorded decision."""
+"""The gate, the champions and the exported policy.
+
+Start with `promotion`. A champion changes only by a recorded decision.
+"""

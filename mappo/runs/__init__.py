@@ -1,1 +1,4 @@
-"""The part that survives a kill: runs, checkpoints and the stores that hold them. Start with `run`. Only this wing imports boto3."""
+"""The part that survives a kill: runs, checkpoints and the stores that hold them.
+
+Start with `run`. Only this wing imports boto3.
+"""

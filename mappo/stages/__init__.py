@@ -1,1 +1,4 @@
-"""The stages of the pipelines, one file each, as components run them. Start with `runtime`. A stage turns every readable error into one line."""
+"""The stages of the pipelines, one file each, as components run them.
+
+Start with `runtime`. A stage turns every readable error into one line.
+"""

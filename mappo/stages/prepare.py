@@ -9,11 +9,12 @@ from mappo.errors import ConfigError
 from mappo.reporting.terminal import say
 from mappo.stages.runtime import StageResult, metadata_of, watched_stage
 from mappo.strict_json import checked, parse_json_object
+from mappo.tuning.catalogue import editions
 from mappo.tuning.database import Database, open_database
 from mappo.tuning.database_url import URL_VARIABLE
 from mappo.tuning.plan import Plan
 from mappo.tuning.search_space import TuningConfig, contains, extended_space
-from mappo.tuning.study import TERMINAL, Study, editions
+from mappo.tuning.study import TERMINAL, Study
 from mappo.tuning.study_config import Budget, study_name
 
 

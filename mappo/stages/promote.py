@@ -16,14 +16,7 @@ from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.runs.run import load_checkpoint
 from mappo.stages.choose import chosen_configuration
-from mappo.stages.runtime import (
-    StageResult,
-    metadata_of,
-    readable_errors,
-    run_label,
-    watched_stage,
-    write_json,
-)
+from mappo.stages.runtime import StageResult, metadata_of, readable_errors, run_label, watched_stage, write_json
 from mappo.strict_json import checked, to_dict
 from mappo.tuning.database import open_database
 from mappo.tuning.study import Study

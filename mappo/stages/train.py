@@ -67,7 +67,7 @@ def train(
                 directory = history.parent / "unsaved"
                 error.rescue(directory)
                 raise StoreError(
-                    f"{error}; kept in {directory}: copy its content to {place.store.location} to resume from there"
+                    f"{error}; kept in {directory}: copy its content to {place.store.location} to resume there"
                 ) from error
         chosen = place.choose("best")
         if best:

@@ -36,7 +36,10 @@ def work_on_study(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> 
     worker_name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     with (
         open_database() as database,
-        watched_stage("tune", config, compiled_by, label=worker_name, study=name, gpu_count=gpu_count) as (_, monitor),
+        watched_stage("tune", config, compiled_by, label=worker_name, study=name, gpu_count=gpu_count) as (
+            _,
+            monitor,
+        ),
         TemporaryDirectory() as directory,
     ):
         study = Study.load(database, name)

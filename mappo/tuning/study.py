@@ -22,13 +22,14 @@ from optuna.trial import FrozenTrial, TrialState
 from mappo.errors import ConfigError, TrialLost
 from mappo.runs.locations import joined
 from mappo.strict_json import json_hash
+from mappo.tuning.catalogue import SERIES, study_names
 from mappo.tuning.claim import Claim
 from mappo.tuning.database import Database
 from mappo.tuning.plan import Plan, changed_fields, distribution_of, encoded, make_pruner, sampler_seed_of
 from mappo.tuning.search_space import Choices, value_of
 from mappo.tuning.trial import STATE_NAMES, STATES, TrialRecord, Turn
 
-_PLAN, _PLACE, _SERIES, _SESSIONS = "plan", "place", "series", "sessions"  # attributes of a study
+_PLAN, _PLACE, _SESSIONS = "plan", "place", "sessions"  # attributes of a study
 _ORIGIN, _ATTEMPTS, _SEEN, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
 TERMINAL = "terminal"  # who asks for trials, where that is a person
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class Study:
                 study = cls(database, name, plan)
                 if _PLACE not in study._attributes():  # not that of a study of this name that was deleted
                     study._study.set_user_attr(_PLACE, joined(store, f"{name}-{secrets.token_hex(4)}"))
-                    study._study.set_user_attr(_SERIES, series)
+                    study._study.set_user_attr(SERIES, series)
                 study._ask(session, num_trials, timeout_seconds)
                 own = {path: value_of(plan.config, path) for path in plan.space}
                 study._enqueue("default", own)
@@ -308,26 +309,6 @@ class Study:
         if not isinstance(dimension, Choices):
             return value
         return next(choice for choice in dimension.choices if encoded(dimension, choice) == value)
-
-
-def study_names(database: Database) -> list[str]:
-    """Of all studies in a database.
-
-    Raises:
-        DatabaseError: it does not answer.
-    """
-    return database.patiently(lambda: sorted(optuna.get_all_study_names(database.storage)))
-
-
-def editions(database: Database, series: str) -> list[str]:
-    """The names of a series' studies, the newest first.
-
-    Raises:
-        DatabaseError: it does not answer.
-    """
-    all_studies = partial(optuna.get_all_study_summaries, database.storage, include_best_trial=False)
-    by_age = sorted(database.patiently(all_studies), key=lambda study: study._study_id, reverse=True)
-    return [study.study_name for study in by_age if study.user_attrs.get(_SERIES) == series]
 
 
 def delete_study(database: Database, name: str) -> None:

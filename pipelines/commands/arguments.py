@@ -21,10 +21,12 @@ from mappo.errors import ConfigError
 from mappo.strict_json import to_dict
 from pipelines.commands.output import show_trying
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
-from pipelines.guards import check_parameters, parse_parameter
-from pipelines.kubeflow.client import Submission
-from pipelines.kubeflow.connection import Api, Connection
-from pipelines.site import Site, read_site, require_image
+from pipelines.kubeflow.api import Api
+from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.submission import Submission
+from pipelines.kubernetes_types import require_image
+from pipelines.parameter_guards import check_parameters, parse_parameter
+from pipelines.site import Site, read_site
 from pipelines.sizes import check_size
 
 _DEFAULT_SEEDS = "0,1,2"

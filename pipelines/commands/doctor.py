@@ -14,7 +14,8 @@ from pipelines.commands.arguments import (
     site_of,
 )
 from pipelines.commands.output import add_output_argument, console, show_rows
-from pipelines.kubeflow.doctor import Finding, Target, findings
+from pipelines.kubeflow.doctor import findings
+from pipelines.kubeflow.namespace_checks import Finding, Target
 
 _EPILOG = """examples:
   python -m pipelines doctor --site site.yaml --store s3://bucket/runs

@@ -44,7 +44,8 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
     parameters |= {"store": store} | ({} if name == "tuning" else {"run": arguments.run})
-    from pipelines.local import PipelineFailed, run_locally
+    from pipelines.errors import PipelineFailed
+    from pipelines.local import run_locally
 
     began = time.monotonic()
     try:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.table import Table
 
-from pipelines.kubeflow.connection import Trying
+from pipelines.kubeflow.api import Trying
 
 _STYLES = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "CANCELED": "yellow", "CANCELING": "yellow"}
 _WIDTH = 200  # of what goes into a file

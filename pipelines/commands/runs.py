@@ -14,8 +14,9 @@ from rich.live import Live
 from mappo.errors import ConfigError
 from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, console, duration, moment, show_one, show_rows, table
+from pipelines.errors import ApiError
 from pipelines.kubeflow import client
-from pipelines.kubeflow.connection import Api, ApiError
+from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.progress import Logs, stages_of, was_cancelled
 from pipelines.kubeflow.stages import StageProgress
 

@@ -22,7 +22,7 @@ from pipelines.commands.arguments import (
 )
 from pipelines.commands.output import add_output_argument, moment, show_one, show_rows
 from pipelines.commands.runs import described
-from pipelines.kubeflow import client
+from pipelines.kubeflow import schedules
 from pipelines.kubeflow.cron import Cron
 
 _NUM_TIMES = 5
@@ -99,7 +99,7 @@ def _add_zone_argument(verb: argparse.ArgumentParser) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.max_concurrency <= 10:
         raise ConfigError(f"--max-concurrency {arguments.max_concurrency}: must be 1 to 10")
-    schedule = client.Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency)
+    schedule = schedules.Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency)
     submission = submission_of(arguments)
     _note_fixed_name(submission.parameters)
     times = _times(schedule.cron, arguments.time_zone)
@@ -108,7 +108,7 @@ def _create(arguments: argparse.Namespace) -> int:
             arguments, {"schedule": f"{schedule.name}, not created", "cron": schedule.cron.expression, **times}
         )
         return 0
-    outcome, made = client.apply_schedule(connect(arguments), schedule, submission)
+    outcome, made = schedules.apply_schedule(connect(arguments), schedule, submission)
     show_one(arguments, {"schedule": f"{schedule.name}, {outcome}", **_described(made), **times})
     return 0
 
@@ -122,14 +122,14 @@ def _note_fixed_name(parameters: Mapping[str, Any]) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [_described(each) for each in client.schedules(connect(arguments))]
+    rows = [_described(each) for each in schedules.schedules(connect(arguments))]
     show_rows(arguments, rows, "no schedules yet; `python -m pipelines schedule create` makes one")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
     found = []
-    for each in client.schedules_named(connect(arguments), arguments.name):
+    for each in schedules.schedules_named(connect(arguments), arguments.name):
         config = each.runtime_config
         values = {
             **_described(each),
@@ -151,30 +151,30 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _pause(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    client.pause_schedule(kubeflow, arguments.name)
+    schedules.pause_schedule(kubeflow, arguments.name)
     return _shown(arguments, kubeflow)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    client.resume_schedule(kubeflow, arguments.name)
+    schedules.resume_schedule(kubeflow, arguments.name)
     return _shown(arguments, kubeflow)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
-    client.delete_schedule(connect(arguments), arguments.name)
+    schedules.delete_schedule(connect(arguments), arguments.name)
     show_one(arguments, {"deleted": arguments.name})
     return 0
 
 
 def _trigger(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    show_one(arguments, described(kubeflow, client.trigger_schedule(kubeflow, arguments.name)))
+    show_one(arguments, described(kubeflow, schedules.trigger_schedule(kubeflow, arguments.name)))
     return 0
 
 
 def _shown(arguments: argparse.Namespace, kubeflow: Any) -> int:
-    show_rows(arguments, [_described(each) for each in client.schedules_named(kubeflow, arguments.name)], "")
+    show_rows(arguments, [_described(each) for each in schedules.schedules_named(kubeflow, arguments.name)], "")
     return 0
 
 

@@ -16,8 +16,8 @@ from mappo.errors import ConfigError, StoreError
 from mappo.runs.locations import joined, open_store
 from mappo.runs.s3_access import KUBEFLOW_SECRET
 from mappo.runs.store import Entry, Store
+from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.client import pipeline_name
-from pipelines.kubeflow.connection import Api
 from pipelines.kubeflow.workflow import Workflow, workflow_of
 
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"

@@ -7,21 +7,10 @@ from typing import Any
 import kubernetes
 import urllib3
 
+from pipelines.errors import ForbiddenError, MissingError, UnreachableError
 from pipelines.kubeflow.connection import Connection, in_pod
 
 _TIMEOUT_SECONDS = 15
-
-
-class UnreachableError(Exception):
-    """Kubernetes cannot be asked at all: no kubeconfig, no answer, or credentials that it does not know."""
-
-
-class MissingError(Exception):
-    """An object does not exist."""
-
-
-class ForbiddenError(Exception):
-    """This user may not look at an object."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from pipelines.errors import ApiError
+from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.client import ENDED
-from pipelines.kubeflow.connection import Api, ApiError
 from pipelines.kubeflow.guessed_nodes import guessed_stages
 from pipelines.kubeflow.reasons import in_words, is_exit
 from pipelines.kubeflow.stages import StageAttempt, StageProgress

@@ -17,7 +17,8 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any
 
-from pipelines.kubeflow.connection import Api, ApiError
+from pipelines.errors import ApiError
+from pipelines.kubeflow.api import Api
 from pipelines.plan import Path
 
 _ATTEMPT = re.compile(r"(?P<step>.*?)(\((?P<attempt>\d+)\))?")

@@ -14,8 +14,10 @@ import pytest
 from mappo.config import from_dict, to_json
 from mappo.runs.run import Run
 from pipelines.compiling import compile_pipeline
-from pipelines.kubeflow.client import Submission, submit
-from pipelines.kubeflow.connection import Api, Connection
+from pipelines.kubeflow.api import Api
+from pipelines.kubeflow.client import submit
+from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.submission import Submission
 from pipelines.site import Site, StagePod, StagePods
 from tests.conftest import TINY
 from tests.support.kubeflow_server import KubeflowServer

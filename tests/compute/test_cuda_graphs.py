@@ -13,7 +13,6 @@ from mappo.environment.keys import DONE
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
 from mappo.learning.networks import make_networks
-from mappo.training.collectors import collect
 from tests.conftest import CPU, Operations
 
 
@@ -101,7 +100,7 @@ def collected(is_played, monkeypatch):
         environment, policy = environment_and_policy(is_played, monkeypatch, "SoundRace", max_episode_frames=12)
         batches, carried = [], [environment.reset()]
         for _ in range(3):
-            batch, following = collect(environment, policy, 50, carried[-1])
+            batch, following = environment.collect(policy, 50, carried[-1])
             batches.append(batch)
             carried.append(following)
     return [torch.cat(batches, 1), *carried]
@@ -121,10 +120,10 @@ def test_few_operations_of_a_frame_are_left_to_the_host(graphs, monkeypatch):
     """Copies into the batch, of numbers, counts and flags, and the note of how many fresh states are taken."""
     with private_random_streams(0, Stream.TRAINING, CPU):
         environment, policy = environment_and_policy(True, monkeypatch, "PushRight", max_episode_frames=100)
-        _, carried = collect(environment, policy, 5, environment.reset())
+        _, carried = environment.collect(policy, 5, environment.reset())
         counts = []
         for frames in (5, 15):
             with Operations() as launched:
-                _, carried = collect(environment, policy, frames, carried)
+                _, carried = environment.collect(policy, frames, carried)
             counts.append(launched.count)
     assert counts[1] - counts[0] == 6 * 10

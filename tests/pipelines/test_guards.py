@@ -11,8 +11,10 @@ from mappo.config import to_json
 from mappo.errors import ConfigError
 from mappo.recipes import recipe
 from pipelines.compiling import compile_pipeline
-from pipelines.guards import check_parameters, check_specification, parameters_of, parse_parameter
+from pipelines.guards import check_specification
+from pipelines.parameter_guards import check_parameters, parse_parameter
 from pipelines.site import check_site
+from pipelines.specification import parameters_of
 from tests.support.kubeflow_rules import Refused
 from tests.support.kubeflow_rules import check_parameters as server_checks_parameters
 

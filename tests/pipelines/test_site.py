@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mappo.errors import ConfigError
-from pipelines.site import Site, StagePod, read_site, require_image
+from pipelines.kubernetes_types import require_image
+from pipelines.site import Site, StagePod, read_site
 
 
 def site(tmp_path, text: str) -> Site:

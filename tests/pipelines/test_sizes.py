@@ -12,8 +12,10 @@ from mappo.config import to_json
 from mappo.errors import ConfigError
 from mappo.recipes import navigation
 from pipelines.compiling import Compiled, compile_pipeline
-from pipelines.kubeflow.client import Submission, submit
-from pipelines.kubeflow.connection import Api, Connection
+from pipelines.kubeflow.api import Api
+from pipelines.kubeflow.client import submit
+from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.submission import Submission
 from pipelines.plan import planned_stages
 from pipelines.site import Site
 from pipelines.sizes import MAX_BYTES, check_size, workflow_bytes

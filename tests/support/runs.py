@@ -17,10 +17,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from mappo.config import CollectionConfig, ExperimentConfig
+from mappo.environment.plain_simulation import PlainSimulation
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run, load_checkpoint
 from mappo.strict_json import to_dict
-from mappo.training.collectors import collect
 from mappo.training.history import HistoryFile, IterationReport
 from mappo.training.training import train
 from mappo.training.training_state import StartingPoint
@@ -38,7 +38,7 @@ def batches(
     """Those of a whole run, each of the policy as it is at that moment."""
     carried = environment.reset()
     for _ in range(config.num_iterations):
-        batch, carried = collect(environment, policy, config.rollout_frames, carried)
+        batch, carried = PlainSimulation(environment).collect(policy, config.rollout_frames, carried)
         yield batch
 
 

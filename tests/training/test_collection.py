@@ -4,11 +4,11 @@ import torch
 from mappo.config import EnvironmentConfig, NetworksConfig
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import DONE, EPISODE_RETURN, OBSERVATION, REWARD, STEP_COUNT
+from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NonFiniteObservation
 from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
 from mappo.learning.networks import make_networks
-from mappo.training.collectors import collect
 from tests.conftest import CPU, counted_waits
 
 
@@ -20,7 +20,7 @@ def batches(count, max_episode_frames=7):
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
     carried, collected = environment.reset(), []
     for _ in range(count):
-        batch, carried = collect(environment, policy, 5, carried)
+        batch, carried = PlainSimulation(environment).collect(policy, 5, carried)
         collected.append(batch)
     return collected
 
@@ -49,7 +49,7 @@ def test_observation_that_is_not_finite_stops_collection_naming_the_agent():
     )
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
     with pytest.raises(NonFiniteObservation, match="feature 0 of the observation of agent 0 is nan"):
-        collect(environment, policy, 20, environment.reset())
+        PlainSimulation(environment).collect(policy, 20, environment.reset())
 
 
 def test_what_is_carried_is_what_a_reset_gives_and_no_more():
@@ -58,7 +58,7 @@ def test_what_is_carried_is_what_a_reset_gives_and_no_more():
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
     start = environment.reset()
     names = set(start.keys(True, True))
-    batch, carried = collect(environment, policy, 4, start)
+    batch, carried = PlainSimulation(environment).collect(policy, 4, start)
     assert set(carried.keys(True, True)) == names
     assert torch.equal(carried[OBSERVATION], batch["next", OBSERVATION][:, -1])
     assert (carried[STEP_COUNT] == 4).all()
@@ -72,9 +72,11 @@ def collected_by(fast, seed=0):
         policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
         if fast:
             simulation = make_fast_simulation(config, environment, is_compiled=False)
-            environment = FastEnvironment(simulation, environment, config.max_episode_frames)
-        first, carried = collect(environment, policy, 5, environment.reset())
-        second, carried = collect(environment, policy, 5, carried)
+            played = FastEnvironment(simulation, environment, config.max_episode_frames)
+        else:
+            played = PlainSimulation(environment)
+        first, carried = played.collect(policy, 5, played.reset())
+        second, carried = played.collect(policy, 5, carried)
     return torch.cat([first, second], dim=1), carried
 
 
@@ -87,11 +89,11 @@ def test_frames_of_the_fast_simulation_wait_for_no_gpu(monkeypatch):
         simulation = make_fast_simulation(config, plain, is_compiled=False)
         monkeypatch.setattr(simulation, "_is_waited_for", False)
         environment = FastEnvironment(simulation, plain, 7)
-        _, carried = collect(environment, policy, 1, environment.reset())
+        _, carried = environment.collect(policy, 1, environment.reset())
         waits = {}
         for frames in (5, 15):
             with counted_waits() as mode:
-                _, carried = collect(environment, policy, frames, carried)
+                _, carried = environment.collect(policy, frames, carried)
             waits[frames] = mode.count
     assert waits[15] == waits[5]
 

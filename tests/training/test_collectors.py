@@ -17,7 +17,8 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import ConfigError, NonFiniteObservation, ProcessDied, SimulationStateError
 from mappo.learning.networks import make_networks
 from mappo.recipes import recipe
-from mappo.training.collectors import LocalCollector, make_collector
+from mappo.training.collectors import make_collector
+from mappo.training.local_collector import LocalCollector
 from tests.conftest import CPU
 from tests.support.runs import assert_same_training, last, train_here
 

@@ -13,11 +13,12 @@ import pytest
 from mappo.config import override
 from mappo.errors import ConfigError, DatabaseError, TrialLost
 from mappo.recipes import recipe
+from mappo.tuning.catalogue import editions, study_names
 from mappo.tuning.database import Database
 from mappo.tuning.database_url import database_url
 from mappo.tuning.plan import Plan
 from mappo.tuning.search_space import Choices, TuningConfig, default_space
-from mappo.tuning.study import Study, delete_study, editions, study_names
+from mappo.tuning.study import Study, delete_study
 from tests.support.services import postgres
 
 CONFIG = recipe("navigation")

@@ -10,8 +10,11 @@ import pytest
 
 from mappo.errors import ConfigError
 from pipelines.compiling import Compiled
+from pipelines.errors import ApiError
 from pipelines.kubeflow import client
-from pipelines.kubeflow.connection import Api, ApiError, Connection, Trying
+from pipelines.kubeflow.api import Api, Trying
+from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.submission import Submission
 from tests.support.kubeflow_server import KubeflowServer
 
 TRAINING = Compiled(Path("tests/golden/training.yaml").read_text())
@@ -31,7 +34,7 @@ def api(server: KubeflowServer, patience_seconds: float = 20.0, said: list | Non
 
 
 def submitted(kubeflow: Api) -> str:
-    return client.submit(kubeflow, client.Submission(TRAINING)).run_id
+    return client.submit(kubeflow, Submission(TRAINING)).run_id
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

@@ -14,12 +14,15 @@ import yaml
 from mappo.config import to_json
 from mappo.recipes import navigation
 from pipelines.compiling import compile_pipeline
-from pipelines.kubeflow.client import Submission, get_run, submit
+from pipelines.errors import ApiError
+from pipelines.kubeflow.api import Api
+from pipelines.kubeflow.client import get_run, submit
 from pipelines.kubeflow.client import specification_of as specification_of_run
-from pipelines.kubeflow.connection import Api, ApiError, Connection
+from pipelines.kubeflow.connection import Connection
 from pipelines.kubeflow.progress import Logs, stages_of
 from pipelines.kubeflow.reasons import in_words
 from pipelines.kubeflow.stages import StageProgress
+from pipelines.kubeflow.submission import Submission
 from pipelines.kubeflow.workflow import Workflow, workflow_of
 from pipelines.site import Site
 from tests.support.argo import ALWAYS, BEFORE_2_17

@@ -1,0 +1,204 @@
+"""The walk through the objects of a simulator, and the slots that hold its state."""
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torchrl.envs import EnvBase
+
+from mappo.errors import SimulationStateError
+
+SCALARS = (bool, int, float, str, type(None))
+CONTAINERS: dict[type, str] = {list: "list", dict: "dict", set: "set", deque: "deque"}
+GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    np.random.Generator: (
+        lambda generator: generator.bit_generator.state,
+        lambda generator, state: setattr(generator.bit_generator, "state", state),
+    ),
+}
+_MOVED_MODULES = {"mappo.scenarios.": "mappo.environment.scenarios."}  # as checkpoints before 0.5 name them
+_NOT_WALKED = ("torch", "numpy", "gym", "builtins", "functools", "itertools", "types")  # top-level packages
+_DTYPES = {  # by name
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
+
+
+def reachable(environment: EnvBase) -> dict[str, Any]:
+    """Every object and container of a simulation that a walk finds, by the path on which it was first met."""
+    walked = Walk()
+    for name, root in roots(environment):
+        walked.walk(root, name)
+    return walked.found
+
+
+def roots(environment: EnvBase) -> Iterator[tuple[str, Any]]:
+    """The world comes first, so that its entities are named by their places in it."""
+    simulator = environment.base_env._env
+    yield "world", simulator.world
+    yield "scenario", simulator.scenario
+    yield "environment", simulator
+
+
+class Walk:
+    """Walks a graph of objects, and meets every object, container and tensor once."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Any] = {}  # by the path on which each was first met: its class and content
+        self.found: dict[str, Any] = {}  # the objects themselves, which also keeps their ids from being reused
+        self.views: list[dict[str, Any]] = []
+        self._paths: dict[int, str] = {}
+        self._met: deque[str] = deque()  # those whose content is yet to be looked at
+        self._views: dict[int, int] = {}
+        self._viewed: list[Tensor] = []
+        self._storages: dict[int, str] = {}
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # the copy of a memory, and which elements are viewed
+
+    def walk(self, value: Any, path: str) -> Any:
+        """Encode a value and all that is reachable from it: what is near gets its name before what is far."""
+        encoded = self._encode(value, path)
+        while self._met:
+            path = self._met.popleft()
+            self.objects[path] = [class_name_of(self.found[path]), self._content(self.found[path], path)]
+        return encoded
+
+    def _encode(self, value: Any, path: str) -> Any:
+        """JSON: a scalar, or an object with one key that says what its value means."""
+        if type(value) is float and not math.isfinite(value):
+            return {"float": repr(value)}
+        if type(value) in SCALARS:
+            return value
+        if isinstance(value, Enum):
+            return {"enum": [class_name_of(value), value.name]}
+        if isinstance(value, Tensor):
+            return {"tensor": self._tensor(value, path)}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+            return {"array" if isinstance(value, np.ndarray) else "number": self._array(np.asarray(value))}
+        if type(value) is frozenset:
+            return {"frozenset": [self._encode(item, path) for item in sorted(value, key=repr)]}
+        if isinstance(value, tuple):
+            items = [self._encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
+            return {"tuple": [class_name_of(value), items]}
+        if not _is_walked(value):
+            return {"kept": class_name_of(value)}
+        if id(value) not in self._paths:
+            while path in self.found:
+                path += "'"
+            self._paths[id(value)] = path
+            self.found[path] = value
+            self._met.append(path)
+        return {"object": self._paths[id(value)]}
+
+    def memories(self) -> dict[str, Tensor]:
+        """Elements that no tensor views may hold anything; they become 0, so that equal states are equal bytes."""
+        for copy, viewed in self._copies.values():
+            copy[~viewed] = 0
+        return {name: copy for name, (copy, _) in self._copies.items()}
+
+    def _content(self, value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return [
+                [
+                    self._encode(key, f"{path}.key[{index}]"),
+                    self._encode(item, f"{path}[{key!r}]" if type(key) in SCALARS else f"{path}.item[{index}]"),
+                ]
+                for index, (key, item) in enumerate(value.items())
+            ]
+        if isinstance(value, set):
+            value = sorted(value, key=lambda item: self._paths.get(id(item)) or repr(item))
+        if isinstance(value, list | deque):
+            return [self._encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        if type(value) in GENERATORS:
+            return self._encode(GENERATORS[type(value)][0](value), f"{path}.state")
+        return {name: self._encode(item, f"{path}.{name}") for name, item in sorted(attributes(value).items())}
+
+    def _tensor(self, tensor: Tensor, path: str) -> int:
+        if id(tensor) not in self._views:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in _DTYPES or tensor.layout != torch.strided:
+                raise SimulationStateError(f"{path}: a {tensor.layout} tensor of {dtype} cannot be captured")
+            self._views[id(tensor)] = len(self.views)
+            self._viewed.append(tensor)
+            self.views.append(
+                {
+                    "memory": self._memory(tensor, dtype, path),
+                    "size": list(tensor.shape),
+                    "stride": list(tensor.stride()),
+                    "offset": tensor.storage_offset(),
+                    "on_device": tensor.device.type != "cpu",
+                    "is_parameter": isinstance(tensor, nn.Parameter),
+                }
+            )
+        return self._views[id(tensor)]
+
+    def _memory(self, tensor: Tensor, dtype: str, path: str) -> str:
+        storage = tensor.untyped_storage()
+        name = self._storages.setdefault(storage._cdata, f"{len(self._storages)}.{dtype}")
+        if not name.endswith(f".{dtype}"):
+            raise SimulationStateError(f"{path}: its memory is viewed as {dtype} and as another type")
+        if name not in self._copies:
+            whole = tensor.detach().as_strided((storage.nbytes() // tensor.element_size(),), (1,), 0)
+            self._copies[name] = (whole.to("cpu", copy=True), torch.zeros(len(whole), dtype=torch.bool))
+        viewed = self._copies[name][1]
+        viewed.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+        return name
+
+    def _array(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
+        name = f"{len(self._copies)}.array"
+        bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._copies[name] = (torch.from_numpy(bits.copy()), torch.ones(bits.size, dtype=torch.bool))
+        return {"memory": name, "dtype": array.dtype.str, "size": list(array.shape)}
+
+
+def _is_walked(value: Any) -> bool:
+    if isinstance(value, list | dict | set | deque | nn.Module | Distribution) or type(value) in GENERATORS:
+        return True
+    if isinstance(value, type) or type(value).__module__.partition(".")[0] in _NOT_WALKED:
+        return False
+    return hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
+    return {
+        **{name: getattr(value, name) for name in slots if hasattr(value, name)},
+        **getattr(value, "__dict__", {}),
+    }
+
+
+def _slots(kind: type) -> list[str]:
+    slots = kind.__dict__.get("__slots__", ())
+    return [name for name in ([slots] if isinstance(slots, str) else slots) if not name.startswith("__")]
+
+
+def set_attribute(value: Any, name: str, item: Any) -> None:
+    """Past setters, which VMAS uses to check and to tell observers."""
+    if any(name in _slots(kind) for kind in type(value).__mro__):
+        object.__setattr__(value, name, item)
+    else:
+        value.__dict__[name] = item
+
+
+def class_name_of(value: Any) -> str:
+    kind = type(value)
+    return CONTAINERS.get(kind) or f"{kind.__module__}.{kind.__qualname__}"
+
+
+def require_class(value: Any, class_name: str, path: str) -> None:
+    for old, new in _MOVED_MODULES.items():
+        class_name = class_name.replace(old, new)
+    if class_name_of(value) != class_name:
+        raise SimulationStateError(f"{path}: was a {class_name}, and there is a {class_name_of(value)}")
