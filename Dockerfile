@@ -1,9 +1,9 @@
-# The image of every stage: Python, this package with its locked dependencies, and Kubeflow's executor; no compiler, no
-# package manager, no client of Kubeflow. Bills of materials are in /opt/mappo/sbom. `make image` builds it.
+# The image of every stage: Python, this package with its locked dependencies, and Kubeflow's executor. It has no
+# compiler, no package manager and no Kubeflow client. /opt/mappo/sbom holds its bills of materials. `make image` builds it.
 #
 #   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module
-#   TORCH_INDEX  where torch comes from: its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
-#   secret pip   a pip.conf, where packages come from an index of your own
+#   TORCH_INDEX  the index for torch: that of its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
+#   secret pip   a pip.conf, for an index of your own
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -44,8 +44,8 @@ LABEL org.opencontainers.image.title="mappo" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.base.name="${BASE_IMAGE}"
 COPY --from=build /opt/mappo /opt/mappo
-# All that is written goes to /tmp, the one place that must be writable. Numeric, for runAsNonRoot; the names are for
-# libraries that ask who they are, of a user that has no entry in /etc/passwd.
+# Stages write to /tmp only, the one directory that must be writable. The user is numeric, as runAsNonRoot requires. It has
+# no entry in /etc/passwd, so USER and LOGNAME hold a name for libraries that ask for the user's name.
 ENV PATH=/opt/mappo/bin:$PATH HOME=/tmp USER=mappo LOGNAME=mappo PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp
 USER 10001:10001

@@ -1,5 +1,6 @@
-# `make run` and `make test` set everything up by themselves. `make help` lists the rest.
-# PYTHON=python3.12 picks an interpreter; TORCH_INDEX=URL another build of torch; ARGS="..." is passed on.
+# Every target installs what it needs. `make help` lists the targets.
+# PYTHON=python3.12 selects the interpreter, TORCH_INDEX=URL another build of torch; ARGS="..." adds arguments to the
+# command of a target.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -34,40 +35,40 @@ APT := sudo apt install python3 python3-venv build-essential
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 18
 
-run: $(INSTALLED) ## run the training pipeline here: validate, train, evaluate (ARGS="balance --seed 3")
+run: $(INSTALLED) ## run the training pipeline on this machine: validate, train, evaluate (ARGS="balance --seed 3")
 	@$(BIN)/python -m pipelines run $(ARGS)
 
-test: check ## checks and tests, about 16 minutes on 2 cores (ARGS="-k learner" for some)
+test: check ## run checks and tests, about 16 minutes on 2 cores (ARGS="-k learner" selects some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
-test-long: $(INSTALLED) ## the tests that take minutes each: learning, killing
+test-long: $(INSTALLED) ## run the tests that take minutes each, such as learning and recovery from kills
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
-bench: $(INSTALLED) .venv-benchmarl/.installed ## how fast it is, beside BenchMARL and TorchRL, under 15 minutes (ARGS=--full)
+bench: $(INSTALLED) .venv-benchmarl/.installed ## measure the speed, compared with BenchMARL and TorchRL, under 15 minutes (ARGS=--full)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 image: ## build the container image with docker, podman or buildah (VARIANT=cuda IMAGE=registry/mappo:1 PIP_CONF=pip.conf)
 	@test -n "$(BUILDER)" || { echo "No docker, podman or buildah: sudo apt install buildah"; exit 1; }
-	@case "$(VARIANT)" in cpu|cuda) ;; *) echo "VARIANT=$(VARIANT): cpu or cuda"; exit 1;; esac
+	@case "$(VARIANT)" in cpu|cuda) ;; *) echo "VARIANT=$(VARIANT): must be cpu or cuda"; exit 1;; esac
 	$(BUILDER) build --tag "$(IMAGE)" $(IMAGE_OPTIONS) .
 
-check: $(INSTALLED) ## format, lint, types, import contracts
+check: $(INSTALLED) ## check format, lint rules, types and import contracts
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-format: $(INSTALLED) ## rewrite the sources in the project's format
+format: $(INSTALLED) ## format the sources and fix lint errors
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-generate: $(INSTALLED) ## write dashboards, PrometheusRule and docs/metrics.md from their sources
+generate: $(INSTALLED) ## generate dashboards, PrometheusRule and docs/metrics.md
 	@$(BIN)/python -m k8s.generate
 
-observe: $(INSTALLED) ## run the pipeline here, watched by a Prometheus and a Pushgateway (ARGS="balance")
+observe: $(INSTALLED) ## run the pipeline on this machine with a Prometheus and a Pushgateway (ARGS="balance")
 	@$(BIN)/python -m pipelines observe $(ARGS)
 
-lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
+lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip install -q --upgrade pip setuptools wheel
 	@PYTHONWARNINGS="ignore:Editable installation" \
@@ -75,11 +76,11 @@ lock: ## pin the newest versions that pyproject.toml allows into constraints.txt
 	@$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
 	@rm -rf $(VENV)-lock
 
-clean: ## remove the virtual environment and caches, not runs/
+clean: ## remove the virtual environment and caches, but not runs/
 	@rm -rf $(VENV) .venv-benchmarl *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv-benchmarl/.installed: benchmarks/requirements-benchmarl.txt
-	@echo "Installing BenchMARL into .venv-benchmarl, an environment of its own, since it needs an older TorchRL ..."
+	@echo "Installing BenchMARL into its own environment, .venv-benchmarl, since it needs an older TorchRL ..."
 	@$(PYTHON) -m venv --clear .venv-benchmarl
 	@if [ -n "$(TORCH_INDEX)" ]; then .venv-benchmarl/bin/pip install -q --index-url "$(TORCH_INDEX)" torch==2.13.0; fi
 	@.venv-benchmarl/bin/pip --disable-pip-version-check install -q -r benchmarks/requirements-benchmarl.txt
@@ -87,7 +88,7 @@ clean: ## remove the virtual environment and caches, not runs/
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "Python 3.11 or newer is needed, as $(PYTHON): $(APT), or make PYTHON=python3.12"; exit 1; }
+	    { echo "$(PYTHON) must be Python 3.11 or newer: $(APT), or make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	    { echo "$(PYTHON) has no venv module: $(APT)"; exit 1; }
 	@command -v cc >/dev/null || \

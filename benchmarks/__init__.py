@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each one command."""
+"""The benchmarks, each of which is one command that measures programs side by side."""

@@ -1,8 +1,8 @@
-"""All benchmarks of speed, one after the other, their output kept beside the command that made it.
+"""Run all benchmarks of speed, one after the other, and write each output and its command to a file.
 
 python -m benchmarks                               the quick form, under 15 minutes on 2 cores: make bench
-python -m benchmarks --full                        five seeds, all sizes: hours; what is there already is kept
-python -m benchmarks --full --output docs/results  what the repository publishes
+python -m benchmarks --full                        five seeds, all sizes: hours; existing results are kept
+python -m benchmarks --full --output docs/results  the results that the repository publishes
 """
 
 import argparse
@@ -44,27 +44,32 @@ FULL = {
 
 
 def main() -> None:
-    """Run what has no result yet."""
+    """Run the benchmarks; with --full, only those that have no result yet."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="more seeds and sizes, resumable")
-    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="default: runs/bench-quick or -full")
+    parser.add_argument("--full", action="store_true", help="measure more seeds and sizes; can be resumed")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIRECTORY",
+        help="directory of the results (default: runs/bench-quick or runs/bench-full)",
+    )
     arguments = parser.parse_args()
     output = arguments.output or Path("runs") / f"bench-{'full' if arguments.full else 'quick'}"
     output.mkdir(parents=True, exist_ok=True)
     for name, command in (FULL if arguments.full else QUICK).items():
         result = output / f"{name}.txt"
         if arguments.full and result.exists():
-            print(f"{result} is there already; delete it to measure again", flush=True)
+            print(f"{result} exists already; delete it to measure again", flush=True)
         else:
             _measure(command, result)
 
 
 def _measure(command: str, result: Path) -> None:
-    """Print while it runs; keep it once it has ended well."""
+    """Run a benchmark and print its output; write the output to a file if the benchmark succeeds."""
     print(f"\n$ python -m {command}", flush=True)
-    started, lines = time.monotonic(), [f"$ python -m {command}\n{_machine()}\n\n"]
+    start, lines = time.monotonic(), [f"$ python -m {command}\n{_machine()}\n\n"]
     with subprocess.Popen(
         [sys.executable, "-m", *shlex.split(command)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -74,12 +79,12 @@ def _measure(command: str, result: Path) -> None:
             lines.append(line)
     if process.returncode:
         sys.exit(f"python -m {command}: exit status {process.returncode}")
-    lines.append(f"\n({time.monotonic() - started:.0f} s in all)\n")
+    lines.append(f"\n({time.monotonic() - start:.0f} s in all)\n")
     result.write_text("".join(lines))
 
 
 def _machine() -> str:
-    """What numbers depend on."""
+    """Return a description of this machine and of the versions on which results depend."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchrl", "vmas"))
     cpu = names[0] if names else platform.machine()

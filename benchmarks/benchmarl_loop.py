@@ -1,8 +1,9 @@
-"""BenchMARL's MAPPO on navigation, at a configuration of ours.
+"""Train BenchMARL's MAPPO on navigation with a configuration of mappo.
 
     .venv-benchmarl/bin/python -m benchmarks.benchmarl_loop SETTINGS DIRECTORY
 
-It runs in BenchMARL's own environment, so nothing of mappo is imported. SETTINGS is a configuration as JSON.
+The program runs in BenchMARL's own virtual environment, so it imports nothing of mappo. SETTINGS is a
+configuration as JSON.
 """
 
 import json
@@ -20,27 +21,27 @@ from benchmarks.progress import Progress
 
 
 class _Reporting(Callback):  # type: ignore[misc]
-    """Tells what an iteration took, and the policy after it."""
+    """A callback that reports the times of each iteration and the policy after it."""
 
     def __init__(self, progress: Progress):
         super().__init__()
-        self._progress, self._began = progress, time.perf_counter()
+        self._progress, self._iteration_start = progress, time.perf_counter()
 
     def on_batch_collected(self, batch: object) -> None:  # noqa: ARG002
-        self._collected = time.perf_counter()
+        self._collect_end = time.perf_counter()
 
     def on_train_end(self, training_td: object, group: str) -> None:  # noqa: ARG002
-        self._progress.iteration(
+        self._progress.report_iteration(
             self.experiment.total_frames,
-            self._collected - self._began,
-            time.perf_counter() - self._collected,
+            self._collect_end - self._iteration_start,
+            time.perf_counter() - self._collect_end,
             dict(self.experiment.group_policies[group].named_parameters()),
         )
-        self._began = time.perf_counter()
+        self._iteration_start = time.perf_counter()
 
 
 def main() -> None:
-    """Train, telling of every iteration."""
+    """Train and report every iteration."""
     settings, directory = json.loads(sys.argv[1]), Path(sys.argv[2])
     learner, collection = settings["learner"], settings["collection"]
     if settings["threads"]:

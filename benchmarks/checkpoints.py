@@ -1,11 +1,12 @@
-"""What checkpoints cost: training's own time, bytes, and the time to go on from one.
+"""Measure the cost of checkpoints: training time, bytes, and the time to resume from one.
 
-    python -m benchmarks.checkpoints                              a directory, and S3 served by moto beside it
-    python -m benchmarks.checkpoints --store s3://bucket/prefix   that store, with the environment's endpoint
+    python -m benchmarks.checkpoints                              a directory, and an S3 store that moto serves
+    python -m benchmarks.checkpoints --store s3://bucket/prefix   this S3 store, with the environment's endpoint
 
-Three ways to train run in turns, so that they share whatever else the machine does: `none` makes no checkpoints,
-`directory` and `s3` make one after every iteration. Their whole times are compared as ratios to `none` of the same
-turn. `save` is the time that training itself spends on a checkpoint, to copy its state and hand it over.
+Three ways to train take turns, so that other load on the machine affects them equally: `none` saves no
+checkpoints, `directory` and `s3` save one after every iteration. The total times are compared as ratios to
+the time of `none` in the same turn. `save` is the time that the training thread spends on a checkpoint: it
+copies the state and hands it over.
 """
 
 import argparse
@@ -29,11 +30,11 @@ from mappo.runs.run import Run
 from mappo.runs.saver import SaveCounts
 from mappo.training import training
 from mappo.training.history import HistoryFile
-from mappo.training.training_state import first_progress, resume
+from mappo.training.training_state import initial_progress, resume
 
 
 def main() -> None:
-    """Print a line for each way to train, and what it takes to go on."""
+    """Print a line for each way to train, with the time to resume."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.checkpoints",
         description=__doc__,
@@ -42,9 +43,9 @@ def main() -> None:
     add_config_arguments(parser)
     parser.usage = "%(prog)s [RECIPE] [--turns N] [--store s3://...] [--SECTION.FIELD VALUE ...]"
     parser.add_argument(
-        "--turns", type=int, default=3, metavar="N", help="times that each way trains (default: 3)"
+        "--turns", type=int, default=3, metavar="N", help="number of trainings of each way (default: 3)"
     )
-    parser.add_argument("--store", metavar="STORE", help="an S3 store in place of one made for this")
+    parser.add_argument("--store", metavar="STORE", help="S3 store to use instead of a temporary one")
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = config_from_arguments(arguments)
     torch.set_num_threads(config.threads or 1)
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def _train(config: ExperimentConfig, store: str | None, directory: Path, name: str) -> tuple[float, float]:
-    """Seconds of all iterations together, and of those what saving took of training's time."""
+    """Train and return the seconds of all iterations, and how many of them the training thread spent saving."""
     history = HistoryFile(directory / f"{name}.csv")
     saves: list[float] = []
     if store is None:
@@ -72,7 +73,7 @@ def _train(config: ExperimentConfig, store: str | None, directory: Path, name: s
 
 
 class _NoSaver:
-    """Takes checkpoints and keeps none."""
+    """A saver that drops all checkpoints."""
 
     counts = SaveCounts()
 
@@ -87,7 +88,7 @@ class _NoSaver:
 
 
 def _print(
-    config: ExperimentConfig, measured: dict[str, list[tuple[float, float]]], places: dict[str, str]
+    config: ExperimentConfig, measured: dict[str, list[tuple[float, float]]], locations: dict[str, str]
 ) -> None:
     iterations = config.collection.num_iterations
     print(
@@ -98,37 +99,37 @@ def _print(
     base = [seconds for seconds, _ in measured["none"]]
     for name, turns in measured.items():
         seconds = statistics.median(seconds for seconds, _ in turns)
-        ratios = sorted(each / one for (each, _), one in zip(turns, base, strict=True))
+        ratios = sorted(total / base_total for (total, _), base_total in zip(turns, base, strict=True))
         ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
         line = f"{name:<10} {seconds / iterations:>11.3f} {ratio:>22}"
-        if name in places:
-            saving = statistics.median(saving for _, saving in turns)
-            line += f" {1000 * saving / iterations:>8.1f} {100 * saving / seconds:>6.2f}%"
-            line += f" {_megabytes(places[name]):>6.2f} {_resume_seconds(config, places[name]):>9.2f}"
+        if name in locations:
+            save_seconds = statistics.median(save_seconds for _, save_seconds in turns)
+            line += f" {1000 * save_seconds / iterations:>8.1f} {100 * save_seconds / seconds:>6.2f}%"
+            line += f" {_megabytes(locations[name]):>6.2f} {_resume_seconds(config, locations[name]):>9.2f}"
         print(line)
 
 
-def _megabytes(place: str) -> float:
-    run = Run.at(place)
+def _megabytes(location: str) -> float:
+    run = Run.at(location)
     return sum(part.size_bytes for part in run.manifest(run.choose("last")).parts.values()) / 1e6
 
 
-def _resume_seconds(config: ExperimentConfig, place: str) -> float:
-    """From the store to training that could go on; the imports of a new process come on top."""
-    started = time.perf_counter()
-    assert resume(config, Run.at(place), first_progress(config, None), None)
-    return time.perf_counter() - started
+def _resume_seconds(config: ExperimentConfig, location: str) -> float:
+    """Return the seconds to restore training from the store, without the imports of a new process."""
+    start = time.perf_counter()
+    assert resume(config, Run.at(location), initial_progress(config, None), None)
+    return time.perf_counter() - start
 
 
 @contextmanager
-def _s3(given: str | None) -> Iterator[str]:
-    """The given store; or moto in a process of its own, and a bucket in it."""
-    if given:
-        yield given
+def _s3(store: str | None) -> Iterator[str]:
+    """Yield the store; without one, start moto's server in another process and yield a bucket of it."""
+    if store:
+        yield store
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     os.environ |= {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "benchmark",
@@ -155,7 +156,7 @@ def _make_bucket(name: str) -> None:
             return
         except EndpointConnectionError:
             time.sleep(0.2)
-    raise SystemExit("moto's server did not start; pip install 'moto[s3,server]'")
+    raise SystemExit("moto's server did not start within 20 s; install it with: pip install 'moto[s3,server]'")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Whether a recipe that has learned its task goes on knowing it: the least return after it passed a goal.
+"""Check whether a recipe keeps what it has learned: report the least return after it passed a goal.
 
     python -m benchmarks.collapse navigation-quick --seeds 0,1,2,3,4
     python -m benchmarks.collapse navigation --goal 0.85 --collection.total-frames 500000
 
-Trains for a million frames unless told otherwise, and evaluates every three iterations on the 128 episodes of
-`python -m benchmarks.returns`. Exit status 1 if a seed never passes the goal.
+The program trains for a million frames by default, and evaluates every three iterations on the 128 episodes of
+`python -m benchmarks.returns`. The exit status is 1 if a seed never passes the goal.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mappo.training.training import train
 
 
 def main() -> None:
-    """Print a line for each seed as it ends."""
+    """Print a line for each seed when its training ends."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.collapse",
         description=__doc__,
@@ -35,7 +35,7 @@ def main() -> None:
     parser.usage = "%(prog)s RECIPE [--seeds N,N,...] [--goal RETURN] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE")
     parser.add_argument("--seeds", default="0", metavar="N,N,...", help="training seeds (default: 0)")
-    parser.add_argument("--goal", type=float, default=0.9, metavar="RETURN", help="default: 0.9")
+    parser.add_argument("--goal", type=float, default=0.9, metavar="RETURN", help="return to pass (default: 0.9)")
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     million = {"collection": {"total_frames": 1_000_000}}
     base = override(
@@ -49,25 +49,27 @@ def main() -> None:
     has_failed = False
     for seed in map(int, arguments.seeds.split(",")):
         returns = _returns(override(base, {"seed": seed}))
-        after = [(value, frames) for frames, value in returns]
-        while after and after[0][0] < arguments.goal:
-            after.pop(0)
-        has_failed |= not after
-        shown = f"{after[0][1]:>10,} {min(after)[0]:>12.3f} {min(after)[1]:>10,}" if after else f"{'never':>10}"
-        print(f"{seed:<6} {returns[-1][0]:>10,} {shown:<34} {returns[-1][1]:>6.3f}", flush=True)
+        passed = [(value, frames) for frames, value in returns]
+        while passed and passed[0][0] < arguments.goal:
+            passed.pop(0)
+        has_failed |= not passed
+        cells = (
+            f"{passed[0][1]:>10,} {min(passed)[0]:>12.3f} {min(passed)[1]:>10,}" if passed else f"{'never':>10}"
+        )
+        print(f"{seed:<6} {returns[-1][0]:>10,} {cells:<34} {returns[-1][1]:>6.3f}", flush=True)
     sys.exit(has_failed)
 
 
 def _returns(config: ExperimentConfig) -> list[tuple[int, float]]:
-    """Frames so far and mean return of each evaluation."""
+    """Train and return the frames so far and the mean return of each evaluation."""
     returns: list[tuple[int, float]] = []
 
-    def tell(report: IterationReport) -> None:
+    def on_report(report: IterationReport) -> None:
         if not math.isnan(report.evaluation_return_mean):
             returns.append((report.progress.frames, report.evaluation_return_mean))
 
     with TemporaryDirectory() as directory:
-        train(config, Run.at(Path(directory) / "run"), HistoryFile(Path(directory) / "history.csv"), tell)
+        train(config, Run.at(Path(directory) / "run"), HistoryFile(Path(directory) / "history.csv"), on_report)
     return returns
 
 

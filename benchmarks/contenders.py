@@ -1,4 +1,4 @@
-"""Trainers beside each other: each in a process of its own, which waits while another has its turn."""
+"""The contenders: training programs in separate processes, which take turns."""
 
 import json
 import subprocess
@@ -28,15 +28,17 @@ PROGRAMS = {
 }
 
 
-EVALUATION = {"seeds": [1, 2], "episodes_per_seed": 64}  # on which contenders are compared, in every benchmark
+# The episodes on which every benchmark compares contenders.
+EVALUATION = {"seeds": [1, 2], "episodes_per_seed": 64}
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration took; frames and seconds are counted from the start of training.
+    """The measurements of one iteration; frames and seconds are counted from the start of training.
 
-    seconds: without evaluation, and without waiting. gpu_utilisation: percent of the time in which it ran
-    anything; None without a GPU. evaluation_return: mean over the selection's episodes.
+    seconds: training time, without evaluation and waiting.
+    gpu_utilisation: percentage of time in which the GPU was busy; None without a GPU.
+    evaluation_return: mean over the selection's episodes; None without an evaluation.
     """
 
     frames: int
@@ -49,27 +51,32 @@ class Iteration:
 
 
 class Contender:
-    """A training in another process: `iteration` lets it do one more."""
+    """A training in another process, which runs one iteration for each call of `run_iteration`."""
 
     def __init__(self, program: str, config: ExperimentConfig, directory: Path, environment: Mapping[str, str]):
-        """`environment`: the process's variables. Training has not begun yet.
+        """Set the program; the first call of `run_iteration` starts the process.
+
+        environment: the environment variables of the process.
 
         Raises:
-            FileNotFoundError: the program is not installed; the message says how.
+            FileNotFoundError: the program is not installed; the message names the command that installs it.
         """
         self._python, self._module = PROGRAMS[program]
         if not self._python.exists():
-            raise FileNotFoundError(f"{self._python} is not there: make bench installs it")
+            raise FileNotFoundError(f"{self._python} does not exist; install it with: make bench")
         self._config = override(config, {"device": resolve_device(config.device).type})
         self._directory, self._environment = directory, environment
         self._process: subprocess.Popen[str] | None = None
 
-    def iteration(self, is_evaluated: bool = False) -> Iteration:
-        """Wait for the end of the next iteration."""
+    def run_iteration(self, is_evaluated: bool = False) -> Iteration:
+        """Run the next iteration and return its measurements.
+
+        is_evaluated: evaluate the policy, if the program has not evaluated it.
+        """
         if self._process is None:
             self._process = self._start()
         else:
-            self._say("on")
+            self._send_line("continue")
         assert self._process.stdout
         for line in self._process.stdout:
             if line.startswith("{"):
@@ -82,7 +89,7 @@ class Contender:
         raise RuntimeError(f"{self._module} ended: {(self._directory / 'errors.txt').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """End the training where it is."""
+        """Kill the process."""
         if self._process:
             self._process.kill()
             self._process.communicate()
@@ -99,10 +106,10 @@ class Contender:
                 env=dict(self._environment),
             )
 
-    def _say(self, word: str) -> None:
+    def _send_line(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
 
@@ -110,23 +117,26 @@ class Contender:
 def contenders(
     configs: Mapping[str, tuple[str, ExperimentConfig]], environment: Mapping[str, str]
 ) -> Iterator[dict[str, Contender]]:
-    """Those of these names, each a program and its configuration; all are ended afterwards."""
+    """Yield contenders by name and stop them after the block.
+
+    configs: program and configuration by name.
+    """
     with TemporaryDirectory() as directory, ExitStack() as stack:
-        started = {}
+        by_name = {}
         for name, (program, config) in configs.items():
             folder = Path(directory) / name.replace(" ", "-").replace(",", "")
-            started[name] = Contender(program, config, folder, environment)
-            stack.callback(started[name].stop)
-        yield started
+            by_name[name] = Contender(program, config, folder, environment)
+            stack.callback(by_name[name].stop)
+        yield by_name
 
 
 def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -> float:
-    """The mean return of a policy over the episodes by which `mappo train` selects its best.
+    """Return the mean return of a policy over the episodes by which `mappo train` selects the best checkpoint.
 
-    `weights` are those of linear layers, whose names end in `<number>.weight` and `<number>.bias`.
+    weights: parameters of linear layers, whose names end in `<number>.weight` and `<number>.bias`.
     """
 
-    def place(name: str) -> tuple[Any, ...]:
+    def order(name: str) -> tuple[Any, ...]:
         number, kind = name.split(".")[-2:]
         return int(number), kind == "bias"
 
@@ -135,7 +145,7 @@ def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -
         environment = make_environment(config.environment, 1, 0, Stream.SELECTION, device)
         policy = make_networks(config.networks, environment).policy
     with torch.no_grad():
-        for parameter, name in zip(policy.parameters(), sorted(weights, key=place), strict=True):
+        for parameter, name in zip(policy.parameters(), sorted(weights, key=order), strict=True):
             parameter.copy_(weights[name])
     returns, _ = play_episodes(lambda _: policy, config, config.selection, Stream.SELECTION)
     return sum(returns) / len(returns)

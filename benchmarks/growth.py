@@ -1,9 +1,10 @@
-"""How time and memory grow with environments, agents and frames, and whether memory stays where it is.
+"""Measure how time and memory grow with environments, agents and frames, and whether memory stays constant.
 
     python -m benchmarks.growth                                 TorchRL's loop, mappo plain and fast
     python -m benchmarks.growth --ways plain --iterations 200   memory over 200 iterations
 
-Navigation with one epoch and minibatches of a tenth of the batch. Each row is a process of its own.
+The task is navigation with one epoch and minibatches of a tenth of the batch. Each row is measured in a new
+process.
 """
 
 import argparse
@@ -35,8 +36,12 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--iterations", type=int, default=4, metavar="N", help="of each, at least 3 (default: 4)")
-    parser.add_argument("--ways", default=",".join(WAYS), metavar="NAME,...", help="default: all")
+    parser.add_argument(
+        "--iterations", type=int, default=4, metavar="N", help="iterations of each row, at least 3 (default: 4)"
+    )
+    parser.add_argument(
+        "--ways", default=",".join(WAYS), metavar="NAME,...", help="ways to measure (default: all)"
+    )
     arguments = parser.parse_args()
     print(
         f"{'way':<7} {'envs':>5} {'agents':>6} {'frames':>6} {'collect s':>9} {'learn s':>8} {'frames/s':>9} "
@@ -62,19 +67,22 @@ def _config(way: str, num_envs: int, num_agents: int, rollout_frames: int) -> Ex
 
 
 def _measure(way: str, config: ExperimentConfig, iterations: int, cache: str) -> None:
-    """`grown`: by how much the peak of the last iteration is above that after a tenth of them."""
-    with contenders({way: (WAYS[way][0], config)}, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as started:
-        done = [started[way].iteration() for _ in range(iterations)]
+    """Measure and print a row.
+
+    The column `grown` is the growth of the memory's peak between a tenth of the iterations and the last one.
+    """
+    with contenders({way: (WAYS[way][0], config)}, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as by_name:
+        measured = [by_name[way].run_iteration() for _ in range(iterations)]
     collect, learn = (
         statistics.median(values)
-        for values in zip(*((each.collect_seconds, each.learn_seconds) for each in done[1:]), strict=True)
+        for values in zip(*((row.collect_seconds, row.learn_seconds) for row in measured[1:]), strict=True)
     )
-    collection, peak = config.collection, done[-1].peak_memory_bytes
+    collection, peak = config.collection, measured[-1].peak_memory_bytes
     print(
         f"{way:<7} {collection.num_envs:>5} {config.environment.scenario_kwargs['n_agents']:>6} "
         f"{collection.rollout_frames:>6} {collect:>9.2f} {learn:>8.2f} "
         f"{collection.frames_per_batch / (collect + learn):>9,.0f} {peak / 2**20:>6.0f} "
-        f"{(peak - done[max(1, iterations // 10)].peak_memory_bytes) / 2**20:>9.1f}",
+        f"{(peak - measured[max(1, iterations // 10)].peak_memory_bytes) / 2**20:>9.1f}",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""This project's trainer, told to train and heard as the other contenders are.
+"""Train with this project's trainer and report progress as the other contenders do.
 
 python -m benchmarks.mappo_loop SETTINGS DIRECTORY
 """
@@ -17,19 +17,19 @@ from mappo.training.training import train
 
 
 def main() -> None:
-    """Train, telling of every iteration."""
+    """Train and report every iteration."""
     config, directory = from_json(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     progress = Progress(directory)
 
-    def tell(report: IterationReport) -> None:
+    def on_report(report: IterationReport) -> None:
         value = report.evaluation_return_mean
         evaluation = None if math.isnan(value) else (value, report.evaluate_seconds)
-        progress.iteration(
+        progress.report_iteration(
             report.progress.frames, report.collect_seconds, report.learn_seconds, evaluation=evaluation
         )
 
-    train(config, Run.at(directory / "run"), HistoryFile(directory / "history.csv"), tell)
+    train(config, Run.at(directory / "run"), HistoryFile(directory / "history.csv"), on_report)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What being watched costs training.
+"""Measure the cost of metrics and scrapes for training.
 
     python -m benchmarks.monitoring --turns 5
 
-Three ways to train run in turns, so that they share whatever else the machine does: `none` has no metrics,
-`scraped` is scraped every second (on a cluster it is every 15 s), `storm` is asked by eight clients without a
-pause. The clients are a process of their own. Wall-clock and CPU time of the whole training are compared as ratios
-to `none` of the same turn. `update` is what training itself spends on its metrics. `serving` is the CPU time of
-a process that does nothing but serve them, without training's noise: per cent of one core.
+Three ways to train take turns, so that other load on the machine affects them equally: `none` has no metrics,
+`scraped` is scraped every second (on a cluster: every 15 s), `storm` is scraped by eight clients without a
+pause. The clients run in another process. The wall-clock and CPU times of the whole training are compared as
+ratios to `none` of the same turn. `update` is the time that the training thread spends on metrics. `serving`
+is the CPU time of a process that only serves metrics, in per cent of one core; it is free of training's
+noise.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mappo.training.training import train
 _CLIENT = """
 import sys, threading, time, urllib.request
 url, clients, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-def ask():
+def scrape():
     while True:
         try:
             urllib.request.urlopen(url, timeout=10).read()
@@ -42,11 +43,11 @@ def ask():
             pass
         time.sleep(pause)
 for _ in range(clients):
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=scrape, daemon=True).start()
 sys.stdin.read()
 """
 _SERVING_SECONDS = 10.0
-_CLIENTS = {"none": (0, 1.0), "scraped": (1, 1.0), "storm": (8, 0.0)}  # how many, and the pause of each
+_CLIENTS = {"none": (0, 1.0), "scraped": (1, 1.0), "storm": (8, 0.0)}  # number of clients, pause in seconds
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     add_config_arguments(parser)
     parser.usage = "%(prog)s [RECIPE] [--turns N] [--SECTION.FIELD VALUE ...]"
     parser.add_argument(
-        "--turns", type=int, default=3, metavar="N", help="times that each way trains (default: 3)"
+        "--turns", type=int, default=3, metavar="N", help="number of trainings of each way (default: 3)"
     )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = config_from_arguments(arguments)
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 class _Times(NamedTuple):
-    """Seconds of a whole training: wall-clock, CPU, and of the first what telling the metrics took."""
+    """The seconds of a whole training: wall-clock time, CPU time, and wall-clock time of updating metrics."""
 
     wall: float
     cpu: float
@@ -86,35 +87,35 @@ def _train(config: ExperimentConfig, directory: Path, clients: int, pause: float
     updates: list[float] = []
 
     def timed(monitor: Monitor, report: IterationReport) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         monitor.iterated(report)
-        updates.append(time.perf_counter() - began)
+        updates.append(time.perf_counter() - start)
 
-    began = time.process_time()
+    cpu_start = time.process_time()
     if not clients:
         train(config, Run.at(directory), history, lambda _: None)
     else:
         with Monitor("train", "benchmark", MonitorSettings(port=0, linger_seconds=0), lambda _: None) as monitor:
             monitor.planned(config)
-            with _asking(monitor.port, clients, pause):
+            with _scraping(monitor.port, clients, pause):
                 run = Run.at(directory, on_request=monitor.requested)
                 train(config, run, history, partial(timed, monitor), on_save=monitor.saved)
-    return _Times(history.last_row()["elapsed_seconds"], time.process_time() - began, sum(updates))
+    return _Times(history.last_row()["elapsed_seconds"], time.process_time() - cpu_start, sum(updates))
 
 
 def _serving(config: ExperimentConfig, clients: int, pause: float) -> float:
-    """CPU seconds a second."""
+    """Return the CPU seconds that serving metrics takes in a second."""
     with Monitor("train", "benchmark", MonitorSettings(port=0, linger_seconds=0), lambda _: None) as monitor:
         monitor.planned(config)
-        with _asking(monitor.port, clients, pause):
-            time.sleep(2)  # until the clients are there, and the first burst is over
-            began, cpu = time.perf_counter(), time.process_time()
+        with _scraping(monitor.port, clients, pause):
+            time.sleep(2)  # until the clients have started and the first burst is over
+            start, cpu_start = time.perf_counter(), time.process_time()
             time.sleep(_SERVING_SECONDS)
-            return (time.process_time() - cpu) / (time.perf_counter() - began)
+            return (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
 
 @contextmanager
-def _asking(port: int | None, clients: int, pause: float) -> Iterator[None]:
+def _scraping(port: int | None, clients: int, pause: float) -> Iterator[None]:
     command = [sys.executable, "-c", _CLIENT, f"http://127.0.0.1:{port}/metrics", str(clients), str(pause)]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         try:
@@ -140,7 +141,7 @@ def _print(config: ExperimentConfig, measured: dict[str, list[_Times]], serving:
 
 
 def _ratio(values: list[float], base: list[float]) -> str:
-    ratios = sorted(value / one for value, one in zip(values, base, strict=True))
+    ratios = sorted(value / base_value for value, base_value in zip(values, base, strict=True))
     return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} .. {ratios[-1]:.3f})"
 
 

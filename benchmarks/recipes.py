@@ -1,9 +1,9 @@
-"""How long recipes take and what they earn: train each with its seeds, evaluate, print a table.
+"""Train recipes with several seeds, evaluate them, and print a table of times and returns.
 
     python -m benchmarks.recipes navigation swarm --seeds 0,1,2
 
-Flags after the recipes change their configurations, as in `mappo train`. Times are wall-clock on this machine;
-returns are those of the evaluation stage for the best checkpoint.
+Flags after the recipes change their configurations, as in `mappo train`. Times are wall-clock times on this
+machine; returns are the results of the evaluation stage for the best checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mappo.stages.train import train
 
 
 def main() -> None:
-    """Print one line for each recipe and seed as it ends."""
+    """Print one line for each recipe and seed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__)
     add_config_arguments(parser, with_recipe=False)
     parser.usage = "%(prog)s RECIPE [RECIPE ...] [--seeds N,N,...] [--SECTION.FIELD VALUE ...]"

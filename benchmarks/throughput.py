@@ -1,15 +1,15 @@
-"""Frames a second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain,
-fast and mixed.
+"""Measure frames per second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain, fast and mixed.
 
     python -m benchmarks.throughput benchmarl-base                 3 iterations each, the first not counted
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
-    python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation, changed by flags
+    python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation; flags change it
     python -m benchmarks.throughput navigation --contenders "mappo plain,mappo 2 processes"
 
-Contenders take turns, iteration by iteration; ratios are those of iterations of the same turn. At last, returns
-are evaluated by the same code on the same 128 episodes, off the clock: at equal hyperparameters they agree but for
-chance, and where they are further apart than `--tolerance`, speed is not compared (exit status 1). Each contender
-may use all CPU cores; `--threads 1` gives each one. Where there is a GPU, all use it; its utilisation is shown.
+Contenders take turns, iteration by iteration; a ratio compares iterations of the same turn. At the end, the
+same code evaluates all contenders on the same 128 episodes, while the clock is stopped. At equal
+hyperparameters, returns differ only by chance. If returns differ by more than `--tolerance`, speed is not
+compared (exit status 1). Each contender may use all CPU cores; `--threads 1` limits each to one. If there is
+a GPU, all contenders use it, and the table shows its utilisation.
 """
 
 import argparse
@@ -32,11 +32,11 @@ _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "mappo mixed": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "mixed"}}),
     "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
 }
-_BESIDE_PEERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
+_DEFAULT_CONTENDERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
 
 
 def main() -> None:
-    """Print a table: medians over iterations, and ratios to the first contender."""
+    """Print a table of medians over iterations and ratios to the first contender."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
         description=__doc__,
@@ -45,12 +45,25 @@ def main() -> None:
     add_config_arguments(parser, with_recipe=False)
     parser.usage = "%(prog)s RECIPE [--iterations N] [--contenders NAME,...] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE")
-    parser.add_argument("--iterations", type=int, default=3, metavar="N", help="of each, at least 2 (default: 3)")
     parser.add_argument(
-        "--contenders", default=",".join(_BESIDE_PEERS), metavar="NAME,...", help=f"of {', '.join(_CONTENDERS)}"
+        "--iterations",
+        type=int,
+        default=3,
+        metavar="N",
+        help="iterations of each contender, at least 2 (default: 3)",
     )
     parser.add_argument(
-        "--tolerance", type=float, default=0.2, metavar="RETURN", help="of last returns (default: 0.2)"
+        "--contenders",
+        default=",".join(_DEFAULT_CONTENDERS),
+        metavar="NAME,...",
+        help=f"some of {', '.join(_CONTENDERS)} (default: all but the last)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.2,
+        metavar="RETURN",
+        help="largest difference of the last returns (default: 0.2)",
     )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     last = max(2, arguments.iterations)
@@ -68,29 +81,29 @@ def main() -> None:
     configs = {name: (_CONTENDERS[name][0], override(base, _CONTENDERS[name][1])) for name in names}
     with (
         TemporaryDirectory() as cache,
-        contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as all_,
+        contenders(configs, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}) as by_name,
     ):
-        turns = [_turn(all_, number == last) for number in range(1, last + 1)]
+        turns = [_turn(by_name, number == last) for number in range(1, last + 1)]
     _require_agreement(turns[-1], arguments.tolerance)
-    _show(arguments.recipe, base, turns)
+    _print_table(arguments.recipe, base, turns)
 
 
-def _turn(all_: dict[str, Contender], is_evaluated: bool) -> dict[str, Iteration]:
-    return {name: contender.iteration(is_evaluated) for name, contender in all_.items()}
+def _turn(by_name: dict[str, Contender], is_evaluated: bool) -> dict[str, Iteration]:
+    return {name: contender.run_iteration(is_evaluated) for name, contender in by_name.items()}
 
 
 def _require_agreement(turn: dict[str, Iteration], tolerance: float) -> None:
-    """Ways that learn differently are not compared."""
-    returns = {name: each.evaluation_return or 0.0 for name, each in turn.items()}
+    """Exit with a message if the returns of contenders differ by more than the tolerance."""
+    returns = {name: iteration.evaluation_return or 0.0 for name, iteration in turn.items()}
     if not all(abs(one - other) <= tolerance for one in returns.values() for other in returns.values()):
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in returns.items())
-        sys.exit(f"returns differ by more than {tolerance}, so speed is not compared: {shown}")
+        listing = ", ".join(f"{name} {value:.2f}" for name, value in returns.items())
+        sys.exit(f"returns differ by more than {tolerance}, so speed is not compared: {listing}")
 
 
-def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]) -> None:
+def _print_table(recipe_name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]) -> None:
     collection, learner = config.collection, config.learner
     print(
-        f"{name}: {collection.num_envs} x {collection.rollout_frames} frames, {learner.epochs} epochs, "
+        f"{recipe_name}: {collection.num_envs} x {collection.rollout_frames} frames, {learner.epochs} epochs, "
         f"minibatches of {learner.minibatch_frames}; medians of {len(turns) - 1} iterations"
     )
     print(
@@ -98,20 +111,20 @@ def _show(name: str, config: ExperimentConfig, turns: list[dict[str, Iteration]]
         f"{'return':>7} {'GPU %':>6}"
     )
     first = next(iter(turns[0]))
-    for each in turns[0]:
-        ratios = [_seconds(turn[first]) / _seconds(turn[each]) for turn in turns[1:]]
-        found = [turn[each] for turn in turns[1:]]
-        rate = collection.frames_per_batch / statistics.median(_seconds(iteration) for iteration in found)
+    for name in turns[0]:
+        ratios = [_seconds(turn[first]) / _seconds(turn[name]) for turn in turns[1:]]
+        iterations = [turn[name] for turn in turns[1:]]
+        rate = collection.frames_per_batch / statistics.median(_seconds(iteration) for iteration in iterations)
         print(
-            f"{each:<17} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
-            f"{statistics.median(iteration.collect_seconds for iteration in found):>9.2f} "
-            f"{statistics.median(iteration.learn_seconds for iteration in found):>8.2f} "
-            f"{found[-1].evaluation_return:>7.2f} {_utilisation(found):>6}"
+            f"{name:<17} {rate:>8,.0f} {statistics.median(ratios):>6.2f} {min(ratios):>6.2f} {max(ratios):>6.2f} "
+            f"{statistics.median(iteration.collect_seconds for iteration in iterations):>9.2f} "
+            f"{statistics.median(iteration.learn_seconds for iteration in iterations):>8.2f} "
+            f"{iterations[-1].evaluation_return:>7.2f} {_utilisation(iterations):>6}"
         )
 
 
 def _utilisation(iterations: list[Iteration]) -> str:
-    values = [each.gpu_utilisation for each in iterations if each.gpu_utilisation is not None]
+    values = [iteration.gpu_utilisation for iteration in iterations if iteration.gpu_utilisation is not None]
     return f"{statistics.median(values):.0f}" if values else "-"
 
 

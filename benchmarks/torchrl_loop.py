@@ -1,9 +1,10 @@
-"""TorchRL's canonical multi-agent PPO loop at a configuration of ours: its collector, replay buffer and loss.
+"""Train with TorchRL's canonical multi-agent PPO loop: its collector, replay buffer and loss.
 
     python -m benchmarks.torchrl_loop SETTINGS DIRECTORY
 
-The task, the sizes of the networks and the hyperparameters are the configuration's; what TorchRL's examples do not
-have (evaluation during training, checkpoints, a learning-rate schedule) is left out.
+A configuration of mappo sets the task, the sizes of the networks and the hyperparameters. The loop leaves out
+the features that TorchRL's examples do not have: evaluation during training, checkpoints and a learning-rate
+schedule.
 """
 
 import logging
@@ -40,21 +41,23 @@ OnIteration = Callable[[int, float, float, TensorDictModuleBase], object]
 
 
 def main() -> None:
-    """Train, telling of every iteration."""
+    """Train and report every iteration."""
     config = from_json(sys.argv[1])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     progress = Progress(Path(sys.argv[2]))
 
-    def tell(frames: int, collect_seconds: float, learn_seconds: float, policy: TensorDictModuleBase) -> None:
-        progress.iteration(frames, collect_seconds, learn_seconds, dict(policy.named_parameters()))
+    def on_iteration(
+        frames: int, collect_seconds: float, learn_seconds: float, policy: TensorDictModuleBase
+    ) -> None:
+        progress.report_iteration(frames, collect_seconds, learn_seconds, dict(policy.named_parameters()))
 
-    train(config, tell)
+    train(config, on_iteration)
 
 
 def train(config: ExperimentConfig, on_iteration: OnIteration = lambda *_: None) -> TensorDictModuleBase:
-    """Train from scratch to the end; the policy.
+    """Train from scratch to the end and return the policy.
 
-    `on_iteration` hears of frames so far, of the seconds of collection and learning, and of the policy.
+    `on_iteration` is called with the frames so far, the seconds of collecting and learning, and the policy.
     """
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -85,9 +88,9 @@ def _train(config: ExperimentConfig, on_iteration: OnIteration) -> TensorDictMod
         )
         loss = _loss(config, policy, critic)
         optimiser = torch.optim.Adam(loss.parameters(), learner.learning_rate)
-        frames, learned = 0, time.perf_counter()
+        frames, iteration_start = 0, time.perf_counter()
         for batch in collector:
-            collected = time.perf_counter()
+            collect_end = time.perf_counter()
             _expand(batch)
             with torch.no_grad():
                 loss.value_estimator(
@@ -105,14 +108,14 @@ def _train(config: ExperimentConfig, on_iteration: OnIteration) -> TensorDictMod
                 optimiser.zero_grad()
             collector.update_policy_weights_()
             frames += batch.numel()
-            on_iteration(frames, collected - learned, time.perf_counter() - collected, policy)
-            learned = time.perf_counter()
+            on_iteration(frames, collect_end - iteration_start, time.perf_counter() - collect_end, policy)
+            iteration_start = time.perf_counter()
         collector.shutdown()
     return policy
 
 
 def _networks(config: ExperimentConfig, environment: EnvBase) -> tuple[ProbabilisticActor, TensorDictModule]:
-    """A shared policy and a centralised critic, as TorchRL's own modules make them."""
+    """Make a shared policy and a centralised critic from TorchRL's modules."""
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
     action = environment.full_action_spec_unbatched[ACTION]
     sizes = {
@@ -161,7 +164,7 @@ def _loss(config: ExperimentConfig, policy: ProbabilisticActor, critic: TensorDi
 
 
 def _expand(batch) -> None:  # type: ignore[no-untyped-def]
-    """What the loss wants for each agent, and VMAS says once for all."""
+    """Copy the flags, which VMAS reports once per environment, to every agent, as the loss requires."""
     shape = batch["next", *REWARD].shape
     for name, key in (("done", DONE), ("terminated", "terminated")):
         batch[_EXPANDED[name]] = batch["next", key].unsqueeze(-1).expand(shape)

@@ -1,14 +1,15 @@
-"""What a study does in an hour, what it costs, and what a second worker brings.
+"""Measure tuning: trials per hour, the overhead of a study, and the speed-up by a second worker.
 
-    python -m benchmarks.tuning rate --minutes 10      at equal time, beside two plain loops
-    python -m benchmarks.tuning overhead --trials 8    a trial in a study beside the same trial in a plain loop
-    python -m benchmarks.tuning workers --trials 8     one worker and two, on the same trials
+    python -m benchmarks.tuning rate --minutes 10      a study and two plain loops, with equal time
+    python -m benchmarks.tuning overhead --trials 8    trials in a study and the same trials in a plain loop
+    python -m benchmarks.tuning workers --trials 8     one worker and two workers, on the same trials
 
-`mappo` is a study with pruning, checkpoints and heartbeats; `plain` a loop of Optuna's ask and tell around the
-same trainer, without pruning; `torchrl` the same around TorchRL's canonical loop at the same hyperparameters
-(benchmarks/torchrl_loop.py). All sample by TPE, begin with the default, and are judged by the same tuning
-episodes; `held out` is the best policy on evaluation seeds. They take turns, trial by trial, so that they share
-whatever else the machine does, each until its own time is used.
+`mappo` is a study with pruning, checkpoints and heartbeats. `plain` is a loop of Optuna's ask and tell around
+the same trainer, without pruning. `torchrl` is such a loop around TorchRL's canonical loop with the same
+hyperparameters (benchmarks/torchrl_loop.py). All three sample by TPE, start with the default values, and are
+evaluated on the same tuning episodes; `held out` is the return of the best policy on evaluation seeds. The
+three take turns, trial by trial, so that other load on the machine affects them equally, until each has used
+its time.
 """
 
 import argparse
@@ -40,15 +41,21 @@ from mappo.tuning import worker
 from mappo.tuning.database import Database
 from mappo.tuning.database_url import URL_VARIABLE
 from mappo.tuning.plan import Plan
-from mappo.tuning.search_space import TuningConfig, applied, default_space, value_of
+from mappo.tuning.search_space import applied, default_space, value_of
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import TuningConfig
 
 TUNING = TuningConfig()
 
 
 @dataclass
 class Arm:
-    """One way to tune: `turn` does one trial; how many seconds it has used, and what its policies were worth."""
+    """A way to tune.
+
+    turn: runs the trial of this number.
+    best: returns the best value and its policy.
+    seconds: the duration of each trial so far.
+    """
 
     name: str
     turn: Callable[[int], None]
@@ -57,25 +64,37 @@ class Arm:
 
 
 def main() -> None:
-    """Measure what is asked for, and print it."""
+    """Run one measurement and print its results."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tuning",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("rate", "overhead", "workers"))
+    parser.add_argument("measurement", choices=("rate", "overhead", "workers"))
     add_config_arguments(parser)
-    parser.usage = "%(prog)s WHAT [RECIPE] [--minutes X] [--trials N] [--SECTION.FIELD VALUE ...]"
-    parser.add_argument("--minutes", type=float, default=10.0, metavar="X", help="of each way (default: 10)")
-    parser.add_argument("--trials", type=int, default=8, metavar="N", help="of each way (default: 8)")
+    parser.usage = "%(prog)s MEASUREMENT [RECIPE] [--minutes X] [--trials N] [--SECTION.FIELD VALUE ...]"
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="rate: time of each way, in minutes (default: 10)",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=8,
+        metavar="N",
+        help="overhead, workers: trials of each way (default: 8)",
+    )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = config_from_arguments(arguments)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with TemporaryDirectory() as directory:
-        if arguments.what == "rate":
+        if arguments.measurement == "rate":
             _rate(config, Path(directory), 60 * arguments.minutes)
-        elif arguments.what == "overhead":
+        elif arguments.measurement == "overhead":
             _overhead(config, Path(directory), arguments.trials)
         else:
             _workers(config, Path(directory), arguments.trials)
@@ -85,10 +104,10 @@ def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
     arms = [
         _mappo(config, directory / "mappo", "median"),
         _plain("plain", config, directory / "plain", _trainer),
-        _plain("torchrl", config, directory / "torchrl", lambda config, _: _acting(torchrl_loop.train(config))),
+        _plain("torchrl", config, directory / "torchrl", lambda config, _: _policy_of(torchrl_loop.train(config))),
     ]
-    while waiting := [arm for arm in arms if sum(arm.seconds) < seconds]:
-        _take_turn(min(waiting, key=lambda arm: sum(arm.seconds)))
+    while unfinished := [arm for arm in arms if sum(arm.seconds) < seconds]:
+        _take_turn(min(unfinished, key=lambda arm: sum(arm.seconds)))
     print(f"{'way':<8}  {'trials':>6}  {'minutes':>7}  {'trials/h':>8}  {'best value':>10}  {'held out':>8}")
     for arm in arms:
         value, policy = arm.best()
@@ -101,7 +120,7 @@ def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
 
 
 def _overhead(config: ExperimentConfig, directory: Path, trials: int) -> None:
-    """The same configuration in every trial, so that they take as long; pruners are asked, and none prunes."""
+    """Run the same configuration in every trial, so that trials take equally long; the pruner prunes none."""
     arms = [
         _mappo(config, directory / "mappo", "median", is_fixed=True),
         _plain("plain", config, directory / "plain", _trainer, is_fixed=True),
@@ -117,28 +136,31 @@ def _overhead(config: ExperimentConfig, directory: Path, trials: int) -> None:
 
 
 def _workers(config: ExperimentConfig, directory: Path, trials: int) -> None:
-    """The first trials are sampled at random, by their numbers, so both studies try the same."""
-    took = {}
+    """Run the same trials with one worker and with two workers.
+
+    Both studies have the same values, because the values of the first trials depend on their numbers only.
+    """
+    seconds_by_workers = {}
     for number in (1, 2):
-        place = directory / f"{number}"
-        url = f"sqlite:///{place}/studies.db"
+        store = directory / f"{number}"
+        url = f"sqlite:///{store}/studies.db"
         database = Database(url)
-        Study.prepare(database, "study", _plan(config, "none"), trials, store=str(place))
+        Study.prepare(database, "study", _plan(config, "none"), trials, store=str(store))
         database.close()
         command = [sys.executable, "-m", "mappo", "study", "work", "study"]
         environment = {**os.environ, URL_VARIABLE: url}
-        began = time.monotonic()
+        start = time.monotonic()
         processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) for _ in range(number)]
         assert all(process.wait() == 0 for process in processes)
-        took[number] = time.monotonic() - began
-        print(f"{number} worker{'s' * (number > 1)}: {trials} trials in {took[number]:.0f} s, start included")
-    print(f"speed-up of the second: {took[1] / took[2]:.2f}")
+        seconds = seconds_by_workers[number] = time.monotonic() - start
+        print(f"{number} worker{'s' * (number > 1)}: {trials} trials in {seconds:.0f} s, start included")
+    print(f"speed-up of the second: {seconds_by_workers[1] / seconds_by_workers[2]:.2f}")
 
 
 def _take_turn(arm: Arm) -> None:
-    began = time.monotonic()
+    start = time.monotonic()
     arm.turn(len(arm.seconds))
-    arm.seconds.append(time.monotonic() - began)
+    arm.seconds.append(time.monotonic() - start)
     print(f"{arm.name}: trial {len(arm.seconds) - 1}, {arm.seconds[-1]:.1f} s", file=sys.stderr, flush=True)
 
 
@@ -146,22 +168,22 @@ def _mappo(config: ExperimentConfig, directory: Path, pruner: str, is_fixed: boo
     database = Database(f"sqlite:///{directory}/studies.db")
     plan = _plan(config, pruner)
 
-    def run(_: Any, __: ExperimentConfig, place: Run) -> Any:
-        history = HistoryFile(Path(f"{place.store.location}.csv"))
+    def listeners(_: Any, __: ExperimentConfig, run: Run) -> Any:
+        history = HistoryFile(Path(f"{run.store.location}.csv"))
         return nullcontext(worker.RunListeners(history, lambda _: None, lambda _: None, lambda _: None))
 
     def turn(number: int) -> None:
         name = f"study-{number}" if is_fixed else "study"
         study = Study.prepare(database, name, plan, 1 if is_fixed else number + 1, store=str(directory))
-        worker.work(study, "worker", worker.TrialListeners(run, lambda *_: None))
+        worker.work(study, "worker", worker.TrialListeners(listeners, lambda *_: None))
 
     def best() -> tuple[float, PolicyOf | None]:
         study = Study.load(database, "study")
-        found = study.best()
-        if found is None or found.value is None:
+        trial = study.best()
+        if trial is None or trial.value is None:
             return math.nan, None
-        place = Run.at(f"{study.place}/{worker.trial_run(found.number, found.values, TUNING.training_seeds[0])}")
-        return found.value, trained_policy(config, place.load(place.choose("best")))
+        run = Run.at(f"{study.store}/{worker.trial_run(trial.number, trial.values, TUNING.training_seeds[0])}")
+        return trial.value, trained_policy(config, run.load(run.choose("best")))
 
     return Arm("mappo", turn, best)
 
@@ -188,8 +210,8 @@ def _plain(
         if is_fixed or number == 0:
             study.enqueue_trial(default)
         trial = study.ask(space)
-        chosen = replace(applied(config, trial.params), seed=TUNING.training_seeds[0])
-        policy = trainer(chosen, directory / f"trial-{trial.number}")
+        trial_config = replace(applied(config, trial.params), seed=TUNING.training_seeds[0])
+        policy = trainer(trial_config, directory / f"trial-{trial.number}")
         episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
         value = _return(config, episodes, Stream.TUNING, policy)
         study.tell(trial, value)
@@ -200,13 +222,13 @@ def _plain(
 
 
 def _trainer(config: ExperimentConfig, directory: Path) -> PolicyOf:
-    """Our trainer, to the end; the best checkpoint's policy."""
+    """Train with mappo and return the policy of the best checkpoint."""
     run = Run.at(directory)
     train(config, run, HistoryFile(directory / "history.csv"), lambda _: None)
     return trained_policy(config, run.load(run.choose("best")))
 
 
-def _acting(policy: Any) -> PolicyOf:
+def _policy_of(policy: Any) -> PolicyOf:
     return lambda _: policy
 
 
@@ -220,14 +242,16 @@ def _plan(config: ExperimentConfig, pruner: Any) -> Plan:
 
 
 def _distributions(config: ExperimentConfig) -> dict[str, BaseDistribution]:
-    made: dict[str, BaseDistribution] = {}
-    for path, each in default_space(config).items():
+    distributions: dict[str, BaseDistribution] = {}
+    for path, parameter in default_space(config).items():
         kind = (
-            optuna.distributions.IntDistribution if each.type == "int" else optuna.distributions.FloatDistribution
+            optuna.distributions.IntDistribution
+            if parameter.type == "int"
+            else optuna.distributions.FloatDistribution
         )
-        assert each.type != "categorical"
-        made[path] = kind(each.low, each.high, log=each.log)  # type: ignore[arg-type]
-    return made
+        assert parameter.type != "categorical"
+        distributions[path] = kind(parameter.low, parameter.high, log=parameter.log)  # type: ignore[arg-type]
+    return distributions
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Where the time of an update goes, and how far it is from the matrix multiplications that it cannot do without.
+"""Measure the parts of an update, and compare them with the matrix multiplications that an update needs.
 
     python -m benchmarks.update                                   navigation, one thread
     python -m benchmarks.update benchmarl-base --threads 2
 
-A step is one optimiser step on a minibatch: clipped gradients and Adam. `bound` multiplies matrices of the
-same shapes and nothing else: for each linear layer the output, the weights' gradient and, but for the first layer,
-the input's; the policy is shared. Ways take turns, a few calls each; ratios are those of the same turn. `off by`:
-the distance of gradients from those of plain, in multiples of their length.
+A step is one optimiser step on a minibatch: clipped gradients and Adam. `bound` only multiplies matrices of
+the same shapes: for each linear layer the output, the gradient of the weights and, except in the first layer,
+the gradient of the input; the policy is shared. Ways take turns, a few calls each; a ratio compares times of
+the same turn. `off by` is the distance from the gradients of `plain`, relative to the norm of these gradients.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mappo.environment.environment import make_environment
 from mappo.environment.keys import OBSERVATION
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.learning.learner import LEARNED_FROM, Learner
+from mappo.learning.learner import LOSS_INPUTS, Learner
 from mappo.learning.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
@@ -35,7 +35,7 @@ Way = Callable[[], object]
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure all ways and print a table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.update",
         description=__doc__,
@@ -44,7 +44,13 @@ def main() -> None:
     add_config_arguments(parser, with_recipe=False)
     parser.usage = "%(prog)s [RECIPE] [--turns N] [--SECTION.FIELD VALUE ...]"
     parser.add_argument("recipe", nargs="?", default=DEFAULT_RECIPE, choices=RECIPES, metavar="RECIPE")
-    parser.add_argument("--turns", type=int, default=25, metavar="N", help="of each way (default: 25)")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=25,
+        metavar="N",
+        help="measured turns of each way (default: 25)",
+    )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = override(recipe(arguments.recipe), *changes_from_arguments(arguments))
     torch.set_num_threads(config.threads or torch.get_num_threads())
@@ -52,11 +58,11 @@ def main() -> None:
     ways = {f"{name} {update}": way for update in _UPDATES for name, way in _ways(config, update).items()}
     networks, minibatch = _prepared(config)[1:]
     ways["bound"] = _multiplications(networks, minibatch)
-    took = _in_turns(ways, arguments.turns)
+    seconds_by_way = _in_turns(ways, arguments.turns)
     print(f"minibatches of {len(minibatch[0])} frames, {torch.get_num_threads()} threads, {config.device}")
     print(f"{'':<16} {'ms':>7} {'x bound':>8} {'least':>6} {'most':>6}")
-    for name, seconds in took.items():
-        ratios = [each / bound for each, bound in zip(seconds, took["bound"], strict=True)]
+    for name, seconds in seconds_by_way.items():
+        ratios = [value / bound for value, bound in zip(seconds, seconds_by_way["bound"], strict=True)]
         middle, ratio = 1000 * statistics.median(seconds), statistics.median(ratios)
         print(f"{name:<16} {middle:>7.2f} {ratio:>8.2f} {min(ratios):>6.2f} {max(ratios):>6.2f}")
     exact = gradients[_UPDATES[0]]
@@ -65,7 +71,7 @@ def main() -> None:
 
 
 def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]]:
-    """A learner, and a minibatch of a real batch that is just large enough."""
+    """Return a learner, its networks, and a minibatch of a real batch, which is only as large as necessary."""
     device, frames = resolve_device(config.device), config.learner.minibatch_frames
     with private_random_streams(config.seed, Stream.TRAINING, device):
         environment = make_environment(
@@ -77,19 +83,19 @@ def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]
             networks.policy, -(-frames // len(environment.reset())), environment.reset()
         )
         learner._estimate(batch)
-    minibatch = learner._frames(batch)[:frames]
-    return learner, networks, [minibatch[key].clone() for key in LEARNED_FROM]
+    minibatch = learner._prepare_frames(batch)[:frames]
+    return learner, networks, [minibatch[key].clone() for key in LOSS_INPUTS]
 
 
 def _gradients(config: ExperimentConfig, update: str) -> Tensor:
-    """Of all parameters, flat, on the first minibatch."""
+    """Return the gradients of all parameters on the first minibatch, as one flat tensor."""
     learner, networks, minibatch = _prepared(override(config, {"learner": {"update": update}}))
     learner._gradients(*minibatch)
     return torch.cat([value.grad.flatten() for value in networks.modules().parameters() if value.grad is not None])
 
 
 def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
-    """The whole step, and its parts."""
+    """Return functions for the whole step and for its parts."""
     learner, _, minibatch = _prepared(override(config, {"learner": {"update": update}}))
     learner._step(*minibatch)
     return {
@@ -100,8 +106,8 @@ def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
 
 
 def _multiplications(networks: Networks, minibatch: list[Tensor]) -> Way:
-    """Those of the forward and the backward pass, on matrices that are there already."""
-    frames, agents = minibatch[LEARNED_FROM.index(OBSERVATION)].shape[:2]
+    """Return a function that multiplies as the forward and backward passes do, on matrices made in advance."""
+    frames, agents = minibatch[LOSS_INPUTS.index(OBSERVATION)].shape[:2]
     matrices = []
     for network, rows in ((networks.policy, frames * agents), (networks.critic, frames)):
         layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
@@ -121,17 +127,17 @@ def _multiplications(networks: Networks, minibatch: list[Tensor]) -> Way:
 
 
 def _in_turns(ways: dict[str, Way], turns: int) -> dict[str, list[float]]:
-    """Seconds a call, of each turn after the first, which only warms up."""
-    took: dict[str, list[float]] = {name: [] for name in ways}
+    """Return the seconds per call of each way in each turn, without the first turn, which only warms up."""
+    seconds_by_way: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
+            start = time.perf_counter()
             for _ in range(_CALLS):
                 way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            took[name].append((time.perf_counter() - started) / _CALLS)
-    return {name: seconds[1:] for name, seconds in took.items()}
+            seconds_by_way[name].append((time.perf_counter() - start) / _CALLS)
+    return {name: seconds[1:] for name, seconds in seconds_by_way.items()}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ def compare(
     """Compare the evaluations of several training seeds.
 
     Args:
-        evaluations: The EvaluationReport of each seed.
-        report: The ComparisonReport as JSON: every seed's return, means with intervals over seeds.
+        evaluations: The EvaluationReports, one for each seed.
+        report: The ComparisonReport as JSON: the return of every seed, means over seeds with intervals.
         metrics: The mean over seeds with its interval, and the random policy's mean.
     """
     from pathlib import Path

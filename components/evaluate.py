@@ -17,18 +17,18 @@ def evaluate(
     gpu_count: str = "0",
     compiled_by: str = "",
 ):
-    """Judge a trained policy on held-out seeds, beside a random and, if there is one, a heuristic policy.
+    """Evaluate a trained policy on held-out seeds, and a random and (if there is one) a heuristic policy.
 
     Args:
         checkpoint: The best checkpoint of the training stage, with its configuration and history.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
-        metrics: Means and intervals of each policy.
-        page: The run on one page: curves, evaluation, and episodes to watch.
-        seed: The seed of training, in place of the configuration's; empty to keep that.
-        run: What metrics call the run; empty for the ID of the pipeline's run.
-        scheduled_at: The time for [[ScheduledTime]] in run: the schedule's, or the run's creation.
-        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
-        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+        metrics: The mean return of each policy with its interval.
+        page: The page of the run: curves, evaluation, and recorded episodes.
+        seed: The seed of training; empty for the configuration's.
+        run: The name of the run in metrics; empty for the ID of the pipeline's run.
+        scheduled_at: The time that replaces [[ScheduledTime]] in run: the schedule's, or the run's creation.
+        gpu_count: The number of GPUs of the pod, as text; if not 0, the stage uses one or fails at once.
+        compiled_by: The version of mappo that compiled the pipeline; the stage warns if the image has another.
     """
     from pathlib import Path
 
@@ -37,11 +37,11 @@ def evaluate(
     from mappo.stages.train import HISTORY
 
     paths = (Path(checkpoint.path), Path(report.path))
-    looks = PageInputs(
+    inputs = PageInputs(
         Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
     )
     name = fill(run, scheduled_at)
-    outcome = evaluate("", *paths, looks=looks, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
+    outcome = evaluate("", *paths, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

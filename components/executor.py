@@ -1,4 +1,4 @@
-"""The process of one attempt of a stage: Kubeflow's executor, and how a failure is told to the supervisor."""
+"""Run one attempt of a stage: start Kubeflow's executor, and report a failure to the supervisor."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components import IN_POD
 
-os.environ[IN_POD] = "true"  # before kfp is imported
+os.environ[IN_POD] = "true"  # must be set before kfp is imported
 
 from kfp.dsl.executor_main import executor_main
 
@@ -22,15 +22,15 @@ def main() -> int:
         with readable_errors(stage):
             executor_main()
     except StageFailed as error:
-        _tell(str(error.__cause__ or error))
+        _report_reason(str(error.__cause__ or error))
         return FINAL_STATUS if error.is_final else 1
     except Exception as error:
-        _tell(f"{type(error).__name__}: {error}")
+        _report_reason(f"{type(error).__name__}: {error}")
         raise
     return 0
 
 
-def _tell(reason: str) -> None:
+def _report_reason(reason: str) -> None:
     if path := os.environ.get(REASON_VARIABLE):
         Path(path).write_text(reason)
 

@@ -1,4 +1,4 @@
-"""The one placeholder that names may hold: a scheduled run puts its own time in its place."""
+"""The placeholder [[ScheduledTime]] in names, which a run replaces by its own time."""
 
 import re
 from datetime import UTC, datetime
@@ -6,21 +6,21 @@ from datetime import UTC, datetime
 from mappo.errors import ConfigError
 
 SCHEDULED_TIME = "[[ScheduledTime]]"
-_ANY = re.compile(r"\[\[[A-Za-z][^\]]*(\]\]?)?")
+_PLACEHOLDER = re.compile(r"\[\[[A-Za-z][^\]]*(\]\]?)?")
 
 
 def has_placeholder(text: str) -> bool:
-    """Return whether the text holds a placeholder, known or not."""
-    return bool(_ANY.search(text))
+    """Return whether the text holds a placeholder, known or unknown."""
+    return bool(_PLACEHOLDER.search(text))
 
 
 def fill(text: str, scheduled_at: str) -> str:
-    """Put the time of a run in the place of `[[ScheduledTime]]`, as YYYYMMDDHHMMSS in UTC.
+    """Replace `[[ScheduledTime]]` by the time of a run, as YYYYMMDDHHMMSS in UTC.
 
-    `scheduled_at` is that time as RFC 3339 writes it. Text without a placeholder is returned as it is.
+    `scheduled_at` is that time in the format of RFC 3339. Text without a placeholder is returned unchanged.
 
     Raises:
-        ConfigError: the text holds another placeholder, or `scheduled_at` is not a time.
+        ConfigError: the text holds another placeholder, or holds this one and `scheduled_at` is not a time.
     """
     require_known(text)
     if SCHEDULED_TIME not in text:
@@ -32,9 +32,9 @@ def require_known(text: str) -> None:
     """Check that the text holds no placeholder but `[[ScheduledTime]]`.
 
     Raises:
-        ConfigError: it holds another one.
+        ConfigError: the text holds another placeholder.
     """
-    for match in _ANY.finditer(text):
+    for match in _PLACEHOLDER.finditer(text):
         if match[0] != SCHEDULED_TIME:
             raise ConfigError(f"{text!r}: nothing replaces {match[0]}; write {SCHEDULED_TIME}")
 

@@ -22,19 +22,19 @@ def report(
 
     Args:
         study: The name of a study.
-        trial: The trial that was chosen and trained again.
-        default_evaluations: The EvaluationReport of the default configuration from each fresh seed.
-        best_evaluations: Those of the best configuration.
-        decision: What the gate decided.
+        trial: The number of the trial that was chosen and trained again.
+        default_evaluations: The EvaluationReports of the default configuration, one for each fresh seed.
+        best_evaluations: The EvaluationReports of the best configuration, one for each fresh seed.
+        decision: The result of the promotion as JSON.
         comparison: The ComparisonReport as JSON.
-        metrics: Mean returns of the default and of the best over seeds, and the gain with its interval.
-        page: The study on one page: trials, importances, curves, workers, the final comparison.
+        metrics: The mean returns of the default and of the best over seeds, and the gain with its interval.
+        page: The page of the study: trials, importances, curves, workers, the final comparison.
     """
     from pathlib import Path
 
     from mappo.stages.report import report_study
 
-    evaluations = [Path(each.path) for each in [*default_evaluations, *best_evaluations]]
+    evaluations = [Path(report.path) for report in [*default_evaluations, *best_evaluations]]
     outputs = (Path(comparison.path), Path(page.path))
     outcome = report_study(study, trial, evaluations, Path(decision.path), *outputs)
     for artifact in (comparison, page):

@@ -23,16 +23,16 @@ def train(
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        best: The checkpoint with the best evaluation during training; the last, where there was none.
-        checkpoints: Where training saves after every iteration and goes on from when the step is tried again.
-        history: One CSV row an iteration: frames, returns, losses, seconds by phase.
-        metrics: The last iteration's numbers.
-        seed: The seed of training, in place of the configuration's; empty to keep that.
-        store: Where runs are kept, as s3://bucket/prefix; empty to keep this one at the URI of checkpoints.
-        run: The run's name in the store; training under a name that was begun before goes on with it.
-        scheduled_at: The time for [[ScheduledTime]] in run and store: the schedule's, or the run's creation.
-        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
-        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+        best: The checkpoint with the best evaluation during training; without evaluations, the last checkpoint.
+        checkpoints: The checkpoints, saved after every iteration; a retry of the step resumes from the last.
+        history: The history as CSV, a row for each iteration: frames, returns, losses, seconds by phase.
+        metrics: The numbers of the last iteration.
+        seed: The seed of training; empty for the configuration's.
+        store: The store of runs, as s3://bucket/prefix; empty to keep this run at the URI of checkpoints.
+        run: The run's name in the store; an existing run is resumed.
+        scheduled_at: The time that replaces [[ScheduledTime]] in run and store.
+        gpu_count: The number of GPUs of the pod, as text; if not 0, the stage uses one or fails at once.
+        compiled_by: The version of mappo that compiled the pipeline; the stage warns if the image has another.
     """
     from pathlib import Path
 

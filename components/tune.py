@@ -16,11 +16,11 @@ def tune(
     """Work on the trials of a study until none is left, beside the other workers.
 
     Args:
-        study: The name of a study that was prepared.
-        worker: Which of the workers this is.
-        metrics: The study as this worker left it: trials by how they ended, the best value.
-        gpu_count: How many GPUs the pod asked for, as text; if any, the stage computes on one or fails at once.
-        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+        study: The name of a prepared study.
+        worker: The name of this worker.
+        metrics: The study when this worker ended: trials by outcome, the best value.
+        gpu_count: The number of GPUs of the pod, as text; if not 0, the stage uses one or fails at once.
+        compiled_by: The version of mappo that compiled the pipeline; the stage warns if the image has another.
     """
     from mappo.stages.tune import work_on_study
 

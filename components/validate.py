@@ -9,14 +9,14 @@ from components import component
 def validate(
     config: str, report: dsl.Output[dsl.Artifact], run: str = "", scheduled_at: str = "", compiled_by: str = ""
 ):
-    """Check that the environment is fit to train on, before a GPU is spent.
+    """Check that the environment is fit for training, before GPU time is spent.
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        report: The ValidationReport as JSON, one entry a check.
-        run: What metrics call the run; empty for the ID of the pipeline's run.
-        scheduled_at: The time for [[ScheduledTime]] in run: the schedule's, or the run's creation.
-        compiled_by: The version of mappo that compiled the pipeline; the stage says if it is not the image's.
+        report: The ValidationReport as JSON, with an entry for each check.
+        run: The name of the run in metrics; empty for the ID of the pipeline's run.
+        scheduled_at: The time that replaces [[ScheduledTime]] in run: the schedule's, or the run's creation.
+        compiled_by: The version of mappo that compiled the pipeline; the stage warns if the image has another.
     """
     from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""What a cluster needs to run and to watch pipelines, and the programs that write some of its files."""
+"""The manifests with which a cluster runs and monitors pipelines, and the programs that generate some of them."""

@@ -1,7 +1,7 @@
-"""Writes what is made from other files: dashboards as JSON, the PrometheusRule, the tables of docs/metrics.md.
+"""Generate files from other files: dashboards as JSON, the PrometheusRule, the tables of docs/metrics.md.
 
-python -m k8s.generate            write
-python -m k8s.generate --check    exit status 1 if a file is not what it would be
+python -m k8s.generate            write the files
+python -m k8s.generate --check    write nothing; exit with status 1 if a file is out of date
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 COMPONENTS = ROOT / "k8s" / "components"
 RULES = COMPONENTS / "alerts" / "rules.yaml"
 _MARK = "<!-- made by `make generate` from here on -->\n"
-_PROMETHEUS_RULE = """# Made from rules.yaml by `make generate`.
+_PROMETHEUS_RULE = """# Generated from rules.yaml by `make generate`.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -43,20 +43,22 @@ _TABLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files, or compare them."""
+    """Write the generated files, or check them; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m k8s.generate", description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a file has changed")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if a file is out of date"
+    )
     arguments = parser.parse_args(argv)
-    changed = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
-    for path in changed:
+    outdated = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
+    for path in outdated:
         if not arguments.check:
             path.write_text(files()[path])
         print(f"{'differs' if arguments.check else 'wrote'}: {path.relative_to(ROOT)}")
-    return int(bool(changed and arguments.check))
+    return int(bool(outdated and arguments.check))
 
 
 def files() -> dict[Path, str]:
-    """The content of every file that is made from others."""
+    """Return the content of every generated file."""
     page = ROOT / "docs" / "metrics.md"
     return {
         COMPONENTS / "dashboards" / "training-run.json": _dashboard(training_run()),
@@ -85,8 +87,8 @@ def _metrics_tables() -> str:
 
 
 def _row(metric: Metric) -> str:
-    own = [f"{name}: {', '.join(values)}" for name, values in metric.labels.items()]
-    labels = "; ".join(metric.label_names[2:]) if metric.is_info else "; ".join(own)
+    labels_with_values = [f"{name}: {', '.join(values)}" for name, values in metric.labels.items()]
+    labels = "; ".join(metric.label_names[2:]) if metric.is_info else "; ".join(labels_with_values)
     return f"| `{metric.name}` | {metric.kind} | {labels} | {metric.description} |\n"
 
 

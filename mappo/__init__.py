@@ -1,3 +1,3 @@
-"""MAPPO experiments on VMAS: train, evaluate and validate, on a laptop or as Kubeflow stages."""
+"""Train, evaluate and validate MAPPO experiments on VMAS, on a laptop or as stages of a Kubeflow pipeline."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -1,4 +1,4 @@
-"""The terminal: each stage alone, in this process."""
+"""The command `mappo`, which runs a stage, a study or a tool in this process."""
 
 import argparse
 import os
@@ -11,28 +11,29 @@ from mappo.cli.arguments import apply_monitor_arguments, dashed
 from mappo.errors import ConfigError
 
 _EXAMPLES = """examples:
-  mappo train                                          the navigation recipe, into runs/
-  mappo train balance --learner.clip-epsilon 0.1       another recipe, one knob changed
+  mappo train                                          train the navigation recipe; write the run into runs/
+  mappo train balance --learner.clip-epsilon 0.1       train another recipe with one setting changed
   mappo train --environment.scenario wheel --environment.scenario-kwargs '{"n_agents": 3}'
-  mappo show-config balance > balance.json             edit it, then
-  mappo train --config balance.json
-  mappo train --run first --store s3://bucket/runs     under a name; the same command goes on after a kill
-  mappo evaluate runs/20260101-120000                  a run's best checkpoint on held-out seeds
+  mappo show-config balance > balance.json             write a configuration to a file; edit the file, then
+  mappo train --config balance.json                    train with it
+  mappo train --run first --store s3://bucket/runs     name the run; after a kill, the same command resumes it
+  mappo evaluate runs/20260101-120000                  evaluate a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
-  mappo checkpoints list runs/20260101-120000
-  mappo tune --study first --trials 20                 clip_epsilon, gae_lambda and epochs, by Optuna
-  mappo promote runs/20260101-120000                   the champion of its task, if it is better
-  mappo train --metrics-port 9464                      watched by Prometheus at http://localhost:9464/metrics
+  mappo checkpoints list runs/20260101-120000          list the checkpoints of a run
+  mappo tune --study first --trials 20                 tune clip_epsilon, gae_lambda and epochs with Optuna
+  mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
+  mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
 
-exit status: 0 done, 1 the stage failed, 2 the command or the configuration is wrong, 130 interrupted,
-143 preempted (SIGTERM); the same command with the same --run goes on where an interrupted one stopped
+exit status: 0 success, 1 the stage failed, 2 the command line or the configuration is wrong, 130 interrupted
+(Ctrl-C), 143 evicted (SIGTERM); the same command with the same --run resumes an interrupted run
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status, as the examples list it."""
+    """Run one command and return its exit status; `mappo --help` lists the statuses."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # scenarios of the user's own are found here, as by python -m
+        # Search the current directory for modules, as with python -m, so that a user can name a scenario in it.
+        sys.path.insert(0, "")
     arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     apply_monitor_arguments(arguments)
     try:
@@ -41,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = f"; to go on, give the same command with --run {arguments.run}" if "run" in arguments else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
+        hint = f"; to resume, give the same command with --run {arguments.run}" if "run" in arguments else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as in `mappo show-config | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `mappo show-config | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

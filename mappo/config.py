@@ -1,7 +1,7 @@
-"""Every knob of an experiment: typed, range-checked, strict JSON in and out.
+"""The settings of an experiment: typed, range-checked, read and written as strict JSON.
 
-A configuration is a tree of frozen dataclasses. It travels as one canonical JSON string (sorted keys, no
-spaces), so that equal experiments have equal text and equal hashes wherever they were written.
+A configuration is a tree of frozen dataclasses. Its text is canonical JSON (sorted keys, no spaces), so that equal
+experiments have equal text and equal hashes, whoever wrote them.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ _RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError("every seed may appear once")
+        raise ValueError("every seed may appear only once")
     return seeds
 
 
 @dataclass(frozen=True, config=STRICT)
 class EnvironmentConfig:
-    """Which task, and how long an episode may last."""
+    """The task: its scenario, its actions, and the time limit of an episode."""
 
     scenario: Annotated[
         str,
         Field(
             min_length=1,
-            description="a scenario by name, such as navigation or swarm, or your own as package.module:Class",
+            description="name of the scenario, such as navigation or swarm; package.module:Class for your own",
         ),
     ] = "navigation"
     scenario_kwargs: Annotated[
@@ -43,133 +43,159 @@ class EnvironmentConfig:
     ] = dataclasses.field(default_factory=dict)
     max_episode_frames: Annotated[
         int,
-        Field(ge=1, le=1_000_000, description="time limit of an episode, in frames; reaching it is truncation"),
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="time limit of an episode, in frames; an episode that reaches it is truncated",
+        ),
     ] = 100
     actions: Annotated[
         Literal["continuous", "discrete", "multi-discrete"],
         Field(
-            description="continuous vectors, one choice among all combinations, or one choice for each component; "
-            "communication is part of the action"
+            description="action space: a vector of numbers (continuous), one choice among all combinations "
+            "(discrete), or one choice for each component (multi-discrete); communication is part of the action"
         ),
     ] = "continuous"
 
 
 @dataclass(frozen=True, config=STRICT)
 class NetworksConfig:
-    """The actor and the centralised critic: separate multi-layer perceptrons of the same size."""
+    """The actor and the centralised critic: two separate multi-layer perceptrons with equal hidden layers."""
 
     hidden_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...],
-        Field(min_length=1, description="units of each hidden layer, of the actor and of the critic"),
+        Field(min_length=1, description="units of each hidden layer, the same in the actor and the critic"),
     ] = (256, 256)
-    activation: Annotated[Literal["tanh", "relu"], Field(description="activation after each hidden layer")] = (
-        "tanh"
-    )
+    activation: Annotated[
+        Literal["tanh", "relu"], Field(description="activation function after each hidden layer")
+    ] = "tanh"
     share_policy: Annotated[
-        bool, Field(description="one actor for all agents (true), or one of its own for each (false)")
+        bool, Field(description="use one actor for all agents (true), or one actor for each agent (false)")
     ] = True
     normalise_observations: Annotated[
-        bool, Field(description="standardise observations by their running mean and deviation in training")
+        bool, Field(description="standardise observations by the running mean and standard deviation of training")
     ] = False
     normalise_values: Annotated[
         bool,
         Field(
-            description="the critic predicts values standardised by the running mean and deviation of value "
-            "targets, as in the MAPPO paper"
+            description="let the critic predict values that are standardised by the running mean and standard "
+            "deviation of the value targets, as in the MAPPO paper"
         ),
     ] = False
 
 
 @dataclass(frozen=True, config=STRICT)
 class LearnerConfig:
-    """How a batch improves the policy: generalised advantages, then epochs of clipped minibatch updates."""
+    """The learning algorithm: generalised advantages, then epochs of clipped minibatch updates on each batch."""
 
     discount: Annotated[
-        float, Field(ge=0, le=1, description="gamma: weight of the next frame's value, per frame")
+        float, Field(ge=0, le=1, description="discount factor gamma: weight of the next frame's value")
     ] = 0.99
     gae_lambda: Annotated[float, Field(ge=0, le=1, description="lambda of generalised advantage estimation")] = 0.9
     clip_epsilon: Annotated[
-        float, Field(gt=0, lt=1, description="the probability ratio is clipped to 1 - epsilon .. 1 + epsilon")
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="clip range of PPO: the probability ratio is clipped to 1 - epsilon .. 1 + epsilon",
+        ),
     ] = 0.2
     epochs: Annotated[int, Field(ge=1, le=1000, description="passes over each batch")] = 10
     minibatch_frames: Annotated[
-        int, Field(ge=1, description="frames of one optimiser step; at most one batch")
+        int, Field(ge=1, description="frames in the minibatch of one optimiser step; at most those of one batch")
     ] = 500
-    learning_rate: Annotated[float, Field(gt=0, le=1, description="step size of Adam")] = 1.5e-3
+    learning_rate: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="learning rate of Adam; with the linear schedule, the rate at the start of the run",
+        ),
+    ] = 1.5e-3
     learning_rate_schedule: Annotated[
         Literal["constant", "linear"],
-        Field(description="constant, or falling linearly from learning_rate towards 0 over the run"),
+        Field(description="keep the learning rate constant, or lower it linearly towards 0 over the run"),
     ] = "linear"
     entropy_coefficient: Annotated[
-        float, Field(ge=0, description="weight of the entropy bonus; 0 switches it off")
+        float, Field(ge=0, description="weight of the entropy bonus; 0 disables the bonus")
     ] = 0.0
     value_coefficient: Annotated[float, Field(gt=0, description="weight of the critic's loss")] = 1.0
     value_loss: Annotated[
-        Literal["l2", "smooth_l1"], Field(description="distance between value and value target")
+        Literal["l2", "smooth_l1"], Field(description="error function between a predicted value and its target")
     ] = "l2"
     value_clip_epsilon: Annotated[
         float,
         Field(
             ge=0,
-            description="a new value may improve the critic's loss only within this distance of the old one, "
-            "in the units that the critic predicts; 0 switches it off",
+            description="clip range of the critic's loss: a new value lowers the loss only within this distance "
+            "of the old value, in the units that the critic predicts; 0 disables clipping",
         ),
     ] = 0.0
     target_kl: Annotated[
         float,
         Field(
             ge=0,
-            description="an epoch whose mean approximate KL divergence is above this, in nats an agent action, "
-            "is the last one on its batch; 0 switches it off",
+            description="limit of the mean approximate KL divergence of an epoch, in nats per agent action; an "
+            "epoch above the limit is the last epoch on its batch; 0 disables the limit",
         ),
     ] = 0.0
     max_gradient_norm: Annotated[
-        float, Field(gt=0, description="limit of the gradient norm, of the actor and of the critic each")
+        float,
+        Field(gt=0, description="limit of the gradient norm, applied to the actor and the critic separately"),
     ] = 5.0
     advantage_normalisation: Annotated[
         Literal["none", "minibatch", "batch", "agent"],
         Field(
-            description="what advantages are standardised over: none (left as they are), each minibatch, "
+            description="set over which advantages are standardised: none (they stay unchanged), each minibatch, "
             "the whole batch, or each agent's share of the batch"
         ),
     ] = "minibatch"
     update: Annotated[
         Literal["plain", "fast", "mixed"],
         Field(
-            description="how the gradients of a minibatch are computed: operation by operation (plain), compiled "
-            "(fast), which differs by rounding and pays in longer runs, or compiled with matrices multiplied in "
-            "bfloat16 (mixed precision), which rounds more and pays where the CPU or GPU multiplies these faster"
+            description="computation of the gradients: plain runs operation by operation; fast is compiled, "
+            "differs only by rounding, and saves time in longer runs; mixed is compiled and multiplies matrices "
+            "in bfloat16 (mixed precision), which rounds more and saves time on a CPU or GPU that multiplies "
+            "bfloat16 faster"
         ),
     ] = "plain"
 
 
 @dataclass(frozen=True, config=STRICT)
 class CollectionConfig:
-    """How many frames are collected, and in which shape."""
+    """The collection of frames: how many, in batches of which shape, by which simulator."""
 
     num_envs: Annotated[int, Field(ge=1, le=1_000_000, description="environments simulated in parallel")] = 60
     rollout_frames: Annotated[
         int,
-        Field(ge=1, le=1_000_000, description="frames of each environment in one batch, which continues episodes"),
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="frames of each environment in one batch; an episode continues in the next batch",
+        ),
     ] = 100
     total_frames: Annotated[
         int,
-        Field(ge=1, le=10**12, description="frames to train for; training stops after the batch that reaches it"),
+        Field(
+            ge=1,
+            le=10**12,
+            description="frames of the whole training; training stops after the batch that reaches this number",
+        ),
     ] = 84_000
     processes: Annotated[
         int,
         Field(
             ge=1,
             le=256,
-            description="processes that simulate on the CPU, each an equal share of num_envs and of threads; "
-            "1 is training's own",
+            description="number of processes that simulate on the CPU; each gets an equal share of num_envs and "
+            "threads; 1 simulates in the training process itself",
         ),
     ] = 1
     simulation: Annotated[
         Literal["plain", "fast"],
         Field(
-            description="how training's environments are simulated: by VMAS step by step (plain), or by its step "
-            "compiled (fast); where a scenario cannot be compiled faithfully, training says why and is plain"
+            description="simulation of the training environments: VMAS step by step (plain), or the compiled step "
+            "of VMAS (fast); if a scenario cannot be compiled faithfully, training logs the reason and uses plain"
         ),
     ] = "plain"
 
@@ -177,63 +203,65 @@ class CollectionConfig:
         if self.num_envs % self.processes:
             raise ConfigError(
                 f"collection.processes = {self.processes}: collection.num_envs = {self.num_envs} cannot be shared "
-                "equally; choose a divisor of it"
+                f"equally among the processes; choose a divisor of {self.num_envs}"
             )
 
     @property
     def frames_per_batch(self) -> int:
-        """Frames that one iteration collects: num_envs x rollout_frames."""
+        """The number of frames that one iteration collects: num_envs x rollout_frames."""
         return self.num_envs * self.rollout_frames
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of a whole run: total_frames in batches, rounded up."""
+        """The number of iterations of a whole run: total_frames in batches, rounded up."""
         return -(-self.total_frames // self.frames_per_batch)
 
 
 Seeds = Annotated[
     tuple[Seed, ...],
-    Field(min_length=1, description="each starts episodes_per_seed episodes"),
-    AfterValidator(_different),
+    Field(min_length=1, description="random seeds; each seed starts episodes_per_seed episodes"),
+    AfterValidator(_require_distinct),
 ]
 
 
 @dataclass(frozen=True, config=STRICT)
 class SelectionConfig:
-    """Evaluation during training, by which the best checkpoint is chosen; its random streams are its own."""
+    """The evaluations during training, which choose the best checkpoint; they have random streams of their own."""
 
     interval_iterations: Annotated[
         int,
         Field(
-            ge=0, description="iterations between evaluations; the last one is evaluated too; 0 for no evaluation"
+            ge=0,
+            description="iterations between two evaluations; the last iteration is always evaluated; 0 disables "
+            "evaluation",
         ),
     ] = 5
     seeds: Seeds = (1,)
     episodes_per_seed: Annotated[
-        int, Field(ge=1, le=1_000_000, description="episodes of each seed, simulated in parallel")
+        int, Field(ge=1, le=1_000_000, description="number of episodes for each seed, simulated in parallel")
     ] = 64
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
-    """Held-out episodes: their random streams are never those of training or selection, whatever the seeds."""
+    """The held-out episodes: their random streams differ from those of training and selection for all seeds."""
 
     seeds: Seeds = (1, 2, 3, 4)
     episodes_per_seed: Annotated[
-        int, Field(ge=1, le=1_000_000, description="episodes of each seed, simulated in parallel")
+        int, Field(ge=1, le=1_000_000, description="number of episodes for each seed, simulated in parallel")
     ] = 64
     deterministic: Annotated[
         bool,
         Field(
-            description="act by the distribution's squashed mean or most likely choice (true) or by sampling from "
-            "it (false); also where selection evaluates"
+            description="take the distribution's squashed mean or most likely action (true), or sample an action "
+            "(false); the evaluations during training (selection) do the same"
         ),
     ] = True
 
 
 @dataclass(frozen=True, config=STRICT)
 class ExperimentConfig:
-    """One experiment, complete."""
+    """The complete configuration of one experiment."""
 
     environment: EnvironmentConfig = dataclasses.field(default_factory=EnvironmentConfig)
     networks: NetworksConfig = dataclasses.field(default_factory=NetworksConfig)
@@ -241,19 +269,21 @@ class ExperimentConfig:
     collection: CollectionConfig = dataclasses.field(default_factory=CollectionConfig)
     selection: SelectionConfig = dataclasses.field(default_factory=SelectionConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    seed: Annotated[Seed, Field(description="seed of training")] = 0
+    seed: Annotated[Seed, Field(description="random seed of training")] = 0
     threads: Annotated[
         int,
         Field(
             ge=0,
             le=1024,
-            description="CPU threads of torch, part of what makes a run repeatable; never more than this "
-            "process's CPU limit allows, and 0 for just as many",
+            description="number of CPU threads of torch, at most this process's CPU limit; 0 uses that limit; "
+            "results are bit-identical only with the same number",
         ),
     ] = 1
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
-        Field(description="auto takes a GPU when there is one; cuda fails at once when there is none"),
+        Field(
+            description="device to compute on; auto uses a GPU if there is one; cuda fails at once without a GPU"
+        ),
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -261,12 +291,12 @@ class ExperimentConfig:
         if self.learner.minibatch_frames > batch:
             raise ConfigError(
                 f"learner.minibatch_frames = {self.learner.minibatch_frames}: a batch has only {batch} frames "
-                "(collection.num_envs x collection.rollout_frames)"
+                f"(collection.num_envs x collection.rollout_frames); choose at most {batch}"
             )
 
 
 def to_json(config: ExperimentConfig) -> str:
-    """The configuration as canonical JSON: one line, sorted keys, every field present."""
+    """Return the configuration as canonical JSON: one line, sorted keys, every field present."""
     return canonical_json(to_dict(config))
 
 
@@ -274,81 +304,86 @@ def from_json(text: str) -> ExperimentConfig:
     """Read a configuration; fields that the text leaves out keep their defaults.
 
     Raises:
-        ConfigError: not JSON, a duplicate or unknown key, a wrong type, a value out of range, or values that
-            contradict each other. Every problem found is named with field, value and bound.
+        ConfigError: the text is not JSON, a key is unknown or appears twice, a value has the wrong type or is out
+            of range, or values contradict each other. The message names every problem with field, value and bound.
     """
     return from_dict(parse_json_object(text))
 
 
 def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
-    """As `from_json`, from the JSON object itself."""
+    """Return the configuration that a parsed JSON object describes; the rules of `from_json` apply.
+
+    Raises:
+        ConfigError: a key or a value is not allowed; the message names every problem.
+    """
     return checked(ExperimentConfig, values)
 
 
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
-    """The configuration with some fields changed, by one object of changes after the other.
+    """Return the configuration with some fields changed; a later object of changes overrides an earlier one.
 
-    Changes are nested like the configuration's JSON; only their result is checked. `scenario_kwargs` is one
-    field, replaced as a whole. It belongs to its scenario: changing `environment.scenario` alone empties it.
+    Changes are nested like the configuration's JSON; only the result of all changes is checked. `scenario_kwargs`
+    is one field and is replaced as a whole. These arguments belong to their scenario: changing
+    `environment.scenario` alone empties `scenario_kwargs`.
 
     Raises:
-        ConfigError: as `from_json`.
+        ConfigError: a key or a value of the result is not allowed; the message names every problem.
     """
     values = to_dict(config)
     for change in changes:
-        old = values["environment"]
+        previous_scenario = values["environment"]["scenario"]
         values = merged(values, change)
-        new = values["environment"]
-        if not isinstance(new, dict):
-            break  # not even an object: the check below says so
-        if new["scenario"] != old["scenario"] and "scenario_kwargs" not in change["environment"]:
-            new["scenario_kwargs"] = {}
+        environment = values["environment"]
+        if not isinstance(environment, dict):
+            break  # from_dict below raises the error: the environment is not an object
+        if environment["scenario"] != previous_scenario and "scenario_kwargs" not in change["environment"]:
+            environment["scenario_kwargs"] = {}
     return from_dict(values)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with some fields changed, those of inner objects one by one; `scenario_kwargs` as a whole."""
+    """Return a JSON object with some fields changed; inner objects merge, but `scenario_kwargs` is replaced."""
     result = dict(base)
     for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
-            value = merged(old, value)
+        current = result.get(key)
+        if isinstance(current, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
+            value = merged(current, value)
         result[key] = value
     return result
 
 
-def differences(one: ExperimentConfig, other: ExperimentConfig) -> dict[str, str]:
-    """Fields that differ, by dotted name, each as `value -> other value` in JSON."""
-    before, after = _fields(to_dict(one)), _fields(to_dict(other))
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, str]:
+    """Return the fields that differ, by dotted name; their text is `old value -> new value` in JSON."""
+    old_values, new_values = _fields(to_dict(old)), _fields(to_dict(new))
     return {
-        name: f"{json.dumps(before[name])} -> {json.dumps(after[name])}"
-        for name in before
-        if before[name] != after[name]
+        name: f"{json.dumps(old_values[name])} -> {json.dumps(new_values[name])}"
+        for name in old_values
+        if old_values[name] != new_values[name]
     }
 
 
 def config_hash(config: ExperimentConfig) -> str:
-    """SHA-256 of the canonical JSON, in hexadecimal; equal experiments have equal hashes."""
+    """Return the SHA-256 of the canonical JSON, in hexadecimal; equal experiments have equal hashes."""
     return json_hash(to_dict(config))
 
 
 def require_run_name(name: str, kind: str = "run") -> str:
-    """Return the name, if it can be that of a run or of another kind of thing.
+    """Return the name if a run, or an object of another `kind`, may have it.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the name is too long, begins with a hyphen, or has a character that is not allowed.
     """
     if not _RUN_NAME.fullmatch(name):
         length = f" (it has {len(name)})" if len(name) > 63 else ""
         raise ConfigError(
-            f"{kind} {name!r}: a name has 1 to 63 lower-case letters, digits and hyphens{length}, and begins with "
-            "no hyphen"
+            f"{kind} {name!r}: a name has 1 to 63 lower-case letters, digits and hyphens{length}, and does not "
+            "begin with a hyphen"
         )
     return name
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted name; `scenario_kwargs` and lists are values."""
+    """Return the fields by dotted name; a list or `scenario_kwargs` is one value."""
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}

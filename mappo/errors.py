@@ -111,7 +111,7 @@ class Superseded(StoreError):
 
 
 class NotSaved(StoreError):
-    """Checkpoints could not be saved in time. `rescue` writes them to a directory."""
+    """The last checkpoints could not be saved in time. `rescue` writes them to a directory."""
 
     may_pass = True
 
@@ -127,7 +127,7 @@ class DatabaseError(MappoError, OSError):
 
 
 class TrialLost(MappoError):
-    """Another worker has this trial, or may have it; what this worker does with it no longer counts."""
+    """The trial belongs to another worker, or may; what this worker does with it no longer counts."""
 
 
 class Pruned(MappoError):

@@ -1,7 +1,7 @@
-"""Named, complete configurations. A recipe is a function; its docstring says what it trains and what to expect.
+"""The recipes: named, complete configurations. A recipe is a function; `mappo recipes` prints its docstring.
 
-Times and returns are measured on one thread of a 2-core machine without a GPU, as `python -m benchmarks.recipes`
-prints them: mean returns of the evaluation stage, with 95 % intervals over its episodes.
+Times and returns come from `python -m benchmarks.recipes` on one thread of a 2-core machine without a GPU. Returns
+are mean returns of the evaluation stage, with 95 % intervals over its episodes.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _SWARM = EnvironmentConfig(scenario="swarm", scenario_kwargs={"n_agents": 4, "n_
 
 
 def navigation() -> ExperimentConfig:
-    """Three agents with lidar, each to its own goal without collisions.
+    """Train three agents with lidar to reach their own goals without collisions.
 
     Measured: 46 s; return 0.98 [0.94, 1.01], random -0.50 [-0.71, -0.32].
     """
@@ -31,9 +31,9 @@ def navigation() -> ExperimentConfig:
 
 
 def navigation_quick() -> ExperimentConfig:
-    """Navigation in the least time to a return of 0.9: smaller networks and batches, and a nearer horizon.
+    """Train navigation to a return of 0.9 in the least time: smaller networks and batches, shorter horizon.
 
-    Measured: passes it after 24,000 to 36,000 frames, and stays above for a million, seeds 0 to 4 (docs/speed.md).
+    Measured: reaches 0.9 after 24,000 to 36,000 frames, stays above for a million, seeds 0 to 4 (docs/speed.md).
     """
     return ExperimentConfig(
         environment=_NAVIGATION,
@@ -44,7 +44,7 @@ def navigation_quick() -> ExperimentConfig:
 
 
 def balance() -> ExperimentConfig:
-    """Four agents carry a ball on a beam to a goal and keep it from falling.
+    """Train four agents to carry a ball on a beam to a goal without dropping it.
 
     Measured: 187 s; return 56.7 [56.2, 57.3], heuristic 12.5 [10.2, 14.7], random -6.1 [-6.8, -5.4].
     """
@@ -55,7 +55,7 @@ def balance() -> ExperimentConfig:
 
 
 def swarm() -> ExperimentConfig:
-    """Four agents cover three moving targets and avoid collisions.
+    """Train four agents to cover three moving targets and avoid collisions.
 
     Measured: 296 s; return 55.4 [52.3, 58.4], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
     """
@@ -69,7 +69,7 @@ def swarm() -> ExperimentConfig:
 
 
 def seed_document() -> ExperimentConfig:
-    """The swarm with 100,000 frames, 1,000 a batch, minibatches of 64 and 10 epochs.
+    """Train the swarm for 100,000 frames in batches of 1,000, with minibatches of 64 and 10 epochs.
 
     Measured: 100 s; return 37.4 [35.6, 39.0], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
     """
@@ -83,7 +83,7 @@ def seed_document() -> ExperimentConfig:
 
 
 def benchmarl_base() -> ExperimentConfig:
-    """Navigation with the hyperparameters of BenchMARL's base configuration.
+    """Train navigation with the hyperparameters of BenchMARL's base configuration.
 
     Measured: 115 min beside other work; return of the last policy 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32].
     """
@@ -96,10 +96,10 @@ def benchmarl_base() -> ExperimentConfig:
 
 
 def benchmarl_fine_tuned() -> ExperimentConfig:
-    """Navigation with the hyperparameters that BenchMARL tuned for VMAS; meant for a GPU.
+    """Train navigation with the hyperparameters that BenchMARL tuned for VMAS; use a GPU.
 
-    Measured: its first 600,000 frames in 662 s, return 0.99 [0.96, 1.03], random -0.50 [-0.71, -0.32]. The whole
-    would take a CPU about three hours at that rate, and has not been run.
+    Measured: the first 600,000 frames in 662 s; return 0.99 [0.96, 1.03], random -0.50 [-0.71, -0.32]. The whole
+    run would take about three hours on a CPU at that rate; it has not been measured.
     """
     return ExperimentConfig(
         environment=_NAVIGATION,
@@ -110,9 +110,9 @@ def benchmarl_fine_tuned() -> ExperimentConfig:
 
 
 def gpu() -> ExperimentConfig:
-    """Navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames.
+    """Train navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames.
 
-    Measured: 42 min on the CPU beside other work; return 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32]. Its time
+    Measured: 42 min on the CPU beside other work; return 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32]. The time
     on a GPU has not been measured.
     """
     return ExperimentConfig(
@@ -123,7 +123,7 @@ def gpu() -> ExperimentConfig:
 
 
 def _benchmarl_learner(discount: float, minibatch_frames: int) -> LearnerConfig:
-    """What both of BenchMARL's configurations have in common."""
+    """Return the settings that both of BenchMARL's configurations share."""
     return LearnerConfig(
         discount=discount,
         epochs=45,
@@ -151,11 +151,11 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
 
 
 def recipe(name: str) -> ExperimentConfig:
-    """The configuration of a recipe.
+    """Return the configuration of the recipe with this name.
 
     Raises:
-        ConfigError: no recipe has this name; the message lists those there are.
+        ConfigError: no recipe has this name; the message lists the recipes.
     """
     if name not in RECIPES:
-        raise ConfigError(f"recipe = {name!r}: unknown; recipes: {', '.join(RECIPES)}")
+        raise ConfigError(f"recipe = {name!r}: unknown; give one of {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""Strict JSON: text in and out, hashes of it, and dataclasses that it is checked against."""
+"""The strict JSON of this package: parsing, canonical text, hashes, and dataclasses that are checked against a JSON object."""
 
 import dataclasses
 import hashlib
@@ -19,10 +19,11 @@ _Checked = TypeVar("_Checked")
 
 
 def checked(kind: type[_Checked], values: Mapping[str, Any]) -> _Checked:
-    """A dataclass of pydantic's, from a JSON object: fields that it leaves out keep their defaults.
+    """Return a pydantic dataclass of this kind, read from a JSON object; fields left out keep their defaults.
 
     Raises:
-        ConfigError: as `from_json`.
+        ConfigError: a key is unknown, a value has the wrong type or is out of range, or values contradict each
+            other. The message names every problem with field, value and bound.
     """
     try:
         return TypeAdapter(kind).validate_json(canonical_json(values))
@@ -33,23 +34,23 @@ def checked(kind: type[_Checked], values: Mapping[str, Any]) -> _Checked:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
+    """Return a configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
     values = TypeAdapter(type(config)).dump_python(config, mode="json")
     assert isinstance(values, dict)
     return values
 
 
 def json_hash(values: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object's canonical text, in hexadecimal."""
+    """Return the SHA-256 of a JSON object's canonical text, in hexadecimal."""
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 
 def parse_json(text: str) -> Any:
-    """Read a JSON value strictly.
+    """Parse a JSON value strictly.
 
     Raises:
-        ConfigError: a key twice in one object, or a number that is not finite.
-        ValueError: not JSON, or nested or long beyond reason.
+        ConfigError: an object has a key twice, or a number is not finite.
+        ValueError: the text is not JSON, is nested too deeply, or has a number with too many digits.
     """
     try:
         return json.loads(
@@ -60,10 +61,10 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object, as strictly as `parse_json`.
+    """Parse a JSON object, as strictly as `parse_json`.
 
     Raises:
-        ConfigError: saying where the text stops being such an object.
+        ConfigError: the text is not such an object; the message says where the text stops being JSON.
     """
     try:
         values = parse_json(text)
@@ -84,8 +85,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ConfigError(f"{', '.join(twice)}: given more than once")
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        raise ConfigError(f"{', '.join(repeated)}: given more than once")
     return values
 
 
@@ -110,11 +111,11 @@ def _explain(kind: Any, problem: Any) -> str:
     reason = problem.get("ctx", {}).get("error", problem["msg"][0].lower() + problem["msg"][1:])
     if isinstance(reason, ConfigError):
         return str(reason)
-    shown = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
-    return f"{field} = {shown}: {reason}"
+    value_text = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
+    return f"{field} = {value_text}: {reason}"
 
 
-def _known_keys(owner: Any, path: list[str]) -> list[str]:
+def _known_keys(kind: Any, path: list[str]) -> list[str]:
     for part in path:
-        owner = next(field.type for field in dataclasses.fields(owner) if field.name == part)
-    return [field.name for field in dataclasses.fields(owner)]
+        kind = next(field.type for field in dataclasses.fields(kind) if field.name == part)
+    return [field.name for field in dataclasses.fields(kind)]

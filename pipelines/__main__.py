@@ -1,4 +1,4 @@
-"""The terminal of the pipelines: run one here, or compile, submit, watch and schedule it on Kubeflow."""
+"""Run a pipeline on this machine, or compile, submit, watch and schedule it on Kubeflow."""
 
 import argparse
 import os
@@ -11,41 +11,41 @@ from mappo.cli.arguments import dashed
 from mappo.errors import ConfigError, StoreError
 
 _EXAMPLES = """examples:
-  python -m pipelines run                                   the navigation recipe, here, into runs/
-  python -m pipelines run balance --seed 3                  another recipe, another seed
+  python -m pipelines run                                   run the navigation recipe here, into runs/
+  python -m pipelines run balance --seed 3                  choose a recipe and a seed
   python -m pipelines run --run first --store s3://bucket/runs
-                                                            under a name: the same command goes on after a kill
-  python -m pipelines run balance --seeds 0,1,2             three seeds, and how they compare
-  python -m pipelines observe                               the same with a Prometheus to look at it
-  python -m pipelines compile --image ghcr.io/you/mappo:1.0 what Kubeflow reads, into compiled/
-  python -m pipelines doctor --site site.yaml               what is missing on a cluster
+                                                            name the run: the same command resumes it
+  python -m pipelines run balance --seeds 0,1,2             train three seeds and compare them
+  python -m pipelines observe                               run it watched by a Prometheus
+  python -m pipelines compile --image ghcr.io/you/mappo:1.0 write the YAML for Kubeflow into compiled/
+  python -m pipelines doctor --site site.yaml               check what a cluster lacks
   python -m pipelines submit balance --site site.yaml --watch
   python -m pipelines schedule create nightly --cron "30 2 * * *" --site site.yaml
   python -m pipelines artifacts fetch latest
 
-exit status: 0 done, 1 a stage or a run failed, 2 the command or the configuration is wrong,
-3 Kubeflow or the store did not do what was asked, 130 interrupted
+exit status: 0 success, 1 a stage or a run failed, 2 the command or the configuration is wrong,
+3 Kubeflow or the store refused the request or did not answer, 130 interrupted
 """
 _COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; see the examples for the exit status."""
+    """Run one command and return its exit status; `--help` lists the statuses."""
     try:
         try:
             return _run(argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader has gone, as `head` does: end as other tools do
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does: exit as other tools do
         _close_output()
         return 128 + signal.SIGPIPE
 
 
 def _close_output() -> None:
-    """Let whatever is still to be printed, also at the interpreter's exit, go nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Send all further output to /dev/null, also the output that the interpreter flushes when it exits."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(null_device, stream.fileno())
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -69,8 +69,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return 3
     except KeyboardInterrupt:
         is_run = arguments.command in ("run", "observe")
-        again = f"; to go on, give the same command with --run {arguments.run}" if is_run else ""
-        print(f"\ninterrupted{again}", file=sys.stderr)
+        hint = f"; to resume, give the same command with --run {arguments.run}" if is_run else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Compile a configuration and a site to the YAML that Kubeflow runs; refuse what would give wrong values."""
+"""Compile a configuration and a site to the YAML that Kubeflow runs; refuse a pipeline with a known defect."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -22,18 +22,18 @@ NAMES = ("training", "seeds", "tuning")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A pipeline as Kubeflow reads it."""
+    """A compiled pipeline: the YAML that Kubeflow reads."""
 
     text: str
 
     @cached_property
     def documents(self) -> list[dict[str, Any]]:
-        """The pipeline's specification, and what concerns Kubernetes."""
+        """The documents of the YAML: the pipeline's specification, then its settings for Kubernetes."""
         return [document for document in yaml.safe_load_all(self.text) if document]
 
     @property
     def specification(self) -> dict[str, Any]:
-        """The first document."""
+        """The first document: the pipeline's specification."""
         return self.documents[0]
 
     @property
@@ -43,19 +43,22 @@ class Compiled:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The pipeline as the API takes it with a run."""
+        """The pipeline as a JSON object, as the API expects it in the request for a run."""
         return dict(zip(("pipeline_spec", "platform_spec"), self.documents, strict=False))
 
 
 def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], parallel_seeds: int = 0) -> Compiled:
-    """One of `NAMES`, with these defaults of its parameters; `config` is among them.
+    """Compile the pipeline called `name`, one of `NAMES`.
+
+    `defaults` are default values of its parameters and must contain `config`. `parallel_seeds` is the largest
+    number of seeds that train at once; 0 sets no limit.
 
     Raises:
-        ConfigError: there is no image, or what was compiled has a known defect.
+        ConfigError: the site has no image, or the compiled pipeline has a known defect.
     """
     if site.image is None:
         raise ConfigError("no image: give --image NAME:TAG, or `image` in the site's file")
-    from kfp import compiler  # takes a second
+    from kfp import compiler  # imported here, since it takes a second
 
     from pipelines.seeds import make_seeds_pipeline
     from pipelines.training import make_training_pipeline
@@ -77,11 +80,11 @@ def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], paralle
 
 
 def read_compiled(path: Path) -> Compiled:
-    """A pipeline that was compiled before.
+    """Read a compiled pipeline from a file.
 
     Raises:
-        ConfigError: it is none, or has a known defect.
-        OSError: it cannot be read.
+        ConfigError: the file is not a compiled pipeline, or the pipeline has a known defect.
+        OSError: the file cannot be read.
     """
     try:
         compiled = Compiled(path.read_text())
@@ -98,19 +101,19 @@ def read_compiled(path: Path) -> Compiled:
 
 
 def difference(path: Path, compiled: Compiled) -> list[str]:
-    """Return what would change in a file if it were written anew, as the first lines of a diff."""
-    there = path.read_text() if path.exists() else ""
+    """Return a unified diff from the file's text to the compiled pipeline; empty if they are equal."""
+    current = path.read_text() if path.exists() else ""
     lines = difflib.unified_diff(
-        there.splitlines(), compiled.text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""
+        current.splitlines(), compiled.text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""
     )
     return list(lines)
 
 
 def read_seeds(text: str, config: ExperimentConfig) -> list[str]:
-    """Seeds as typed at a terminal: 0,1,2.
+    """Read the value of `--seeds`, such as 0,1,2.
 
     Raises:
-        ConfigError: one of them is none, or is there twice.
+        ConfigError: one of the values is not a seed, or appears twice.
     """
     seeds = [seed.strip() for seed in text.split(",")]
     for seed in seeds:

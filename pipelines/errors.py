@@ -1,24 +1,27 @@
-"""The exceptions of the pipelines, below `mappo.errors.MappoError`."""
+"""The exceptions of the pipelines."""
 
 
 class PipelineFailed(Exception):
-    """A stage failed, and the stages after it did not run; the message names stage and reason."""
+    """A failed stage stopped the pipeline, so later stages did not run; the message has stage and reason."""
 
 
 class UnreachableError(Exception):
-    """Kubernetes cannot be asked at all: no kubeconfig, no answer, or credentials that it does not know."""
+    """The Kubernetes API is unreachable: no kubeconfig, no answer, or credentials that it does not accept."""
 
 
 class MissingError(Exception):
-    """An object does not exist."""
+    """A Kubernetes object does not exist."""
 
 
 class ForbiddenError(Exception):
-    """This user may not look at an object."""
+    """The user lacks the right to read a Kubernetes object."""
 
 
 class ApiError(Exception):
-    """The API did not do what was asked; the message says what it answered and what can be done."""
+    """The API refused a request or failed; the message holds its answer and a remedy.
+
+    `status` is the HTTP status, or 0 without one.
+    """
 
     def __init__(self, message: str, status: int = 0):
         super().__init__(message)

@@ -1,6 +1,7 @@
-"""Refuse compiled pipelines with known defects, and wrong parameters, before they reach Kubeflow.
+"""Refuse compiled pipelines with known defects before they reach Kubeflow.
 
-Some of these give wrong values in silence there, others an error after minutes, in words about protocol buffers.
+Some of these defects silently give wrong values on Kubeflow. Others cause an error after minutes, which speaks of
+protocol buffers and not of the cause.
 """
 
 import json
@@ -23,7 +24,7 @@ from pipelines.specification import (
     texts_of,
 )
 
-MAX_SPECIFICATION_BYTES = 1_000_000  # a workflow with it must fit into one object of Kubernetes
+MAX_SPECIFICATION_BYTES = 1_000_000  # the workflow that holds it must fit into one object of Kubernetes
 _SECRET_NAME = re.compile(r"(?i)secret|password|passwd|token|credential|access_?key|api_?key")
 _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@|eyJ[\w-]{20,}\.eyJ"
@@ -31,10 +32,10 @@ _SECRET_VALUE = re.compile(
 
 
 def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a compiled pipeline, given as the YAML's text and its documents, with any known defect.
+    """Refuse a compiled pipeline with a known defect. `text` is its YAML, `documents` are the parsed documents.
 
     Raises:
-        ConfigError: one line for each defect.
+        ConfigError: the pipeline has known defects; the message has one line for each.
     """
     specification = documents[0]
     problems = [
@@ -75,19 +76,19 @@ def _image_problems(specification: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _environment_problems(specification: Mapping[str, Any]) -> Iterator[str]:
-    """Kubeflow passes values of the environment on as they are: a placeholder in one stays one."""
+    """Yield environment variables that hold a placeholder, which Kubeflow does not replace there."""
     for name, container in containers_of(specification):
-        for each in container.get("env", []):
-            if PLACEHOLDER.search(str(each.get("value", ""))):
-                value = each["value"]
-                yield f"{name}: environment {each['name']} = {value!r}: a placeholder is not replaced there"
+        for variable in container.get("env", []):
+            value = variable.get("value", "")
+            if PLACEHOLDER.search(str(value)):
+                yield f"{name}: environment {variable['name']} = {value!r}: a placeholder is not replaced there"
 
 
 def _secret_problems(specification: Mapping[str, Any]) -> Iterator[str]:
     for name, container in containers_of(specification):
-        for each in container.get("env", []):
-            if _SECRET_NAME.search(each["name"]) and each.get("value"):
-                yield f"{name}: environment {each['name']} is given in the specification: use a secret"
+        for variable in container.get("env", []):
+            if _SECRET_NAME.search(variable["name"]) and variable.get("value"):
+                yield f"{name}: environment {variable['name']} is given in the specification: use a secret"
     for path, value in texts_of(specification, "specification"):
         if _SECRET_VALUE.search(value):
             yield f"{path}: looks like a credential: use a secret"
@@ -103,27 +104,30 @@ def _task_problems(specification: Mapping[str, Any]) -> Iterator[str]:
                 if "taskOutputParameter" in source and parameter != items:
                     yield (
                         f"loop {name}: takes {parameter} from a task around it, which local runs replace by the "
-                        "loop's item: put the loop into a pipeline of its own, with this as its parameter"
+                        f"loop's item: put the loop into a pipeline of its own and make {parameter} its parameter"
                     )
 
 
 def _reference_problems(specification: Mapping[str, Any]) -> Iterator[str]:
-    """A parameter that a task takes from the pipeline around it, which has none of that name, or not as text."""
+    """Yield task inputs whose source is missing, and resources whose source is not text.
+
+    The source of an input is a parameter of the pipeline or loop that contains the task.
+    """
     for owner, component in {"root": specification["root"], **specification["components"]}.items():
         declared = component.get("inputDefinitions", {}).get("parameters", {})
         for name, task in component.get("dag", {}).get("tasks", {}).items():
             for parameter, source in task.get("inputs", {}).get("parameters", {}).items():
-                wanted = source.get("componentInputParameter")
-                if wanted is not None and wanted not in declared:
-                    yield f"task {name}: takes {parameter} from {wanted}, which {owner} does not have"
-                elif wanted in declared and parameter in _in_resources(specification, task):
-                    kind = declared[wanted]["parameterType"]
+                source_name = source.get("componentInputParameter")
+                if source_name is not None and source_name not in declared:
+                    yield f"task {name}: takes {parameter} from {source_name}, which {owner} does not have"
+                elif source_name in declared and parameter in _in_resources(specification, task):
+                    kind = declared[source_name]["parameterType"]
                     if kind != "STRING":
-                        yield f"task {name}: resource from {wanted}, which is {KIND_WORDS[kind]}, not text"
+                        yield f"task {name}: resource from {source_name}, which is {KIND_WORDS[kind]}, not text"
 
 
 def _in_resources(specification: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:
-    """Parameters that a task's resources are taken from."""
+    """Return the parameters that set a task's resources (CPU, memory, GPUs)."""
     component = specification["components"].get(task["componentRef"]["name"], {})
     executor = specification["deploymentSpec"]["executors"].get(component.get("executorLabel"), {})
     return PARAMETER_PLACEHOLDER.findall(json.dumps(executor.get("container", {}).get("resources")))

@@ -10,10 +10,10 @@ from typing_extensions import TypedDict
 from mappo.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_LARGEST_ID = 2**31 - 1  # of users and groups, as Kubernetes takes them
-SHOWN_CHARACTERS = 60  # characters of a value in a message
+_LARGEST_ID = 2**31 - 1  # the largest user or group ID that Kubernetes accepts
+SHOWN_CHARACTERS = 60  # the longest value that a message shows in full
 
-# Images as containers' runtimes read them: only the host may have capitals, and a path has no empty part.
+# The names of images, as container runtimes parse them: only the host may have capitals; no path part is empty.
 _HOST = r"([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
 _PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
 _TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -40,10 +40,10 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def require_image(image: str) -> str:
-    """Return the image if Kubernetes can pull it and it says which one it is.
+    """Return the image's name unchanged if Kubernetes can pull it.
 
     Raises:
-        ConfigError: it has neither a tag nor a digest, or it is not the name of an image.
+        ConfigError: the name has neither a tag nor a digest, or is not the name of an image.
     """
     match = _IMAGE.fullmatch(image)
     if not match or len(match["name"]) > _LONGEST_IMAGE_NAME:
@@ -57,7 +57,7 @@ def shortened(text: str) -> str:
 
 
 def amount_of(text: str) -> Decimal | None:
-    """Return the number that a quantity of Kubernetes stands for; None if it is not one."""
+    """Return the number that a Kubernetes quantity such as 500m or 8Gi stands for; None for other text."""
     match = _QUANTITY.fullmatch(text)
     if not match:
         return None
@@ -111,7 +111,7 @@ Labels = dict[LabelKey, LabelValue]
 
 
 class _Toleration(TypedDict, total=False):
-    """A toleration as in a pod's specification."""
+    """A toleration, as a pod's specification holds it."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     key: Annotated[str, _matching(re.compile(f"({_LABEL_KEY.pattern})?"), "a Kubernetes label's key")]
@@ -133,7 +133,7 @@ def _check_toleration(toleration: _Toleration) -> _Toleration:
 
 
 Toleration = Annotated[_Toleration, AfterValidator(_check_toleration)]
-_NUM_VALUES: dict[str, tuple[int, float]] = {  # how many values an operator takes
+_NUM_VALUES: dict[str, tuple[int, float]] = {  # the smallest and largest number of values that an operator takes
     "In": (1, float("inf")),
     "NotIn": (1, float("inf")),
     "Exists": (0, 0),
@@ -156,8 +156,8 @@ def _check_expression(expression: _Expression) -> _Expression:
     operator, values = expression["operator"], expression.get("values", [])
     lowest, highest = _NUM_VALUES[operator]
     if not lowest <= len(values) <= highest:
-        wanted = "no values" if highest == 0 else "one value" if highest == 1 else "at least one value"
-        raise ValueError(f"operator {operator} takes {wanted}")
+        bound = "no values" if highest == 0 else "one value" if highest == 1 else "at least one value"
+        raise ValueError(f"operator {operator} takes {bound}")
     if operator in ("Gt", "Lt") and not _INTEGER.fullmatch(values[0]):
         raise ValueError(f"operator {operator} takes a whole number, as text")
     return expression
@@ -173,7 +173,7 @@ class _NodeField(TypedDict):
 
 
 class _NodeTerm(TypedDict, total=False):
-    """Requirements that a node meets all of."""
+    """A list of requirements, all of which a node must meet."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     matchExpressions: list[Annotated[_Expression, AfterValidator(_check_expression)]]
@@ -181,14 +181,14 @@ class _NodeTerm(TypedDict, total=False):
 
 
 class _NodeSelector(TypedDict):
-    """Terms of which a node meets one."""
+    """A list of terms, at least one of which a node must meet."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     nodeSelectorTerms: Annotated[list[_NodeTerm], Field(min_length=1)]
 
 
 class _Preference(TypedDict):
-    """A term that counts in favour of a node."""
+    """A term that makes the scheduler prefer a node, by its weight."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     weight: Annotated[int, Field(ge=1, le=100)]
@@ -196,7 +196,7 @@ class _Preference(TypedDict):
 
 
 class NodeAffinity(TypedDict, total=False):
-    """A node affinity as in a pod's specification."""
+    """A node affinity, as a pod's specification holds it."""
 
     __pydantic_config__ = STRICT  # type: ignore[misc]
     requiredDuringSchedulingIgnoredDuringExecution: _NodeSelector

@@ -22,12 +22,13 @@ _TAIL_LINES = 15
 
 
 def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], directory: Path) -> dict[str, Path]:
-    """Run a pipeline with all its files below `directory`; return where each of its artifacts lies.
+    """Run a pipeline and return the path of each of its artifacts, by name.
 
-    Lines that stages print are shown; everything, also what Kubeflow's runner prints, goes to `pipeline.log`.
+    All files are written below `directory`. The terminal shows the lines that stages print. `pipeline.log` there
+    holds all output, also that of Kubeflow's runner.
 
     Raises:
-        PipelineFailed: a stage failed.
+        PipelineFailed: a stage failed; the message names the stage and the reason.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -35,25 +36,27 @@ def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], dire
     log = directory / "pipeline.log"
     with log.open("w") as file:
         filtered = _StageLines(file, sys.stdout)
-        own_print = builtins.print
+        original_print = builtins.print
         try:
             with redirect_stdout(filtered), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "You may be attemping", RuntimeWarning)  # images are not used
+                warnings.filterwarnings(
+                    "ignore", "You may be attemping", RuntimeWarning
+                )  # kfp warns about images, which local runs do not use
                 outputs = pipeline(**arguments).outputs
         except RuntimeError as error:
-            failed = _FAILED_TASK.search(str(error))
-            if failed is None:
+            match = _FAILED_TASK.search(str(error))
+            if match is None:
                 raise
-            stage = failed["stage"]
-            reason = filtered.reasons(stage) or f"it ended without a reason; last lines:\n{filtered.tail()}"
+            stage = match["stage"]
+            reason = filtered.reasons(stage) or f"it gave no reason; last lines:\n{filtered.tail()}"
             raise PipelineFailed(f"stage {stage} failed: {reason}\nwhole log: {log}") from None
         finally:
-            builtins.print = own_print  # Kubeflow's runner indents it, and loops leave it so
+            builtins.print = original_print  # Kubeflow's runner replaces it to indent, and keeps that after a loop
     return {name: Path(artifact.path) for name, artifact in sorted(outputs.items())}
 
 
 class _StageLines(TextIOBase):
-    """A text stream that writes every line to a log and passes on the lines that stages print."""
+    """A text stream that writes every line to a log and copies the lines that stages print to the terminal."""
 
     def __init__(self, log: Any, terminal: Any):
         self._log, self._terminal = log, terminal
@@ -64,23 +67,23 @@ class _StageLines(TextIOBase):
     def write(self, text: str) -> int:
         *lines, self._partial = (self._partial + text).split("\n")
         for line in lines:
-            self._line(line)
+            self._write_line(line)
         return len(text)
 
     def reasons(self, stage: str) -> str:
-        """What a stage said about its failure."""
+        """Return the reasons for its failure that a stage printed."""
         return "; ".join(reason for name, reason in self._failures if name == stage)
 
     def tail(self) -> str:
-        """The last lines of everything."""
+        """Return the last lines of all output."""
         return "\n".join(self._last)
 
-    def _line(self, line: str) -> None:
+    def _write_line(self, line: str) -> None:
         self._log.write(line + os.linesep)
         self._log.flush()
         if line.strip():
             self._last.append(line)
-        if shown := _STAGE_LINE.match(line):
-            print(shown[1], file=self._terminal, flush=True)
-            if shown["message"].startswith(("failed: ", "preempted: ")):
-                self._failures.append((shown["stage"], shown["message"].removeprefix("failed: ")))
+        if match := _STAGE_LINE.match(line):
+            print(match[1], file=self._terminal, flush=True)
+            if match["message"].startswith(("failed: ", "preempted: ")):
+                self._failures.append((match["stage"], match["message"].removeprefix("failed: ")))

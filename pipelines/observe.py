@@ -1,4 +1,4 @@
-"""A real Prometheus and a Pushgateway on this machine, which watch what runs here."""
+"""Run a Prometheus and a Pushgateway on this machine, to monitor a pipeline that runs here."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from mappo.monitoring import metrics
 RULES = Path(__file__).parents[1] / "k8s" / "components" / "alerts" / "rules.yaml"
 _SCRAPE_SECONDS = 2
 _READY_SECONDS = 60.0
-_PROMETHEUS, _PUSHGATEWAY = "prometheus", "prometheus-pushgateway"  # programs, and Debian's packages
+_PROMETHEUS, _PUSHGATEWAY = "prometheus", "prometheus-pushgateway"  # names of programs and of Debian packages
 _CONFIG = """
 global:
   scrape_interval: {scrape}s
@@ -46,20 +46,20 @@ _GRAPHS = {
 
 @dataclass(frozen=True)
 class Observers:
-    """Where the servers answer."""
+    """The addresses of the monitoring servers."""
 
     prometheus: str
-    environment: dict[str, str]  # by which stages find them
+    environment: dict[str, str]  # the variables that tell stages these addresses
 
     def lines(self) -> list[str]:
-        """Where to look."""
+        """Return lines for the terminal: the URLs of the servers and of useful graphs."""
         width = max(len(name) for name in _GRAPHS)
         graph = f"{self.prometheus}/graph?g0.tab=0&g0.range_input=15m"
         return [
             f"Prometheus    {self.prometheus}",
             f"alerts        {self.prometheus}/alerts",
             f"Pushgateway   {self.environment['MAPPO_PUSHGATEWAY']}",
-            f"training      http://localhost:{self.environment['MAPPO_METRICS_PORT']}/metrics (while it lasts)",
+            f"training      http://localhost:{self.environment['MAPPO_METRICS_PORT']}/metrics (during training)",
             *(f"  {name:<{width}}  {graph}&g0.expr={quote(expression)}" for name, expression in _GRAPHS.items()),
             f"Grafana       add {self.prometheus} as a data source, import k8s/components/dashboards/*.json",
         ]
@@ -67,18 +67,18 @@ class Observers:
 
 @contextmanager
 def observers(directory: Path) -> Iterator[Observers]:
-    """Run both servers, with their files in a directory, until the block ends.
+    """Run both servers until the block ends; their configuration, data and logs are written to `directory`.
 
     Raises:
-        ConfigError: a program is not installed, or a server does not come up.
+        ConfigError: a program is not installed, or a server does not start.
     """
     missing = [package for package in (_PROMETHEUS, _PUSHGATEWAY) if not shutil.which(package)]
     if missing:
         raise ConfigError(f"not installed: {', '.join(missing)}; sudo apt install {' '.join(missing)}")
     if not RULES.exists():
-        raise ConfigError(f"{RULES}: not there; observe runs in a clone of the repository")
+        raise ConfigError(f"{RULES}: no such file; run observe in a clone of the repository")
     directory.mkdir(parents=True, exist_ok=True)
-    prometheus, pushgateway, training = (_port(preferred) for preferred in (9090, 9091, metrics.PORT))
+    prometheus, pushgateway, training = (_free_port(usual) for usual in (9090, 9091, metrics.PORT))
     config = directory / "prometheus.yml"
     config.write_text(
         _CONFIG.format(scrape=_SCRAPE_SECONDS, rules=RULES, training=training, pushgateway=pushgateway)
@@ -99,7 +99,7 @@ def observers(directory: Path) -> Iterator[Observers]:
 
 @contextmanager
 def _server(port: int, program: str, directory: Path, options: Sequence[str] = ()) -> Iterator[None]:
-    """A program that answers on a port of this machine until the block ends."""
+    """Run a server on a port of this machine until the block ends. Raise a ConfigError if it does not start."""
     address = f"127.0.0.1:{port}"
     command = [program, f"--web.listen-address={address}", *options]
     log = directory / f"{program}.log"
@@ -109,7 +109,7 @@ def _server(port: int, program: str, directory: Path, options: Sequence[str] = (
         deadline = time.monotonic() + _READY_SECONDS
         while not _is_ready(f"http://{address}"):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ConfigError(f"{program} does not come up: {_last_line(log)}; whole log: {log}")
+                raise ConfigError(f"{program} does not start: {_last_line(log)}; whole log: {log}")
             time.sleep(0.1)
         yield
     finally:
@@ -118,7 +118,7 @@ def _server(port: int, program: str, directory: Path, options: Sequence[str] = (
 
 
 def _is_ready(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server runs here
     try:
         with opener.open(f"{url}/-/ready", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -130,14 +130,14 @@ def _last_line(log: Path) -> str:
     return (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
 
 
-def _port(preferred: int) -> int:
-    """The usual port, or any free one if that is taken."""
-    for port in (preferred, 0):
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _free_port(usual: int) -> int:
+    """Return the usual port, or another free one if it is taken."""
+    for port in (usual, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind(("", port))
+                probe.bind(("", port))
             except OSError:
                 continue
-            return int(trial.getsockname()[1])
-    raise ConfigError(f"port {preferred} is taken, and no other is free")
+            return int(probe.getsockname()[1])
+    raise ConfigError(f"port {usual} is taken, and no other port is free")

@@ -1,7 +1,6 @@
-"""Refuse wrong parameters of a run before they reach Kubeflow."""
+"""Refuse wrong parameters of a run before the run is sent to Kubeflow."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -11,13 +10,12 @@ from components.placeholders import SCHEDULED_TIME, fill
 from mappo.config import from_json
 from mappo.errors import ConfigError, StoreError
 from mappo.runs.locations import bucket_of, run_location
-from mappo.strict_json import parse_json, parse_json_object
+from mappo.strict_json import parse_json
 from mappo.tuning.search_space import extended_space
-from mappo.tuning.study_config import study_name
+from mappo.tuning.study_config import study_config_from_json, study_name
 from pipelines.placement import GENERAL_PARAMETERS, GPU_STAGES, SHM_PATH, STAGES
 from pipelines.site import check_site
 from pipelines.specification import (
-    JSON_PARAMETERS,
     KIND_WORDS,
     KINDS,
     TIMED_PARAMETERS,
@@ -26,47 +24,46 @@ from pipelines.specification import (
     placeholder_problems,
 )
 
-MAX_PARAMETERS_BYTES = 10_000  # that the server takes for a run
+MAX_PARAMETERS_BYTES = 10_000  # the most that the server accepts for a run
 _COUNT = re.compile(r"[0-9]{1,10}")
 _SAMPLE_TIME = "2006-01-02T15:04:05Z"
-_SAMPLE_NAME = "id-of-the-run"  # in the place of a run's name, if it has none
-_BOUNDS = {"num_trials": (1, math.inf), "retrain_seeds": (2, math.inf), "hours": (0, 9999)}
+_SAMPLE_NAME = "id-of-the-run"  # stands for the ID that names a run without a name
 _SEED = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
-def check_parameters(documents: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> None:
-    """Refuse parameters of a run that the server would refuse, or a stage later.
+def check_parameters(documents: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters of a run that the server or a stage would refuse.
 
-    `documents` are those of the compiled pipeline: its specification, then what concerns Kubernetes.
+    `documents` are those of the compiled pipeline: its specification, then its settings for Kubernetes.
 
     Raises:
-        ConfigError: one line for each parameter that is unknown, missing, of another type or not allowed, also
-            together with others and with the pipeline's defaults.
+        ConfigError: a parameter is unknown, missing, of another type or not allowed, alone or in combination with
+            other parameters and the pipeline's defaults; the message has one line for each.
     """
     specification = documents[0]
     declared = parameters_of(specification)
-    problems = [_unknown(name, declared) for name in given if name not in declared]
+    problems = [_unknown(name, declared) for name in parameters if name not in declared]
     problems += [
         f"parameter {name}: missing; it has no default"
-        for name, each in declared.items()
-        if name not in given and "defaultValue" not in each and not each.get("isOptional")
+        for name, definition in declared.items()
+        if name not in parameters and "defaultValue" not in definition and not definition.get("isOptional")
     ]
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name in declared:
             problems += _value_problems(name, value, declared[name]["parameterType"], documents)
-    size = len(json.dumps(dict(given)).encode())
+    size = len(json.dumps(dict(parameters)).encode())
     if size > MAX_PARAMETERS_BYTES:
         problems.append(f"parameters: {size} bytes of JSON; the server takes {MAX_PARAMETERS_BYTES}")
-    problems = problems or list(_problems_together({**defaults_of(specification), **given}))
+    problems = problems or list(_combined_problems({**defaults_of(specification), **parameters}))
     if problems:
         raise ConfigError("\n".join(problems))
 
 
 def parse_parameter(specification: Mapping[str, Any], assignment: str) -> tuple[str, Any]:
-    """Read NAME=VALUE as typed at a terminal: text as it is, everything else as JSON.
+    """Read NAME=VALUE from the command line: a text parameter as it is, any other as JSON.
 
     Raises:
-        ConfigError: there is no such parameter, or it is not JSON.
+        ConfigError: the pipeline has no such parameter, or the value is not JSON.
     """
     name, equals, text = assignment.partition("=")
     declared = parameters_of(specification)
@@ -102,25 +99,21 @@ def _value_problems(name: str, value: Any, kind: str, documents: Sequence[Mappin
 
 
 def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse what a stage or Kubernetes would refuse later."""
+    """Raise a ValueError for a value that a stage or Kubernetes would refuse later."""
     if name == "config":
         from_json(value)
     elif name == "seeds":
-        if not value or not all(_is_seed(each) for each in value) or len(set(value)) < len(value):
+        if not value or not all(_is_seed(seed) for seed in value) or len(set(value)) < len(value):
             raise ConfigError(f'{json.dumps(value)}: must be different seeds, each as text, such as ["0", "1"]')
     elif name == "workers":
-        if not value or not all(isinstance(each, str) for each in value) or len(set(value)) < len(value):
+        if not value or not all(isinstance(worker, str) for worker in value) or len(set(value)) < len(value):
             raise ConfigError(f'{json.dumps(value)}: must be different names, each as text, such as ["1", "2"]')
-    elif name in _BOUNDS:
-        least, most = _BOUNDS[name]
-        if not least <= value <= most:
-            raise ConfigError(f"{value}: must be {least} or more{'' if math.isinf(most) else f', at most {most}'}")
-    elif name in JSON_PARAMETERS:
-        JSON_PARAMETERS[name](parse_json_object(value))
+    elif name == "study_config":
+        study_config_from_json(value)
     elif name in GENERAL_PARAMETERS:
         check_site({name: value})
-    elif stage_field := name.partition("_")[::2]:
-        stage, field = stage_field
+    else:
+        stage, _, field = name.partition("_")
         if stage in STAGES:
             if field == "gpu_count":
                 value = int(value) if _is_count(value) else value
@@ -137,9 +130,9 @@ def _is_count(text: str) -> bool:
 
 
 def _compiled_shm(documents: Sequence[Mapping[str, Any]], stage: str) -> str | None:
-    """Return the size of /dev/shm that was compiled into a stage; a run cannot change it."""
-    of_kubernetes = {} if len(documents) < 2 else documents[1]["platforms"]["kubernetes"]["deploymentSpec"]
-    for label, executor in of_kubernetes.get("executors", {}).items():
+    """Return the size of /dev/shm that the pipeline fixes for a stage, or None; a run cannot change it."""
+    platform = {} if len(documents) < 2 else documents[1]["platforms"]["kubernetes"]["deploymentSpec"]
+    for label, executor in platform.get("executors", {}).items():
         if re.fullmatch(rf"exec-{stage}(-\d+)?", label):
             for mount in executor.get("emptyDirMounts", []):
                 if mount["mountPath"] == SHM_PATH:
@@ -147,18 +140,21 @@ def _compiled_shm(documents: Sequence[Mapping[str, Any]], stage: str) -> str | N
     return None
 
 
-def _problems_together(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the values of a run as the stages will see them."""
-    if wrong := list(placeholder_problems(values)):
-        yield from wrong
+def _combined_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield problems of a run's parameters in combination, with defaults and with [[ScheduledTime]] filled in.
+
+    A sample time stands for the time of the run. Messages show the placeholder again.
+    """
+    if problems := list(placeholder_problems(values)):
+        yield from problems
         return
     filled = {name: fill(values[name], _SAMPLE_TIME) for name in TIMED_PARAMETERS if name in values}
     sample = fill(SCHEDULED_TIME, _SAMPLE_TIME)
-    for find in (_place_problems, _name_problems, _space_problems, _device_problems):
-        yield from (problem.replace(sample, SCHEDULED_TIME) for problem in find({**values, **filled}))
+    for check in (_location_problems, _name_problems, _space_problems, _device_problems):
+        yield from (problem.replace(sample, SCHEDULED_TIME) for problem in check({**values, **filled}))
 
 
-def _place_problems(values: Mapping[str, Any]) -> Iterator[str]:
+def _location_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name in ("store", "champions"):
         location = values.get(name)
         if location and ":/" not in location:
@@ -186,19 +182,19 @@ def _name_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _space_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the ranges of a study, given the configuration that it begins with."""
-    if "space" in values and "config" in values:
+    """Yield problems of a study's search space, given the configuration that it starts from."""
+    if "study_config" in values and "config" in values:
         try:
-            extended_space(parse_json_object(values["space"]), from_json(values["config"]))
+            extended_space(study_config_from_json(values["study_config"]).space, from_json(values["config"]))
         except ConfigError as error:
-            yield from (f"parameter space: {line}" for line in str(error).splitlines())
+            yield from (f"parameter study_config: {line}" for line in str(error).splitlines())
 
 
 def _device_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the stages that would be given GPUs and compute on the CPU."""
+    """Yield the stages that request GPUs although the configuration makes them compute on the CPU."""
     counts = {stage: str(values.get(f"{stage}_gpu_count", "0")) for stage in GPU_STAGES}
-    wanted = {stage: count for stage, count in counts.items() if _is_count(count) and int(count)}
-    if not wanted or "config" not in values:
+    requested = {stage: count for stage, count in counts.items() if _is_count(count) and int(count)}
+    if not requested or "config" not in values:
         return
     try:
         device = from_json(values["config"]).device
@@ -206,7 +202,7 @@ def _device_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"parameter config: {line}" for line in str(error).splitlines())
         return
     if device == "cpu":
-        yield from (_unused_gpus(stage, count) for stage, count in wanted.items())
+        yield from (_unused_gpus(stage, count) for stage, count in requested.items())
 
 
 def _unused_gpus(stage: str, count: str) -> str:

@@ -1,4 +1,4 @@
-"""The pipeline of several seeds: validate -> (train -> evaluate) for each -> compare."""
+"""The pipeline of several seeds: validate -> (train -> evaluate) for each seed -> compare."""
 
 from collections.abc import Callable
 from typing import Any, List, NamedTuple  # noqa: UP035  (Kubeflow's compiler knows this spelling)
@@ -23,10 +23,10 @@ class Artifacts(NamedTuple):
 
 
 def make_each_seed(site: Site | None, parallelism: int, name: str = "mappo-each-seed") -> Callable[..., Any]:
-    """Make a pipeline within others that trains and evaluates from several seeds, `parallelism` at once (0: all).
+    """Make an inner pipeline that trains and evaluates several seeds, `parallelism` at once (0: all).
 
-    Kubeflow fixes this number when it compiles. The loop is a pipeline of its own, because Kubeflow's local runner
-    confuses loop items with outputs of tasks around the loop.
+    `parallelism` is fixed when the pipeline is compiled. The loop is a pipeline of its own, because Kubeflow's
+    local runner confuses loop items with outputs of tasks around the loop.
     """
 
     @dsl.pipeline(name=name)
@@ -35,18 +35,18 @@ def make_each_seed(site: Site | None, parallelism: int, name: str = "mappo-each-
         """Train and evaluate every seed."""
         version = mappo.__version__
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
-            named = {"seed": seed, "run": run, "scheduled_at": placement.scheduled_at, "compiled_by": version}
-            trained = train(config=config, store=store, **named, **placement.gpus("train"))
-            evaluated = evaluate(checkpoint=trained.outputs["best"], **named, **placement.gpus("evaluate"))
-            placement.place(trained, "train")
-            placement.place(evaluated, "evaluate")
+            common = {"seed": seed, "run": run, "scheduled_at": placement.scheduled_at, "compiled_by": version}
+            trained = train(config=config, store=store, **common, **placement.gpus("train"))
+            evaluated = evaluate(checkpoint=trained.outputs["best"], **common, **placement.gpus("evaluate"))
+            placement.apply(trained, "train")
+            placement.apply(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])
 
     return each_seed
 
 
 def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., Any]:
-    """The pipeline as a site or this machine (None) runs it; it trains `parallelism` seeds at once (0: all)."""
+    """Make the pipeline for a site, or for this machine (None); it trains `parallelism` seeds at once (0: all)."""
     each_seed = make_each_seed(site, parallelism)
 
     @dsl.pipeline(
@@ -61,24 +61,26 @@ def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., An
         store: str = "",
         run: str = "",
     ) -> Artifacts:
-        """Train and judge one configuration from several seeds.
+        """Train and evaluate one configuration from several seeds.
 
         Args:
-            placement: Where its stages run.
+            placement: The placement of the pipeline's stages.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
             seeds: The seeds of training, each as a string, such as ["0", "1", "2"].
-            store: Where runs are kept, as s3://bucket/prefix; empty to keep them with the pipeline's artifacts.
-            run: The name of the runs in the store; each seed's has the seed added, as in first-0.
+            store: The store of runs, s3://bucket/prefix; empty to keep the runs with the pipeline's artifacts.
+            run: The name of the runs in the store; the seed is appended, as in first-0. Existing runs are resumed.
         """
         validated = validate(
             config=config, run=run, scheduled_at=placement.scheduled_at, compiled_by=mappo.__version__
         )
-        of_each = placement.parameters("train", "evaluate")
-        evaluated = each_seed(config=config, seeds=seeds, store=store, run=run, **of_each).after(validated)
+        inner_parameters = placement.parameters("train", "evaluate")
+        evaluated = each_seed(config=config, seeds=seeds, store=store, run=run, **inner_parameters).after(
+            validated
+        )
         evaluated.set_caching_options(False)
         compared = compare(evaluations=evaluated.output)
-        placement.place(validated, "validate")
-        placement.place(compared, "compare")
+        placement.apply(validated, "validate")
+        placement.apply(compared, "compare")
         return Artifacts(
             validation_report=validated.outputs["report"],
             comparison_report=compared.outputs["report"],

@@ -1,4 +1,4 @@
-"""Read what a site decides about the pods of its pipelines: one YAML file that it keeps, checked strictly."""
+"""Read and check a site's file: the YAML with its settings for the pods of pipelines."""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from pipelines.kubernetes_types import (
 )
 
 _LONGEST_WAIT_SECONDS = 86_400
-_LARGEST_DEPTH, _LARGEST_NODES = 50, 10_000  # of a site's YAML, with aliases written out
+_LARGEST_DEPTH, _LARGEST_NODES = 50, 10_000  # limits of a site's YAML, counted with aliases expanded
 
 
 def _require_endpoint(url: str) -> str:
@@ -47,27 +47,31 @@ def _require_endpoint(url: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class StagePod:
-    """The pods of one stage. Fields up to `node_affinity` are what a run's parameters can change."""
+    """The settings of one stage's pods. A run's parameters can change the fields up to `node_affinity`."""
 
-    cpu: Annotated[Cpu, Field(description="CPU cores, as requested and as limit")] = "2"
-    memory: Annotated[Memory, Field(description="memory, as requested and as limit")] = "4Gi"
+    cpu: Annotated[Cpu, Field(description="CPU cores: both request and limit")] = "2"
+    memory: Annotated[Memory, Field(description="memory: both request and limit")] = "4Gi"
     gpu_type: Annotated[GpuType, Field(description="resource name of the GPU")] = "nvidia.com/gpu"
-    gpu_count: Annotated[int, Field(ge=0, le=64, description="how many GPUs; 0 to run on the CPU")] = 0
+    gpu_count: Annotated[int, Field(ge=0, le=64, description="number of GPUs; 0 to run on the CPU")] = 0
     node_selector: Annotated[Labels, Field(description="labels a node must have")] = field(default_factory=dict)
-    tolerations: Annotated[list[Toleration], Field(description="taints of nodes that do not keep it away")] = (
-        field(default_factory=list)
+    tolerations: Annotated[list[Toleration], Field(description="taints of nodes that the pod tolerates")] = field(
+        default_factory=list
     )
     node_affinity: Annotated[NodeAffinity, Field(description="required and preferred nodes")] = field(
         default_factory=NodeAffinity
     )
     shm: Annotated[Memory | None, Field(description="size of /dev/shm; null for the node's default")] = None
-    timeout_seconds: Annotated[int, Field(ge=0, description="a pod is ended after this time; 0 for never")] = 0
-    retries: Annotated[int, Field(ge=0, le=100, description="further attempts in all, of processes and pods")] = 0
-    backoff_seconds: Annotated[int, Field(ge=1, description="before the first retry")] = 30
-    backoff_factor: Annotated[int, Field(ge=1, le=10, description="each wait is so many times the last")] = 2
+    timeout_seconds: Annotated[int, Field(ge=0, description="time limit of a pod; 0 for none")] = 0
+    retries: Annotated[int, Field(ge=0, le=100, description="retries in total, of processes and of pods")] = 0
+    backoff_seconds: Annotated[int, Field(ge=1, description="seconds before the first retry")] = 30
+    backoff_factor: Annotated[int, Field(ge=1, le=10, description="growth of that time with each retry")] = 2
 
     def __post_init__(self) -> None:
-        """The last wait must not be absurd; what Kubernetes would refuse, or end a pod for, is found here."""
+        """Refuse a /dev/shm larger than the memory, which would get the pod killed, and absurdly long waits.
+
+        Raises:
+            ConfigError: /dev/shm does not fit in memory, or the wait before the last retry is longer than a day.
+        """
         if self.shm and _in_bytes(self.shm) > _in_bytes(self.memory):
             raise ConfigError(
                 f"shm = {self.shm}, memory = {self.memory}: /dev/shm counts as memory, and must fit in it"
@@ -82,32 +86,32 @@ class StagePod:
 
 def _in_bytes(memory: str) -> Decimal:
     amount = amount_of(memory)
-    assert amount is not None  # the type Memory has checked it
+    assert amount is not None  # guaranteed by the type Memory
     return amount
 
 
-def _small() -> StagePod:
+def _small_pod() -> StagePod:
     return StagePod(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
 
 
 @dataclass(frozen=True, config=STRICT)
 class StagePods:
-    """Every stage's pods."""
+    """The settings of the pods of every stage."""
 
     validate: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=1800, retries=1))
     train: StagePod = field(default_factory=lambda: StagePod(cpu="4", memory="8Gi", shm="1Gi", retries=3))
     evaluate: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
-    compare: StagePod = field(default_factory=_small)
-    prepare: StagePod = field(default_factory=_small)
+    compare: StagePod = field(default_factory=_small_pod)
+    prepare: StagePod = field(default_factory=_small_pod)
     tune: StagePod = field(default_factory=lambda: StagePod(cpu="4", memory="8Gi", shm="1Gi", retries=3))
-    choose: StagePod = field(default_factory=_small)
+    choose: StagePod = field(default_factory=_small_pod)
     promote: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
-    report: StagePod = field(default_factory=_small)
+    report: StagePod = field(default_factory=_small_pod)
 
 
 @dataclass(frozen=True, config=STRICT)
 class Site:
-    """The decisions of a site; their defaults need no GPU, no secret and no label."""
+    """The settings of a site. The defaults need no GPU, no secret and no label."""
 
     image: Annotated[str, AfterValidator(require_image)] | None = None
     image_pull_secret: Name = "mappo-registry"  # noqa: S105  (names of secrets)
@@ -118,26 +122,30 @@ class Site:
     pod_annotations: dict[AnnotationKey, str] = field(default_factory=dict)
     run_as_user: UserId | None = None
     run_as_group: UserId | None = None
-    run_as_non_root: bool | None = True  # as the restricted Pod Security Standard asks for
+    run_as_non_root: bool | None = True  # required by the restricted Pod Security Standard
     stages: StagePods = field(default_factory=StagePods)
 
     def __post_init__(self) -> None:
-        """Refuse what the node would: user 0 in a pod that must not run as root."""
+        """Refuse user 0 in a pod that must not run as root, which a node would not start.
+
+        Raises:
+            ConfigError: `run_as_user` is 0 and `run_as_non_root` is true.
+        """
         if self.run_as_user == 0 and self.run_as_non_root:
             raise ConfigError("run_as_user = 0: run_as_non_root = true forbids root; give another user")
 
 
 def check_site(values: Mapping[str, Any]) -> Site:
-    """A site with these choices, and defaults for the rest.
+    """Return a site with these settings, and with defaults for the others.
 
     Raises:
-        ConfigError: one line for each key that is unknown and each value that is not allowed.
+        ConfigError: a key is unknown or a value is not allowed; the message has one line for each.
     """
     return checked(Site, merged(to_dict(Site()), values))
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which no key may appear twice."""
+    """A YAML loader that refuses a mapping in which a key appears twice."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
@@ -145,20 +153,21 @@ class _UniqueKeys(yaml.SafeLoader):
         except ConfigError:
             raise
         except ValueError:
-            where = f"line {node.start_mark.line + 1}: {shortened(str(node.value))!r}"
-            raise ConfigError(f"{where}: reads like a number or a date and is none; write it in quotes") from None
+            location = f"line {node.start_mark.line + 1}: {shortened(str(node.value))!r}"
+            reason = "reads like a number or a date and is none; write it in quotes"
+            raise ConfigError(f"{location}: {reason}") from None
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=True) for key in own]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ConfigError(f"line {node.start_mark.line + 1}: {', '.join(twice)}: given more than once")
+        key_nodes = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in key_nodes]
+        duplicates = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if duplicates:
+            raise ConfigError(f"line {node.start_mark.line + 1}: {', '.join(duplicates)}: given more than once")
         return super().construct_mapping(node, deep)
 
 
 def _require_small(values: Any) -> None:
-    """Refuse what is nested or repeated beyond reason, as by aliases of aliases or one that holds itself."""
+    """Refuse values nested too deeply or repeated too often, such as by aliases of aliases."""
     waiting, num_nodes = [(values, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -168,15 +177,16 @@ def _require_small(values: Any) -> None:
         if num_nodes > _LARGEST_NODES:
             raise ConfigError(f"more than {_LARGEST_NODES} values, with aliases written out")
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        waiting += [(each, depth + 1) for each in inner]
+        waiting += [(child, depth + 1) for child in inner]
 
 
 def read_site(path: Path) -> Site:
-    """Read the site's file; what it leaves out keeps its default.
+    """Read a site's file; settings that it omits keep their defaults.
 
     Raises:
-        ConfigError: not YAML, a key twice or unknown, or a value that is not allowed; names file and field.
-        OSError: it cannot be read.
+        ConfigError: the file is not YAML, a key is unknown or appears twice, or a value is not allowed; the
+            message names the file and the field.
+        OSError: the file cannot be read.
     """
     try:
         values = yaml.load(path.read_text(), _UniqueKeys)  # noqa: S506  (a safe loader)
@@ -184,10 +194,10 @@ def read_site(path: Path) -> Site:
             raise ConfigError("must hold keys and values")
         _require_small(values)
         return check_site(values)
-    except TypeError as error:  # a date, or keys that are no text
+    except TypeError as error:  # a date as a value, or a key that is not text
         raise ConfigError(f"{path}: write it in quotes: {error}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not text") from None
+        raise ConfigError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -1,8 +1,9 @@
-"""The size of a run's workflow: Argo keeps all of it in one object of Kubernetes, which holds 1 MiB.
+"""Estimate the size of a run's workflow, and refuse a run whose workflow is too large for Kubernetes.
 
-Beyond 1 MiB the nodes are compressed; a workflow that is larger even so fails in the middle of its run. The
-estimate builds what a driver writes of each stage, with identifiers as random as Kubeflow's, and compresses it.
-Its factors are fitted to workflows that a real Kubeflow 2.17.0 recorded.
+Argo keeps the whole workflow in one object of Kubernetes, which holds 1 MiB. Argo compresses the nodes of a
+larger workflow. A workflow that is too large even then fails in the middle of its run. The estimate builds the
+text that a driver writes for each stage, with identifiers as random as Kubeflow's, and compresses it. Its factors
+are fitted to workflows recorded from a real Kubeflow 2.17.0.
 """
 
 import base64
@@ -14,48 +15,55 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mappo.errors import ConfigError
+from mappo.tuning.study_config import study_config_from_json
 from pipelines.plan import PlannedStage, planned_stages
 
 MAX_BYTES = 1024**2
-_COPIES = 6  # of a stage's pod: as the driver's output twice, and as the input of a task and its pod, each retried
+_COPIES = 6  # of a stage's pod: the driver's output twice, the inputs of a task and of its pod, each with a retry
 _LAUNCHER = "/kfp-launcher/launch --pipeline_name --run_id --execution_id --pod_name --pod_uid --publish_logs" * 7
 _NODE_BYTES = 550
-_LEVEL = 4  # of gzip: Go packs less tightly than zlib
-_NODES_FACTOR, _COMPRESSED_FACTOR = 1.2, 1.9  # real nodes have times, hashes and names of logs in between
-_SPECIFICATION_FACTOR = 2.3  # Kubeflow makes so much of a pipeline's bytes in a workflow
-_MOST_ITEMS = 1000  # of a loop: nobody need estimate more
-_ARTIFACT_BYTES = 420  # of an input artifact: its URI and its labels
-_RETRAINED = "retrain_seeds"  # the parameter that says how many items a loop over a study's choice has
+_GZIP_LEVEL = 4  # lower than the default, since Go compresses less tightly than zlib
+_NODES_FACTOR, _COMPRESSED_FACTOR = 1.2, 1.9  # for the times, hashes and log names in real nodes
+_SPECIFICATION_FACTOR = 2.3  # bytes in the workflow for each byte of the compiled pipeline
+_MOST_ITEMS = 1000  # in a loop; more are refused without an estimate, since they cannot fit
+_ARTIFACT_BYTES = 420  # the URI and the labels of an input artifact
 
 
 def workflow_bytes(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
-    """Return about how many bytes the workflow of a run has at its end, with its nodes compressed if they must be.
+    """Estimate the bytes of a run's workflow at its end, with its nodes compressed if it is larger than 1 MiB.
 
-    document: a pipeline as the API takes it (`Compiled.body`). parameters: those of the run.
+    `document` is a pipeline as the API takes it (`Compiled.body`); `parameters` are those of the run.
     """
     pipeline = document.get("pipeline_spec", document)
     declared = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
-    values = {name: each.get("defaultValue") for name, each in declared.items()} | dict(parameters)
-    stages = planned_stages(document, parameters, unknown_items=int(values.get(_RETRAINED) or 1))
+    values = {name: definition.get("defaultValue") for name, definition in declared.items()} | dict(parameters)
+    stages = planned_stages(document, parameters, unknown_items=_num_retraining_seeds(values) or 1)
     nodes = sorted(_nodes(document, stages, values), key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "".join(nodes)
     specification = int(_SPECIFICATION_FACTOR * len(_json(dict(document))))
     plain = specification + int(_NODES_FACTOR * len(text))
     if plain <= MAX_BYTES:
         return plain
-    return specification + int(_COMPRESSED_FACTOR * len(base64.b64encode(gzip.compress(text.encode(), _LEVEL))))
+    compressed = base64.b64encode(gzip.compress(text.encode(), _GZIP_LEVEL))
+    return specification + int(_COMPRESSED_FACTOR * len(compressed))
+
+
+def _num_retraining_seeds(parameters: Mapping[str, Any]) -> int:
+    """Return the number of items in the loops over retraining seeds; 0 in a pipeline without a study."""
+    text = parameters.get("study_config")
+    return study_config_from_json(text).retraining.num_seeds if text else 0
 
 
 def check_size(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Refuse a run whose workflow would not fit into one object of Kubernetes.
 
     Raises:
-        ConfigError: it would not; the message has its size and the limit.
+        ConfigError: the workflow would not fit; the message has its estimated size and the limit.
     """
     lists = [len(value) for value in parameters.values() if isinstance(value, list)]
-    items = max([*lists, int(parameters.get(_RETRAINED) or 0)])
+    items = max([*lists, _num_retraining_seeds(parameters)])
     if items > _MOST_ITEMS:
-        raise ConfigError(f"{items:,} seeds or workers in one run: at most some 60 fit; make several runs")
+        raise ConfigError(f"{items:,} seeds or workers in one run: about 60 fit; split them into several runs")
     size = workflow_bytes(document, parameters)
     if size > MAX_BYTES:
         raise ConfigError(
@@ -65,10 +73,10 @@ def check_size(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
 
 
 def _nodes(document: Mapping[str, Any], stages: list[PlannedStage], values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the nodes of all stages, and of what they are nested in, as text."""
+    """Yield the nodes of all stages, and of the loops and pipelines around them, as text."""
     pipeline = document.get("pipeline_spec", document)
-    around = {stage.path[:depth] for stage in stages for depth in range(1, len(stage.path))}
-    for path in around:
+    parents = {stage.path[:depth] for stage in stages for depth in range(1, len(stage.path))}
+    for path in parents:
         name = path[-1]
         component = pipeline["components"].get(f"comp-{name}", pipeline["root"] if name == "root" else {})
         for _ in range(2):
@@ -81,7 +89,7 @@ def _nodes(document: Mapping[str, Any], stages: list[PlannedStage], values: Mapp
 
 
 def _node(path: tuple[str, ...], *texts: str) -> str:
-    """Return a node with these parameters; names and hashes are as long as Argo's."""
+    """Return a node with these texts as its parameters; its name and hashes are as long as Argo's."""
     name = ".".join(f"{step}(0)" for step in path)
     hashes = " ".join(
         str(int(hashlib.sha256(f"{name}{index}".encode()).hexdigest()[:8], 16)) for index in range(4)
@@ -90,19 +98,23 @@ def _node(path: tuple[str, ...], *texts: str) -> str:
     return _json({"name": head, "parameters": list(texts)})
 
 
-def _patch(document: Mapping[str, Any], stage: PlannedStage, values: Mapping[str, Any], count: int) -> str:
-    """Return what a driver writes of a stage's pod."""
+def _patch(document: Mapping[str, Any], stage: PlannedStage, values: Mapping[str, Any], num_stages: int) -> str:
+    """Return the pod patch that a driver writes for a stage."""
     execution = str(uuid.uuid4())
     sources = stage.task.get("inputs", {}).get("parameters", {})
-    given = {name: stage.inputs.get(name, values.get(name, source)) for name, source in sources.items()}
+    parameter_values = {name: stage.inputs.get(name, values.get(name, source)) for name, source in sources.items()}
     outputs = [*stage.component.get("outputDefinitions", {}).get("artifacts", {}), "executor-logs"]
-    place = f"minio://mlpipeline/v2/artifacts/pipeline/{uuid.UUID(int=0)}/{stage.path[-1]}/{execution}"
+    folder = f"minio://mlpipeline/v2/artifacts/pipeline/{uuid.UUID(int=0)}/{stage.path[-1]}/{execution}"
     artifacts = {
-        name: {"name": name, "type": "schemaTitle schemaVersion", "uri": f"{place}/{name}"} for name in outputs
+        name: {"name": name, "type": "schemaTitle schemaVersion", "uri": f"{folder}/{name}"} for name in outputs
     }
-    read = stage.component.get("inputDefinitions", {}).get("artifacts", {}).values()
-    num_read = sum(count // 2 if each.get("isArtifactList") else 1 for each in read)
-    inputs = {"parameterValues": given, "artifacts": [f"{uuid.uuid4()}".ljust(_ARTIFACT_BYTES, "x")] * num_read}
+    artifact_inputs = stage.component.get("inputDefinitions", {}).get("artifacts", {}).values()
+    # A list of artifacts holds the report of each seed, that is, of about every second stage: train, evaluate.
+    num_artifacts = sum(num_stages // 2 if artifact.get("isArtifactList") else 1 for artifact in artifact_inputs)
+    inputs = {
+        "parameterValues": parameter_values,
+        "artifacts": [f"{uuid.uuid4()}".ljust(_ARTIFACT_BYTES, "x")] * num_artifacts,
+    }
     command = [_json({"inputs": inputs, "outputs": artifacts}), _json(stage.component), _LAUNCHER]
     return _json(
         {"command": command, "container": _container(document, stage), "env": _kubernetes(document, stage)}

@@ -1,20 +1,12 @@
-"""What a compiled pipeline declares: its parameters, containers and texts."""
+"""Read the parameters, containers and texts of a compiled pipeline."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from components.placeholders import SCHEDULED_TIME, require_known
 from mappo.errors import ConfigError
-from mappo.promotion.gate import Gate
-from mappo.strict_json import checked, parse_json
-from mappo.tuning.search_space import TuningConfig
-
-JSON_PARAMETERS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "space": lambda _: None,
-    "tuning": lambda values: checked(TuningConfig, values),
-    "gate": lambda values: checked(Gate, values),
-}
+from mappo.strict_json import parse_json
 
 PLACEHOLDER = re.compile(r"\{\{|pipelinechannel")
 PARAMETER_PLACEHOLDER = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
@@ -26,7 +18,11 @@ KINDS: dict[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
 }
-TIMED_PARAMETERS = ("run", "edition", "store")  # the stages put the time of the run into these
+TIMED_PARAMETERS = (
+    "run",
+    "edition",
+    "store",
+)  # in these, the stages replace [[ScheduledTime]] by the time of the run
 KIND_WORDS = {
     "STRING": "text",
     "NUMBER_INTEGER": "a whole number",
@@ -38,7 +34,7 @@ KIND_WORDS = {
 
 
 def parameters_of(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """The declared parameters of a compiled pipeline, by name."""
+    """Return the declared parameters of a compiled pipeline, by name."""
     parameters = specification["root"].get("inputDefinitions", {}).get("parameters", {})
     assert isinstance(parameters, dict)
     return parameters
@@ -46,7 +42,9 @@ def parameters_of(specification: Mapping[str, Any]) -> dict[str, Any]:
 
 def defaults_of(specification: Mapping[str, Any]) -> dict[str, Any]:
     declared = parameters_of(specification)
-    return {name: each["defaultValue"] for name, each in declared.items() if "defaultValue" in each}
+    return {
+        name: definition["defaultValue"] for name, definition in declared.items() if "defaultValue" in definition
+    }
 
 
 def placeholder_problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -58,16 +56,16 @@ def placeholder_problems(values: Mapping[str, Any]) -> Iterator[str]:
                 yield f"parameter {name}: {error}"
             else:
                 if SCHEDULED_TIME in text and name not in TIMED_PARAMETERS:
-                    where = ", ".join(TIMED_PARAMETERS)
-                    yield f"parameter {name} = {text!r}: {SCHEDULED_TIME} is replaced in {where} only"
+                    allowed = ", ".join(TIMED_PARAMETERS)
+                    yield f"parameter {name} = {text!r}: {SCHEDULED_TIME} is replaced in {allowed} only"
 
 
 def texts_within(name: str, value: Any) -> Iterator[str]:
-    """Yield the texts of a parameter, also those within its JSON."""
-    if name in ("config", *JSON_PARAMETERS) and isinstance(value, str):
+    """Yield the texts of a parameter's value, also those inside a value that holds JSON."""
+    if name in ("config", "study_config") and isinstance(value, str):
         try:
             value = parse_json(value)
-        except ValueError:  # reported as the value's own problem
+        except ValueError:  # the check of the value itself reports this
             return
     yield from (text for _, text in texts_of(value, name))
 
@@ -79,11 +77,12 @@ def containers_of(specification: Mapping[str, Any]) -> Iterator[tuple[str, Mappi
 
 
 def texts_of(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and text of every text within a value; paths begin with `path`, such as root.dag.0."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from texts_of(each, f"{path}.{key}")
+        for key, item in value.items():
+            yield from texts_of(item, f"{path}.{key}")
     elif isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from texts_of(each, f"{path}.{index}")
+        for index, item in enumerate(value):
+            yield from texts_of(item, f"{path}.{index}")

@@ -27,7 +27,7 @@ class Artifacts(NamedTuple):
 
 
 def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
-    """The pipeline as a site runs it, or as this machine does (None)."""
+    """Make the pipeline for a site, or for this machine (None)."""
 
     @dsl.pipeline(
         name="mappo-training",
@@ -35,25 +35,25 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
     )
     @with_placement(site, "validate", "train", "evaluate")
     def training(placement: Placement, config: str, store: str = "", run: str = "") -> Artifacts:
-        """Train and judge one set of policies.
+        """Train and evaluate one set of policies.
 
         Args:
-            placement: Where its stages run.
+            placement: The placement of the pipeline's stages.
             config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-            store: Where runs are kept, as s3://bucket/prefix; empty to keep it with the pipeline's artifacts.
-            run: The run's name in the store; an existing one is resumed. Without a name, it is the run's ID.
+            store: The store of runs, s3://bucket/prefix; empty to keep the run with the pipeline's artifacts.
+            run: The run's name in the store; an existing run is resumed. Empty: the ID of the pipeline's run.
         """
         version = mappo.__version__
-        named = {
+        common = {
             "run": run,
             "scheduled_at": placement.scheduled_at,
             "compiled_by": version,
         }
-        validated = validate(config=config, **named)
-        trained = train(config=config, store=store, **named, **placement.gpus("train")).after(validated)
-        evaluated = evaluate(checkpoint=trained.outputs["best"], **named, **placement.gpus("evaluate"))
+        validated = validate(config=config, **common)
+        trained = train(config=config, store=store, **common, **placement.gpus("train")).after(validated)
+        evaluated = evaluate(checkpoint=trained.outputs["best"], **common, **placement.gpus("evaluate"))
         for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
-            placement.place(task, stage)
+            placement.apply(task, stage)
         return Artifacts(
             validation_report=validated.outputs["report"],
             best_checkpoint=trained.outputs["best"],

@@ -29,7 +29,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def tiny() -> ExperimentConfig:
-    """Navigation with two agents, small enough to train in a second."""
+    """Return a configuration of navigation with two agents, small enough to train in a second."""
     return from_dict(TINY)
 
 
@@ -48,14 +48,14 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The real one at the end of a run of TINY, after its third iteration."""
+    """Return the real checkpoint after the third and last iteration of a run of TINY."""
     directory = tmp_path_factory.mktemp("trained")
     return train(from_dict(TINY), Run.at(directory), HistoryFile(directory / "history.csv"), lambda _: None)
 
 
 @pytest.fixture
 def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KubeflowServer]:
-    """An API server of Kubeflow Pipelines, which the environment points to; nothing else of the user's does."""
+    """Start a test server of Kubeflow Pipelines, the only Kubeflow in the environment and the home directory."""
     for name in [name for name in os.environ if name.startswith(("KF_PIPELINES_", "KUBE", "MAPPO_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -67,30 +67,30 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubefl
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Give a command; its exit status, what it printed, and its errors."""
+    """Return a function that runs a command and returns its exit status, its output and its error output."""
 
-    def give(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments: str) -> tuple[int, str, str]:
         status = main(list(arguments))
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
+        output = capsys.readouterr()
+        return status, output.out, output.err
 
-    return give
+    return run
 
 
 @pytest.fixture
 def read(cli: Cli) -> Callable[..., Any]:
-    """Give a command that succeeds; what it printed, as JSON."""
+    """Return a function that runs a command, checks that it succeeds, and returns its JSON output."""
 
-    def give(*arguments: str) -> Any:
+    def run(*arguments: str) -> Any:
         status, out, err = cli(*arguments, "--output", "json")
         assert status == 0, err
         return json.loads(out)
 
-    return give
+    return run
 
 
 def endless(**environment: object) -> ExperimentConfig:
-    """A task that pays 1 a frame; see `tests.support.scenarios.Endless`."""
+    """Return a configuration whose task has a reward of 1 each frame; see `tests.support.scenarios.Endless`."""
     return from_dict(
         {
             "environment": {
@@ -118,36 +118,36 @@ def read_json(path: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def moto_endpoint() -> Iterator[str]:
-    """An S3 server that checks little, at once."""
+    """Start moto, an S3 server that starts at once and checks little."""
     with moto_server() as endpoint:
         yield endpoint
 
 
 @pytest.fixture(scope="session")
 def rgw_endpoint() -> Iterator[str]:
-    """An S3 server that people run, after some 15 s."""
+    """Start Ceph's RADOS gateway, a production S3 server that takes about 15 s to start."""
     with tempfile.TemporaryDirectory(prefix="ceph-") as directory, ceph_rgw(Path(directory)) as endpoint:
         yield endpoint
 
 
 @pytest.fixture
 def s3(moto_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a fresh bucket, with all that boto3 needs to find it in the environment."""
+    """Create a bucket and return its name; the environment holds endpoint and credentials for boto3."""
     return use_s3(monkeypatch, moto_endpoint)
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that Python launches, all or some of them."""
+    """A counter of the operations that Python launches: of `operations`, or of all."""
 
-    def __init__(self, *some):
+    def __init__(self, *operations):
         super().__init__()
-        self.count, self._some = 0, some
+        self.count, self._operations = 0, operations
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not self._some or func in self._some
+        self.count += not self._operations or func in self._operations
         return func(*args, **(kwargs or {}))
 
 
 def counted_waits():
-    """Counts how often Python asks for what a tensor holds, for which it waits for a GPU."""
+    """Return a counter of the operations that read a tensor's values, for which Python waits for the GPU."""
     return Operations(torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)

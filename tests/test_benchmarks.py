@@ -14,7 +14,7 @@ from tests.cli.test_main import TINY
 from tests.support.runs import train_here
 
 
-def test_recipes_are_trained_evaluated_and_listed(monkeypatch, capsys):
+def test_recipes_benchmark_trains_evaluates_and_lists_recipes(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recipes", "navigation", "balance", "--seeds", "0,3", *TINY])
     recipes.main()
     table = capsys.readouterr().out.rsplit("\n\n", maxsplit=1)[1].splitlines()
@@ -23,39 +23,42 @@ def test_recipes_are_trained_evaluated_and_listed(monkeypatch, capsys):
     ]
 
 
-def test_ways_to_tune_are_compared_at_equal_time(monkeypatch, capsys):
+def test_rate_benchmark_compares_ways_to_tune_with_equal_time(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tuning", "rate", "navigation", "--minutes", "0.001", *TINY])
     tuning.main()
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     table = {row[0]: row[1:] for row in rows if row and row[0] in ("mappo", "plain", "torchrl")}
     assert list(table) == ["mappo", "plain", "torchrl"]
-    for trials, minutes, an_hour, best, held_out in table.values():
+    for trials, minutes, trials_per_hour, best, held_out in table.values():
         assert int(trials) == 1
         assert float(minutes) >= 0
-        assert float(an_hour) > 0
+        assert float(trials_per_hour) > 0
         assert -10 < float(best) < 10
         assert -10 < float(held_out) < 10
 
 
-def test_what_a_study_costs_is_a_ratio_to_a_plain_loop(monkeypatch, capsys):
+def test_overhead_benchmark_prints_a_ratio_to_a_plain_loop(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tuning", "overhead", "navigation", "--trials", "1", *TINY])
     tuning.main()
     assert re.search(r"^ratio \d+\.\d+ \(", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_what_start_up_is_measured_with_starts():
-    done = subprocess.run(
+def test_first_frame_command_of_the_startup_benchmark_succeeds():
+    process = subprocess.run(
         [sys.executable, *startup.COMMANDS["first frame"]], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.long
-def test_contenders_take_turns_and_are_evaluated_alike(tiny, tmp_path):
+def test_contenders_take_turns_and_are_evaluated_by_the_same_code(tiny, tmp_path):
     config = override(tiny, {"selection": {"interval_iterations": 1, "episodes_per_seed": 4}})
-    with contenders({name: (name, config) for name in ("mappo", "TorchRL")}, os.environ) as started:
-        turns = [{name: each.iteration(is_evaluated=True) for name, each in started.items()} for _ in range(2)]
-    for name in started:
+    with contenders({name: (name, config) for name in ("mappo", "TorchRL")}, os.environ) as by_name:
+        turns = [
+            {name: contender.run_iteration(is_evaluated=True) for name, contender in by_name.items()}
+            for _ in range(2)
+        ]
+    for name in by_name:
         first, second = (turn[name] for turn in turns)
         assert (first.frames, second.frames) == (120, 240)
         assert second.seconds - first.seconds >= second.collect_seconds + second.learn_seconds
@@ -66,7 +69,7 @@ def test_contenders_take_turns_and_are_evaluated_alike(tiny, tmp_path):
     assert evaluation_return(config, policy) == pytest.approx(checkpoint.selection_return, abs=1e-6)
 
 
-def test_update_is_beside_its_multiplications(monkeypatch, capsys):
+def test_update_benchmark_compares_an_update_with_its_multiplications(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["update", "navigation", "--turns", "1", *TINY])
     monkeypatch.setattr(update, "_UPDATES", ("plain",))
     update.main()
@@ -75,11 +78,11 @@ def test_update_is_beside_its_multiplications(monkeypatch, capsys):
     assert float(rows["step plain"][1]) > float(rows["bound"][1]) == 1
 
 
-def test_speed_is_not_compared_where_returns_disagree():
+def test_speed_is_not_compared_when_returns_differ():
     def iteration(value):
         return Iteration(1, 1.0, 1.0, 1.0, 1, None, value)
 
     throughput._require_agreement({"one": iteration(0.9), "other": iteration(0.75)}, 0.2)
-    for far in (0.6, math.nan):
+    for distant_return in (0.6, math.nan):
         with pytest.raises(SystemExit, match=r"differ by more than 0\.2.*one 0\.90, other"):
-            throughput._require_agreement({"one": iteration(0.9), "other": iteration(far)}, 0.2)
+            throughput._require_agreement({"one": iteration(0.9), "other": iteration(distant_return)}, 0.2)

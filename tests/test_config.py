@@ -13,15 +13,15 @@ def test_json_round_trip_gives_the_same_configuration(name):
     assert to_json(from_json(to_json(config))) == to_json(config)
 
 
-def test_hash_does_not_depend_on_key_order_or_on_how_a_number_is_written():
-    one = from_json('{"seed": 3, "learner": {"discount": 1, "epochs": 4}}')
-    other = from_json('{"learner": {"epochs": 4, "discount": 1.0}, "seed": 3}')
-    assert config_hash(one) == config_hash(other)
-    assert config_hash(one) != config_hash(override(one, {"seed": 4}))
+def test_hash_does_not_depend_on_key_order_or_number_format():
+    first = from_json('{"seed": 3, "learner": {"discount": 1, "epochs": 4}}')
+    second = from_json('{"learner": {"epochs": 4, "discount": 1.0}, "seed": 3}')
+    assert config_hash(first) == config_hash(second)
+    assert config_hash(first) != config_hash(override(first, {"seed": 4}))
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "fragments"),
     [
         ('{"learner": {"clip_epsilom": 0.1}}', ["learner.clip_epsilom", "0.1", "did you mean clip_epsilon?"]),
         ('{"sed": 1}', ["sed = 1", "did you mean seed?"]),
@@ -49,11 +49,11 @@ def test_hash_does_not_depend_on_key_order_or_on_how_a_number_is_written():
         ("{", ["not JSON"]),
     ],
 )
-def test_bad_configuration_is_refused_naming_field_value_and_bound(text, named):
+def test_bad_configuration_is_refused_naming_field_value_and_bound(text, fragments):
     with pytest.raises(ConfigError) as error:
         from_json(text)
-    for words in named:
-        assert words in str(error.value)
+    for fragment in fragments:
+        assert fragment in str(error.value)
 
 
 def test_every_problem_is_reported_at_once():
@@ -72,7 +72,7 @@ def test_override_changes_only_what_it_names():
     assert to_dict(changed) == expected
 
 
-def test_another_scenario_drops_the_arguments_of_the_old_one():
+def test_another_scenario_drops_the_arguments_of_the_previous_one():
     changed = override(recipe("navigation"), {"environment": {"scenario": "wheel"}})
     assert changed.environment.scenario_kwargs == {}
     same = override(recipe("navigation"), {"environment": {"scenario": "navigation"}})
@@ -108,7 +108,7 @@ def test_only_the_result_of_all_changes_is_checked():
     assert changed.learner.minibatch_frames == 9_000
 
 
-def test_scenario_arguments_follow_the_last_scenario_named():
+def test_scenario_arguments_belong_to_the_last_scenario():
     base = recipe("navigation")
     wheel = {"environment": {"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}}
     assert override(base, wheel, {"environment": {"scenario": "balance"}}).environment.scenario_kwargs == {}
@@ -118,6 +118,6 @@ def test_scenario_arguments_follow_the_last_scenario_named():
 
 
 @pytest.mark.parametrize("environment", [3, None, [], {"scenario": None}, {"scenario_kwargs": 3}])
-def test_override_with_something_else_than_an_object_is_refused(environment):
+def test_override_refuses_an_environment_that_is_not_an_object(environment):
     with pytest.raises(ConfigError, match="environment"):
         override(recipe("navigation"), {"environment": {"scenario": "wheel"}}, {"environment": environment})

@@ -1,4 +1,4 @@
-"""The Dockerfile, without building it; tests/test_image.py does."""
+"""Check the Dockerfile without a build; tests/test_image.py builds it."""
 
 import re
 import subprocess
@@ -9,20 +9,20 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 
 
-def test_hadolint_has_nothing_to_say():
+def test_dockerfile_passes_hadolint():
     program = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    result = subprocess.run([program, ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
-def test_it_ends_as_a_user_by_number_with_an_entry_point_that_gets_signals():
+def test_last_stage_has_a_numeric_user_and_an_entry_point_that_receives_signals():
     last = TEXT.rpartition("\nFROM ")[2]
     assert re.search(r"^USER [1-9]\d+:[1-9]\d+$", last, re.MULTILINE)
     assert re.search(r'^ENTRYPOINT \["mappo"\]$', last, re.MULTILINE), "a shell would not pass SIGTERM on"
 
 
-def test_only_what_is_named_gets_into_the_build():
-    """Not the git history, nor runs, secrets or environments that lie in the directory."""
+def test_build_context_holds_only_the_copied_files():
+    """The git history, runs, secrets and virtual environments in the directory are excluded."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     ignored = [line for line in lines if not line.startswith("#")]
     assert ignored[0] == "*"

@@ -1,4 +1,4 @@
-"""Training on a store that fails, through a fault proxy in front of real S3 servers."""
+"""The training on a store that fails: a fault proxy stands in front of real S3 servers, or the disk is full."""
 
 import itertools
 import logging
@@ -17,10 +17,9 @@ import pytest
 
 import pipelines.__main__
 from mappo.config import from_dict, override, to_json
-from mappo.errors import StageFailed, StoreUnavailable
+from mappo.errors import StageFailed, StoreError, StoreUnavailable
 from mappo.runs.attempt import claim
 from mappo.runs.run import Run
-from mappo.stages import runtime
 from mappo.stages.evaluate import evaluate
 from mappo.stages.train import train as train_stage
 from mappo.training.history import HistoryFile
@@ -43,7 +42,7 @@ CONFIG = override(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The end of a run that nothing happened to."""
+    """The last checkpoint of a run without faults."""
     return train_here(CONFIG, tmp_path_factory.mktemp("whole"))
 
 
@@ -73,7 +72,7 @@ def small_disk(tmp_path):
 
 
 def only(count, action, method, part):
-    """A rule for one request, counted from 1 on among those of this method whose paths have this part."""
+    """Return a rule for one request: number `count` (from 1) of those with this method and part of the path."""
     matching = itertools.count(1)
     return lambda number, its_method, path: (
         action if its_method == method and part in path and next(matching) == count else ""
@@ -84,17 +83,17 @@ def train_at(location, folder, on_report=lambda _: None, patience_seconds=60.0):
     return train(CONFIG, Run.at(location, patience_seconds), HistoryFile(folder / "history.csv"), on_report)
 
 
-def puts(proxy, part):
+def num_puts(proxy, part):
     return sum(method == "PUT" and part in path for method, path in proxy.requests)
 
 
-def is_whole(location):
-    """Every checkpoint there is can be loaded."""
+def has_only_good_checkpoints(location):
+    """Load every checkpoint of a run; return whether there is any."""
     run = Run.at(location)
-    saved = run.saved()
-    for place in saved:
-        run.load(place)
-    return bool(saved)
+    refs = run.refs()
+    for ref in refs:
+        run.load(ref)
+    return bool(refs)
 
 
 def test_training_on_a_store_that_fails_now_and_then_loses_nothing(proxy, whole, tmp_path):
@@ -112,18 +111,18 @@ def test_training_on_a_store_that_fails_now_and_then_loses_nothing(proxy, whole,
     proxy.rule = lambda *request: chance.choice(faults) if chance.random() < 0.2 else ""
 
     def on_report(report):
-        """Every other checkpoint at least is to be saved, not skipped."""
-        wait_until(lambda: puts(proxy, "/checkpoints/") >= report.progress.iteration // 2)
+        """Wait until at least half of the checkpoints are saved, so that the saver does not skip most of them."""
+        wait_until(lambda: num_puts(proxy, "/checkpoints/") >= report.progress.iteration // 2)
 
     assert_same_training(train_at(proxy.location, tmp_path, on_report), whole)
     proxy.rule = always("")
     assert_same_training(last(proxy.location), whole)
-    assert is_whole(proxy.location)
+    assert has_only_good_checkpoints(proxy.location)
 
 
-def test_killed_inside_a_save_the_run_goes_on_and_ends_the_same(proxy, whole, tmp_path, capsys):
+def test_run_that_was_killed_during_a_save_resumes_and_ends_the_same(proxy, whole, tmp_path, capsys):
     store, _, name = proxy.location.rpartition("/")
-    proxy.rule = only(8, "hold", "PUT", "/blobs/")  # in the second save, as each has five parts
+    proxy.rule = only(8, "hold", "PUT", "/blobs/")  # in the second save, since each save has five parts
     process = start_training(CONFIG, store, name, tmp_path)
     assert proxy.held.wait(60)
     kill(process)
@@ -131,29 +130,31 @@ def test_killed_inside_a_save_the_run_goes_on_and_ends_the_same(proxy, whole, tm
     proxy.released.set()
     time.sleep(0.2)
     train_stage(to_json(CONFIG), proxy.location, tmp_path / "history.csv")
-    assert "goes on after" in capsys.readouterr().out
+    assert "resumed after" in capsys.readouterr().out
     assert_same_training(last(proxy.location), whole)
-    assert is_whole(proxy.location)
+    assert has_only_good_checkpoints(proxy.location)
     assert len(Run.at(proxy.location).garbage(grace_seconds=-5)) >= 2  # the parts that were saved before the kill
 
 
-def test_process_that_wakes_up_after_another_took_over_stops_and_spoils_nothing(moto_proxy, whole, tmp_path):
+def test_process_that_continues_after_another_attempt_has_started_stops_and_damages_nothing(
+    moto_proxy, whole, tmp_path
+):
     store, _, name = moto_proxy.location.rpartition("/")
     moto_proxy.rule = only(2, "hold", "PUT", "/checkpoints/")
-    asleep = start_training(CONFIG, store, name, tmp_path)
+    held_process = start_training(CONFIG, store, name, tmp_path)
     assert moto_proxy.held.wait(60)
     moto_proxy.rule = always("")
     finished = train_at(moto_proxy.location, tmp_path / "other")
     moto_proxy.released.set()
-    output, _ = asleep.communicate(timeout=60)
-    assert asleep.returncode == 1
+    output, _ = held_process.communicate(timeout=60)
+    assert held_process.returncode == 1
     assert "failed: " in output
     assert "attempt 2 of this run has begun on" in output
     assert_same_training(finished, whole)
     assert_same_training(last(moto_proxy.location), whole)
 
 
-def test_store_that_is_dead_for_a_while_does_not_hold_training_up(moto_proxy, whole, tmp_path):
+def test_store_that_is_down_for_a_while_does_not_delay_training(moto_proxy, whole, tmp_path):
     reports = []
 
     def on_report(report):
@@ -169,16 +170,16 @@ def test_store_that_is_dead_for_a_while_does_not_hold_training_up(moto_proxy, wh
     assert_same_training(last(moto_proxy.location), whole)
 
 
-def test_slow_store_holds_training_up_less_than_it_is_slow(moto_proxy, tmp_path):
+def test_slow_store_delays_training_less_than_one_save_takes(moto_proxy, tmp_path):
     moto_proxy.rule = always("delay 0.2", "PUT")
     reports = []
     train_at(moto_proxy.location, tmp_path, reports.append)
-    assert sum(report.save_seconds for report in reports) < 1.3  # one save takes the store longer
+    assert sum(report.save_seconds for report in reports) < 1.3  # a single save takes longer
     assert reports[-1].saves.num_skipped_saves > 0
     assert iterations(moto_proxy.location)[0] == 12
 
 
-def test_credentials_that_expire_are_said_and_saving_goes_on_with_new_ones(moto_proxy, whole, tmp_path, caplog):
+def test_expired_credentials_are_logged_and_saving_continues_with_new_ones(moto_proxy, whole, tmp_path, caplog):
     def on_report(report):
         if report.progress.iteration == 3:
             moto_proxy.rule = always("400 ExpiredToken")
@@ -193,16 +194,14 @@ def test_credentials_that_expire_are_said_and_saving_goes_on_with_new_ones(moto_
     assert_same_training(last(moto_proxy.location), whole)
 
 
-def test_store_that_is_dead_at_the_end_fails_the_stage_and_the_result_is_kept_here(
+def test_store_that_is_down_at_the_end_fails_the_stage_and_the_result_is_saved_locally(
     moto_proxy, whole, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("mappo.training.training._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("mappo.training.training._SAVE_TIMEOUT_SECONDS", 1.0)
     moto_proxy.rule = lambda number, method, path: "503 SlowDown" if "/blobs/" in path else ""
     with pytest.raises(StageFailed):
         train_stage(to_json(CONFIG), moto_proxy.location, tmp_path / "history.csv")
-    assert (
-        f"kept in {tmp_path / 'unsaved'}: copy what is in it to {moto_proxy.location}" in capsys.readouterr().out
-    )
+    assert f"kept in {tmp_path / 'unsaved'}: copy its content to {moto_proxy.location}" in capsys.readouterr().out
     moto_proxy.rule = always("")
     bucket, _, prefix = moto_proxy.location.removeprefix("s3://").partition("/")
     with s3_client() as client:
@@ -212,59 +211,61 @@ def test_store_that_is_dead_at_the_end_fails_the_stage_and_the_result_is_kept_he
     assert_same_training(train_at(moto_proxy.location, tmp_path / "again"), whole)
 
 
-def test_bad_downloads_are_repeated(proxy, whole):
+def test_damaged_downloads_are_repeated(proxy, whole):
     claim(Run.at(proxy.location)).save(whole)
     for fault in ("corrupt", "truncate"):
         proxy.rule = first(2, fault, "GET")
         assert_same_training(last(proxy.location), whole)
 
 
-def test_checkpoint_that_is_always_read_badly_is_passed_over_for_the_one_before(
+def test_previous_checkpoint_is_used_when_every_download_of_the_newest_is_damaged(
     moto_proxy, whole, tmp_path, caplog
 ):
-    class Enough(Exception):
+    class StopTraining(Exception):
         pass
 
     def stop(report):
         if report.progress.iteration == 8:
-            raise Enough
+            raise StopTraining
 
-    with pytest.raises(Enough):
+    with pytest.raises(StopTraining):
         train_at(moto_proxy.location, tmp_path, stop)
     run = Run.at(moto_proxy.location)
-    newest, before, *_ = run.saved()
-    bad = run.manifest(newest).file_name("simulation")
-    moto_proxy.rule = lambda number, method, path: "corrupt" if method == "GET" and path.endswith(bad) else ""
+    newest, previous, *_ = run.refs()
+    part = run.manifest(newest).file_name("simulation")
+    moto_proxy.rule = lambda number, method, path: "corrupt" if method == "GET" and path.endswith(part) else ""
     reports = []
     with caplog.at_level(logging.WARNING):
         assert_same_training(train_at(moto_proxy.location, tmp_path / "again", reports.append), whole)
-    assert reports[0].progress.iteration == before.iteration + 1
-    assert f"{newest} cannot be used, looking for the one before: " in caplog.text
+    assert reports[0].progress.iteration == previous.iteration + 1
+    assert f"{newest} cannot be used, trying the previous checkpoint: " in caplog.text
     assert "damaged or replaced" in caplog.text
 
 
-def test_store_that_cannot_be_reached_stops_training_before_it_begins(moto_proxy, monkeypatch, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+def test_unreachable_store_stops_training_before_its_first_iteration(moto_proxy, monkeypatch, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(StoreUnavailable, match=endpoint):
         train_at(moto_proxy.location, tmp_path, patience_seconds=0.5)
     assert not (tmp_path / "history.csv").exists()
 
 
-def test_store_that_ignores_conditions_is_said_and_attempts_are_kept_apart(moto_proxy, whole, tmp_path, caplog):
+def test_store_that_ignores_conditions_is_logged_and_the_earlier_attempt_cannot_save(
+    moto_proxy, whole, tmp_path, caplog
+):
     moto_proxy.rule = always("drop condition")
     with caplog.at_level(logging.WARNING):
         first_attempt = claim(Run.at(moto_proxy.location))
     assert "ignores conditional writes" in caplog.text
     assert_same_training(train_at(moto_proxy.location, tmp_path), whole)
-    with pytest.raises(runtime.StoreError, match="attempt 2 of this run has begun"):
+    with pytest.raises(StoreError, match="attempt 2 of this run has begun"):
         first_attempt.save(whole)
     assert_same_training(last(moto_proxy.location), whole)
 
 
-def test_attempts_that_race_for_a_number_get_different_ones(proxy):
+def test_attempts_that_race_for_a_number_get_different_numbers(proxy):
     attempts, threads = [], []
     for _ in range(4):
         thread = threading.Thread(target=lambda: attempts.append(claim(Run.at(proxy.location))))
@@ -275,8 +276,8 @@ def test_attempts_that_race_for_a_number_get_different_ones(proxy):
     assert sorted(attempt.number for attempt in attempts) == [1, 2, 3, 4]
 
 
-def test_pipeline_that_was_killed_goes_on_and_no_secret_is_written_anywhere(moto_proxy, tmp_path, monkeypatch):
-    """The whole local pipeline, killed in training and started again; then all is searched for credentials."""
+def test_pipeline_that_was_killed_resumes_and_writes_no_secret(moto_proxy, tmp_path, monkeypatch):
+    """Kill the local pipeline in training, start it again, and search all its output for credentials."""
     canaries = ["canary-access-key-5f1d", "canary-secret-key-77ac", "canary-session-token-b2e9"]
     for name, canary in zip(("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"), canaries, strict=True):
         monkeypatch.setenv(f"AWS_{name}", canary)
@@ -301,21 +302,21 @@ def test_pipeline_that_was_killed_goes_on_and_no_secret_is_written_anywhere(moto
     os.killpg(killed.pid, signal.SIGKILL)
     output = killed.communicate()[0]
     moto_proxy.released.set()
-    again = start()
-    output += again.communicate(timeout=120)[0]
-    assert again.returncode == 0, output
-    assert "goes on after" in output
+    resumed = start()
+    output += resumed.communicate(timeout=120)[0]
+    assert resumed.returncode == 0, output
+    assert "resumed after" in output
     assert moto_proxy.location in output
     files = ["--config", str(tmp_path / "config.json"), "--output", str(tmp_path / "training.yaml")]
     assert pipelines.__main__.main(["compile", "--image", "a:1", *files]) == 0
-    written = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    contents = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     run = Run.at(moto_proxy.location)
-    written |= {entry.key: run.store.read(entry.key, 2**30) for entry in run.store.entries()}
-    assert any(key.startswith("checkpoints/") for key in written)
+    contents |= {entry.key: run.store.read(entry.key, 2**30) for entry in run.store.entries()}
+    assert any(key.startswith("checkpoints/") for key in contents)
     assert "evaluation" in output
     for canary in canaries:
         assert canary not in output
-        assert [place for place, content in written.items() if canary.encode() in content] == []
+        assert [name for name, content in contents.items() if canary.encode() in content] == []
 
 
 def fill(disk):
@@ -324,7 +325,7 @@ def fill(disk):
             file.write(bytes(4096))
 
 
-def test_history_that_found_no_room_is_whole_again_as_soon_as_there_is_some(small_disk, tmp_path, caplog):
+def test_history_is_complete_again_as_soon_as_the_disk_has_space(small_disk, tmp_path, caplog):
     reports = []
     train_at(tmp_path / "run", tmp_path, reports.append)
     history = HistoryFile(small_disk / "history.csv")
@@ -332,13 +333,13 @@ def test_history_that_found_no_room_is_whole_again_as_soon_as_there_is_some(smal
     fill(small_disk)
     for report in reports * 3:
         history.append(report)
-    assert "history.csv: No space left on device; training goes on" in caplog.text
+    assert "history.csv: No space left on device; training continues, but free disk space" in caplog.text
     (small_disk / "filling").unlink()
     history.append(reports[0])
     assert (small_disk / "history.csv").read_text() == history.text
 
 
-def test_disk_that_is_full_for_a_while_does_not_end_training_and_everything_is_there_in_the_end(
+def test_disk_that_is_full_for_a_while_does_not_stop_training_and_everything_is_saved_in_the_end(
     small_disk, whole, caplog
 ):
     def on_report(report):
@@ -350,15 +351,15 @@ def test_disk_that_is_full_for_a_while_does_not_end_training_and_everything_is_t
 
     with caplog.at_level(logging.WARNING):
         assert_same_training(train_at(small_disk / "run", small_disk, on_report), whole)
-    assert "No space left on device; free some, and saving goes on" in caplog.text
+    assert "No space left on device; free some space, and saving continues" in caplog.text
     assert "saving works again" in caplog.text
     assert_same_training(last(small_disk / "run"), whole)
     assert (small_disk / "history.csv").read_text() == last(small_disk / "run").history
 
 
-def test_best_of_the_pipeline_is_one_checkpoint(tmp_path):
-    outcome = train_stage(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
+def test_best_output_of_training_is_a_run_with_one_checkpoint(tmp_path):
+    result = train_stage(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
     assert len(iterations(tmp_path / "best")) == 1
-    assert outcome.metadata["seed"] == "0"
+    assert result.metadata["seed"] == "0"
     shutil.rmtree(tmp_path / "run")
     assert evaluate(to_json(CONFIG), tmp_path / "best").metrics["training_frames"] > 0

@@ -1,6 +1,6 @@
-"""The fast paths on a GPU: kernels and CUDA graphs against plain PyTorch there. Skipped where there is none.
+"""The fast paths on a GPU: compiled kernels and CUDA graphs compared with plain PyTorch. Skipped without a GPU.
 
-It needs no fixture of the others, so that a machine with a GPU needs little:
+The tests need no fixtures from other files, so that a machine with a GPU needs few packages:
 
     python -m pytest --noconftest tests/test_gpu.py
 """
@@ -27,14 +27,14 @@ from mappo.training.training import train
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and a build of torch for it"),
-    pytest.mark.filterwarnings("default"),  # of compilers and drivers
+    pytest.mark.filterwarnings("default"),  # warnings of compilers and drivers are no errors
 ]
 
 FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
 TINY = {
     "environment": {"scenario": "navigation", "scenario_kwargs": {"n_agents": 2}, "max_episode_frames": 30},
     "networks": {"hidden_sizes": [32]},
-    "learner": {"epochs": 2, "minibatch_frames": 450},  # and a smaller one at the end of an epoch
+    "learner": {"epochs": 2, "minibatch_frames": 450},  # a smaller minibatch ends each epoch
     "collection": {"num_envs": 64, "rollout_frames": 25, "total_frames": 6_400},
     "device": "cuda",
 }
@@ -47,53 +47,53 @@ def gpu():
 
 @pytest.mark.parametrize("scenario", ["navigation", "balance"])
 def test_fast_simulation_agrees_with_plain_vmas(scenario, gpu):
-    """Its own check compares each frame of a trial, and refuses where they differ."""
+    """`make_fast_simulation` compares every frame of a rollout and raises if frames differ."""
     fast, _ = fast_environment({**TINY, "environment": {"scenario": scenario}}, gpu)
     assert fast._simulation.way == "fast"
 
 
-def test_what_goes_on_stays_where_it_is(gpu):
-    """Of a function whose results are its next arguments, moved by one place; and parameters may change."""
+def test_chained_results_stay_at_the_same_addresses(gpu):
+    """The results of the function are its next arguments, moved by one position; its parameters may change."""
     module = nn.Linear(4, 4).to(gpu)
     function = TracedFunction(lambda one, other: [other, module(one), one + other], module, gpu, "fast")
-    launched, given = CudaGraphed(function, is_chained=True), [torch.randn(16, 4, device=gpu) for _ in range(2)]
-    expected, chained, places = given, given, []
+    graphed, inputs = CudaGraphed(function, is_chained=True), [torch.randn(16, 4, device=gpu) for _ in range(2)]
+    expected, chained, addresses = inputs, inputs, []
     for _ in range(6):
-        expected, chained = function(*expected[:2]), launched(*chained[:2])
-        for each, other in zip(chained, expected, strict=True):
-            torch.testing.assert_close(each, other)
-        places.append([each.data_ptr() for each in chained])
+        expected, chained = function(*expected[:2]), graphed(*chained[:2])
+        for result, expected_result in zip(chained, expected, strict=True):
+            torch.testing.assert_close(result, expected_result)
+        addresses.append([result.data_ptr() for result in chained])
         with torch.no_grad():
             module.weight.mul_(-1)
-    assert places[1:] == places[1:2] * 5
-    torch.testing.assert_close(launched(*given)[2], given[0] + given[1])
+    assert addresses[1:] == addresses[1:2] * 5
+    torch.testing.assert_close(graphed(*inputs)[2], inputs[0] + inputs[1])
 
 
-def test_random_numbers_of_a_graph_go_on_from_the_generator(gpu):
+def test_cuda_graph_draws_random_numbers_from_the_state_of_the_generator(gpu):
     def noisy(values):
         return [values + torch.randn_like(values)]
 
-    compiled = CudaGraphed(TracedFunction(noisy, nn.Linear(1, 1).to(gpu), gpu, "fast"))
+    graphed = CudaGraphed(TracedFunction(noisy, nn.Linear(1, 1).to(gpu), gpu, "fast"))
     zeros = torch.zeros(1_000, device=gpu)
-    compiled(zeros)
+    graphed(zeros)
     state = torch.cuda.get_rng_state(gpu)
-    first, second = compiled(zeros)[0].clone(), compiled(zeros)[0].clone()
+    first, second = graphed(zeros)[0].clone(), graphed(zeros)[0].clone()
     assert not torch.equal(first, second)
     torch.cuda.set_rng_state(state, gpu)
-    assert torch.equal(compiled(zeros)[0], first)
+    assert torch.equal(graphed(zeros)[0], first)
     torch.testing.assert_close(first.std(), torch.ones((), device=gpu), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize(("way", "tolerance"), [("fast", 1e-4), ("mixed", 2e-2)])
-def test_gradients_agree_with_plain_ones(way, tolerance, gpu):
+def test_gradients_agree_with_plain_gradients(way, tolerance, gpu):
     losses, changes = {}, []
-    for each in ("plain", way):
-        learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": each}}), gpu)
-        before = [parameter.clone() for parameter in learner.networks.modules().parameters()]
+    for update in ("plain", way):
+        learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": update}}), gpu)
+        previous = [parameter.clone() for parameter in learner.networks.modules().parameters()]
         torch.manual_seed(0)
-        losses[each] = learner.update(batch)
-        after = learner.networks.modules().parameters()
-        changes.append(torch.cat([(one - other).flatten() for one, other in zip(after, before, strict=True)]))
+        losses[update] = learner.update(batch)
+        current = learner.networks.modules().parameters()
+        changes.append(torch.cat([(new - old).flatten() for new, old in zip(current, previous, strict=True)]))
     assert losses[way].loss_critic == pytest.approx(losses["plain"].loss_critic, rel=tolerance)
     assert losses[way].gradient_norm_policy == pytest.approx(
         losses["plain"].gradient_norm_policy, rel=10 * tolerance
@@ -102,17 +102,17 @@ def test_gradients_agree_with_plain_ones(way, tolerance, gpu):
 
 
 def test_no_frame_waits_for_the_gpu(gpu, monkeypatch):
-    """But for VMAS, when it makes a set of fresh states, and for a look at the whole batch."""
+    """Only resets by VMAS and one check of the whole batch may wait."""
     fast, policy = fast_environment(TINY, gpu)
     make_set = fast._simulation._reset
     with torch.no_grad():
         _, carried = fast.collect(policy, 5, fast.reset())
         counts = []
         for frames in (5, 15):
-            with waits() as found:
+            with recorded_waits() as waits:
                 monkeypatch.setattr(fast._simulation, "_reset", lambda: uncounted(make_set))
                 _, carried = fast.collect(policy, frames, carried)
-            counts.append(len(found))
+            counts.append(len(waits))
     assert counts == [1, 1]
 
 
@@ -124,13 +124,13 @@ def test_no_optimiser_step_waits_for_the_gpu(way, gpu, monkeypatch):
     counts = []
     for epochs in (2, 6):
         learner.config = override(from_dict(TINY), {"learner": {"epochs": epochs}}).learner
-        with waits() as found:
+        with recorded_waits() as waits:
             learner.update(batch.clone())
-        counts.append(len(found))
+        counts.append(len(waits))
     assert counts[0] == counts[1]
 
 
-def test_training_that_goes_on_ends_as_if_it_had_never_stopped(tmp_path):
+def test_resumed_training_equals_uninterrupted_training(tmp_path):
     config = override(from_dict(TINY), FAST)
     expected = train(config, Run.at(tmp_path / "whole"), HistoryFile(tmp_path / "whole.csv"), lambda _: None)
 
@@ -143,9 +143,9 @@ def test_training_that_goes_on_ends_as_if_it_had_never_stopped(tmp_path):
 
     with pytest.raises(Stop):
         train(config, Run.at(tmp_path / "halves"), HistoryFile(tmp_path / "first.csv"), stop)
-    found = train(config, Run.at(tmp_path / "halves"), HistoryFile(tmp_path / "second.csv"), lambda _: None)
-    assert found.iteration == expected.iteration == 4
-    differing = [name for name, value in expected.tensors.items() if not torch.equal(value, found.tensors[name])]
+    resumed = train(config, Run.at(tmp_path / "halves"), HistoryFile(tmp_path / "second.csv"), lambda _: None)
+    assert resumed.iteration == expected.iteration == 4
+    differing = [name for name, value in expected.tensors.items() if not torch.equal(value, resumed.tensors[name])]
     assert not differing
 
 
@@ -169,22 +169,22 @@ def learner_and_batch(config, gpu):
 
 
 @contextmanager
-def waits():
-    """Each time that the host waits for the GPU."""
+def recorded_waits():
+    """Yield a list, which after the block holds a warning for every wait of the host for the GPU."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        found = []
+        waits = []
         try:
-            yield found
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode("default")
-            found += [each for each in caught if "synchroniz" in str(each.message)]
+            waits += [warning for warning in caught if "synchroniz" in str(warning.message)]
 
 
 def uncounted(function):
-    """What it returns; that it waits is not told."""
+    """Call the function and return its result, without a warning for its waits."""
     torch.cuda.set_sync_debug_mode("default")
     try:
         return function()

@@ -1,4 +1,4 @@
-"""The image, built and run as Kubernetes would: not as root, nothing writable but /tmp, no capabilities."""
+"""Build the image and run it as Kubernetes would: not as root, only /tmp writable, no capabilities."""
 
 import json
 import os
@@ -24,10 +24,10 @@ TINY = ("--collection.total-frames", "1200", "--collection.num-envs", "6", "--le
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Containers]:
-    with containers() as made:
-        made.make_base(BASE)
-        made.build(IMAGE, BASE)
-        yield made
+    with containers() as machine:
+        machine.make_base(BASE)
+        machine.build(IMAGE, BASE)
+        yield machine
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def s3_environment() -> dict[str, str]:
     }
 
 
-def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
+def test_image_runs_as_an_unprivileged_user_and_has_no_build_tools(machine):
     inspected = json.loads(machine.call("podman", "image", "inspect", IMAGE))[0]["Config"]
     assert inspected["User"] == "10001:10001"
     assert inspected["Entrypoint"] == ["mappo"]
@@ -61,9 +61,10 @@ def test_image_runs_as_nobody_with_nothing_but_what_stages_need(machine):
 def test_bill_of_materials_names_every_package(machine):
     def components(name: str) -> set[str]:
         text = machine.look(IMAGE, "cat", f"/opt/mappo/sbom/{name}.cdx.json")
-        return {each["name"].lower().replace("_", "-") for each in json.loads(text)["components"]}
+        return {package["name"].lower().replace("_", "-") for package in json.loads(text)["components"]}
 
-    needed = {re.match(r"[\w-]+", each)[0] for each in requires("mappo") or [] if "extra ==" not in each}  # type: ignore[index]
+    requirements = [text for text in requires("mappo") or [] if "extra ==" not in text]
+    needed = {re.match(r"[\w-]+", text)[0] for text in requirements}  # type: ignore[index]
     python = components("python")
     assert python >= needed | {"mappo", "kfp"}
     assert not python & {"pytest", "kubernetes", "grpcio", "tensorboard"}
@@ -71,11 +72,11 @@ def test_bill_of_materials_names_every_package(machine):
 
 
 def test_environment_is_validated_in_the_container(machine):
-    said = machine.run(IMAGE, "validate", *TINY)
-    assert "none failed" in said
+    output = machine.run(IMAGE, "validate", *TINY)
+    assert "none failed" in output
 
 
-def test_a_scenario_of_ones_own_is_added_as_the_guide_says(machine, tmp_path):
+def test_own_scenario_is_added_by_the_steps_of_the_guide(machine, tmp_path):
     (tmp_path / "my_tasks").mkdir()
     (tmp_path / "my_tasks" / "__init__.py").touch()
     (tmp_path / "my_tasks" / "rescue.py").write_text(
@@ -85,23 +86,23 @@ def test_a_scenario_of_ones_own_is_added_as_the_guide_says(machine, tmp_path):
     lines = re.search(r"    FROM .*\n(    .*\n)+", guide)[0]  # type: ignore[index]
     (tmp_path / "Dockerfile").write_text(re.sub("FROM .*", f"FROM {IMAGE}", lines.replace("    ", "")))
     machine.call("buildah", "build", "--tag", "localhost/my-tasks:test", tmp_path)
-    said = machine.run(
+    output = machine.run(
         "localhost/my-tasks:test", "validate", "--environment.scenario", "my_tasks.rescue:Rescue", *TINY
     )
-    assert "none failed" in said
+    assert "none failed" in output
 
 
-def test_training_in_the_container_leaves_checkpoints_in_a_store(machine, bucket):
+def test_training_in_the_container_saves_checkpoints_in_a_store(machine, bucket):
     store = f"s3://{bucket}/runs"
     machine.run(IMAGE, "train", *TINY, "--run", "first", "--store", store, env=s3_environment())
     run = Run.at(f"{store}/first")
     assert run.load(run.choose("last")).frames == 1200
 
 
-def test_training_without_a_place_to_write_says_where_it_wanted_to(machine):
-    said = machine.run(IMAGE, "train", *TINY, "--store", "/nowhere", status=1)
-    assert "/nowhere" in said
-    assert "Traceback" not in said
+def test_training_names_the_directory_that_it_cannot_write(machine):
+    output = machine.run(IMAGE, "train", *TINY, "--store", "/nowhere", status=1)
+    assert "/nowhere" in output
+    assert "Traceback" not in output
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def compiled(tiny, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("stage", ["validate", "train"])
-def test_a_stage_of_a_compiled_pipeline_runs_as_a_pod(machine, bucket, compiled, tiny, tmp_path, stage):
+def test_stage_of_a_compiled_pipeline_runs_as_a_pod(machine, bucket, compiled, tiny, tmp_path, stage):
     root = f"s3://{bucket}/artifacts/{stage}"
     arguments = {
         "config": to_json(tiny),

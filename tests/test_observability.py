@@ -26,7 +26,6 @@ from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.stages.validate import validate
 from mappo.training.history import Progress, TrainingStarted
-from mappo.tuning.study_config import Budget
 from tests.support.prometheus import (
     DASHBOARDS,
     GRAFANA,
@@ -144,8 +143,8 @@ def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monke
 
 def _run_a_study(config: ExperimentConfig, directory: Path) -> None:
     """Two trials, as a worker's pod would do them."""
-    budget = Budget(num_trials=2)
-    prepare(to_json(config), "s", str(directory / "runs"), budget, tuning={"pruner": "none"})
+    study_config = json.dumps({"budget": {"num_trials": 2}, "tuning": {"pruner": "none"}})
+    prepare(to_json(config), "s", str(directory / "runs"), study_config)
     work_on_study("s")
 
 

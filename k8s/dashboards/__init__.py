@@ -1,4 +1,4 @@
-"""The Grafana dashboards, one file each.
+"""The Grafana dashboards, one module for each dashboard, and the queries and panels that they share.
 
-Start with `training_run`. Queries and panels that they share are here too.
+Start with `training_run`.
 """

@@ -7,11 +7,11 @@ from k8s.dashboards.queries import RUN, S, last, newest
 
 
 def fleet() -> Any:
-    """All runs: what goes on, how fast, what failed, what it costs."""
+    """Return the dashboard of all runs: activity, throughput, failures and cost."""
     return build(
         "MAPPO fleet",
         "mappo-fleet",
-        "All runs of training: what goes on, throughput, failures, cost.",
+        "All training runs: activity, throughput, failures and cost.",
         {"Now": _now(), "Throughput": _throughput(), "Failures": _failures(), "Cost": _cost()},
     )
 
@@ -19,22 +19,22 @@ def fleet() -> Any:
 def _now() -> list[Any]:
     return [
         number(
-            "Training now",
-            "Runs whose process answers and has not ended.",
+            "Active runs",
+            "Runs whose training process answers and has not ended.",
             "short",
             Query(f"sum(run:mappo_run_active:max{{{S}}}) or vector(0)"),
             width=6,
         ),
         number(
             "GPUs in use",
-            "By runs that train now.",
+            "GPUs on which active runs train.",
             "short",
             Query(f"sum(mappo_run_gpus{{{S}}}) or vector(0)"),
             width=6,
         ),
         number(
             "Alerts firing",
-            "Alerts of the selected runs that fire now.",
+            "Alerts of the selected runs that are firing.",
             "short",
             Query(f'count(ALERTS{{alertname=~"Mappo.*", alertstate="firing", {S}}}) or vector(0)'),
             width=6,
@@ -42,14 +42,14 @@ def _now() -> list[Any]:
         ),
         number(
             "Runs",
-            "That trained within the time range of the dashboard.",
+            "Runs that trained within the time range of the dashboard.",
             "short",
             Query(f"count(count {RUN} ({last('mappo_run_info')}))"),
             width=6,
         ),
         rows(
             "Runs",
-            "Every run of the time range, with the latest numbers of its newest process.",
+            "Every run of the time range, with the latest values of its newest process.",
             [
                 ("Frames", "short", f"max {RUN} ({last('mappo_run_frames')})"),
                 ("Planned frames", "short", newest(last("mappo_run_planned_frames"))),
@@ -66,14 +66,14 @@ def _throughput() -> list[Any]:
     return [
         graph(
             "Frames per second",
-            "Of each run, mean over five minutes.",
+            "Frames per second of each run, averaged over five minutes.",
             "short",
             Query(f"run:mappo_frames:rate5m{{{S}}}", "{{run}}"),
             low=0,
         ),
         graph(
             "Frames per second by study",
-            "All runs of a study together.",
+            "Frames per second of all runs of a study together.",
             "short",
             Query(f"sum by (namespace, study) (run:mappo_frames:rate5m{{{S}}})", "{{namespace}} {{study}}"),
             stacked=True,
@@ -92,7 +92,7 @@ def _failures() -> list[Any]:
     return [
         graph(
             "Runs by state",
-            "How many processes are in each state.",
+            "Number of training processes in each state.",
             "short",
             Query(f"sum by (state) (mappo_run_state{{{S}}})", "{{state}}"),
             width=6,
@@ -100,8 +100,8 @@ def _failures() -> list[Any]:
             low=0,
         ),
         number(
-            "Stages that failed",
-            "Within the time range.",
+            "Failed stages",
+            "Stages that failed within the time range.",
             "short",
             Query(
                 f"count(min by (namespace, study, run, stage) "
@@ -112,14 +112,14 @@ def _failures() -> list[Any]:
         ),
         bars(
             "Restarts",
-            "Attempts beyond the first of each run.",
+            "Attempts of each run after the first attempt.",
             "short",
             Query(f"max {RUN} ({last('mappo_run_attempt')}) - 1", "{{run}}"),
             width=6,
         ),
         graph(
-            "Store requests that fail",
-            "A second, by run.",
+            "Failed store requests",
+            "Failed requests to the store per second, by run.",
             "reqps",
             Query(
                 f'sum {RUN} (rate(mappo_store_requests_total{{outcome=~"unavailable|refused", {S}}}'
@@ -133,25 +133,25 @@ def _failures() -> list[Any]:
 
 
 def _cost() -> list[Any]:
-    hours = "[$__range:15s]) * 15 / 3600"  # a sample every 15 s, which a shorter process may slip through
+    hours = "[$__range:15s]) * 15 / 3600"  # one sample every 15 s; a shorter process may be missed
     return [
         number(
             "GPU-hours",
-            "Over the time range: GPUs that processes trained on, times how long they did.",
+            "Hours of training on GPUs within the time range, summed over GPUs.",
             "short",
             Query(f"sum(sum_over_time(mappo_run_gpus{{{S}}}{hours}) or vector(0)"),
             width=6,
         ),
         number(
             "Training hours",
-            "Over the time range: of all processes together, with or without a GPU.",
+            "Hours of training within the time range, summed over processes with and without a GPU.",
             "short",
             Query(f"sum(count_over_time(mappo_run_gpus{{{S}}}{hours}) or vector(0)"),
             width=6,
         ),
         bars(
             "GPU-hours by study",
-            "Over the time range.",
+            "Hours of training on GPUs within the time range, by study.",
             "short",
             Query(
                 f"sum by (namespace, study) (sum_over_time(mappo_run_gpus{{{S}}}{hours}) "
@@ -162,7 +162,7 @@ def _cost() -> list[Any]:
         ),
         graph(
             "GPU utilisation",
-            "Mean over the runs that have a GPU; from dcgm-exporter. 0 where no run has one.",
+            "Mean over the runs that have a GPU, from dcgm-exporter. 0 if no run has a GPU.",
             "percentunit",
             Query(f"avg(run:mappo_gpu_utilisation:ratio{{{S}}}) or avg(mappo_run_gpus{{{S}}} == 0)", "mean"),
             width=6,

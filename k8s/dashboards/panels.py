@@ -1,4 +1,4 @@
-"""Panels as our dashboards use them: every one has a title, a description, a unit and queries with a legend."""
+"""The panels of our dashboards. Every panel has a title, a description, a unit and queries with a legend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _SOURCE = common_models.DataSourceRef(type_val="prometheus", uid="${datasource}"
 
 @dataclass(frozen=True)
 class Query:
-    """A PromQL expression, and how its series are called."""
+    """A PromQL expression and the legend of its series."""
 
     expression: str
     legend: str = ""
 
 
-Panel = Any  # a builder of the SDK, whose kinds share no type that says so
+Panel = Any  # a builder of the SDK; the builders of different panels share no type
 
 
 def graph(
@@ -32,7 +32,7 @@ def graph(
     stacked: bool = False,
     low: float | None = None,
 ) -> Panel:
-    """Values over time."""
+    """Return a panel with curves over time. `low` is the lower end of the axis, or None for automatic."""
     panel = (
         _described(timeseries.Panel(), title, description, unit, width, 8)
         .line_width(1)
@@ -55,7 +55,7 @@ def graph(
 def number(
     title: str, description: str, unit: str, *queries: Query, width: int = 4, alarm_from: float | None = None
 ) -> Panel:
-    """The latest value of each series, in large; red from a bound on, if there is one."""
+    """Return a panel with the latest value of each series, in red from `alarm_from` upwards."""
     steps = [models.Threshold(color="green" if alarm_from is not None else "blue")]
     if alarm_from is not None:
         steps.append(models.Threshold(color="red", value=alarm_from))
@@ -71,7 +71,7 @@ def number(
 
 
 def bars(title: str, description: str, unit: str, *queries: Query, width: int = 8) -> Panel:
-    """The latest value of each series as a bar."""
+    """Return a panel with the latest value of each series as a bar."""
     return (
         _described(bargauge.Panel(), title, description, unit, width, 8)
         .orientation(common_models.VizOrientation.HORIZONTAL)
@@ -87,7 +87,7 @@ def bars(title: str, description: str, unit: str, *queries: Query, width: int = 
 
 
 def rows(title: str, description: str, columns: Sequence[tuple[str, str, str]], width: int = 24) -> Panel:
-    """A table with a row for each combination of labels, and for each column a name, a unit and an expression."""
+    """Return a table with one row for each combination of labels. A column is a name, a unit and an expression."""
     targets = [
         _target(Query(expression), order, instant=True).format(PromQueryFormat.TABLE)
         for order, (_, _, expression) in enumerate(columns)
@@ -113,10 +113,15 @@ def rows(title: str, description: str, columns: Sequence[tuple[str, str, str]], 
 
 
 def variables(names: Sequence[str], metric: str) -> list[Any]:
-    """The data source, and then what narrows a dashboard down, each within those before it: labels of a metric."""
-    built: list[Any] = [dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")]
+    """Return the variables of a dashboard: the data source, and one for each label in `names`.
+
+    The choices of a label are its values in `metric` among the series that the preceding variables select.
+    """
+    built_variables: list[Any] = [
+        dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
+    ]
     for position, name in enumerate(names):
-        built.append(
+        built_variables.append(
             dashboard.QueryVariable(name)
             .label(name.capitalize())
             .datasource(_SOURCE)
@@ -128,11 +133,11 @@ def variables(names: Sequence[str], metric: str) -> list[Any]:
             .all_value(".*")
             .current(models.VariableOption(text=["All"], value=["$__all"], selected=True))
         )
-    return built
+    return built_variables
 
 
 def selector(names: Sequence[str]) -> str:
-    """Label matchers for the variables of these names."""
+    """Return label matchers that select the values of the variables in `names`."""
     return ", ".join(f'{name}=~"${name}"' for name in names)
 
 
@@ -144,7 +149,7 @@ def build(
     names: Sequence[str] = ("namespace", "study", "run"),
     metric: str = "mappo_run_info",
 ) -> Any:
-    """A dashboard with a row of panels for each section, and variables for labels of a metric."""
+    """Return a dashboard with a row of panels for each section, and a variable for each label in `names`."""
     board = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -174,7 +179,7 @@ def build(
 
 
 def _described(panel: Panel, title: str, description: str, unit: str, width: int, height: int) -> Panel:
-    """What every panel has. The grid is 24 wide."""
+    """Set the properties that every panel has. The grid is 24 units wide."""
     return panel.title(title).description(description).unit(unit).datasource(_SOURCE).span(width).height(height)
 
 

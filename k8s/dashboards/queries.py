@@ -1,21 +1,24 @@
-"""The Grafana dashboards, as code: one run of training in depth, and all runs side by side."""
+"""The PromQL expressions that several dashboards use."""
 
 from k8s.dashboards.panels import selector
 
 _VARIABLES = ("namespace", "study", "run")
 S = selector(_VARIABLES)
-# Gives a process's metrics the labels of its run. What was pushed has a stage, and is of no process.
+# Adds the labels of a run to the metrics of its process. `stage=""` excludes pushed series, which have no process.
 TRAINED_ON = f'group_left (run, study) mappo_run_info{{stage="", {S}}}'
 RUN = "by (namespace, study, run)"
 
 
 def last(metric: str) -> str:
-    """The last value of each series in the time range."""
+    """Return an expression for the last value of each series in the time range."""
     return f"last_over_time({metric}{{{S}}}[$__range])"
 
 
 def newest(expression: str) -> str:
-    """Its value for each run in its newest process: that which was the last to do an iteration or to begin."""
+    """Return an expression for the value of `expression` in the newest process of each run.
+
+    The newest process is the process that completed an iteration last, or else started last.
+    """
     iterated = last("mappo_last_iteration_timestamp_seconds")
     newest = f"{iterated} == on (namespace, study, run) group_left () max {RUN} ({iterated})"
     return f"max {RUN} ({expression} and on (namespace, study, run, instance, pod) ({newest}))"

@@ -7,11 +7,11 @@ from k8s.dashboards.queries import RUN, TRAINED_ON, S, last, newest
 
 
 def training_run() -> Any:
-    """Is it learning, is it healthy, where does time go, are checkpoints saved, is the GPU busy."""
+    """Return the dashboard of one run: learning, health, time, checkpoints and hardware."""
     return build(
         "MAPPO training run",
         "mappo-training-run",
-        "One run of training: learning, health, time, checkpoints, hardware.",
+        "One training run: learning, health, time, checkpoints and hardware.",
         {
             "At a glance": _glance(),
             "Is it learning?": _learning(),
@@ -27,7 +27,7 @@ def _glance() -> list[Any]:
     return [
         number(
             "Progress",
-            "Share of the planned frames that are learned from, in all attempts of the run.",
+            "Share of the planned frames that the run has trained on, in all attempts.",
             "percentunit",
             Query(
                 f"max {RUN} ({last('mappo_run_frames')} / {last('mappo_run_planned_frames')})",
@@ -36,7 +36,7 @@ def _glance() -> list[Any]:
         ),
         number(
             "Time left",
-            "At the rate of the last iteration.",
+            "Estimated time to the end of training, at the speed of the last iteration.",
             "s",
             Query(
                 newest(
@@ -47,27 +47,27 @@ def _glance() -> list[Any]:
             ),
         ),
         number(
-            "Return now",
-            "Mean return of the episodes that ended last, mean over agents. Its scale is the task's.",
+            "Current return",
+            "Mean return of the latest completed episodes, averaged over agents. The scale depends on the task.",
             "short",
             Query(newest(last("mappo_episode_return_mean")), "{{run}}"),
         ),
         number(
             "Best evaluation",
-            "Highest mean return in the evaluations during training; that checkpoint is the best.",
+            "Highest mean return of the evaluations during training; it selects the best checkpoint.",
             "short",
             Query(f"max {RUN} (max_over_time(mappo_selection_return_mean{{{S}}}[$__range]))", "{{run}}"),
         ),
         number(
             "Alerts firing",
-            "Alerts of the selected runs that fire now; the annotation runbook of each says what to do.",
+            "Alerts of the selected runs that are firing. The annotation `runbook` has the steps to take.",
             "short",
             Query(f'count(ALERTS{{alertname=~"Mappo.*", alertstate="firing", {S}}}) or vector(0)'),
             alarm_from=1,
         ),
         number(
             "Attempt",
-            "How often training was started under the run's name: more than 1 after evictions and failures.",
+            "Number of the current attempt: more than 1 after evictions and failures.",
             "short",
             Query(f"max {RUN} ({last('mappo_run_attempt')})", "{{run}}"),
         ),
@@ -78,7 +78,7 @@ def _learning() -> list[Any]:
     return [
         graph(
             "Episode return",
-            "Undiscounted return of the episodes that ended in each batch, mean over agents.",
+            "Undiscounted return of the episodes that ended in each batch, averaged over agents.",
             "short",
             Query(f"mappo_episode_return_mean{{{S}}}", "{{run}} mean"),
             Query(f"mappo_episode_return_min{{{S}}}", "{{run}} lowest"),
@@ -87,15 +87,15 @@ def _learning() -> list[Any]:
         ),
         graph(
             "Return in evaluation",
-            "Mean return of the deterministic policy in the evaluations during training, which choose the best "
-            "checkpoint.",
+            "Mean return of the deterministic policy in the evaluations during training. These evaluations select "
+            "the best checkpoint.",
             "short",
             Query(f"mappo_selection_return_mean{{{S}}}", "{{run}}"),
             width=6,
         ),
         bars(
             "Held-out evaluation",
-            "Mean return over held-out episodes of the evaluation stage: the trained policy beside the baselines.",
+            "Mean return over the held-out episodes of the evaluation stage: trained policy and baselines.",
             "short",
             Query(
                 f"max by (namespace, study, run, policy) ({last('mappo_evaluation_return_mean')})",
@@ -107,59 +107,59 @@ def _learning() -> list[Any]:
 
 
 def _update() -> list[Any]:
-    def shown(
+    def panel(
         title: str, description: str, unit: str, metric: str, legend: str = "{{run}}", **options: Any
     ) -> Any:
         return graph(title, description, unit, Query(f"{metric}{{{S}}}", legend), width=6, **options)
 
     return [
-        shown(
+        panel(
             "Losses",
-            "Terms of the loss as optimised, mean over an iteration.",
+            "Terms of the optimised loss, averaged over an iteration.",
             "short",
             "mappo_loss",
             "{{run}} {{term}}",
         ),
-        shown(
+        panel(
             "Divergence (KL)",
-            "Approximate divergence of the new from the collecting policy. Above 0.05, steps are too large: lower "
-            "the learning rate or the epochs, or set target_kl.",
+            "Approximate KL divergence of the new policy from the collecting policy. Above 0.05, steps are too "
+            "large: lower the learning rate or the epochs, or set target_kl.",
             "none",
             "mappo_kl_nats",
         ),
-        shown(
+        panel(
             "Clip fraction",
-            "Share of probability ratios outside the trust region. 0.1 to 0.3 is usual.",
+            "Share of probability ratios outside the trust region. Values from 0.1 to 0.3 are normal.",
             "percentunit",
             "mappo_clip_fraction_ratio",
             low=0,
         ),
-        shown(
+        panel(
             "Entropy",
-            "Of the collecting policy, in nats. It falls while the policy becomes certain; a sudden fall with a "
-            "low return means too little exploration.",
+            "Entropy of the collecting policy, in nats. It falls while the policy becomes certain. A sudden "
+            "fall with a low return means too little exploration.",
             "none",
             "mappo_entropy_nats",
         ),
-        shown(
+        panel(
             "Explained variance",
-            "Share of the value targets' variance that the critic explains: 1 is perfect, below 0 worse than a "
-            "constant.",
+            "Share of the variance of the value targets that the critic explains: 1 is perfect, below 0 is worse "
+            "than a constant.",
             "none",
             "mappo_explained_variance",
         ),
-        shown(
+        panel(
             "Gradient norms",
-            "Before clipping, mean over an iteration.",
+            "Norm of the gradient before clipping, averaged over an iteration.",
             "none",
             "mappo_gradient_norm",
             "{{run}} {{network}}",
             low=0,
         ),
-        shown("Learning rate", "Of Adam.", "sci", "mappo_learning_rate", low=0),
+        panel("Learning rate", "Learning rate of Adam.", "sci", "mappo_learning_rate", low=0),
         graph(
-            "Numbers that are not finite",
-            "Losses, observations or returns that were NaN or infinite; each ends its stage.",
+            "Non-finite numbers",
+            "Losses, observations or returns that were NaN or infinite. Such a number ends its stage.",
             "short",
             Query(
                 f"max by (namespace, study, run, source) (mappo_non_finite_total{{{S}}})",
@@ -172,12 +172,12 @@ def _update() -> list[Any]:
 
 
 def _time() -> list[Any]:
-    phases = f"rate(mappo_phase_seconds_total{{{S}}}[$__rate_interval])"  # they grow once an iteration
+    phases = f"rate(mappo_phase_seconds_total{{{S}}}[$__rate_interval])"  # the counters grow once per iteration
     return [
         graph(
             "Phases",
-            "How collecting, learning, evaluating and handing checkpoints over share the time of training; at the "
-            "ends of iterations.",
+            "Share of the training time that each phase takes: collecting, learning, evaluating, and handing "
+            "checkpoints to the saver. The values change at the end of each iteration.",
             "percentunit",
             Query(
                 f"sum by (namespace, study, run, phase) ({phases}) "
@@ -189,7 +189,7 @@ def _time() -> list[Any]:
         ),
         graph(
             "Frames per second",
-            "Of the last iteration, collecting and learning; and of everything, evaluation and pauses included.",
+            "Speed of collecting and learning in the last iteration; overall speed with evaluation and pauses.",
             "short",
             Query(f"mappo_frames_per_second{{{S}}}", "{{run}} last iteration"),
             Query(f"sum {RUN} (rate(mappo_frames_total{{{S}}}[$__rate_interval]))", "{{run}} overall"),
@@ -197,7 +197,7 @@ def _time() -> list[Any]:
         ),
         graph(
             "Age of the last iteration",
-            "Training counts as stalled when this passes the limit, which is ten times the longest iteration.",
+            "Training counts as stalled above the limit, which is ten times the longest iteration.",
             "s",
             Query(f"time() - mappo_last_iteration_timestamp_seconds{{{S}}}", "{{run}}"),
             Query(f"mappo_stall_limit_seconds{{{S}}}", "{{run}} limit"),
@@ -205,7 +205,7 @@ def _time() -> list[Any]:
         ),
         graph(
             "Optimiser steps and episodes",
-            "Optimiser steps, and episodes that ended, a second.",
+            "Optimiser steps per second, and completed episodes per second.",
             "cps",
             Query(
                 f"sum {RUN} (rate(mappo_optimiser_steps_total{{{S}}}[$__rate_interval]))",
@@ -216,7 +216,7 @@ def _time() -> list[Any]:
         ),
         graph(
             "CPUs",
-            "CPU seconds a second of the training process.",
+            "Number of CPUs that the training process keeps busy (CPU seconds per second).",
             "short",
             Query(
                 f"rate(process_cpu_seconds_total[$__rate_interval]) * on (job, instance) {TRAINED_ON}", "{{run}}"
@@ -225,7 +225,7 @@ def _time() -> list[Any]:
         ),
         graph(
             "Main memory",
-            "Of the training process: now, and the most it held at once.",
+            "Main memory of the training process: current and peak.",
             "bytes",
             Query(f"process_resident_memory_bytes * on (job, instance) {TRAINED_ON}", "{{run}}"),
             Query(f"mappo_peak_memory_bytes{{{S}}}", "{{run}} peak"),
@@ -238,7 +238,7 @@ def _checkpoints() -> list[Any]:
     return [
         graph(
             "Age of the last checkpoint",
-            "What training would lose if its pod ended now.",
+            "Training time that would be lost if the pod ended at this moment.",
             "s",
             Query(f"time() - mappo_last_checkpoint_timestamp_seconds{{{S}}}", "{{run}}"),
             width=6,
@@ -246,7 +246,7 @@ def _checkpoints() -> list[Any]:
         ),
         graph(
             "Checkpoints",
-            "By what became of them, a minute: saved, a try that failed, given up for a newer one.",
+            "Attempts to save a checkpoint per minute, by outcome: saved, failed, or skipped for a newer one.",
             "short",
             Query(
                 f"60 * sum by (namespace, study, run, outcome) "
@@ -258,7 +258,7 @@ def _checkpoints() -> list[Any]:
         ),
         graph(
             "Time to save",
-            "How long saving takes, beside training: median and 95 % quantile, from buckets.",
+            "Time to save a checkpoint in the background: median and 95 % quantile, estimated from buckets.",
             "s",
             *(
                 Query(
@@ -273,7 +273,8 @@ def _checkpoints() -> list[Any]:
         ),
         graph(
             "Store requests",
-            "A second, by outcome. unavailable and refused are failures; missing and taken are answers.",
+            "Requests to the store per second, by outcome. unavailable and refused are failures; missing and "
+            "taken are answers.",
             "reqps",
             Query(
                 f"sum by (namespace, study, run, outcome) "
@@ -285,14 +286,14 @@ def _checkpoints() -> list[Any]:
         ),
         number(
             "Checkpoint size",
-            "Of the last checkpoint, all parts together.",
+            "Size of the last checkpoint with all parts.",
             "bytes",
             Query(f"max {RUN} ({last('mappo_checkpoint_bytes')})", "{{run}}"),
             width=6,
         ),
         number(
-            "Saves that failed",
-            "Tries to save a checkpoint that failed; each was tried again, until there was a newer one.",
+            "Failed saves",
+            "Failed attempts to save a checkpoint. The saver retries until a newer checkpoint replaces it.",
             "short",
             Query(
                 f'max {RUN} (max_over_time(mappo_checkpoint_saves_total{{outcome="failed", {S}}}[$__range]))',
@@ -303,7 +304,7 @@ def _checkpoints() -> list[Any]:
         ),
         number(
             "Stages",
-            "How long each stage took, as pushed by short stages and left by training at its end.",
+            "Duration of each stage. Short stages push it; training exports it at its end.",
             "s",
             Query(
                 f"max by (namespace, study, run, stage) ({last('mappo_stage_duration_seconds')})",
@@ -313,7 +314,7 @@ def _checkpoints() -> list[Any]:
         ),
         number(
             "Validation",
-            "Checks of the environment by how they went.",
+            "Checks of the environment by outcome.",
             "short",
             Query(
                 f"max by (namespace, study, run, outcome) ({last('mappo_validation_checks')})",
@@ -325,41 +326,44 @@ def _checkpoints() -> list[Any]:
 
 
 def _gpu() -> list[Any]:
-    without = f"mappo_run_gpus{{{S}}} == 0"  # a run without a GPU shows 0
+    no_gpu = f"mappo_run_gpus{{{S}}} == 0"  # shows 0 for a run without a GPU
 
     def device(metric: str) -> str:
-        """A metric of dcgm-exporter for the selected runs, whichever label names the pod."""
-        kept = f'label_replace({metric}{{exported_pod!=""}}, "pod", "$1", "exported_pod", "(.*)")'
-        named = f'label_replace({kept}, "namespace", "$1", "exported_namespace", "(.*)")'
-        each = f'avg by (namespace, pod) ({named} or {metric}{{exported_pod=""}})'
-        return f"{each} * on (namespace, pod) {TRAINED_ON}"
+        """Return a metric of dcgm-exporter for the selected runs.
 
-    def shown(title: str, description: str, unit: str, expression: str) -> Any:
+        The pod is in the label `pod`, or in `exported_pod` if Prometheus keeps a label of its own.
+        """
+        with_pod = f'label_replace({metric}{{exported_pod!=""}}, "pod", "$1", "exported_pod", "(.*)")'
+        renamed = f'label_replace({with_pod}, "namespace", "$1", "exported_namespace", "(.*)")'
+        by_pod = f'avg by (namespace, pod) ({renamed} or {metric}{{exported_pod=""}})'
+        return f"{by_pod} * on (namespace, pod) {TRAINED_ON}"
+
+    def panel(title: str, description: str, unit: str, expression: str) -> Any:
         return graph(title, description, unit, Query(expression, "{{run}}"), width=6, low=0)
 
     return [
-        shown(
+        panel(
             "GPU utilisation",
-            "Share of time in which the GPU of a run computes something; from dcgm-exporter. 0 without a GPU.",
+            "Share of time in which the GPU of a run is busy, from dcgm-exporter. 0 without a GPU.",
             "percentunit",
-            f"run:mappo_gpu_utilisation:ratio{{{S}}} or {without}",
+            f"run:mappo_gpu_utilisation:ratio{{{S}}} or {no_gpu}",
         ),
-        shown(
+        panel(
             "GPU memory in use",
-            "Of the whole device, from dcgm-exporter. 0 without a GPU.",
+            "Memory in use on the whole device, from dcgm-exporter. 0 without a GPU.",
             "bytes",
-            f"1024 * 1024 * {device('DCGM_FI_DEV_FB_USED')} or {without}",
+            f"1024 * 1024 * {device('DCGM_FI_DEV_FB_USED')} or {no_gpu}",
         ),
-        shown(
+        panel(
             "GPU memory of torch",
-            "The most that torch's tensors held at once. 0 without a GPU.",
+            "Peak memory of torch's tensors. 0 without a GPU.",
             "bytes",
             f"mappo_peak_gpu_memory_bytes{{{S}}}",
         ),
-        shown(
+        panel(
             "GPU power",
-            "From dcgm-exporter. 0 without a GPU.",
+            "Power of the GPU, from dcgm-exporter. 0 without a GPU.",
             "watt",
-            f"{device('DCGM_FI_DEV_POWER_USAGE')} or {without}",
+            f"{device('DCGM_FI_DEV_POWER_USAGE')} or {no_gpu}",
         ),
     ]

@@ -6,32 +6,32 @@ from k8s.dashboards.panels import Query, build, graph, number, selector
 
 
 def tuning_study() -> Any:
-    """How far a study is, what it has found, who works on it, what fails."""
+    """Return the dashboard of a study: progress, best value, workers and failures."""
     return build(
         "MAPPO tuning study",
         "mappo-tuning-study",
-        "Tuning studies: trials by state, the best value, workers, failures, and what is trained now.",
-        {"At a glance": _study(), "Trials": _trials(), "What is trained now": _trained_now()},
+        "Tuning studies: trials by state, best value, workers, failures, and the trials in training.",
+        {"At a glance": _study(), "Trials": _trials(), "Trials in training": _in_training()},
         names=("namespace", "study"),
         metric="mappo_study_asked_trials",
     )
 
 
 _T = selector(("namespace", "study"))
-_STUDY = "by (namespace, study)"  # each worker shows the whole study, as it saw it last
+_STUDY = "by (namespace, study)"  # every worker exports the whole study, as it last saw it
 
 
-def _of_study(metric: str, more: str = "") -> str:
-    return f"max {_STUDY} (last_over_time({metric}{{{more}{_T}}}[$__range]))"
+def _of_study(metric: str, matcher: str = "") -> str:
+    return f"max {_STUDY} (last_over_time({metric}{{{matcher}{_T}}}[$__range]))"
 
 
 def _study() -> list[Any]:
-    done = 'state=~"complete|pruned|failed", '
-    ended = f"sum {_STUDY} (max by (namespace, study, state) ({{}}(mappo_study_trials{{{{{done}{_T}}}}}[{{}}])))"
+    states = 'state=~"complete|pruned|failed", '
+    ended = f"sum {_STUDY} (max by (namespace, study, state) ({{}}(mappo_study_trials{{{{{states}{_T}}}}}[{{}}])))"
     return [
         number(
             "Progress",
-            "Share of the trials that were asked for which have ended.",
+            "Share of the requested trials that have ended.",
             "percentunit",
             Query(
                 f"{ended.format('last_over_time', '$__range')} / {_of_study('mappo_study_asked_trials')}",
@@ -40,19 +40,19 @@ def _study() -> list[Any]:
         ),
         number(
             "Best value",
-            "Highest mean return of a completed trial on tuning seeds; the highest of many promises too much.",
+            "Highest mean return of a completed trial on tuning seeds. The highest of many is too optimistic.",
             "short",
             Query(_of_study("mappo_study_best_value"), "{{study}}"),
         ),
         number(
             "Workers",
-            "Processes that work on the study now.",
+            "Worker processes that are active.",
             "short",
             Query(f"count {_STUDY} (mappo_study_asked_trials{{{_T}}})", "{{study}}"),
         ),
         number(
             "Trials in the last hour",
-            "That ended, in whichever way.",
+            "Trials that ended in the last hour: complete, pruned or failed.",
             "short",
             Query(
                 f"{ended.format('max_over_time', '1h')} - "
@@ -62,14 +62,14 @@ def _study() -> list[Any]:
         ),
         number(
             "Failed trials",
-            "`mappo study show` lists the reasons.",
+            "Trials that failed. `mappo study show` lists the reasons.",
             "short",
             Query(_of_study("mappo_study_trials", 'state="failed", '), "{{study}}"),
             alarm_from=3,
         ),
         number(
-            "Workers lost",
-            "How often a trial was taken from a worker that had fallen silent.",
+            "Lost workers",
+            "Number of times that a trial lost its worker because the heartbeats stopped.",
             "short",
             Query(_of_study("mappo_study_lost_workers"), "{{study}}"),
             alarm_from=3,
@@ -81,7 +81,7 @@ def _trials() -> list[Any]:
     return [
         graph(
             "Trials by state",
-            "Of the whole study.",
+            "Trials of the whole study in each state.",
             "short",
             Query(
                 f"max by (namespace, study, state) (mappo_study_trials{{{_T}}})",
@@ -101,18 +101,18 @@ def _trials() -> list[Any]:
     ]
 
 
-def _trained_now() -> list[Any]:
+def _in_training() -> list[Any]:
     return [
         graph(
             "Return in evaluation",
-            "Of the trials that are trained now, during training; what pruning looks at.",
+            "Mean return in the evaluations during training, by trial. Pruning compares these values.",
             "short",
             Query(f"mappo_selection_return_mean{{{_T}}}", "{{run}}"),
             width=12,
         ),
         graph(
             "Frames per second",
-            "Of each worker, collecting and learning.",
+            "Frames per second of each worker, collecting and learning together.",
             "short",
             Query(f"mappo_frames_per_second{{{_T}}}", "{{run}}"),
             width=6,
@@ -120,7 +120,7 @@ def _trained_now() -> list[Any]:
         ),
         graph(
             "Alerts firing",
-            "Of the study and its runs.",
+            "Alerts of the study and its runs that are firing.",
             "short",
             Query(
                 f'count by (alertname) (ALERTS{{alertname=~"Mappo.*", alertstate="firing", {_T}}}) or vector(0)',

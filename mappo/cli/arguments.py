@@ -1,4 +1,4 @@
-"""Command-line flags made from the configuration: one flag a field, help and range from its declaration."""
+"""The flags of commands, made from configurations: one flag for each field, with its help text and range."""
 
 import argparse
 import os
@@ -15,12 +15,15 @@ from mappo.errors import ConfigError
 from mappo.promotion.gate import Gate
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from mappo.strict_json import checked, parse_json, parse_json_object
-from mappo.tuning.search_space import TuningConfig, extended_space
+from mappo.tuning.search_space import extended_space
+from mappo.tuning.study_config import StudyConfig
 
 Fields = list[tuple[str, dict[str, Any]]]  # dotted path, JSON schema
 Commands = Any  # argparse's private type of the object that add_subparsers returns
-CHAMPIONS_HELP = "where champions are kept: a directory or s3://bucket/prefix (default: champions)"
+CHAMPIONS_HELP = "location of champions: a directory or s3://bucket/prefix (default: champions)"
 RUN_HELP = "a run: its directory, such as runs/first, or s3://bucket/prefix/first"
+Group = Any  # argparse's private type of the object that add_argument_group returns
+_SHORT_FLAGS = {"budget.num_trials": "trials", "budget.hours": "hours", "retraining.num_seeds": "retrain-seeds"}
 _RUNS = "runs"
 _SECTION = "experiment"  # the title of the flags that belong to no section
 
@@ -39,7 +42,7 @@ def add_command(
 def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = True, required: str = "") -> None:
     """Add `[RECIPE] [--config FILE]` and one dotted flag for each field, such as --learner.clip-epsilon.
 
-    `required` is what else the command needs, for its usage line, which does not list every field.
+    `required` names the positional arguments of the usage line, which does not list every field.
     """
     words = ["%(prog)s", required, "[RECIPE]" if with_recipe else "", "[--config FILE]"]
     parser.usage = " ".join([*filter(None, words), "[--SECTION.FIELD VALUE ...] [options]"])
@@ -54,7 +57,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
         "--config",
         type=Path,
         metavar="FILE",
-        help="JSON file whose fields replace the recipe's, as show-config prints it or any part of it",
+        help="JSON file whose fields replace the recipe's: what show-config prints, or a part of it",
     )
     for section, fields in _sections():
         _add_group(parser, section, fields)
@@ -62,88 +65,83 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each field of `Gate`, such as --gate.margin."""
-    _add_group(parser, "gate", _gate_fields())
+    _add_group(parser, "gate", _study_fields("gate"))
 
 
-def add_tuning_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--space` and one flag for each field of `TuningConfig`, such as --tuning.pruner."""
-    parser.add_argument(
-        "--space",
-        default="{}",
-        metavar="JSON",
-        help="what is tuned besides or in place of the default, a JSON object or a file with one, such as "
-        '{"learner.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": true}}; null leaves a '
-        "field out (default: clip_epsilon, gae_lambda and epochs of the learner)",
-    )
-    _add_group(parser, "tuning", _tuning_fields())
-
-
-def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> None:
-    """Add what is asked of a study: `--study NAME`, `--trials`, `--hours`, and all of `add_tuning_arguments`."""
+def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> Group:
+    """Add `--study NAME` and one flag for each field of `StudyConfig`; return the group of `--study`."""
     group = parser.add_argument_group("study", "see docs/tuning.md")
     group.add_argument(
         "--study",
         required=is_required,
         metavar="NAME",
-        help="tune the configuration, in a study of this name; one that was begun is gone on with",
+        help="tune the configuration; name of the study, which continues if it exists",
     )
-    group.add_argument("--trials", type=count, default=20, metavar="N", help="trials of the study (default: 20)")
-    group.add_argument(
-        "--hours", type=float, default=0.0, metavar="X", help="start no trial later than this (default: no limit)"
-    )
-    add_finish_arguments(parser)
-    add_tuning_arguments(parser)
+    _add_fields(group, _study_fields("budget"))
+    space = _study_schema()["space"]
+    group.add_argument("--space", default="{}", metavar="JSON", help=space["description"].replace("%", "%%"))
+    add_retraining_arguments(parser)
+    _add_group(parser, "tuning", _study_fields("tuning"))
+    return group
 
 
-def add_finish_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add how many work on a study, and what becomes of its best."""
-    group = parser.add_argument_group("work on a study, and what becomes of its best")
-    group.add_argument("--workers", type=count, default=1, metavar="N", help="that work on trials (default: 1)")
+def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a study's budget to a command that continues one; a flag left out changes nothing."""
+    group = parser.add_argument_group("study", "a setting that is not given stays as it was")
+    _add_fields(group, [(path, schema | {"has_default": False}) for path, schema in _study_fields("budget")])
+
+
+def add_retraining_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the number of workers, and the flags of what follows the trials: retraining, promotion and its gate."""
+    group = parser.add_argument_group("workers, retraining and promotion")
     group.add_argument(
-        "--retrain-seeds",
-        type=count,
-        default=3,
-        metavar="N",
-        help="fresh seeds from which the best and the default are trained again, at least 2 (default: 3)",
+        "--workers", type=count, default=1, metavar="N", help="number of worker processes (default: 1)"
     )
+    _add_fields(group, _study_fields("retraining"))
     group.add_argument(
         "--champions",
         default="",
-        metavar="PLACE",
-        help="put the best in its task's champion's place there, if the gate says so: a directory or "
-        "s3://bucket/prefix (default: promote nothing)",
+        metavar="LOCATION",
+        help="promote the best there if the gate lets it pass: a directory or s3://bucket/prefix "
+        "(default: promote nothing)",
     )
     add_gate_arguments(parser)
 
 
 def count(text: str) -> int:
-    """A number of things, at least one, from a flag."""
+    """Return the number of things that a flag gives, at least one."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
     return value
 
 
-def tuning_from_arguments(
-    arguments: argparse.Namespace, config: ExperimentConfig
-) -> tuple[dict[str, Any], TuningConfig]:
-    """What is tuned besides or in place of the default, as JSON; and how trials are judged.
+def study_config_from_arguments(arguments: argparse.Namespace, config: ExperimentConfig) -> StudyConfig:
+    """Return the settings of a study that the flags give, checked together with the configuration.
 
     Raises:
-        ConfigError: a file that cannot be read, or a value that is not allowed.
+        ConfigError: a file cannot be read, or a value is not allowed.
     """
-    changes = parse_json_object(_text_or_file("--space", arguments.space))
-    extended_space(changes, config)
-    return changes, checked(TuningConfig, _given(arguments, _tuning_fields()).get("tuning", {}))
+    values = study_changes_from_arguments(arguments)
+    values["space"] = parse_json_object(_text_or_file("--space", arguments.space))
+    settings = checked(StudyConfig, values)
+    extended_space(settings.space, config)
+    return settings
+
+
+def study_changes_from_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `StudyConfig` that flags give, as nested JSON; others are left out."""
+    fields = [field for section in _study_schema() if section != "space" for field in _study_fields(section)]
+    return _values_of(arguments, fields)
 
 
 def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
-    """What a candidate must show.
+    """Return the gate that the flags describe.
 
     Raises:
-        ConfigError: a value that is not allowed.
+        ConfigError: a value is not allowed.
     """
-    return checked(Gate, _given(arguments, _gate_fields()).get("gate", {}))
+    return checked(Gate, _values_of(arguments, _study_fields("gate")).get("gate", {}))
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,23 +150,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         metavar="NAME",
         default=time.strftime("%Y%m%d-%H%M%S"),
-        help="name of the run; one that was begun is gone on with (default: the date and time)",
+        help="name of the run; an existing run is resumed (default: the date and time)",
     )
     parser.add_argument(
         "--store",
         metavar="STORE",
         default=_RUNS,
-        help="where runs are kept: a directory, s3://bucket/prefix or minio://bucket/prefix; endpoint and "
-        f"credentials come from the environment (default: {_RUNS})",
+        help="store of runs: a directory, s3://bucket/prefix or minio://bucket/prefix; the environment gives "
+        f"endpoint and credentials (default: {_RUNS})",
     )
 
 
 def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a stage can be watched; `apply_monitor_arguments` hands it on."""
+    """Add the flags of monitoring; `apply_monitor_arguments` passes their values on."""
     group = parser.add_argument_group("monitoring", "see docs/monitoring.md")
     for variable, metavar, description in (
-        ("MAPPO_METRICS_PORT", "PORT", "training serves its metrics to Prometheus here; 0 takes any free port"),
-        ("MAPPO_PUSHGATEWAY", "URL", "a Pushgateway, to which stages too short for Prometheus push their outcome"),
+        (
+            "MAPPO_METRICS_PORT",
+            "PORT",
+            "port where training serves its metrics to Prometheus; 0 takes any free port",
+        ),
+        ("MAPPO_PUSHGATEWAY", "URL", "Pushgateway that receives the metrics of stages too short to be scraped"),
     ):
         flag = variable.removeprefix("MAPPO_").lower().replace("_", "-")
         group.add_argument(
@@ -180,32 +182,32 @@ def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_monitor_arguments(arguments: argparse.Namespace) -> None:
-    """Put what was given into the environment, where stages look for it, also those in processes of their own."""
-    given = {name: value for name, value in vars(arguments).items() if name.startswith("MAPPO_") and value}
-    os.environ.update(given)
+    """Set the environment variables of monitoring, which stages read, also those in other processes."""
+    variables = {name: value for name, value in vars(arguments).items() if name.startswith("MAPPO_") and value}
+    os.environ.update(variables)
 
 
 def run_directory(arguments: argparse.Namespace) -> Path:
-    """Where a run's files on this machine go: its place in a store that is a directory, or below runs/.
+    """Return the directory of a run's local files: the run itself if the store is a directory, else below runs/.
 
     Raises:
-        ConfigError: its name is not allowed.
+        ConfigError: the name of the run is not allowed.
     """
     store: str = _RUNS if "://" in arguments.store else arguments.store
     return Path(store) / require_run_name(arguments.run)
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> ExperimentConfig:
-    """The recipe's configuration, changed by the file, changed by the flags.
+    """Return the recipe's configuration with the changes of the file, then of the flags.
 
     Raises:
-        ConfigError: an unknown recipe, a file that cannot be read, or a value that is not allowed.
+        ConfigError: the recipe is unknown, the file cannot be read, or a value is not allowed.
     """
     return override(recipe(arguments.recipe or DEFAULT_RECIPE), *changes_from_arguments(arguments))
 
 
 def changes_from_arguments(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """What the user asked to change, for `override`: the file's fields, then the flags.
+    """Return what the user changes, for `override`: the fields of the file, then the flags.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -220,7 +222,7 @@ def changes_from_arguments(arguments: argparse.Namespace) -> list[dict[str, Any]
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
-    """Flags spelt as in the JSON, --learner.clip_epsilon, become --learner.clip-epsilon."""
+    """Spell flags with hyphens: --learner.clip_epsilon becomes --learner.clip-epsilon."""
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in argv]
     return [
         (name.replace("_", "-") if name.startswith("--") else name) + equals + value
@@ -229,14 +231,14 @@ def dashed(argv: Sequence[str]) -> list[str]:
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were given, nested as the configuration is."""
-    return _given(arguments, [field for _, fields in _sections() for field in fields])
+    """Return the fields of the configuration that flags give, as nested JSON."""
+    return _values_of(arguments, [field for _, fields in _sections() for field in fields])
 
 
-def _given(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
+def _values_of(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for path, schema in fields:
-        text = getattr(arguments, path)
+        text = getattr(arguments, path, None)  # a command may have the flags of some fields only
         if text is None:
             continue
         *sections, name = path.split(".")
@@ -248,41 +250,42 @@ def _given(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
 
 
 def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields) -> None:
-    group = parser.add_argument_group(title)
+    _add_fields(parser.add_argument_group(title), fields)
+
+
+def _add_fields(group: Group, fields: Fields) -> None:
     for path, schema in fields:
-        group.add_argument(
-            f"--{path.replace('_', '-')}",
-            dest=path,
-            metavar=_metavar(schema),
-            default=None,
-            help=_help(schema),
-        )
+        flag = _SHORT_FLAGS.get(path, path.replace("_", "-"))
+        group.add_argument(f"--{flag}", dest=path, metavar=_metavar(schema), default=None, help=_help(schema))
 
 
-def _gate_fields() -> Fields:
-    return _fields("gate", Gate)
+@cache
+def _study_schema() -> dict[str, Any]:
+    """Return the JSON schema of each section of `StudyConfig`, by its name."""
+    schema = TypeAdapter(StudyConfig).json_schema()
+    sections = schema["properties"]
+    return {
+        name: schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
+        for name, entry in sections.items()
+    }
 
 
-def _tuning_fields() -> Fields:
-    return _fields("tuning", TuningConfig)
+def _study_fields(section: str) -> Fields:
+    properties = _study_schema()[section]["properties"]
+    return [(f"{section}.{name}", schema | {"has_default": True}) for name, schema in properties.items()]
 
 
-def _fields(prefix: str, kind: type) -> Fields:
-    schema = TypeAdapter(kind).json_schema()
-    return [(f"{prefix}.{name}", value) for name, value in schema["properties"].items()]
-
-
-def _text_or_file(flag: str, given: str) -> str:
-    if given.lstrip().startswith("{"):
-        return given
+def _text_or_file(flag: str, value: str) -> str:
+    if value.lstrip().startswith("{"):
+        return value
     try:
-        return Path(given).read_text()
+        return Path(value).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{flag} {given}: neither a JSON object nor a file with one: {error}") from None
+        raise ConfigError(f"{flag} {value}: neither a JSON object nor a file with one: {error}") from None
 
 
 def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
-    """A flag's text as a JSON value; what is no JSON stays text, and the configuration says what is wrong."""
+    """Return a flag's text as a JSON value; text that is not JSON stays text, for the configuration to refuse."""
     if schema["type"] == "string":
         return text
     if schema["type"] == "array" and not text.lstrip().startswith("["):
@@ -297,7 +300,7 @@ def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
 
 @cache
 def _sections() -> tuple[tuple[str, Fields], ...]:
-    """Sections in order, each with (dotted path, JSON schema) of its fields."""
+    """Return the sections in order, each with (dotted path, JSON schema) of its fields."""
     schema = TypeAdapter(ExperimentConfig).json_schema()
     sections: list[tuple[str, Fields]] = []
     loose: Fields = []
@@ -327,7 +330,14 @@ def _help(schema: dict[str, Any]) -> str:
     limits = _limits(schema)
     if "items" in schema:
         limits = f"at least {schema['minItems']}; each {_limits(schema['items'])}"
+    if schema.get("has_default"):
+        limits = "; ".join(filter(None, [limits, f"default: {_flag_value(schema['default'])}"]))
     return f"{schema['description']}{f' ({limits})' if limits else ''}".replace("%", "%%")
+
+
+def _flag_value(value: Any) -> str:
+    """Return a value as a flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _limits(schema: dict[str, Any]) -> str:

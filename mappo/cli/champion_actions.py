@@ -1,4 +1,4 @@
-"""The actions of `mappo champion`."""
+"""The actions of `mappo champion`: list, show, history, rollback and export."""
 
 import json
 from collections.abc import Callable
@@ -14,86 +14,87 @@ from mappo.stages.runtime import readable_errors
 _MAX_POLICY_BYTES = 1 << 32
 
 
-def list_champions(place: str) -> None:
+def list_champions(location: str) -> None:
     """Print a line for each task that has a champion.
 
     Raises:
         StageFailed: the store does not answer, or a decision is damaged.
     """
     with readable_errors("champion"):
-        for task in tasks(place):
-            print(f"{task}  {champion_line(_in_force(Champions(place, task)))}")
+        for task in tasks(location):
+            print(f"{task}  {champion_line(_in_force(Champions(location, task)))}")
 
 
-def show_champion(place: str, task: str) -> None:
-    """Print the decision in force, and where its policy is, as JSON.
+def show_champion(location: str, task: str) -> None:
+    """Print the decision in force and the location of its policy, as JSON.
 
     Raises:
-        StageFailed: there is none.
+        StageFailed: no task has a champion, or `task` names none of these tasks.
     """
     with readable_errors("champion"):
-        champions = _of(place, task)
-        entry = _in_force(champions)
-        print(json.dumps({"task": champions.task, "place": champions.place(entry), **asdict(entry)}, indent=1))
+        champions = _champions_of(location, task)
+        decision = _in_force(champions)
+        values = {"task": champions.task, "place": champions.policy_location(decision), **asdict(decision)}
+        print(json.dumps(values, indent=1))
 
 
-def champion_history(place: str, task: str) -> None:
-    """Print a line for each decision that changed the champion, the first first.
+def champion_history(location: str, task: str) -> None:
+    """Print a line for each decision that changed the champion, the oldest first.
 
     Raises:
-        StageFailed: there is none.
+        StageFailed: no task has a champion, or `task` names none of these tasks.
     """
     with readable_errors("champion"):
-        for entry in _of(place, task).history():
-            print(champion_line(entry))
+        for decision in _champions_of(location, task).history():
+            print(champion_line(decision))
 
 
-def roll_back(place: str, task: str, to: int | None, reason: str) -> None:
-    """Put an earlier champion in force.
+def roll_back(location: str, task: str, to: int | None, reason: str) -> None:
+    """Put an earlier champion in force: that of decision `to`, or the last one with another policy.
 
     Raises:
-        StageFailed: there is none, or another decision was taken in the same moment.
+        StageFailed: there is no earlier champion, or somebody else made a decision at the same time.
     """
     with readable_errors("champion"):
         try:
-            print(champion_line(_of(place, task).roll_back(to, reason)))
+            print(champion_line(_champions_of(location, task).roll_back(to, reason)))
         except KeyTaken:
             raise ConfigError(
-                "another decision was taken in this moment: look at the history, and try again"
+                "somebody else changed the champion meanwhile: look at `mappo champion history`, then try again"
             ) from None
 
 
-def export_champion(place: str, task: str, output: Path) -> None:
-    """Copy the exported policy and its model card.
+def export_champion(location: str, task: str, output: Path) -> None:
+    """Copy the exported policy of a champion and its model card into the directory `output`.
 
     Raises:
-        StageFailed: there is no champion.
+        StageFailed: no task has a champion, or `task` names none of these tasks.
     """
     with readable_errors("champion"):
-        champions = _of(place, task)
-        source = open_store(champions.place(_in_force(champions)))
+        champions = _champions_of(location, task)
+        source = open_store(champions.policy_location(_in_force(champions)))
         output.mkdir(parents=True, exist_ok=True)
         for name in (POLICY, CARD):
             (output / name).write_bytes(source.read(name, _MAX_POLICY_BYTES))
             print(output / name)
 
 
-def _of(place: str, task: str) -> Champions:
-    """The champions of a task, which need not be named where there is one only."""
-    there = tasks(place)
-    if not there:
-        raise ConfigError(f"{place}: no task has a champion; `mappo promote` makes one")
-    if not task and len(there) == 1:
-        return Champions(place, there[0])
-    if task not in there:
-        raise ConfigError(f"{place}: task {task!r}: give one of {', '.join(there)}")
-    return Champions(place, task)
+def _champions_of(location: str, task: str) -> Champions:
+    """Return the champions of a task; the name of the task is optional if only one task has a champion."""
+    names = tasks(location)
+    if not names:
+        raise ConfigError(f"{location}: no task has a champion; `mappo promote` makes one")
+    if not task and len(names) == 1:
+        return Champions(location, names[0])
+    if task not in names:
+        raise ConfigError(f"{location}: task {task!r} has no champion; give one of {', '.join(names)} as --task")
+    return Champions(location, task)
 
 
 def _in_force(champions: Champions) -> ChampionDecision:
-    entry = champions.current()
-    assert entry  # it is a task because it has one
-    return entry
+    decision = champions.current()
+    assert decision  # `tasks` lists only tasks that have a decision
+    return decision
 
 
 CHAMPION_ACTIONS: dict[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""What `mappo checkpoints` and `mappo champion` do: list, show, verify and tidy up; history, rollback, export."""
+"""The actions of `mappo checkpoints`: list, show, verify, prune and collect garbage."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,72 +10,73 @@ from mappo.runs.run import Run
 from mappo.stages.runtime import readable_errors
 
 
-def show_list(run: str) -> None:
-    """Print a line for each checkpoint, newest first.
+def show_list(location: str) -> None:
+    """Print a line for each checkpoint of a run, newest first.
 
     Raises:
         StageFailed: the store does not answer.
     """
     with readable_errors("checkpoints"):
-        place = Run.at(run)
-        saved = place.saved()
-        readable = place.readable(saved)
+        run = Run.at(location)
+        refs = run.refs()
+        readable = run.readable(refs)
         best = best_of(readable) if readable else None
-        for line in checkpoint_lines(saved, readable, best):
+        for line in checkpoint_lines(refs, readable, best):
             print(line)
 
 
-def show_manifest(run: str, checkpoint: str) -> None:
+def show_manifest(location: str, checkpoint: str) -> None:
     """Print a checkpoint's manifest as JSON.
 
     Raises:
-        StageFailed: there is no such checkpoint, or it cannot be read.
+        StageFailed: the checkpoint does not exist or cannot be read.
     """
     with readable_errors("checkpoints"):
-        place = Run.at(run)
-        print(manifest_bytes(place.manifest(place.choose(checkpoint))).decode(), end="")
+        run = Run.at(location)
+        print(manifest_bytes(run.manifest(run.choose(checkpoint))).decode(), end="")
 
 
-def verify(run: str) -> None:
-    """Read everything, and say of each checkpoint whether it is whole.
+def verify(location: str) -> None:
+    """Read all checkpoints of a run and print for each one whether it is good or damaged.
 
     Raises:
-        StageFailed: one is not, or there is none.
+        StageFailed: a checkpoint is damaged, or the run has no checkpoint.
     """
     with readable_errors("checkpoints"):
-        place = Run.at(run)
+        run = Run.at(location)
+        refs = run.refs() or [run.choose("last")]  # in an empty run, `choose` raises the error
         damaged = []
-        for saved in [*place.saved()] or [place.choose("last")]:
+        for ref in refs:
             try:
-                place.load(saved)
-                print(f"good     {saved}")
+                run.load(ref)
+                print(f"good     {ref}")
             except CheckpointError as error:
-                damaged.append(saved)
-                print(f"damaged  {saved}: {error}")
+                damaged.append(ref)
+                print(f"damaged  {ref}: {error}")
         if damaged:
-            raise CheckpointError(f"{len(damaged)} damaged")
+            raise CheckpointError(f"{len(damaged)} of {len(refs)} checkpoints are damaged")
 
 
-def prune(run: str, keep: int, delete: bool) -> None:
-    """Delete all checkpoints but the last and the best; their parts are then garbage.
-
-    Raises:
-        StageFailed: the store failed.
-    """
-    with readable_errors("checkpoints"):
-        place = Run.at(run)
-        _delete(place, [(saved.key, str(saved)) for saved in place.prunable(keep)], delete)
-
-
-def collect_garbage(run: str, grace_hours: float, delete: bool) -> None:
-    """Delete what no checkpoint needs.
+def prune(location: str, keep: int, delete: bool) -> None:
+    """Delete all checkpoints but the `keep` newest and the best; their parts become garbage.
 
     Raises:
-        StageFailed: the store failed.
+        StageFailed: the store refused a request or did not answer.
     """
     with readable_errors("checkpoints"):
-        place = Run.at(run)
-        _delete(place, [(key, key) for key in place.garbage(grace_hours * 3600)], delete)
+        run = Run.at(location)
+        _delete(run, [(ref.key, str(ref)) for ref in run.prunable(keep)], delete)
+
+
+def collect_garbage(location: str, grace_hours: float, delete: bool) -> None:
+    """Delete the files that no checkpoint needs and that are older than `grace_hours`.
+
+    Raises:
+        StageFailed: the store refused a request or did not answer.
+    """
+    with readable_errors("checkpoints"):
+        run = Run.at(location)
+        _delete(run, [(key, key) for key in run.garbage(grace_hours * 3600)], delete)
 
 
 ACTIONS: dict[str, Callable[..., None]] = {
@@ -87,9 +88,10 @@ ACTIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def _delete(place: Run, doomed: Sequence[tuple[str, str]], delete: bool) -> None:
-    for key, name in doomed:
+def _delete(run: Run, entries: Sequence[tuple[str, str]], delete: bool) -> None:
+    """Delete entries, which are (key, text) pairs, and print a line for each; without `delete`, only print."""
+    for key, text in entries:
         if delete:
-            place.store.delete(key)
-        print(f"{'deleted' if delete else 'would delete'} {name}")
-    print(f"{len(doomed)} {'deleted' if delete else 'to delete; nothing is deleted without --delete'}")
+            run.store.delete(key)
+        print(f"{'deleted' if delete else 'would delete'} {text}")
+    print(f"{len(entries)} {'deleted' if delete else 'to delete; nothing is deleted without --delete'}")

@@ -1,4 +1,4 @@
-"""`mappo checkpoints`: list, show, verify or tidy up what a run has saved."""
+"""The command `mappo checkpoints`: list, show, verify or delete the checkpoints of a run."""
 
 import argparse
 
@@ -9,25 +9,32 @@ from mappo.cli.status import status
 def add(commands: Commands) -> None:
     """Add the command and its actions."""
     command = add_command(
-        commands, "checkpoints", _checkpoints, "list, show, verify or tidy up what a run has saved"
+        commands, "checkpoints", _checkpoints, "list, show, verify or delete the checkpoints of a run"
     )
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, summary in (
         ("list", "list a run's checkpoints, newest first"),
-        ("show", "print the manifest of one: configuration, versions, hashes"),
-        ("verify", "read all parts of all checkpoints and compare their hashes; exit status 1 if one is damaged"),
-        ("prune", "delete all but the last ones and the best"),
-        ("gc", "delete what no checkpoint needs, such as parts of saves that a crash cut short"),
+        ("show", "print the manifest of a checkpoint: configuration, versions, hashes"),
+        ("verify", "read all parts of all checkpoints and check their hashes; exit status 1 if one is damaged"),
+        ("prune", "delete all checkpoints but the newest ones and the best"),
+        ("gc", "delete files that no checkpoint needs, such as parts of saves that a crash interrupted"),
     ):
         action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        action.add_argument("trained", metavar="RUN", help=RUN_HELP)
+        action.add_argument("run_location", metavar="RUN", help=RUN_HELP)
         if name == "show":
             action.add_argument(
-                "--checkpoint", metavar="WHICH", default="last", help="best, last, or an iteration (default: last)"
+                "--checkpoint",
+                metavar="WHICH",
+                default="last",
+                help="checkpoint to show: best, last, or the number of an iteration (default: last)",
             )
         if name == "prune":
             action.add_argument(
-                "--keep", type=count, metavar="N", default=3, help="how many besides the best (default: 3)"
+                "--keep",
+                type=count,
+                metavar="N",
+                default=3,
+                help="number of newest checkpoints to keep, besides the best (default: 3)",
             )
         if name == "gc":
             action.add_argument(
@@ -35,10 +42,13 @@ def add(commands: Commands) -> None:
                 type=float,
                 metavar="X",
                 default=24.0,
-                help="leave what is younger: a training may be about to need it (default: 24)",
+                help="keep files younger than this, in hours: a running training may be about to need them "
+                "(default: 24)",
             )
         if name in ("prune", "gc"):
-            action.add_argument("--delete", action="store_true", help="delete; without it, only say what would be")
+            action.add_argument(
+                "--delete", action="store_true", help="delete them; without this flag, only list them"
+            )
 
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
@@ -49,4 +59,4 @@ def _checkpoints(arguments: argparse.Namespace) -> int:
         for name, value in vars(arguments).items()
         if name in ("checkpoint", "keep", "grace_hours", "delete")
     }
-    return status(lambda: ACTIONS[arguments.action](arguments.trained, **options))
+    return status(lambda: ACTIONS[arguments.action](arguments.run_location, **options))

@@ -1,4 +1,4 @@
-"""`mappo recipes`, `mappo show-config` and `mappo schema`: configurations and the form of reports."""
+"""The commands `mappo recipes`, `mappo show-config` and `mappo schema`: configurations, and schemas of reports."""
 
 import argparse
 import inspect
@@ -14,7 +14,9 @@ _REPORTS = ("validation", "evaluation", "comparison", "decision")
 def add(commands: Commands) -> None:
     """Add the three commands."""
     command = add_command(commands, "schema", _schema, "print the JSON Schema of a report")
-    command.add_argument("report", choices=_REPORTS, metavar="REPORT", help=f"one of {', '.join(_REPORTS)}")
+    command.add_argument(
+        "report", choices=_REPORTS, metavar="REPORT", help=f"kind of report: {', '.join(_REPORTS)}"
+    )
     add_command(commands, "recipes", _recipes, "list the named configurations")
     command = add_command(commands, "show-config", _show_config, "print a complete configuration as JSON")
     add_config_arguments(command)
@@ -22,9 +24,9 @@ def add(commands: Commands) -> None:
 
 def _recipes(_: argparse.Namespace) -> int:
     for name, make in RECIPES.items():
-        first, *rest = inspect.cleandoc(make.__doc__ or "").splitlines()
-        print(f"{name}, {make().collection.total_frames:,} frames: {first}")
-        print("\n".join(f"    {line}" for line in rest if line))
+        summary, *details = inspect.cleandoc(make.__doc__ or "").splitlines()
+        print(f"{name}, {make().collection.total_frames:,} frames: {summary}")
+        print("\n".join(f"    {line}" for line in details if line))
     return 0
 
 

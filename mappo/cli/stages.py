@@ -25,77 +25,95 @@ from mappo.strict_json import to_dict
 
 
 def add(commands: Commands) -> None:
-    """Add the commands of the stages."""
-    command = add_command(commands, "validate", _validate, "check that a task is fit to train on")
+    """Add the commands that run one stage each."""
+    command = add_command(commands, "validate", _validate, "check that a task can be used for training")
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_monitor_arguments(command)
     add_config_arguments(command)
 
-    command = add_command(
-        commands, "train", _train, "train a run, or go on with it; write checkpoints and history"
-    )
+    command = add_command(commands, "train", _train, "train a run, or resume it; write checkpoints and history")
     add_run_arguments(command)
     command.add_argument(
-        "--keep", type=count, metavar="N", default=3, help="checkpoints to keep besides the best (default: 3)"
+        "--keep",
+        type=count,
+        metavar="N",
+        default=3,
+        help="number of newest checkpoints to keep, besides the best (default: 3)",
     )
     command.add_argument(
         "--extend",
         default="",
         metavar="RUN",
-        help="begin where this run ended, with its configuration, up to a higher --collection.total-frames",
+        help="extend this finished run, with its configuration, up to a higher --collection.total-frames",
     )
     command.add_argument(
         "--warm-start",
         default="",
         metavar="RUN",
-        help="begin with the networks of this run's best checkpoint; everything else is new",
+        help="start from the networks of this run's best checkpoint; everything else is new",
     )
     command.add_argument(
-        "--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard event files here, too"
+        "--tensorboard", type=Path, metavar="DIRECTORY", help="write TensorBoard event files into this directory"
     )
     add_monitor_arguments(command)
     add_config_arguments(command)
 
-    command = add_command(
-        commands, "evaluate", _evaluate, "judge a checkpoint on held-out seeds, beside baselines"
-    )
-    command.add_argument("trained", metavar="RUN", help=RUN_HELP)
+    command = add_command(commands, "evaluate", _evaluate, "evaluate a checkpoint and baselines on held-out seeds")
+    command.add_argument("run_location", metavar="RUN", help=RUN_HELP)
     command.add_argument(
-        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
+        "--checkpoint",
+        metavar="WHICH",
+        default="best",
+        help="checkpoint to use: best, last, or the number of an iteration (default: best)",
     )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
 
     command = add_command(
-        commands, "promote", _promote, "put a run's checkpoint in the champion's place if it is better"
+        commands, "promote", _promote, "make a run's checkpoint the champion of its task if it is better"
     )
-    command.add_argument("trained", metavar="RUN", help=RUN_HELP)
+    command.add_argument("run_location", metavar="RUN", help=RUN_HELP)
     command.add_argument(
-        "--checkpoint", metavar="WHICH", default="best", help="best, last, or an iteration (default: best)"
+        "--checkpoint",
+        metavar="WHICH",
+        default="best",
+        help="checkpoint to use: best, last, or the number of an iteration (default: best)",
     )
-    command.add_argument("--champions", metavar="PLACE", default="champions", help=CHAMPIONS_HELP)
+    command.add_argument("--champions", metavar="LOCATION", default="champions", help=CHAMPIONS_HELP)
     command.add_argument("--output", type=Path, metavar="FILE", help="write the decision as JSON")
     add_gate_arguments(command)
     add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
 
     command = add_command(
-        commands, "compare", _compare, "compare evaluations of several training seeds or configurations"
+        commands, "compare", _compare, "compare the evaluations of several training seeds or configurations"
     )
-    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT", help="what evaluate --output wrote")
+    command.add_argument(
+        "reports",
+        type=Path,
+        nargs="+",
+        metavar="REPORT",
+        help="evaluation report, as `mappo evaluate --output` writes it",
+    )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
 
-    command = add_command(commands, "report", _report, "write one HTML page of a run, or of several side by side")
+    command = add_command(
+        commands, "report", _report, "write one HTML page about a run, or about several runs side by side"
+    )
     command.add_argument("runs", nargs="+", metavar="RUN", help=RUN_HELP)
     command.add_argument(
-        "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(default: report.html)"
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="file of the page (default: report.html)",
     )
 
 
 def _validate(arguments: argparse.Namespace) -> int:
     config = to_json(config_from_arguments(arguments))
-    from mappo.stages.validate import validate  # imports torch: commands that need it pay for it
+    from mappo.stages.validate import validate  # imported here, because it imports torch, which takes seconds
 
     return watched_status(lambda: validate(config, arguments.output))
 
@@ -103,8 +121,8 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     extend = arguments.extend
     if extend and arguments.recipe:
-        raise ConfigError(f"--extend takes the run's configuration: leave the recipe {arguments.recipe} out")
-    config = _config_of(extend, "last", arguments) if extend else config_from_arguments(arguments)
+        raise ConfigError(f"--extend uses the run's configuration: leave the recipe {arguments.recipe} out")
+    config = _config_of_checkpoint(extend, "last", arguments) if extend else config_from_arguments(arguments)
     from mappo.runs.locations import run_location
     from mappo.stages.train import train
 
@@ -123,25 +141,25 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
+    config = _config_of_checkpoint(arguments.run_location, arguments.checkpoint, arguments)
     from mappo.stages.evaluate import evaluate
 
     return watched_status(
         lambda: evaluate(
-            to_json(config), arguments.trained, arguments.output, checkpoint=arguments.checkpoint, keep=True
+            to_json(config), arguments.run_location, arguments.output, checkpoint=arguments.checkpoint, keep=True
         )
     )
 
 
 def _promote(arguments: argparse.Namespace) -> int:
     gate = gate_from_arguments(arguments)
-    config = _config_of(arguments.trained, arguments.checkpoint, arguments)
+    config = _config_of_checkpoint(arguments.run_location, arguments.checkpoint, arguments)
     from mappo.stages.promote import promote
 
     return watched_status(
         lambda: promote(
             to_json(config),
-            arguments.trained,
+            arguments.run_location,
             arguments.champions,
             arguments.output,
             gate=to_dict(gate),
@@ -162,26 +180,27 @@ def _report(arguments: argparse.Namespace) -> int:
     return status(lambda: report(arguments.runs, arguments.output))
 
 
-def _config_of(run: str, which: str, arguments: argparse.Namespace) -> ExperimentConfig:
-    """The configuration of a run's checkpoint, changed by the file, changed by the flags.
+def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argparse.Namespace) -> ExperimentConfig:
+    """Return the configuration of a run's checkpoint; --config overrides it, and flags override --config.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, names code that only the user may name, or as for any
-            configuration.
+        ConfigError: the checkpoint cannot be read, only the checkpoint names code outside VMAS, or a value is not
+            allowed.
     """
     from mappo.errors import CheckpointError, StoreError
     from mappo.runs.run import load_checkpoint
 
     try:
-        trained = load_checkpoint(run, which).config
+        trained_config = load_checkpoint(run_location, checkpoint).config
     except (CheckpointError, StoreError) as error:
         raise ConfigError(str(error)) from error
     changes = changes_from_arguments(arguments)
-    config = override(trained, *changes)
-    named = any("scenario" in change.get("environment", {}) for change in changes)
-    if ":" in config.environment.scenario and not named:
+    config = override(trained_config, *changes)
+    is_named_by_user = any("scenario" in change.get("environment", {}) for change in changes)
+    if ":" in config.environment.scenario and not is_named_by_user:
+        # A checkpoint may come from somebody else, and importing the code that it names would run that code.
         raise ConfigError(
-            f"the checkpoint's scenario {trained.environment.scenario!r} is code outside VMAS, which a checkpoint "
-            "cannot be trusted to name: if it is yours, give it as --environment.scenario"
+            f"the checkpoint's scenario {trained_config.environment.scenario!r} is code outside VMAS, which runs "
+            "only if you name it: if you trust this code, give it as --environment.scenario"
         )
     return config

@@ -6,7 +6,7 @@ from mappo.errors import StageFailed
 
 
 def status(stage: Callable[[], object]) -> int:
-    """Run a stage and return its exit status: 0 done, 1 failed. A stage that fails has printed the reason."""
+    """Run a stage and return its exit status: 0 success, 1 failure. A stage that fails has printed the reason."""
     try:
         stage()
     except StageFailed:

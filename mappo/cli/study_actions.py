@@ -1,4 +1,4 @@
-"""The actions of `mappo study`."""
+"""The actions of `mappo study`: request trials, list, show, export and delete."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,25 +11,27 @@ from mappo.tuning.database import open_database
 from mappo.tuning.study import Study, delete_study
 
 
-def ask_for_trials(name: str, num_trials: int | None, hours: float | None) -> None:
-    """Ask for so many trials, and for time, as somebody at a terminal; what is None stays.
+def request_trials(name: str, num_trials: int | None, hours: float | None) -> None:
+    """Request trials for the terminal's session, as `Study.request_trials` does; `hours` limit when trials start.
 
     Raises:
-        StageFailed: there is no such study, or the database does not answer.
+        StageFailed: the study does not exist, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
-        Study.load(database, name).go_on(num_trials, None if hours is None else 3600 * hours)
+        Study.load(database, name).request_trials(num_trials, None if hours is None else 3600 * hours)
 
 
 def list_lines() -> list[str]:
-    """A line for each study in the database.
+    """Return the table of the studies in the database: a header and a line for each study.
 
     Raises:
-        StageFailed: there is no database, or it does not answer.
+        StageFailed: there is no database, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
         names = study_names(database)
-        lines = [f"{'study':<30}  {'done':>9}  {'best':>9}  task"] if names else [f"no study in {database.place}"]
+        lines = (
+            [f"{'study':<30}  {'done':>9}  {'best':>9}  task"] if names else [f"no study in {database.location}"]
+        )
         for name in names:
             try:
                 study = Study.load(database, name)
@@ -45,40 +47,40 @@ def list_lines() -> list[str]:
 
 
 def show_lines(name: str) -> list[str]:
-    """A study's trials as a table, and its best.
+    """Return the table of a study's trials, and the best one.
 
     Raises:
-        StageFailed: there is none, or the database does not answer.
+        StageFailed: the study does not exist, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
         study = Study.load(database, name)
         trials, best = study.trials(), study.best()
-        asked = f"{len(trials)} of {study.num_trials} trials; runs in {study.place}"
-        return [*trial_table(trials), asked, *(best_lines(best, study.plan.config) if best else [])]
+        summary = f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"
+        return [*trial_table(trials), summary, *(best_lines(best, study.plan.config) if best else [])]
 
 
-def exported(name: str) -> dict[str, Any]:
-    """All of a study as JSON.
+def study_as_dict(name: str) -> dict[str, Any]:
+    """Return a study as a JSON object, with its plan and every trial.
 
     Raises:
-        StageFailed: there is none, or the database does not answer.
+        StageFailed: the study does not exist, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
         study = Study.load(database, name)
         trials = [{**asdict(trial), "seconds": trial.seconds} for trial in study.trials()]
-        return {"study": name, "place": study.place, "plan": study.plan.to_dict(), "trials": trials}
+        return {"study": name, "place": study.store, "plan": study.plan.to_dict(), "trials": trials}
 
 
 def delete(name: str, really: bool) -> str:
-    """Delete a study, or say what would be deleted.
+    """Delete a study if `really`. Return a message that names what was deleted, or would be.
 
     Raises:
-        StageFailed: there is none, or the database does not answer.
+        StageFailed: the study does not exist, workers hold its trials, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
         study = Study.load(database, name)
-        what = f"study {name} with {len(study.trials())} trials; their runs stay in {study.place}"
+        description = f"study {name} with {len(study.trials())} trials; their runs stay in {study.store}"
         if not really:
-            return f"would delete {what}; to do it: --delete"
+            return f"would delete {description}; add --delete to do it"
         delete_study(database, name)
-        return f"deleted {what}"
+        return f"deleted {description}"

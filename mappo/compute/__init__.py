@@ -1,4 +1,4 @@
-"""Tensors and this machine: traced functions, compiler, CUDA graphs, resources.
+"""The means to run tensor functions fast on this machine: traced functions, compiler, CUDA graphs, resources.
 
-Start with `traced_function`. Nothing here knows VMAS.
+Start with `traced_function`. No module of this package knows VMAS.
 """

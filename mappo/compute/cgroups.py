@@ -1,4 +1,4 @@
-"""The cgroups of this process: limits that a container sets, and what the kernel counts there."""
+"""The cgroups of this process: the limits that a container sets, and the kernel's counters."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +8,13 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def own_cgroups(root: Path, membership: Path, controller: str) -> Iterator[Path]:
-    """Yield the directories of this process's cgroup and of those above it, in both versions, where visible."""
+    """Yield the directories of this process's cgroup and of its parents, innermost first.
+
+    Both versions of cgroups are supported. Directories that this process cannot see are left out.
+    """
     try:
         lines = membership.read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", maxsplit=2)
@@ -19,8 +22,8 @@ def own_cgroups(root: Path, membership: Path, controller: str) -> Iterator[Path]
             continue
         mounts = [root / controller] if controllers else [root / "unified", root]
         for mount in mounts:
-            own = mount / path.lstrip("/")
-            for directory in (own, *own.parents):
+            innermost = mount / path.lstrip("/")
+            for directory in (innermost, *innermost.parents):
                 if directory.is_dir():
                     yield directory
                 if directory == mount:
@@ -28,7 +31,7 @@ def own_cgroups(root: Path, membership: Path, controller: str) -> Iterator[Path]
 
 
 def num_oom_kills(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
-    """Return how many processes of this cgroup the kernel has killed for memory; 0 where nothing counts."""
+    """Return how many processes of this cgroup the kernel has killed for memory; 0 if no counter is visible."""
     for directory in own_cgroups(root, membership, "memory"):
         for name in ("memory.events", "memory.oom_control"):
             try:

@@ -1,9 +1,10 @@
 """The compiler behind the fast paths: it turns a traced graph of tensor operations into machine code.
 
-For the CPU, PyTorch's AOTInductor makes a library of a graph, which runs without Python between its operations. It
-runs in a process of its own, `python -m mappo.compute.compiler`, since a compiler that has been used stays in
-memory. For a GPU, PyTorch's Inductor compiles kernels, whose launches become one CUDA graph (see `cuda_graphs`).
-Compiled code is kept in `TORCHINDUCTOR_CACHE_DIR`, where later processes find it.
+For the CPU, PyTorch's AOTInductor compiles the graph to a shared library, which runs without Python between
+its operations. The compiler runs in its own process, `python -m mappo.compute.compiler`, because it never
+frees the memory that it has taken. For a GPU, PyTorch's Inductor compiles kernels, whose launches become one
+CUDA graph (see `cuda_graphs`). The cache in `TORCHINDUCTOR_CACHE_DIR` keeps compiled code for later
+processes.
 """
 
 import copy
@@ -34,96 +35,102 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mappo.compute.cuda_graphs import Function
 from mappo.errors import ConfigError
 
-_NO_COMPILER = 3  # exit status
-_ENDING = signal.SIGINT, signal.SIGTERM
-_NODES = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)
+_NO_COMPILER = 3  # exit status of the compiler's process
+_STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+_PICKLING = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)  # pickles no metadata of nodes
 
 
 def trace_graph(
     function: Callable[..., Any],
     inputs: Sequence[Tensor],
-    replaced: Mapping[OpOverload, Callable[..., Any]] = MappingProxyType({}),
+    replacements: Mapping[OpOverload, Callable[..., Any]] = MappingProxyType({}),
 ) -> GraphModule:
-    """The graph of what a function does with tensors like these; some operations may be replaced by others.
+    """Trace a function on tensors of the same shapes and types as `inputs` and return its graph.
 
-    Who asks this process to end is heard afterwards.
+    `replacements` maps operations to the functions that are traced in their place. SIGINT and SIGTERM are
+    delivered after tracing.
     """
-    shapes = FakeTensorMode(allow_fallback_kernels=True)  # or each node has one, which takes as long as the rest
-    with _signals_wait(), tracing(TracingContext(shapes)):
-        graph: GraphModule = make_fx(function, dict(replaced))(*inputs)
+    # One fake mode for all nodes: make_fx would create one for each, which doubles the time of tracing.
+    fake_mode = FakeTensorMode(allow_fallback_kernels=True)
+    with _deferred_signals(), tracing(TracingContext(fake_mode)):
+        graph: GraphModule = make_fx(function, dict(replacements))(*inputs)
     return graph
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """SIGINT and SIGTERM come when the block is left.
+def _deferred_signals() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM only when the block ends.
 
-    While functions are recorded, PyTorch's C++ code calls Python in places that no exception may leave: one ends
-    the process there, with SIGABRT.
+    During tracing, PyTorch's C++ code calls Python in places where an exception must not leave Python. An
+    exception raised there by a signal handler would abort the process with SIGABRT.
     """
-    if threading.current_thread() is not threading.main_thread():  # the one that signals come to
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in _ENDING}
+    received: list[int] = []
+    handlers = {stop: signal.signal(stop, lambda number, _: received.append(number)) for stop in _STOP_SIGNALS}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        for number in came[:1]:
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
+        for number in received[:1]:
             signal.raise_signal(number)
 
 
 def compile_graph(graph: GraphModule, inputs: list[Tensor]) -> Function:
-    """A function that does what the graph does with inputs of these shapes and types, but for rounding.
+    """Compile a graph for the shapes, types and devices of `inputs` and return the compiled function.
 
-    Random numbers are those that the graph itself would draw.
+    The function gives the same results as the graph, except for rounding, and draws the same random numbers.
 
     Raises:
-        ConfigError: there is no compiler.
+        ConfigError: no compiler is installed.
     """
-    kinds = [(tuple(each.shape), each.dtype, each.device) for each in inputs]
-    run = _compile_for_gpu(graph, inputs) if inputs[0].is_cuda else _load(_library(graph, kinds))
+    signature = _signature(inputs)
+    run = _compile_for_gpu(graph, inputs) if inputs[0].is_cuda else _load(_library(graph, signature))
 
     def call(*tensors: Tensor) -> Sequence[Tensor]:
-        if [(tuple(each.shape), each.dtype, each.device) for each in tensors] != kinds:
+        if _signature(tensors) != signature:
             raise TypeError("compiled for tensors of other shapes, types or devices")
-        return run(*(each.contiguous() for each in tensors))
+        return run(*(tensor.contiguous() for tensor in tensors))
 
     return call
 
 
+def _signature(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in tensors]
+
+
 def _compile_for_gpu(graph: GraphModule, inputs: list[Tensor]) -> Function:
-    """In this process: Python is left between its operations, which `Launched` records."""
+    """Compile in this process. Python still launches every kernel until `CudaGraphed` captures the launches."""
     from torch._inductor import compile
     from torch._inductor.exc import GPUTooOldForTriton, InductorError, TritonMissing
 
     bare = copy.deepcopy(graph)
     for node in bare.graph.nodes:
-        node.meta = {}  # of the tensors that it was recorded with
-    like = [torch.zeros_like(each, memory_format=torch.contiguous_format) for each in inputs]
+        node.meta = {}  # drops the tensors of tracing; the compiler computes its own
+    examples = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             _ignore_deprecations()
-            return cast(Function, compile(bare, [*like], {"fallback_random": True}))
+            return cast(Function, compile(bare, [*examples], {"fallback_random": True}))
     except (InductorError, TritonMissing, GPUTooOldForTriton) as error:
         raise _no_compiler(str(error).partition("\n")[0]) from error
 
 
-def _library(graph: GraphModule, kinds: list[Any]) -> Path:
-    """For the CPU, made ahead of time unless it is there."""
-    compiled = Path(cache_dir()) / "mappo" / _digest(graph, kinds)
-    if not compiled.exists():
-        _compile_elsewhere(graph, kinds, compiled)
-    [library] = compiled.glob("*.so")
+def _library(graph: GraphModule, signature: list[Any]) -> Path:
+    """Return the shared library of a graph for the CPU; compile it if the cache does not hold it."""
+    directory = Path(cache_dir()) / "mappo" / _digest(graph, signature)
+    if not directory.exists():
+        _compile_in_subprocess(graph, signature, directory)
+    [library] = directory.glob("*.so")
     return library
 
 
-def _digest(graph: GraphModule, kinds: list[Any]) -> str:
-    """A name for what the compiler makes: of all that this depends on."""
+def _digest(graph: GraphModule, signature: list[Any]) -> str:
+    """Return the library's name in the cache: a hash of everything that the compiled code depends on."""
     machine = torch.cpu.get_capabilities(), torch.get_num_threads()
-    digest = hashlib.sha256(repr((graph.code, kinds, torch.__version__, machine)).encode())
+    digest = hashlib.sha256(repr((graph.code, signature, torch.__version__, machine)).encode())
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             constant: Tensor = getattr(graph, node.target)
@@ -133,56 +140,61 @@ def _digest(graph: GraphModule, kinds: list[Any]) -> str:
 
 
 def _load(library: Path) -> Function:
-    """PyTorch's public function for it leaves a copy of the library in the temporary directory."""
+    # PyTorch's public loader would leave a copy of the library in the temporary directory.
     run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
     return lambda *tensors: run([*tensors])
 
 
-def _compile_elsewhere(graph: GraphModule, kinds: list[Any], compiled: Path) -> None:
-    """Let `compiled` be a directory with the library, and what it reads.
+def _compile_in_subprocess(graph: GraphModule, signature: list[Any], directory: Path) -> None:
+    """Compile a graph in another process; write the library and the files that it reads into `directory`.
 
-    The compiler is told where: by itself it gives graphs that differ in constants alone the same name. And plain
-    pickling would trace the graph anew, and draw its random numbers once and for all.
+    The output path is explicit because the compiler's own names do not depend on a graph's constants.
+    GraphPickler is needed because plain pickling traces the graph again, which would freeze its random
+    numbers.
     """
-    compiled.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=compiled.parent) as directory:
-        made = Path(directory) / "made"
-        done = subprocess.run(
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=directory.parent) as temporary:
+        output = Path(temporary) / "output"
+        pickled = GraphPickler.dumps(graph, _PICKLING)
+        process = subprocess.run(
             [sys.executable, "-m", "mappo.compute.compiler"],
-            input=pickle.dumps((GraphPickler.dumps(graph, _NODES), kinds, torch.get_num_threads(), str(made))),
+            input=pickle.dumps((pickled, signature, torch.get_num_threads(), str(output))),
             capture_output=True,
             check=False,
         )
-        said = done.stderr.decode(errors="replace").strip()
-        if done.returncode == _NO_COMPILER:
-            raise _no_compiler(said.splitlines()[-1])
-        if done.returncode:
-            raise RuntimeError(f"the compiler's process ended with {done.returncode}:\n{said}")
+        message = process.stderr.decode(errors="replace").strip()
+        if process.returncode == _NO_COMPILER:
+            raise _no_compiler(message.splitlines()[-1])
+        if process.returncode:
+            raise RuntimeError(f"the compiler's process ended with exit status {process.returncode}:\n{message}")
         try:
-            made.rename(compiled)
+            output.rename(directory)
         except OSError:
-            if not compiled.exists():  # it is there if another process was faster
+            if not directory.exists():  # another process that compiled the same graph may have been faster
                 raise
 
 
 def _no_compiler(reason: str) -> ConfigError:
     return ConfigError(
         "collection.simulation = fast and learner.update = fast or mixed need a C++ compiler and Python's headers "
-        f"(sudo apt install g++ python3-dev), or be plain: {reason}"
+        f"(sudo apt install g++ python3-dev); without them, both options must be plain: {reason}"
     )
 
 
 def main() -> None:
-    """Compile what standard input says: a graph, its inputs, the number of threads, and where to."""
+    """Read a graph, the signature of its inputs, the number of threads and the output path from standard input.
+
+    Compile the graph to that path.
+    """
     _ignore_deprecations()
     from torch._inductor import aot_compile
     from torch._inductor.exc import InductorError
 
-    pickled, kinds, threads, made = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that began this
+    pickled, signature, threads, output = pickle.load(sys.stdin.buffer)  # noqa: S301  sent by the parent process
     graph = cast(GraphModule, GraphPickler.loads(pickled, FakeTensorMode()))
     torch.set_num_threads(threads)
-    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in kinds)
-    options = {"fallback_random": True, "aot_inductor.output_path": made}
+    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in signature)
+    options = {"fallback_random": True, "aot_inductor.output_path": output}
     try:
         with torch.no_grad():
             aot_compile(graph, inputs, options=options)
@@ -192,7 +204,7 @@ def main() -> None:
 
 
 def _ignore_deprecations() -> None:
-    """PyTorch's compiler uses what PyTorch deprecates."""
+    # PyTorch's compiler calls functions that PyTorch itself deprecates.
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.simplefilter("ignore", FutureWarning)
 

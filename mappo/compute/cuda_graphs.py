@@ -1,4 +1,4 @@
-"""What a function does on a GPU, as one CUDA graph: a host starts it by one call, and does not wait."""
+"""A function's work on a GPU as one CUDA graph, which the host launches by one call without waiting."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,65 +7,73 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Sequence[Tensor]]
-_WITH_GRAPHS = "cuda"  # type of device
+_GRAPH_DEVICE = "cuda"  # type of the devices that have CUDA graphs
 
 
 class CudaGraphed:
-    """Calls a function of tensors; on a GPU, what it launches is recorded and played from then on.
+    """A function of tensors that, on a GPU, is captured as a CUDA graph and replayed from then on.
 
-    The first call with tensors of the same shapes and types is direct, as it compiles and loads what it needs; the
-    second records. What else the function reads or writes must be the same tensors in every call. What it asks of
-    Python it asks no more once it is recorded. On a CPU, each call is direct.
+    The first call for each combination of shapes and types runs the function directly, because kernels are
+    compiled and loaded then. The second call captures the graph; later calls replay it. Python code in the
+    function does not run again once the graph is captured. Other tensors that the function reads or writes
+    must be the same objects in every call. On a CPU, every call runs the function directly.
     """
 
     def __init__(self, function: Function, is_chained: bool = False):
-        """Chained, it returns first of all what its next call is given, which on a GPU stays where it is."""
+        """Wrap `function`.
+
+        is_chained: the function's first results are the arguments of its next call. On a GPU, they then stay in
+            the graph's input memory, and no call copies them.
+        """
         self._function, self._is_chained = function, is_chained
-        self._graphs: dict[tuple[Any, ...], _Graph | None] = {}  # by shapes and types; None: called once
+        self._graphs: dict[tuple[Any, ...], _Graph | None] = {}  # by shapes and types; None: called only once
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """What the function returns, until the next call, which may write over it."""
-        if tensors[0].device.type != _WITH_GRAPHS:
+        """Return the function's results; the next call may overwrite them."""
+        if tensors[0].device.type != _GRAPH_DEVICE:
             return self._function(*tensors)
-        kinds = tuple((each.shape, each.dtype) for each in tensors)
-        if kinds not in self._graphs:
-            self._graphs[kinds] = None
+        signature = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        if signature not in self._graphs:
+            self._graphs[signature] = None
             return self._function(*tensors)
-        graph = self._graphs[kinds]
+        graph = self._graphs[signature]
         if graph is None:
-            graph = self._graphs[kinds] = _Graph(self._function, self._is_chained, tensors)
+            graph = self._graphs[signature] = _Graph(self._function, self._is_chained, tensors)
         return graph(tensors)
 
 
 class _Graph:
     def __init__(self, function: Function, is_chained: bool, inputs: Sequence[Tensor]):
-        self._inputs = [each.detach().clone(memory_format=torch.contiguous_format) for each in inputs]
+        self._inputs = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in inputs]
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # other threads save checkpoints
+        # "thread_local" lets other threads use the GPU during capture: they save checkpoints.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             results = function(*self._inputs)
             chained = self._inputs if is_chained else []
-            owns = [*chained, *[None] * (len(results) - len(chained))]
+            next_inputs = [*chained, *[None] * (len(results) - len(chained))]
             outputs = [
-                each if each is own else torch.empty_like(each) for own, each in zip(owns, results, strict=True)
+                result if result is next_input else torch.empty_like(result)
+                for next_input, result in zip(next_inputs, results, strict=True)
             ]
-            copy_each(outputs, results)  # first of all, as results may be inputs, which are written next
-            copy_each(chained, outputs[: len(chained)])
+            # Two steps, because a result may be an input of another position, which the second step overwrites.
+            copy_tensors(outputs, results)
+            copy_tensors(chained, outputs[: len(chained)])
         self._outputs = [*chained, *outputs[len(chained) :]]
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        copy_each(self._inputs, inputs)
+        copy_tensors(self._inputs, inputs)
         self._graph.replay()
         return self._outputs
 
 
-def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """But for those that are the same: all of a type in one launch."""
+def copy_tensors(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, one fused launch per dtype; identical tensors are skipped."""
     pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
         if target is not source:
-            of_type = pairs.setdefault(target.dtype, ([], []))
-            of_type[0].append(target)
-            of_type[1].append(source)
-    for of_type in pairs.values():
-        torch._foreach_copy_(*of_type)
+            targets_of_type, sources_of_type = pairs.setdefault(target.dtype, ([], []))
+            targets_of_type.append(target)
+            sources_of_type.append(source)
+    for targets_of_type, sources_of_type in pairs.values():
+        torch._foreach_copy_(targets_of_type, sources_of_type)

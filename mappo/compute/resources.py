@@ -1,4 +1,4 @@
-"""What this process may use of the machine, and what it did use: CPUs, memory."""
+"""The CPUs and the memory that this process may use, and the memory that it has used."""
 
 import os
 import resource
@@ -12,17 +12,21 @@ from mappo.errors import ConfigError
 
 
 def cpu_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
-    """Whole CPUs that this process may use at once, at least 1.
+    """Return the number of whole CPUs that this process may use at once, at least 1.
 
-    The least of the scheduler's affinity mask and of the quotas of the process's cgroup and of those above it
-    (versions 1 and 2); a quota of 1.5 CPUs is one whole CPU, as a second thread would be stopped half of the time.
+    The limit is the smallest of the scheduler's affinity mask and the CPU quotas of the process's cgroup and
+    its parents (versions 1 and 2). A quota of 1.5 CPUs counts as one CPU: a second thread would be stopped
+    half of the time.
     """
     quotas = [_cpu_quota(directory) for directory in own_cgroups(root, membership, "cpu")]
     return max(1, int(min([_affinity(), *(quota for quota in quotas if quota is not None)])))
 
 
 def free_memory_bytes(device: torch.device, root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
-    """Bytes that this process can still take: on the GPU, or in main memory within its cgroups' limits."""
+    """Return the bytes that this process can still allocate on a device: on the GPU, or in main memory.
+
+    The limits of the process's cgroups bound main memory.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = [_available_memory()]
@@ -34,64 +38,64 @@ def free_memory_bytes(device: torch.device, root: Path = ROOT, membership: Path 
 
 
 def require_gpu(gpu_count: str, device: str) -> None:
-    """Refuse to leave a GPU idle: if one was asked for, this process must be able to compute on it.
+    """Raise if the pod requested a GPU and this process cannot compute on it, so that no GPU stays idle.
 
-    gpu_count: how many the pod asked for, as text; device: the configuration's.
+    gpu_count: the number of GPUs that the pod requested, as text. device: the configuration's `device`.
 
     Raises:
-        ConfigError: GPUs were asked for, and the stage would run on the CPU; the message says why.
+        ConfigError: the pod requested GPUs, but the stage would run on the CPU; the message names the cause.
     """
     if gpu_count in ("", "0"):
         return
-    asked = f"gpu_count = {gpu_count}, and the stage would run on the CPU"
+    problem = f"gpu_count = {gpu_count}, and the stage would run on the CPU"
     if device == "cpu":
-        raise ConfigError(f"{asked}: device = cpu: set device to auto or cuda, or gpu_count to 0")
+        raise ConfigError(f"{problem}: device = cpu: set device to auto or cuda, or gpu_count to 0")
     if torch.version.cuda is None and torch.version.hip is None:
         raise ConfigError(
-            f"{asked}: torch {torch.__version__} of this image is built without CUDA: give an image made by "
+            f"{problem}: torch {torch.__version__} of this image is built without CUDA: use an image built by "
             "`make image VARIANT=cuda`, or set gpu_count to 0"
         )
     if not torch.cuda.is_available():
         raise ConfigError(
-            f"{asked}: torch {torch.__version__} finds no GPU ({_cuda_trouble()}): check driver and device plugin "
-            "of the pod's node, or set gpu_count to 0"
+            f"{problem}: torch {torch.__version__} finds no GPU ({_cuda_error()}): check the driver and the "
+            "device plugin of the pod's node, or set gpu_count to 0"
         )
 
 
-def _cuda_trouble() -> str:
-    """Return what CUDA says when it is started."""
+def _cuda_error() -> str:
+    """Initialise CUDA and return its error message."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return " ".join(str(error).split())
-    return "CUDA starts, but lists no device"
+    return "CUDA starts, but it lists no device"
 
 
 def peak_memory_bytes() -> int:
-    """The most main memory that this process held at once so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """Return the largest amount of main memory that this process has held at once so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux reports KiB, macOS bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_gpu_memory_bytes(device: torch.device) -> int:
-    """The most memory that torch's tensors held at once so far on a GPU; 0 elsewhere."""
+    """Return the largest amount of memory that torch's tensors have held at once on a GPU; 0 on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def gibibytes(number: int) -> str:
-    """Bytes for people, as in `1.5 GiB`."""
+    """Format a number of bytes for people, for example `1.50 GiB`."""
     return f"{number / 2**30:,.2f} GiB"
 
 
 def _cpu_quota(directory: Path) -> float | None:
-    """In CPUs; None without one."""
+    """Return a cgroup's CPU quota in CPUs, or None without a quota."""
     try:  # version 2
         quota, period = (directory / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     except OSError:
         pass
-    version_1, length = _number(directory / "cpu.cfs_quota_us"), _number(directory / "cpu.cfs_period_us")
-    return version_1 / length if version_1 and length and version_1 > 0 else None
+    quota_us, period_us = _number(directory / "cpu.cfs_quota_us"), _number(directory / "cpu.cfs_period_us")
+    return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
 
 
 def _affinity() -> int:
@@ -101,13 +105,13 @@ def _affinity() -> int:
 def _available_memory() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # no Linux: all there is
+    except OSError:  # not Linux: the machine's whole memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def _reclaimable(directory: Path) -> int:
-    """Bytes of page cache that count as used but make room when they are needed."""
+    """Return the bytes of page cache that count as used, but that the kernel frees when memory is needed."""
     try:
         pairs = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
     except OSError:
@@ -116,7 +120,7 @@ def _reclaimable(directory: Path) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """A file's number; None when there is no such file or it says `max`."""
+    """Return the number in a file, or None if the file is missing or contains `max`."""
     try:
         text = file.read_text().strip()
     except OSError:
@@ -125,14 +129,14 @@ def _number(file: Path) -> int | None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device meant by `device: auto | cpu | cuda`.
+    """Return the device that `device: auto | cpu | cuda` names.
 
     Raises:
-        ConfigError: cuda is asked for and there is none.
+        ConfigError: `cuda` is configured, but no CUDA device is available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        built = "" if torch.version.cuda else " (this build of torch has no CUDA support)"
-        raise ConfigError(f"device = 'cuda': no CUDA device is available here{built}; use cpu or auto")
+        cause = "" if torch.version.cuda else " (this build of torch has no CUDA support)"
+        raise ConfigError(f"device = 'cuda': no CUDA device is available on this machine{cause}; use cpu or auto")
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)

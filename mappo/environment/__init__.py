@@ -1,4 +1,4 @@
-"""The VMAS task as TorchRL sees it, and its validation.
+"""The VMAS task as a TorchRL environment, and its validation.
 
-Start with `environment`. Only `environment` builds a simulator.
+Start with `environment`. No other module builds a simulator.
 """

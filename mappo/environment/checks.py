@@ -1,4 +1,8 @@
-"""The checks of a task, one function each."""
+"""The checks of a task, one function for each check.
+
+A check returns one line about what it measured. It raises EnvironmentUnfit if training would fail or mislead,
+and Concern if somebody should look at the task.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -32,26 +36,28 @@ from mappo.environment.random_streams import (
 from mappo.environment.simulation_state import capture, restore
 from mappo.errors import EnvironmentUnfit, SimulationStateError
 
-_ENVS = 8  # environments of every check but speed
-_FRAMES = 30  # frames that a check plays; the time limit is played in full, up to _LONGEST
-_LONGEST = 1_000
+_ENVS = 8  # environments of every check except speed
+_FRAMES = 30  # frames of most checks
+_LONGEST = 1_000  # frames at most for checks that simulate whole episodes
 _TOLERANCE = 1e-5  # parallel environments may round differently
-_LARGE_REWARD = 1_000.0  # per frame; value targets beyond it are learned slowly
-_GROWTH = 10.0  # of large rewards, from the first quarter of an episode to the last, that has no bound
+_LARGE_REWARD = 1_000.0  # per frame; the critic learns larger value targets slowly
+_GROWTH = 10.0  # ratio of rewards in the last and first quarter of an episode above which they count as unbounded
 _SPEED_SECONDS = 1.0
 
 
 _ROW_ONLY = (
-    "reset_world_at(env_index) must write only row env_index, of entities and of attributes, unless it is None"
+    "reset_world_at(env_index) must write only row env_index of entities and attributes, unless env_index is None"
 )
 
 
 class Concern(Exception):
-    """The check passed, but somebody should look at this."""
+    """A warning: the check passed, but somebody should look at the reason."""
 
 
 @dataclass(frozen=True)
 class Task:
+    """The configured task on a device, which builds environments for the checks."""
+
     experiment: ExperimentConfig
     device: torch.device
 
@@ -64,7 +70,7 @@ class Task:
         return make_environment(self.config, num_envs, seed, Stream.VALIDATION, self.device)
 
 
-def is_built(task: Task) -> str:
+def environment_is_built(task: Task) -> str:
     environment = task.make()
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
     choices = action_choices(environment)
@@ -77,7 +83,7 @@ def is_built(task: Task) -> str:
 
 
 def interface_is_kept(task: Task) -> str:
-    """Each answer of the scenario is looked at where VMAS asks for it, before anything is made of it."""
+    """Check every result of the scenario's methods where VMAS calls them, before VMAS uses the result."""
     environment = task.make()
     scenario = environment.base_env._env.scenario
     num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
@@ -87,34 +93,36 @@ def interface_is_kept(task: Task) -> str:
         "done": ([(_ENVS,)], torch.bool),
     }
     for method, (shapes, dtype) in expected.items():
-        setattr(scenario, method, _require_answer(getattr(scenario, method), shapes, dtype))
+        setattr(scenario, method, _checked(getattr(scenario, method), shapes, dtype))
     _play(environment, _random_actions(task))
     return f"observation, reward and done have the shape and dtype that VMAS expects, over {_FRAMES} frames"
 
 
-def _require_answer(
-    method: Callable[..., Any], shapes: list[tuple[int, ...]], dtype: torch.dtype
-) -> Callable[..., Any]:
-    """The method, with a look at what it answers to VMAS, which calls it without keywords."""
+def _checked(method: Callable[..., Any], shapes: list[tuple[int, ...]], dtype: torch.dtype) -> Callable[..., Any]:
+    """Return the method with a check of its results' shape and dtype.
 
-    def asked(*arguments: Any, **options: Any) -> Any:
-        answer = method(*arguments, **options)
+    VMAS calls the method without keywords. A call with keywords is the scenario's own, whose result is not
+    checked.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        result = method(*arguments, **options)
         if options:
-            return answer
-        if not isinstance(answer, Tensor):
-            found = f"a {type(answer).__name__}"
-        elif answer.shape not in shapes or answer.dtype != dtype:
-            found = f"{answer.dtype} {list(answer.shape)}".removeprefix("torch.")
+            return result
+        if not isinstance(result, Tensor):
+            actual = f"a {type(result).__name__}"
+        elif result.shape not in shapes or result.dtype != dtype:
+            actual = f"{result.dtype} {list(result.shape)}".removeprefix("torch.")
         else:
-            return answer
+            return result
         agent = "".join(f" for {argument.name}" for argument in arguments)
-        wanted = f"{dtype} {list(shapes[0])}".removeprefix("torch.")
+        expected = f"{dtype} {list(shapes[0])}".removeprefix("torch.")
         raise EnvironmentUnfit(
-            f"{method.__name__}() returned {found}{agent}; with {_ENVS} environments it must return "
-            f"a tensor {wanted}"
+            f"{method.__name__}() returned {actual}{agent}; with {_ENVS} environments it must return "
+            f"a tensor {expected}"
         )
 
-    return asked
+    return call
 
 
 def _specs_describe_the_data(task: Task) -> str:
@@ -124,162 +132,173 @@ def _specs_describe_the_data(task: Task) -> str:
 
 def _data_are_finite(task: Task) -> str:
     frames = _play(task.make(), _random_actions(task))
-    played = _until_done(frames)
+    in_episode = _until_done(frames)
     for key in (OBSERVATION, REWARD):
         values = torch.stack([frame[key] for frame in frames], dim=1)
-        values = torch.where(played[..., None, None], values, 0.0)
+        values = torch.where(in_episode[..., None, None], values, 0.0)
         if not values.isfinite().all():
             env, frame, agent, *_ = (~values.isfinite()).nonzero()[0].tolist()
             raise EnvironmentUnfit(
                 f"the {key[-1]} of agent {agent} is {values[env, frame, agent].tolist()} at frame {frame + 1} "
                 f"of environment {env} under random actions: guard the division, root or log in the scenario"
             )
-    return f"over {_FRAMES} frames of {_ENVS} environments under random actions"
+    return (
+        f"observations and rewards are finite over {_FRAMES} frames of {_ENVS} environments under random actions"
+    )
 
 
 def _seeding_is_reproducible(task: Task) -> str:
     actions = _random_actions(task)
-    first, again = _play(task.make(), actions), _play(task.make(), actions)
-    if difference := _difference(first, again):
+    first, second = _play(task.make(), actions), _play(task.make(), actions)
+    if difference := _difference(first, second):
         raise EnvironmentUnfit(
             f"two runs with the same seed and actions differ ({difference}): draw random numbers from torch, "
-            "numpy or random as seeded by VMAS, not from generators or clocks of your own"
+            "numpy or random, which VMAS seeds, and not from the scenario's own generators or from clocks"
         )
-    start, other = task.make().reset()[OBSERVATION], task.make(seed_offset=1).reset()[OBSERVATION]
-    if torch.equal(start, other):
+    start, other_start = task.make().reset()[OBSERVATION], task.make(seed_offset=1).reset()[OBSERVATION]
+    if torch.equal(start, other_start):
         raise Concern(
-            "the first observations do not depend on the seed: held-out episodes begin as the training ones"
+            "the first observations do not depend on the seed: held-out episodes start like the training episodes"
         )
-    return "and another seed gives others"
+    return "the same seed repeats the episodes, another seed changes them"
 
 
 def _environments_are_independent(task: Task) -> str:
     actions = _random_actions(task)
     comparable = []
-    for kept in (0, _ENVS // 2):
-        changed = [action.roll(1, dims=0) for action in actions]
-        for other, action in zip(changed, actions, strict=True):
-            other[kept] = action[kept]
-        plain, disturbed = _play_recording(task.make(), actions), _play_recording(task.make(), changed)
+    for env in (0, _ENVS // 2):
+        changed_actions = [action.roll(1, dims=0) for action in actions]
+        for changed, action in zip(changed_actions, actions, strict=True):
+            changed[env] = action[env]
+        plain, disturbed = _play_recording(task.make(), actions), _play_recording(task.make(), changed_actions)
         comparable.append(_comparable_frames(plain, disturbed))
-        rows = [[frame[kept : kept + 1] for frame in run.frames[: comparable[-1]]] for run in (plain, disturbed)]
+        rows = [[frame[env : env + 1] for frame in run.frames[: comparable[-1]]] for run in (plain, disturbed)]
         if difference := _difference(*rows):
             raise EnvironmentUnfit(
-                f"other actions in the other environments changed environment {kept} ({difference}): a tensor of "
-                "the scenario is reduced or indexed over the environments' axis"
+                f"other actions in the other environments changed environment {env} ({difference}): the scenario "
+                "reduces or indexes a tensor over the environments' axis"
             )
-    return f"other actions in the others leave an environment as it was, over {min(comparable)} frames"
+    return f"an environment does not depend on actions in the others, over {min(comparable)} frames"
 
 
 def _partial_resets_are_partial(task: Task) -> str:
-    """Environment 0 is reset in the middle; the others' next frame must be as if it had not been."""
-    *before, after = _random_actions(task, frames=6)
+    """Reset environment 0 in mid-episode; the next frame of the others must not depend on the reset."""
+    *first_actions, last_action = _random_actions(task, frames=6)
     undisturbed = task.make()
     first = undisturbed.reset()
     start = entity_positions(undisturbed)
-    _play(undisturbed, before, first)
-    disturbed = task.make()  # seeds the random state, which both share, anew
-    state = _play(disturbed, before)[-1]
-    kept = entity_positions(disturbed)
+    _play(undisturbed, first_actions, first)
+    disturbed = task.make()  # this call seeds the random state, which both environments share, again
+    state = _play(disturbed, first_actions)[-1]
+    positions = entity_positions(disturbed)
     with unchanged_simulator_random_state():
         mask = torch.zeros(_ENVS, 1, dtype=torch.bool, device=task.device)
         mask[0] = True
         after_reset = disturbed.reset(state.clone().set("_reset", mask))
-    for name, position in entity_positions(disturbed).items():  # VMAS puts all to zero before it asks the scenario
-        if not torch.equal(kept[name][1:], position[1:]):
+    # VMAS sets row 0 of all entities to zero before it calls the scenario's reset; a missed entity stays there.
+    for name, position in entity_positions(disturbed).items():
+        if not torch.equal(positions[name][1:], position[1:]):
             raise EnvironmentUnfit(f"resetting environment 0 moved {name} in the others: {_ROW_ONLY}")
         if start[name][0].any() and not position[0].any():
             raise EnvironmentUnfit(
                 f"resetting environment 0 left {name} at the origin: reset_world_at(0) must place in row 0 "
-                "whatever reset_world_at(None) places in all"
+                "every entity that reset_world_at(None) places in all rows"
             )
     with unchanged_simulator_random_state():
-        plain = _play(undisturbed, [after], state)[0]
-    reset = _play(disturbed, [after], after_reset)[0]
+        plain = _play(undisturbed, [last_action], state)[0]
+    reset = _play(disturbed, [last_action], after_reset)[0]
     if not has_joints(disturbed) and (difference := _difference([plain[1:]], [reset[1:]])):
         raise Concern(f"resetting environment 0 changed the others ({difference} after it): {_ROW_ONLY}")
-    return "one environment is reset, the others go on"
+    return "resetting one environment does not change the others"
 
 
 def _resumption_is_exact(task: Task) -> str:
-    """A simulation that is captured, and restored in another environment, goes on as the first one does."""
+    """Capture a simulation and restore it in another environment; both must continue identically."""
     actions = _random_actions(task)
-    before, after = actions[: _FRAMES // 3], actions[_FRAMES // 3 :]
+    first_actions, last_actions = actions[: _FRAMES // 3], actions[_FRAMES // 3 :]
     original, restored = task.make(), task.make(seed_offset=1)
-    state = _play(original, before)[-1]
+    state = _play(original, first_actions)[-1]
     captured = capture(original, random_states=random_states(task.device))
-    expected = _play(original, after, state)
-    advice = "keep in attributes of the scenario, its world or its entities whatever changes while it runs"
+    expected = _play(original, last_actions, state)
+    advice = "keep in attributes of the scenario, its world or its entities all state that changes in an episode"
     try:
         others = restore(captured, restored)
     except SimulationStateError as error:
         raise Concern(f"a run of this task cannot be resumed: {error}; {advice}") from error
     set_random_states(others["random_states"], task.device)
-    if difference := _difference(expected, _play(restored, after, state), tolerance=0.0):
-        raise Concern(f"a resumed run is another than one that never stopped ({difference} after it): {advice}")
-    return f"a restored simulation goes on the same, bit by bit, over {len(after)} frames"
+    if difference := _difference(expected, _play(restored, last_actions, state), tolerance=0.0):
+        raise Concern(f"a resumed run differs from an uninterrupted run ({difference} after it): {advice}")
+    return f"a restored simulation continues bit-identically over {len(last_actions)} frames"
 
 
 def _time_limit_truncates(task: Task) -> str:
     limit = task.config.max_episode_frames
     frames = _play(task.make(), _random_actions(task, frames=min(limit, _LONGEST)))
-    ended = torch.stack([frame[TRUNCATED].squeeze(-1) for frame in frames])  # [time, envs]
+    truncated = torch.stack([frame[TRUNCATED].squeeze(-1) for frame in frames])  # [time, envs]
     terminated = torch.stack([frame[TERMINATED].squeeze(-1) for frame in frames])
-    if ended[: limit - 1].any():
+    if truncated[: limit - 1].any():
         raise EnvironmentUnfit(f"an episode was truncated before its time limit of {limit} frames")
-    if limit <= _LONGEST and not ended[limit - 1].all():
+    if limit <= _LONGEST and not truncated[limit - 1].all():
         raise EnvironmentUnfit(f"an episode was not truncated at its time limit of {limit} frames")
-    first = terminated.int().argmax(0)
-    if terminated.any(0).all() and (first == first[0]).all():
-        _explain_clock(int(first[0]) + 1, frames)
-    played = "" if limit <= _LONGEST else f"; the first {_LONGEST} of them were played"
-    return f"at {limit} frames{played}; {int(terminated.any(0).sum())} of {_ENVS} episodes terminated earlier"
+    termination = terminated.int().argmax(0)
+    if terminated.any(0).all() and (termination == termination[0]).all():
+        _raise_for_time_limit(int(termination[0]) + 1, frames)
+    num_terminated = int(terminated.any(0).sum())
+    simulated = "" if limit <= _LONGEST else f" (only the first {_LONGEST} were simulated)"
+    return f"truncates at {limit} frames{simulated}; {num_terminated} of {_ENVS} episodes terminated earlier"
 
 
-def _explain_clock(frame: int, frames: Sequence[TensorDictBase]) -> None:
-    """Every environment terminated at the same frame: a time limit, which only agents that see it can value."""
-    found = f"every environment terminated at frame {frame}, whatever was done"
+def _raise_for_time_limit(frame: int, frames: Sequence[TensorDictBase]) -> None:
+    """Raise, because every environment terminated at the same frame: the scenario has a time limit of its own.
+
+    The critic can learn such an end only if an observation shows the time.
+
+    Raises:
+        Concern: an observation shows the time.
+        EnvironmentUnfit: no observation shows the time, or every episode has only one frame.
+    """
+    problem = f"every environment terminated at frame {frame}, whatever the actions"
     if frame == 1:
-        raise EnvironmentUnfit(f"{found}: done() must be false where the task goes on")
+        raise EnvironmentUnfit(f"{problem}: done() must return false while the task continues")
     observations = torch.stack([state[OBSERVATION] for state in frames[:frame]])  # [time, envs, agents, features]
     same_everywhere = (observations == observations[:, :1]).all(1)
     changing = (observations[1:] != observations[:-1]).all(0).all(0)
     if (same_everywhere.all(0) & changing).all(0).any():
-        raise Concern(f"{found}; an observation shows the time, so that is right if the task does end there")
+        raise Concern(f"{problem}; an observation shows the time, which is correct if the task really ends there")
     raise EnvironmentUnfit(
-        f"{found}: this is a time limit, but nothing is bootstrapped after a termination; take it out of "
-        f"done() and set environment.max_episode_frames = {frame}"
+        f"{problem}: this is a time limit, but values are not bootstrapped after a termination; remove the limit "
+        f"from done() and set environment.max_episode_frames = {frame}"
     )
 
 
 def _reward_scale_is_learnable(task: Task) -> str:
-    played = min(task.config.max_episode_frames, _LONGEST)
-    frames = _play(task.make(), _random_actions(task, played))
-    everything = torch.stack([frame[REWARD] for frame in frames], dim=1)  # [envs, time, agents, 1]
-    counted = _until_done(frames)
-    rewards = everything[counted]
-    found = f"mean {rewards.mean():.3g}, smallest {rewards.min():.3g}, largest {rewards.max():.3g} a frame"
-    sizes = [
-        part[kept].abs().mean().item()
-        for part, kept in zip(everything.chunk(4, dim=1), counted.chunk(4, dim=1), strict=True)
-        if kept.any()
+    num_frames = min(task.config.max_episode_frames, _LONGEST)
+    frames = _play(task.make(), _random_actions(task, num_frames))
+    all_rewards = torch.stack([frame[REWARD] for frame in frames], dim=1)  # [envs, time, agents, 1]
+    in_episode = _until_done(frames)
+    rewards = all_rewards[in_episode]
+    summary = f"mean {rewards.mean():.3g}, smallest {rewards.min():.3g}, largest {rewards.max():.3g} per frame"
+    sizes = [  # mean size in each quarter of the time limit
+        quarter[mask].abs().mean().item()
+        for quarter, mask in zip(all_rewards.chunk(4, dim=1), in_episode.chunk(4, dim=1), strict=True)
+        if mask.any()
     ]
     growing = sizes[0] > 0 and all(earlier < later for earlier, later in pairwise(sizes))
     if rewards.abs().max() > _LARGE_REWARD and growing and sizes[-1] > _GROWTH * sizes[0]:
         raise EnvironmentUnfit(
-            f"{found}; rewards grow with the frame, from {sizes[0]:.3g} in the first quarter of an episode "
-            f"to {sizes[-1]:.3g} in the last: bound them, or no critic can learn their sum"
+            f"{summary}; rewards grow with the frame, from {sizes[0]:.3g} in the first quarter of an episode "
+            f"to {sizes[-1]:.3g} in the last: bound the rewards, because no critic can learn their sum"
         )
     if rewards.abs().max() > _LARGE_REWARD:
         raise Concern(
-            f"{found}: scale rewards to about 1; the critic learns values beyond {_LARGE_REWARD:g} badly"
+            f"{summary}: scale rewards to about 1; the critic learns values beyond {_LARGE_REWARD:g} slowly"
         )
     if (rewards == 0).all():
-        raise Concern(f"all rewards were 0 over {played} frames of random actions: learning may not start")
-    return found
+        raise Concern(f"all rewards were 0 over {num_frames} frames of random actions: learning may not start")
+    return summary
 
 
-def batch_fits(task: Task) -> str:
+def batch_fits_in_memory(task: Task) -> str:
     needed = require_memory_for_batch(task.experiment, task.device)
     return f"a batch and the learner's copy take {gibibytes(needed)}"
 
@@ -308,7 +327,7 @@ CHECKS: dict[str, Callable[[Task], str]] = {
 
 
 def _random_actions(task: Task, frames: int = _FRAMES) -> list[Tensor]:
-    """[envs, agents, features] for each frame, the same on every call."""
+    """Return random actions [envs, agents, features] for each frame; every call returns the same ones."""
     spec = task.make().full_action_spec[ACTION]
     with private_random_streams(task.experiment.seed, Stream.VALIDATION, task.device):
         return [spec.rand() for _ in range(frames)]
@@ -320,7 +339,7 @@ def _play(
     state: TensorDictBase | None = None,
     after_frame: Callable[[], object] = lambda: None,
 ) -> list[TensorDictBase]:
-    """What followed each action, [envs] for each frame; from a state or a reset on, not resetting on the way."""
+    """Return the tensordict [envs] after each action, from `state` or a reset; finished episodes continue."""
     state, frames = environment.reset() if state is None else state.clone(), []
     for action in actions:
         state = environment.step(state.set(ACTION, action))["next"]
@@ -330,7 +349,7 @@ def _play(
 
 
 def _until_done(frames: Sequence[TensorDictBase]) -> Tensor:
-    """Which frames belong to the first episodes, [envs, time]: those up to and with the first that is done."""
+    """Return a mask [envs, time] of the frames of the first episodes, including their last frames."""
     done = torch.stack([frame[DONE].squeeze(-1) for frame in frames], dim=1)
     return done.cumsum(1) - done.int() == 0
 
@@ -342,25 +361,28 @@ class _Recording:
 
 
 def _play_recording(environment: EnvBase, actions: Sequence[Tensor]) -> _Recording:
-    """As `_play`, with the simulator's random state after each frame."""
-    drawn: list[object] = []
+    """Call `_play` and record the simulator's random state after each frame."""
+    states: list[object] = []
     return _Recording(
-        _play(environment, actions, after_frame=lambda: drawn.append(simulator_random_state())), drawn
+        _play(environment, actions, after_frame=lambda: states.append(simulator_random_state())), states
     )
 
 
-def _comparable_frames(one: _Recording, other: _Recording) -> int:
-    """Frames until random numbers differ, as they may: all environments draw them from one state."""
-    same = [a == b for a, b in zip(one.random_states, other.random_states, strict=True)]
-    return same.index(False) if False in same else len(same)
+def _comparable_frames(first: _Recording, second: _Recording) -> int:
+    """Return the number of frames with equal random states.
+
+    The states may differ later without a mistake, because all environments draw from one state.
+    """
+    is_equal = [a == b for a, b in zip(first.random_states, second.random_states, strict=True)]
+    return is_equal.index(False) if False in is_equal else len(is_equal)
 
 
 def _difference(
     first: Sequence[TensorDictBase], second: Sequence[TensorDictBase], *, tolerance: float = _TOLERANCE
 ) -> str:
-    """The first observation or reward in which two runs differ by more than rounding; empty if none."""
-    for number, (one, other) in enumerate(zip(first, second, strict=True), start=1):
+    """Return the first observation or reward that differs by more than `tolerance`, or an empty text."""
+    for number, (frame, other_frame) in enumerate(zip(first, second, strict=True), start=1):
         for key in (OBSERVATION, REWARD):
-            if not torch.allclose(one[key], other[key], atol=tolerance, rtol=tolerance, equal_nan=True):
+            if not torch.allclose(frame[key], other_frame[key], atol=tolerance, rtol=tolerance, equal_nan=True):
                 return f"{key[-1]} at frame {number}"
     return ""

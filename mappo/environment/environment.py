@@ -1,7 +1,8 @@
-"""A VMAS task as TorchRL sees it: construction, seeds, the time limit as truncation, and the tensordict keys.
+"""The VMAS task as a TorchRL environment: construction, seeds, and the time limit as truncation.
 
-VMAS reports a single "done". Here it means *terminated* alone: the time limit is TorchRL's `StepCounter`, which
-sets *truncated*, so that values bootstrap through it. All agents form one group, `agents`.
+VMAS reports a single "done", which this module uses as *terminated*. TorchRL's `StepCounter` enforces the
+time limit and sets *truncated*, so that value targets bootstrap at the limit. All agents form one group,
+`agents`.
 """
 
 import copy
@@ -27,10 +28,10 @@ from mappo.errors import ConfigError
 
 
 def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> int:
-    """Bytes of a batch and of the learner's copy of it, which training needs at the least.
+    """Return the bytes of a batch and the learner's copy of it, the least memory that training needs.
 
     Raises:
-        ConfigError: fewer bytes are free.
+        ConfigError: less memory is free.
     """
     frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
     needed: int = 2 * frame.bytes() * config.collection.frames_per_batch
@@ -44,7 +45,7 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
     return needed
 
 
-_MODULES = {  # of the scenarios that have names
+_MODULES = {  # modules of the scenarios that have a name
     "swarm": "mappo.environment.scenarios.swarm",
     **{name: f"vmas.scenarios.{name}" for name in vmas.scenarios},
     **{name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios},
@@ -52,12 +53,12 @@ _MODULES = {  # of the scenarios that have names
 }
 SCENARIOS = tuple(sorted(_MODULES))
 
-_NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which this module gives or leaves alone
+_NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which only this module may set
     *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
     *("from_pixels", "grad_enabled", "group_map", "max_steps", "multidiscrete_actions", "num_envs", "pixels_only"),
     *("scenario", "scenario_kwargs", "seed", "terminated_truncated", "wrapper", "wrapper_kwargs"),
 }
-_shown_warnings: set[str] = set()  # what scenarios warn of is shown once a process
+_issued_warnings: set[str] = set()  # messages of scenarios that this process has issued already
 
 
 def make_environment(
@@ -69,15 +70,16 @@ def make_environment(
     after_frames: int = 0,
     process: int = 0,
 ) -> TransformedEnv:
-    """Build `num_envs` copies of the task, simulated together.
+    """Build `num_envs` copies of the task that are simulated together.
 
-    Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated and truncated [envs, 1].
-    A run that goes on `after_frames` draws other episodes than from its start, and so does each `process` of it.
-    Call it inside `private_random_streams`: VMAS has one random state for the whole process.
+    Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated, truncated [envs, 1].
+    `after_frames` is the number of frames that a continued run has trained already, `process` the number of the
+    collecting process. Both change the seed, so that a run does not repeat its episodes. Call this function
+    inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
-        ConfigError: no such scenario, arguments that it does not take, or several groups of agents with
-            different observations or actions.
+        ConfigError: the scenario does not exist, does not take the arguments, or has agents with different
+            observations or actions.
     """
     vmas_env = _make_vmas(config, num_envs, device)
     _require_equal_agents(vmas_env, config.scenario)
@@ -91,28 +93,28 @@ def make_environment(
 
 
 def action_choices(environment: EnvBase) -> tuple[int, ...]:
-    """How many choices each component of an agent's action has; empty when actions are continuous."""
+    """Return the number of choices of each component of an agent's action; empty if actions are continuous."""
     return _choices(environment.base_env.action_space[0])
 
 
 def entity_positions(environment: EnvBase) -> dict[str, Tensor]:
-    """Copies of the positions [envs, 2] by name of entity, but for joints, which VMAS places itself."""
+    """Return copies of the positions [envs, 2] by entity name, without joints, which VMAS places itself."""
     entities = environment.base_env._env.world.entities
     return {entity.name: entity.state.pos.clone() for entity in entities if not getattr(entity, "is_joint", False)}
 
 
 def has_joints(environment: EnvBase) -> bool:
-    """Whether entities are connected; VMAS then moves joints of all environments when one of them is reset."""
+    """Return whether joints connect entities; VMAS then moves joints in all environments when it resets one."""
     return any(getattr(entity, "is_joint", False) for entity in environment.base_env._env.world.entities)
 
 
 def scenario_module(name: str) -> ModuleType:
-    """The module that defines a scenario, named or a user's own."""
+    """Return the module that defines a scenario: a known name or a user's `package.module:Class`."""
     return importlib.import_module(_MODULES.get(name) or name.partition(":")[0])
 
 
 def _scenario(name: str) -> BaseScenario:
-    """A scenario by its name, or a user's own by `package.module:Class`."""
+    """Return a scenario: a known name or a user's `package.module:Class`."""
     _, colon, class_name = name.partition(":")
     if not colon and name not in SCENARIOS:
         close = get_close_matches(name, SCENARIOS, n=1)
@@ -132,8 +134,8 @@ def _scenario(name: str) -> BaseScenario:
 
 def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> VmasEnv:
     scenario = _scenario(config.scenario)
-    if taken := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
-        raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(taken)}")
+    if reserved := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
+        raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(reserved)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -156,34 +158,38 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
     for warning in caught:
         if "not used by the scenario" in str(warning.message):
             raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
-        if str(warning.message) not in _shown_warnings:
-            _shown_warnings.add(str(warning.message))
+        if str(warning.message) not in _issued_warnings:
+            _issued_warnings.add(str(warning.message))
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return environment
 
 
 def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
-    """One group of agents, stacked in one tensor, needs the same observation vector and the same actions."""
+    """Check that all agents have the same observation and action shapes, since one tensor holds all agents.
+
+    Raises:
+        ConfigError: the shapes differ, or an agent's observation is not one tensor.
+    """
     observations, actions = environment.observation_space, environment.action_space
     agents = zip(environment.agent_names, observations, actions, strict=True)
-    seen_and_done = {name: (seen.shape, _choices(act) or act.shape) for name, seen, act in agents}
-    if None in (seen for seen, _ in seen_and_done.values()):
+    shapes = {name: (observed.shape, _choices(act) or act.shape) for name, observed, act in agents}
+    if None in (observed for observed, _ in shapes.values()):
         raise ConfigError(
             f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features], "
             "not several"
         )
-    if len(set(seen_and_done.values())) > 1:
-        listed = "; ".join(
-            f"{name}: observation {seen}, action {act}" for name, (seen, act) in seen_and_done.items()
+    if len(set(shapes.values())) > 1:
+        listing = "; ".join(
+            f"{name}: observation {observed}, action {act}" for name, (observed, act) in shapes.items()
         )
         raise ConfigError(
-            f"environment.scenario = {scenario!r}: all agents are one group, which needs the same observation and "
-            f"action vectors for each (pad the shorter ones in the scenario), but they differ: {listed}"
+            f"environment.scenario = {scenario!r}: all agents are one group and need observation and action "
+            f"vectors of the same shape, but the shapes differ: {listing}; pad the shorter vectors in the scenario"
         )
 
 
 def _choices(space: Any) -> tuple[int, ...]:
-    """Of a gym space of actions; empty when it is continuous."""
+    """Return the number of choices of each component of a gym action space; empty if it is continuous."""
     if hasattr(space, "nvec"):
         return tuple(int(n) for n in space.nvec)
     return (int(space.n),) if hasattr(space, "n") else ()

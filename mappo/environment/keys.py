@@ -1,4 +1,4 @@
-"""The keys of tensordicts, with the shapes of what they hold."""
+"""The keys of tensordicts, with the shapes of their tensors."""
 
 OBSERVATION = ("agents", "observation")  # [envs, time, agents, features]
 ACTION = ("agents", "action")  # [envs, time, agents, features]; discrete: [envs, time, agents]
@@ -9,11 +9,11 @@ DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 
 
 Key = str | tuple[str, ...]
 CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)  # between frames
-FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # what is shown after a frame
+FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # the result of a frame, under "next"
 
 
 def next_key(key: Key) -> Key:
-    """The key of what is shown after a frame."""
+    """Return the key under which a frame holds the value of `key` after its action."""
     return ("next", *((key,) if isinstance(key, str) else key))
 
 

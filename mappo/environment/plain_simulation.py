@@ -1,4 +1,4 @@
-"""The plain simulation: VMAS, step by step."""
+"""The plain simulation, which calls VMAS once for every frame."""
 
 import torch
 from tensordict import TensorDictBase
@@ -11,7 +11,7 @@ from mappo.environment.keys import OBSERVATION
 
 
 class PlainSimulation:
-    """Simulates an environment by its own `step`, as `FastEnvironment` does by a compiled function."""
+    """The simulation by the environment's own `step`; `FastEnvironment` uses a compiled function instead."""
 
     way = "plain"
 
@@ -19,17 +19,17 @@ class PlainSimulation:
         self._environment = environment
 
     def reset(self) -> TensorDictBase:
-        """Reset all environments. Return what they show [envs], with step counts and sums of rewards."""
+        """Reset all environments and return their observations [envs], step counts and sums of rewards."""
         return self._environment.reset()
 
     def collect(
         self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        """Play one batch [envs, rollout_frames] from `carried` [envs]; return it with `carried` for the next.
+        """Collect a batch [envs, rollout_frames] from `carried` [envs]; return it and the next `carried`.
 
-        `carried` holds the observations that wait for an action, step counts and sums of rewards. It starts as
-        `reset()`, and a batch continues the episodes of the batch before. Frames are contiguous in time, so that
-        advantages can be computed on a batch as it comes.
+        `carried` holds the observations that await an action, step counts and sums of rewards. The first one
+        is the result of `reset()`. A batch continues the episodes of the previous batch. Frames are
+        contiguous in time, so that advantages can be computed on the batch without reordering.
 
         Raises:
             NonFiniteObservation: an observation is not finite; the message names the environment and the agent.

@@ -1,4 +1,4 @@
-"""Random streams: who draws random numbers, seeded apart and given back afterwards."""
+"""The random streams: separately seeded random numbers for each purpose, without effect on the caller's."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from vmas.simulator.environment import Environment as VmasEnvironment
 
 
 class Stream(IntEnum):
-    """Who draws random numbers. Streams never meet, even where two of them have the same seed."""
+    """The purpose of random numbers. Two streams differ even if they have the same seed."""
 
     TRAINING = 0
     EVALUATION = 1
@@ -26,12 +26,12 @@ class Stream(IntEnum):
 def private_random_streams(
     seed: int, stream: Stream, device: torch.device, after_frames: int = 0, process: int = 0
 ) -> Iterator[None]:
-    """Seed every source of randomness for the block, and give the caller's back afterwards.
+    """Seed every source of randomness for the block, and restore the caller's random states afterwards.
 
-    Covers torch (CPU and the CUDA device), numpy, Python and the state that all VMAS environments of a process
-    share. What runs inside neither sees nor disturbs the random numbers of what runs outside.
+    The sources are torch (CPU and the CUDA device), numpy, Python and the state that all VMAS environments of a
+    process share. Code in the block neither reads nor changes the random states of code outside.
     """
-    outside = random.getstate(), np.random.get_state(), list(VmasEnvironment.vmas_random_state)
+    callers = random.getstate(), np.random.get_state(), list(VmasEnvironment.vmas_random_state)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             private_seed = stream_seed(seed, stream, 2 * process + 1, after_frames)
@@ -45,19 +45,19 @@ def private_random_streams(
             ]
             yield
         finally:
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])
-            VmasEnvironment.vmas_random_state[:] = outside[2]
+            random.setstate(callers[0])
+            np.random.set_state(callers[1])
+            VmasEnvironment.vmas_random_state[:] = callers[2]
 
 
 def simulator_random_state() -> tuple[bytes, str, str]:
-    """What all VMAS environments of the process draw their random numbers from: torch, numpy, Python."""
-    of_torch, of_numpy, of_python = VmasEnvironment.vmas_random_state
-    return bytes(of_torch.tolist()), repr(of_numpy), repr(of_python)
+    """Return the torch, numpy and Python states from which all VMAS environments draw, in comparable form."""
+    torch_state, numpy_state, python_state = VmasEnvironment.vmas_random_state
+    return bytes(torch_state.tolist()), repr(numpy_state), repr(python_state)
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Where every source of randomness stands that `private_random_streams` covers, for `set_random_states`."""
+    """Return the state of every source that `private_random_streams` covers, for `set_random_states`."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -68,7 +68,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """Let every source of randomness go on from where `random_states` saw it; a GPU's only if there was one."""
+    """Restore the states that `random_states` returned; the GPU's only if they were read on a GPU."""
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -79,15 +79,15 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def unchanged_simulator_random_state() -> Iterator[None]:
-    """What the block draws from the random state of all VMAS environments is put back afterwards."""
-    before = list(VmasEnvironment.vmas_random_state)
+    """Restore the random state of all VMAS environments after the block, so that its draws have no effect."""
+    saved = list(VmasEnvironment.vmas_random_state)
     try:
         yield
     finally:
-        VmasEnvironment.vmas_random_state[:] = before
+        VmasEnvironment.vmas_random_state[:] = saved
 
 
 def stream_seed(seed: int, stream: Stream, owner: int, after_frames: int) -> int:
-    """A 32-bit seed of its own for each combination; even owners are simulators, odd ones all else."""
+    """Return a 32-bit seed for this combination; even owners are simulators, odd ones all other sources."""
     words = [seed, int(stream), owner, *([after_frames] if after_frames else [])]
     return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -1,12 +1,13 @@
-"""The simulator's state as plain data: read from a VMAS environment, and put into another of the same task.
+"""The simulator's state as plain data: captured from a VMAS environment, restored in another of the same task.
 
-VMAS keeps its state in objects: positions and velocities of entities, and whatever a scenario keeps in attributes
-of its own. `capture` walks from the world and the scenario through every attribute, list and dictionary, breadth
-first. `restore` puts what it found into an environment that was just built, so that both go on the same, bit by
-bit. Which slots share one object, tensor or memory is kept: VMAS and scenarios write into tensors in place.
+VMAS keeps its state in objects: positions and velocities of entities, and the scenario's own attributes.
+`capture` walks from the world and the scenario through every attribute, list and dictionary, breadth first.
+`restore` writes the captured state into a new environment, and both simulations then continue
+bit-identically. Slots that share one object, tensor or memory share it after `restore`, too, since VMAS and
+scenarios write into tensors in place.
 
-A walk sees what is reachable through attributes. It does not see what functions close over, nor what a module
-keeps in globals; `mappo validate` compares a restored simulation with the captured one, and says if they part.
+The walk reaches only objects that attributes refer to. It does not reach variables in closures or globals of
+modules. `mappo validate` compares a restored simulation with the original and warns if they differ.
 """
 
 from collections import deque
@@ -35,9 +36,9 @@ from mappo.errors import SimulationStateError
 
 @dataclass
 class SimulationState:
-    """Nested Python data taken apart: numbers in `tensors`, everything else in `structure`, which is JSON.
+    """The captured state: numbers in `tensors`, all other data in `structure`, which is JSON.
 
-    Each entry of tensors is one memory [elements], which several tensors of the structure may view.
+    An entry of `tensors` is one memory [elements], which several tensors of the structure may view.
     """
 
     structure: Any = None
@@ -45,69 +46,68 @@ class SimulationState:
 
 
 def capture(environment: EnvBase, **others: Any) -> SimulationState:
-    """Copies of all state of a simulation, and of `others`: nested tensors, arrays, lists, dicts and scalars."""
-    return _captured(dict(roots(environment)), others)
+    """Copy the state of a simulation and `others`: nested tensors, arrays, lists, dicts and scalars."""
+    return _capture(dict(roots(environment)), others)
 
 
 def capture_values(**others: Any) -> SimulationState:
-    """Copies of nested tensors, arrays, lists, dicts and scalars, without a simulation."""
-    return _captured({}, others)
+    """Copy nested tensors, arrays, lists, dicts and scalars, without a simulation."""
+    return _capture({}, others)
 
 
-def _captured(roots: dict[str, Any], others: dict[str, Any]) -> SimulationState:
-    capturing = Walk()
+def _capture(roots: dict[str, Any], others: dict[str, Any]) -> SimulationState:
+    walk = Walk()
     structure = {
-        "simulation": {name: capturing.walk(root, name) for name, root in roots.items()},
-        "others": {name: capturing.walk(value, name) for name, value in others.items()},
+        "simulation": {name: walk.walk(root, name) for name, root in roots.items()},
+        "others": {name: walk.walk(value, name) for name, value in others.items()},
     }
-    return SimulationState(
-        {**structure, "objects": capturing.objects, "views": capturing.views}, capturing.memories()
-    )
+    return SimulationState({**structure, "objects": walk.objects, "views": walk.views}, walk.memories())
 
 
 def restore(state: SimulationState, environment: EnvBase) -> dict[str, Any]:
-    """Put a captured simulation into a new environment of the same task, and return the `others`.
+    """Write a captured simulation into a new environment of the same task and return the captured `others`.
 
-    The environment is reset and stepped once first, so that it has the objects that the captured one had.
+    The environment is reset and stepped once first, so that it has the objects that the captured simulation
+    had.
 
     Raises:
-        SimulationStateError: objects of the captured simulation are not in this one, or the data is not what
-            `capture` makes. The environment is then not to be used.
+        SimulationStateError: the environment lacks objects of the captured simulation, or the data does not
+            have the format of `capture`. The environment must not be used afterwards.
     """
     environment.rand_step(environment.reset())
-    return _restored(state, reachable(environment), environment.device)
+    return _restore(state, reachable(environment), environment.device)
 
 
 def restore_values(state: SimulationState) -> dict[str, Any]:
-    """The `others` of `capture_values`.
+    """Return the `others` of `capture_values`.
 
     Raises:
-        SimulationStateError: the data is not what `capture_values` makes.
+        SimulationStateError: the data does not have the format of `capture_values`.
     """
-    return _restored(state, {}, None)
+    return _restore(state, {}, None)
 
 
-def _restored(state: SimulationState, living: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
+def _restore(state: SimulationState, live_objects: dict[str, Any], device: torch.device | None) -> dict[str, Any]:
     try:
-        restoring = _Restore(state, living, device)
-        restoring.fill_objects()
-        return {name: restoring.decode(value, name) for name, value in state.structure["others"].items()}
+        decoder = _Decoder(state, live_objects, device)
+        decoder.fill_objects()
+        return {name: decoder.decode(value, name) for name, value in state.structure["others"].items()}
     except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise SimulationStateError(f"not a captured simulation: {type(error).__name__}: {error}") from error
 
 
-class _Restore:
-    """Makes of captured data what it was, in place of what the living objects hold."""
+class _Decoder:
+    """The inverse of `Walk`: it decodes captured values and writes them into the live objects."""
 
-    def __init__(self, state: SimulationState, living: dict[str, Any], device: torch.device | None):
-        self._state, self._living, self._device = state, living, device
+    def __init__(self, state: SimulationState, live_objects: dict[str, Any], device: torch.device | None):
+        self._state, self._live_objects, self._device = state, live_objects, device
         self._objects: dict[str, Any] = state.structure["objects"]
         self._memories: dict[tuple[str, bool], Tensor] = {}
         self._views: dict[int, Tensor] = {}
-        self._made: dict[str, Any] = {}
+        self._targets: dict[str, Any] = {}  # the live or new object for each captured object, by path
 
-    def decode(self, value: Any, path: str, now: Any = None) -> Any:
-        """`now` is what is in that place, for what cannot be captured and stays as it is."""
+    def decode(self, value: Any, path: str, current: Any = None) -> Any:
+        """Decode a value; `current`, the live value at the path, replaces values that cannot be captured."""
         if type(value) in SCALARS:
             return value
         ((kind, content),) = value.items()
@@ -125,52 +125,53 @@ class _Restore:
             case "frozenset":
                 return frozenset(self.decode(item, path) for item in content)
             case "tuple":
-                return self._tuple(content, path, now)
+                return self._tuple(content, path, current)
             case "enum":
-                require_class(now, content[0], path)
-                return type(now)[content[1]]
+                require_class(current, content[0], path)
+                return type(current)[content[1]]
             case "kept":
-                require_class(now, content, path)
-                return now
+                require_class(current, content, path)
+                return current
         raise SimulationStateError(f"{path}: {kind!r} is not a kind of value")
 
     def fill_objects(self) -> None:
-        """Give every living object the content that its captured counterpart had, what is far first.
+        """Write the captured content into every object, in reverse order of the walk.
 
-        A generator's state is a dictionary, for example, which is filled by the time that it is set.
+        An inner object is thus complete before an outer one uses it: for example, the dictionary that holds a
+        generator's state is filled before the generator's state is set.
         """
         for path, (_, content) in reversed(list(self._objects.items())):
             self._fill(self._object(path), content, path)
 
     def _object(self, path: str) -> Any:
-        """The living object in that place; containers that are not there are made, other objects are not."""
-        if path not in self._made:
-            wanted = self._objects[path][0]
-            value = self._living.get(path)
-            if class_name_of(value) != wanted and wanted in CONTAINERS.values():
-                value = next(kind for kind, name in CONTAINERS.items() if name == wanted)()
-            require_class(value, wanted, path)
-            self._made[path] = value
-        return self._made[path]
+        """Return the live object at a path. Missing containers are created; other objects must exist."""
+        if path not in self._targets:
+            class_name = self._objects[path][0]
+            value = self._live_objects.get(path)
+            if class_name_of(value) != class_name and class_name in CONTAINERS.values():
+                value = next(kind for kind, name in CONTAINERS.items() if name == class_name)()
+            require_class(value, class_name, path)
+            self._targets[path] = value
+        return self._targets[path]
 
-    def _tuple(self, named: list[Any], path: str, now: Any) -> Any:
-        class_name, content = named
-        items = now if isinstance(now, tuple) and len(now) == len(content) else [None] * len(content)
+    def _tuple(self, captured: list[Any], path: str, current: Any) -> Any:
+        class_name, content = captured
+        items = current if isinstance(current, tuple) and len(current) == len(content) else [None] * len(content)
         decoded = [self.decode(item, f"{path}[{index}]", items[index]) for index, item in enumerate(content)]
         if class_name == class_name_of(()):
             return tuple(decoded)
-        require_class(now, class_name, path)
-        return type(now)._make(decoded) if hasattr(now, "_make") else type(now)(decoded)
+        require_class(current, class_name, path)
+        return type(current)._make(decoded) if hasattr(current, "_make") else type(current)(decoded)
 
     def _fill(self, value: Any, content: Any, path: str) -> None:
         if isinstance(value, dict):
             pairs = [(self.decode(key, f"{path}.key[{index}]"), item) for index, (key, item) in enumerate(content)]
-            filled = {key: self.decode(item, f"{path}[{key!r}]", value.get(key)) for key, item in pairs}
+            decoded = {key: self.decode(item, f"{path}[{key!r}]", value.get(key)) for key, item in pairs}
             value.clear()
-            value.update(filled)
+            value.update(decoded)
         elif isinstance(value, list | deque | set):
-            now = [*value, *[None] * len(content)]
-            items = [self.decode(item, f"{path}[{index}]", now[index]) for index, item in enumerate(content)]
+            current = [*value, *[None] * len(content)]
+            items = [self.decode(item, f"{path}[{index}]", current[index]) for index, item in enumerate(content)]
             value.clear()
             value.update(items) if isinstance(value, set) else value.extend(items)
         elif type(value) in GENERATORS:
@@ -179,15 +180,15 @@ class _Restore:
             self._fill_attributes(value, content, path)
 
     def _fill_attributes(self, value: Any, content: dict[str, Any], path: str) -> None:
-        now = attributes(value)
-        for name in now.keys() - content.keys():
+        current = attributes(value)
+        for name in current.keys() - content.keys():
             object.__delattr__(value, name)
         for name, item in content.items():
-            if not name.isidentifier() or (name not in now and callable(getattr(type(value), name, None))):
+            if not name.isidentifier() or (name not in current and callable(getattr(type(value), name, None))):
                 raise SimulationStateError(f"{path}: {name!r} is not the name of an attribute")
-            after = self.decode(item, f"{path}.{name}", now.get(name))
-            if name not in now or after is not now[name]:
-                set_attribute(value, name, after)
+            decoded = self.decode(item, f"{path}.{name}", current.get(name))
+            if name not in current or decoded is not current[name]:
+                set_attribute(value, name, decoded)
 
     def _tensor(self, number: int) -> Tensor:
         if number not in self._views:

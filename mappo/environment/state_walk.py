@@ -1,4 +1,4 @@
-"""The walk through the objects of a simulator, and the slots that hold its state."""
+"""The walk through the objects of a simulator, and access to the attributes that hold its state."""
 
 import math
 import random
@@ -26,8 +26,8 @@ GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]
         lambda generator, state: setattr(generator.bit_generator, "state", state),
     ),
 }
-_MOVED_MODULES = {"mappo.scenarios.": "mappo.environment.scenarios."}  # as checkpoints before 0.5 name them
-_NOT_WALKED = ("torch", "numpy", "gym", "builtins", "functools", "itertools", "types")  # top-level packages
+_MOVED_MODULES = {"mappo.scenarios.": "mappo.environment.scenarios."}  # old names, in checkpoints before 0.5
+_NOT_WALKED = ("torch", "numpy", "gym", "builtins", "functools", "itertools", "types")  # packages without state
 _DTYPES = {  # by name
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -38,15 +38,15 @@ _DTYPES = {  # by name
 
 
 def reachable(environment: EnvBase) -> dict[str, Any]:
-    """Every object and container of a simulation that a walk finds, by the path on which it was first met."""
-    walked = Walk()
+    """Return the objects and containers of a simulation that a walk reaches, by their first path."""
+    walk = Walk()
     for name, root in roots(environment):
-        walked.walk(root, name)
-    return walked.found
+        walk.walk(root, name)
+    return walk.live_objects
 
 
 def roots(environment: EnvBase) -> Iterator[tuple[str, Any]]:
-    """The world comes first, so that its entities are named by their places in it."""
+    """Yield the roots of a walk; the world is first, so that paths of entities begin with it."""
     simulator = environment.base_env._env
     yield "world", simulator.world
     yield "scenario", simulator.scenario
@@ -54,29 +54,30 @@ def roots(environment: EnvBase) -> Iterator[tuple[str, Any]]:
 
 
 class Walk:
-    """Walks a graph of objects, and meets every object, container and tensor once."""
+    """A breadth-first walk through a graph of objects, which visits every object, container and tensor once."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}  # by the path on which each was first met: its class and content
-        self.found: dict[str, Any] = {}  # the objects themselves, which also keeps their ids from being reused
+        self.objects: dict[str, Any] = {}  # class name and encoded content, by the first path to the object
+        self.live_objects: dict[str, Any] = {}  # by the same path; the references keep ids from being reused
         self.views: list[dict[str, Any]] = []
-        self._paths: dict[int, str] = {}
-        self._met: deque[str] = deque()  # those whose content is yet to be looked at
-        self._views: dict[int, int] = {}
-        self._viewed: list[Tensor] = []
+        self._paths: dict[int, str] = {}  # by id of the object
+        self._pending: deque[str] = deque()  # paths of objects whose content is not encoded yet
+        self._view_numbers: dict[int, int] = {}  # by id of the tensor
+        self._viewed: list[Tensor] = []  # tensors in `views`; the references keep ids from being reused
         self._storages: dict[int, str] = {}
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # the copy of a memory, and which elements are viewed
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # copy of a memory, and a mask of its viewed elements
 
     def walk(self, value: Any, path: str) -> Any:
-        """Encode a value and all that is reachable from it: what is near gets its name before what is far."""
+        """Encode a value and all objects that are reachable from it; shorter paths get their names first."""
         encoded = self._encode(value, path)
-        while self._met:
-            path = self._met.popleft()
-            self.objects[path] = [class_name_of(self.found[path]), self._content(self.found[path], path)]
+        while self._pending:
+            path = self._pending.popleft()
+            live = self.live_objects[path]
+            self.objects[path] = [class_name_of(live), self._content(live, path)]
         return encoded
 
     def _encode(self, value: Any, path: str) -> Any:
-        """JSON: a scalar, or an object with one key that says what its value means."""
+        """Return JSON: a scalar, or an object with one key, which names the kind of its value."""
         if type(value) is float and not math.isfinite(value):
             return {"float": repr(value)}
         if type(value) in SCALARS:
@@ -95,15 +96,18 @@ class Walk:
         if not _is_walked(value):
             return {"kept": class_name_of(value)}
         if id(value) not in self._paths:
-            while path in self.found:
+            while path in self.live_objects:
                 path += "'"
             self._paths[id(value)] = path
-            self.found[path] = value
-            self._met.append(path)
+            self.live_objects[path] = value
+            self._pending.append(path)
         return {"object": self._paths[id(value)]}
 
     def memories(self) -> dict[str, Tensor]:
-        """Elements that no tensor views may hold anything; they become 0, so that equal states are equal bytes."""
+        """Return the copies of all memories.
+
+        Elements that no tensor views may hold any value. They become 0, so that equal states have equal bytes.
+        """
         for copy, viewed in self._copies.values():
             copy[~viewed] = 0
         return {name: copy for name, (copy, _) in self._copies.items()}
@@ -126,11 +130,11 @@ class Walk:
         return {name: self._encode(item, f"{path}.{name}") for name, item in sorted(attributes(value).items())}
 
     def _tensor(self, tensor: Tensor, path: str) -> int:
-        if id(tensor) not in self._views:
+        if id(tensor) not in self._view_numbers:
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in _DTYPES or tensor.layout != torch.strided:
                 raise SimulationStateError(f"{path}: a {tensor.layout} tensor of {dtype} cannot be captured")
-            self._views[id(tensor)] = len(self.views)
+            self._view_numbers[id(tensor)] = len(self.views)
             self._viewed.append(tensor)
             self.views.append(
                 {
@@ -142,7 +146,7 @@ class Walk:
                     "is_parameter": isinstance(tensor, nn.Parameter),
                 }
             )
-        return self._views[id(tensor)]
+        return self._view_numbers[id(tensor)]
 
     def _memory(self, tensor: Tensor, dtype: str, path: str) -> str:
         storage = tensor.untyped_storage()
@@ -185,7 +189,7 @@ def _slots(kind: type) -> list[str]:
 
 
 def set_attribute(value: Any, name: str, item: Any) -> None:
-    """Past setters, which VMAS uses to check and to tell observers."""
+    """Set an attribute directly, without the setters by which VMAS checks values and notifies observers."""
     if any(name in _slots(kind) for kind in type(value).__mro__):
         object.__setattr__(value, name, item)
     else:
@@ -201,4 +205,6 @@ def require_class(value: Any, class_name: str, path: str) -> None:
     for old, new in _MOVED_MODULES.items():
         class_name = class_name.replace(old, new)
     if class_name_of(value) != class_name:
-        raise SimulationStateError(f"{path}: was a {class_name}, and there is a {class_name_of(value)}")
+        raise SimulationStateError(
+            f"{path}: the captured simulation has a {class_name}, this one has a {class_name_of(value)}"
+        )

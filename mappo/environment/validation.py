@@ -1,4 +1,4 @@
-"""Is this environment fit to train on? Checks that cost seconds, before a GPU is spent on hours."""
+"""The validation of an environment: checks that take seconds and find mistakes before hours of training."""
 
 import traceback
 from collections.abc import Callable
@@ -9,7 +9,15 @@ from typing import Literal
 
 from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
-from mappo.environment.checks import CHECKS, Concern, Task, batch_fits, interface_is_kept, is_built, measure_speed
+from mappo.environment.checks import (
+    CHECKS,
+    Concern,
+    Task,
+    batch_fits_in_memory,
+    environment_is_built,
+    interface_is_kept,
+    measure_speed,
+)
 from mappo.environment.environment import scenario_module
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import ConfigError, EnvironmentUnfit
@@ -17,7 +25,7 @@ from mappo.errors import ConfigError, EnvironmentUnfit
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was checked, how it went, and what was found or should be done."""
+    """A line of the report: the name of the check, its outcome, and a measurement, a reason or advice."""
 
     name: str
     outcome: Literal["passed", "warning", "failed"]
@@ -26,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """All checks in order. A failed check is a reason not to train; a warning is something to look at."""
+    """The checks in order. A failed check is a reason not to train; somebody should look at a warning."""
 
     config_hash: str
     checks: list[Check]
@@ -37,10 +45,10 @@ class ValidationReport:
 
 
 def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> ValidationReport:
-    """Run every check on the task and the device that `config` names; `on_check` hears of each as it ends.
+    """Run every check on the task and the device that `config` names.
 
-    Whatever a check raises makes it a failed check with that reason. Without a device, an environment or answers
-    in the right shape there is nothing more to check.
+    `on_check` is called with each check when it ends. A check that raises any exception has failed, with the
+    exception as its reason. Later checks are skipped if the device, the environment or the interface fails.
     """
     checks: list[Check] = []
 
@@ -53,10 +61,11 @@ def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> V
         device = resolve_device(config.device)
         task = Task(config, device)
         with private_random_streams(config.seed, Stream.VALIDATION, device):
-            if run("environment", lambda: is_built(task)) and run("interface", lambda: interface_is_kept(task)):
+            is_built = run("environment", lambda: environment_is_built(task))
+            if is_built and run("interface", lambda: interface_is_kept(task)):
                 for name, check in CHECKS.items():
                     run(name, partial(check, task))
-                if run("memory", lambda: batch_fits(task)):
+                if run("memory", lambda: batch_fits_in_memory(task)):
                     run("speed", lambda: measure_speed(task))
     return ValidationReport(config_hash(config), checks)
 
@@ -68,13 +77,13 @@ def _run(name: str, check: Callable[[], str], scenario: str) -> Check:
         return Check(name, "warning", str(concern))
     except (EnvironmentUnfit, ConfigError) as reason:
         return Check(name, "failed", str(reason))
-    except Exception as error:  # a scenario is foreign code: anything it raises is a finding
-        found = " ".join(f"{type(error).__name__}: {error}".split())
-        return Check(name, "failed", f"{found}{_place(error, scenario)}")
+    except Exception as error:  # a scenario is foreign code, so every exception is a finding
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        return Check(name, "failed", f"{message}{_location(error, scenario)}")
 
 
-def _place(error: Exception, scenario: str) -> str:
-    """The last line of the scenario's own file that an exception came through; empty if it did not."""
+def _location(error: Exception, scenario: str) -> str:
+    """Return the last line of the scenario's own file in the traceback, or an empty text without one."""
     file = scenario_module(scenario).__file__
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f", in {lines[-1].name}, {Path(lines[-1].filename).name} line {lines[-1].lineno}" if lines else ""

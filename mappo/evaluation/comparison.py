@@ -1,4 +1,4 @@
-"""Do configurations differ? Evaluations of several training seeds, with the intervals that answer it."""
+"""The comparison of configurations: evaluations over several training seeds, with confidence intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,22 @@ from mappo.evaluation.evaluation import EpisodeReturns, EvaluationReport
 from mappo.evaluation.statistics import Estimate
 from mappo.strict_json import json_hash, to_dict
 
-INTERVALS = "95 % Student's t intervals over training seeds, each with the mean return of its evaluation"
-_NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # what may differ within one configuration
+INTERVALS = (
+    "95 % Student's t intervals over training seeds; the value of a seed is the mean return of its evaluation"
+)
+_NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # fields that may differ within one configuration
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One configuration trained from several seeds, all from scratch or all started alike.
+    """A configuration that was trained with several seeds, all from scratch or all from the same start.
 
-    differs says what tells it from the first configuration; it is empty for that one itself. episode_returns are
-    the mean evaluation returns, one for each of training_seeds. gain is their mean less that of the first
-    configuration (Welch's interval); None for the first. interquartile_mean, and improvement, the probability that
-    a seed of this configuration earns more than one of the first, are those of Agarwal et al. (2021) for one task:
-    their intervals resample training seeds, and are too narrow for fewer than about ten.
+    differs: the differences from the first configuration; empty for the first itself. episode_returns: the mean
+    evaluation return of each of training_seeds. mean: their mean. gain: this mean minus the mean of the first
+    configuration, with Welch's interval; None for the first. interquartile_mean: the mean of the middle half of
+    episode_returns. improvement: the probability that a seed of this configuration earns more than a seed of the
+    first. The last two follow Agarwal et al. (2021), for one task. Their intervals resample training seeds, and
+    are too narrow for fewer than about ten seeds.
     """
 
     differs: dict[str, str]
@@ -37,10 +40,10 @@ class Configuration:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """Configurations side by side on the same evaluation episodes, beside the baselines.
+    """The results of several configurations and of the baselines, all on the same evaluation episodes.
 
-    config is that of the first configuration and of its first seed. intervals says what the intervals of
-    configurations mean; those of the baselines resample evaluation episodes, as no seed trains them.
+    config: the first configuration, with its first seed. intervals: the meaning of the configurations' intervals.
+    The baselines are not trained, so that their intervals resample evaluation episodes.
     """
 
     config: dict[str, Any]
@@ -51,10 +54,13 @@ class ComparisonReport:
 
 
 def compare(reports: Sequence[EvaluationReport]) -> ComparisonReport:
-    """Group evaluations by what was trained, whatever the seed, in the order in which they come.
+    """Group evaluations by their training configuration without its seed, and compare the groups with the first.
+
+    The groups have the order of the reports.
 
     Raises:
-        ConfigError: no report, reports evaluated on different episodes, or the same seed twice.
+        ConfigError: there is no report, the reports were evaluated on different episodes, or a configuration has
+            the same seed twice.
     """
     if not reports:
         raise ConfigError("there is no evaluation report to compare")
@@ -78,10 +84,10 @@ def compare(reports: Sequence[EvaluationReport]) -> ComparisonReport:
 def _configuration(group: list[EvaluationReport], first: list[EvaluationReport]) -> Configuration:
     returns = [report.trained.mean.value for report in group]
     reference = [report.trained.mean.value for report in first]
-    start, other = first[0].started_from or "scratch", group[0].started_from or "scratch"
+    first_start, start = first[0].started_from or "scratch", group[0].started_from or "scratch"
     differs = differences(_without_seed(first[0]), _without_seed(group[0]))
     return Configuration(
-        differs=differs if start == other else {**differs, "started from": f"{start} -> {other}"},
+        differs=differs if first_start == start else {**differs, "started from": f"{first_start} -> {start}"},
         training_seeds=[report.training_config["seed"] for report in group],
         episode_returns=returns,
         mean=statistics.mean_over_seeds(returns),
@@ -99,14 +105,14 @@ def _without_seed(report: EvaluationReport) -> ExperimentConfig:
 def _require_same_episodes(reports: Sequence[EvaluationReport]) -> None:
     first = from_dict(reports[0].config)
     for number, report in enumerate(reports[1:], start=2):
-        changed = differences(first, from_dict(report.config))
-        episodes = [name for name in changed if name.startswith(("environment.", "evaluation."))]
-        if episodes:
-            listed = ", ".join(f"{name} = {changed[name]}" for name in episodes)
-            raise ConfigError(f"report {number} was evaluated on other episodes than the first: {listed}")
+        changes = differences(first, from_dict(report.config))
+        fields = [name for name in changes if name.startswith(("environment.", "evaluation."))]
+        if fields:
+            text = ", ".join(f"{name} = {changes[name]}" for name in fields)
+            raise ConfigError(f"report {number} was evaluated on other episodes than the first: {text}")
 
 
 def _require_different_seeds(group: list[EvaluationReport]) -> None:
     seeds = [report.training_config["seed"] for report in group]
-    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
-        raise ConfigError(f"seed {', '.join(map(str, twice))}: trained and evaluated more than once")
+    if duplicates := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ConfigError(f"seed {', '.join(map(str, duplicates))}: trained and evaluated more than once")

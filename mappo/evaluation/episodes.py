@@ -1,4 +1,4 @@
-"""Episodes of a policy from given seeds: trained, random or heuristic."""
+"""The episodes of a policy on given seeds. The policy is trained, random or heuristic."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,17 +19,18 @@ from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
 Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
-PolicyOf = Callable[[EnvBase], Act]
+PolicyOf = Callable[[EnvBase], Act]  # makes the function that acts in this environment
 OnFrame = Callable[[EnvBase, torch.Tensor, torch.Tensor | None], object]
-"""Sees an environment, which of its episodes had not ended before this frame [envs], and its rewards [envs]."""
+"""The callback of frames. Its arguments are the environment, a mask [envs] of the episodes that were running
+before this frame, and the rewards [envs], which are None after the reset."""
 
 
 def trained_policy(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
-    """The policy of a checkpoint, for the task of a configuration.
+    """Return the policy of a checkpoint, for the task of a configuration.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
-        ConfigError: the task or the device is not there.
+        ConfigError: the task does not exist, or the device is not available.
     """
     device = resolve_device(config.device)
     with private_random_streams(0, Stream.EVALUATION, device):
@@ -46,14 +47,15 @@ def play_episodes(
     stream: Stream,
     on_frame: OnFrame | None = None,
 ) -> tuple[list[float], list[float]]:
-    """Returns, and lengths in frames, of one episode in each of `episodes_per_seed` environments, for each seed.
+    """Play `episodes_per_seed` episodes for each seed; return their returns and their lengths in frames.
 
-    `policy` makes the function that acts in an environment. Initial states depend on seed and stream alone, not
-    on the policy, so two policies meet the same ones.
+    Each episode has an environment of its own. Initial states depend only on seed and stream, so that two
+    policies start from the same states. `on_frame` is called after the reset of each seed's environments, and
+    after every frame.
 
     Raises:
-        NonFiniteObservation: naming environment and agent.
-        NonFiniteReturn: naming the episode.
+        NonFiniteObservation: an observation is NaN or infinite; the message names environment and agent.
+        NonFiniteReturn: the return of an episode is NaN or infinite; the message names the episode.
     """
     device = resolve_device(config.device)
     returns: list[float] = []
@@ -79,9 +81,10 @@ def play_episodes(
 def _first_episodes(
     environment: EnvBase, act: Act, deterministic: bool, on_frame: OnFrame | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return and length [envs] of each environment's first episode.
+    """Play the first episode of each environment; return the episodes' returns and lengths, both [envs].
 
-    Ended ones are simulated on, but their frames do not count and what they show is not acted upon.
+    An environment whose episode has ended is still simulated, since all environments step together. Its frames do
+    not count, and its observations are set to 0, so that the policy never sees them.
     """
     state = environment.reset()
     running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
@@ -105,18 +108,22 @@ def _first_episodes(
 
 
 def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
-    """The `HeuristicPolicy` of the module that defines the scenario, acting for each agent in turn.
+    """Return the `HeuristicPolicy` of the scenario's module as a policy that acts for all agents.
 
-    It is foreign code, in some scenarios with dependencies of its own: whatever it raises is a reason.
+    The heuristic is foreign code, which needs further packages in some scenarios. So any exception that it raises
+    becomes a `NoHeuristic`.
+
+    Raises:
+        NoHeuristic: the module has no heuristic policy, the policy cannot act in this task, or it has failed.
     """
     module, simulator = scenario_module(scenario), environment.base_env._env
     if not hasattr(module, "HeuristicPolicy"):
         raise NoHeuristic(f"{module.__name__} defines no HeuristicPolicy")
     if not simulator.continuous_actions:
-        raise NoHeuristic("heuristic policies give continuous actions, which this configuration does not take")
+        raise NoHeuristic("heuristic policies return continuous actions; the actions of this task are discrete")
 
     def act(state: TensorDictBase) -> TensorDictBase:
-        with _as_reason(module.__name__):
+        with _as_no_heuristic(module.__name__):
             actions = [
                 heuristic.compute_action(state[OBSERVATION][:, index], u_range=agent.u_range)
                 for index, agent in enumerate(simulator.agents)
@@ -126,13 +133,13 @@ def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
                 raise ValueError(f"actions {list(stacked.shape)} do not fit the task or are not finite")
             return state.set(ACTION, stacked)
 
-    with _as_reason(module.__name__):
+    with _as_no_heuristic(module.__name__):
         heuristic = module.HeuristicPolicy(continuous_action=True)
     return act
 
 
 @contextmanager
-def _as_reason(module: str) -> Iterator[None]:
+def _as_no_heuristic(module: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:

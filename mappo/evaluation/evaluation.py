@@ -1,4 +1,4 @@
-"""How good a policy is: episodes from held-out seeds, beside baselines on the same seeds."""
+"""The evaluation of a policy: episodes on held-out seeds, beside baselines on the same seeds."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,10 @@ RESAMPLED = "evaluation episodes of this one trained policy; another training se
 
 @dataclass(frozen=True)
 class EpisodeReturns:
-    """Undiscounted episode returns, mean over agents, in the order of seeds; lengths in frames."""
+    """The episode returns of one policy, undiscounted, averaged over agents, and ordered by seed.
+
+    episode_frames_mean: the mean length of an episode in frames.
+    """
 
     episode_returns: list[float]
     mean: Estimate
@@ -28,11 +31,12 @@ class EpisodeReturns:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """A trained policy and baselines on the same held-out episodes.
+    """The results of a trained policy and of the baselines, on the same held-out episodes.
 
-    config is the configuration evaluated with, training_config the checkpoint's, which is the same in a pipeline;
-    the hashes are theirs; started_from is empty for training from scratch. resampled says what the intervals
-    resample. heuristic is the scenario's own hand-written policy; where it is None, no_heuristic says why.
+    config: the configuration of this evaluation. training_config: the configuration of the checkpoint; in a
+    pipeline, both are the same. config_hash and training_config_hash: their hashes. started_from: the run that
+    training started from; empty if it started from scratch. resampled: the values that the intervals resample.
+    heuristic: the returns of the scenario's hand-written policy; if it is None, no_heuristic names the reason.
     """
 
     config: dict[str, Any]
@@ -48,7 +52,7 @@ class EvaluationReport:
     no_heuristic: str
 
     def policies(self) -> dict[str, EpisodeReturns]:
-        """What each policy earned, by its name, from the baselines up."""
+        """Return the returns of each policy by its name: the baselines first, then the trained policy."""
         baselines = {"random": self.random} | ({"heuristic": self.heuristic} if self.heuristic else {})
         return baselines | {"trained": self.trained}
 
@@ -56,26 +60,26 @@ class EvaluationReport:
 def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationReport:
     """Play the episodes that `config.evaluation` describes with the checkpoint's policy and with the baselines.
 
-    The task is `config.environment`. Random streams are this function's own: evaluating in the middle of
-    training does not change training.
+    The task is `config.environment`. The evaluation has random streams of its own, so that it does not change a
+    training that is in progress.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
-        ConfigError: the task or the device is not there.
-        NonFiniteReturn: the scenario paid a reward that is not finite.
+        ConfigError: the task does not exist, or the device is not available.
+        NonFiniteReturn: the scenario gave a reward that is NaN or infinite.
     """
     policy = trained_policy(config, checkpoint)
 
-    def earned(policy: PolicyOf) -> EpisodeReturns:
+    def play(policy: PolicyOf) -> EpisodeReturns:
         return _summarise(*play_episodes(policy, config, config.evaluation, Stream.EVALUATION))
 
     heuristic, no_heuristic = None, ""
     try:
-        heuristic = earned(partial(heuristic_policy, scenario=config.environment.scenario))
-    except NoHeuristic as reason:
-        no_heuristic = str(reason)
+        heuristic = play(partial(heuristic_policy, scenario=config.environment.scenario))
+    except NoHeuristic as error:
+        no_heuristic = str(error)
     except NonFiniteReturn as error:
-        no_heuristic = f"under it, {error}"
+        no_heuristic = f"with the heuristic policy, {error}"
     return EvaluationReport(
         config=to_dict(config),
         config_hash=config_hash(config),
@@ -84,8 +88,8 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         training_frames=checkpoint.frames,
         started_from=checkpoint.started_from,
         resampled=RESAMPLED,
-        trained=earned(policy),
-        random=earned(lambda environment: environment.rand_action),
+        trained=play(policy),
+        random=play(lambda environment: environment.rand_action),
         heuristic=heuristic,
         no_heuristic=no_heuristic,
     )

@@ -1,7 +1,8 @@
-"""Episodes to look at: what was where in every frame, drawn later by anything, without OpenGL or a display.
+"""The recorded episodes of an evaluation: positions, rotations, colours and lidar readings of every frame.
 
-Positions, rotations, colours and lidar readings are read from the simulator while an evaluation is played again.
-What a scenario draws by itself (its `extra_render`) needs OpenGL, and is left out.
+A recorder reads them from the simulator while it plays episodes of an evaluation again. A page draws them later,
+without OpenGL and without a display. Shapes that a scenario draws itself (in `extra_render`) need OpenGL and are
+not recorded.
 """
 
 import base64
@@ -21,14 +22,19 @@ from mappo.evaluation.episodes import PolicyOf, heuristic_policy, play_episodes,
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.runs.checkpoint import Checkpoint
 
-MAX_BYTES = 2_000_000  # of one episode; beyond that, frames are left out, each other, then more
+MAX_BYTES = (
+    2_000_000  # the largest size of one episode; of a longer one, only every second (third ...) frame is kept
+)
 _TURN = 2 * math.pi
-_STEPS = 32_767  # of 16 bits: positions are fractions of the largest
+_STEPS = 32_767  # the largest 16-bit integer, which stands for the largest number of a series
 
 
 @dataclass(frozen=True)
 class Series:
-    """Numbers as 16-bit integers, base64 of little-endian bytes; value = integer * unit. shape: of the numbers."""
+    """An array of numbers as 16-bit integers: number = integer * unit.
+
+    shape: the shape of the array. data: its little-endian bytes in base64.
+    """
 
     shape: list[int]
     unit: float
@@ -37,9 +43,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Entity:
-    """Something that is drawn. size: radius of a sphere, length and width of a box, length and width of a line.
+    """An agent or a landmark that is drawn.
 
-    colours and visible list changes as [frame, value]; colours are red, green, blue and alpha, each 0 to 1.
+    size: the radius of a sphere, or the length and width of a box or a line. colours and visible: the changes
+    over time, as [frame, value]. A colour is red, green, blue and alpha, from 0 to 1.
     """
 
     name: str
@@ -53,7 +60,11 @@ class Entity:
 
 @dataclass(frozen=True)
 class Lidar:
-    """Rays of an agent, the entity of this index: angles in radians, relative to it; distances [frames, rays]."""
+    """The lidar of an agent. entity: the agent's index among the entities.
+
+    angles: the angles of the rays in radians, relative to the agent. distances [frames, rays]: the measured
+    distances.
+    """
 
     entity: int
     angles: list[float]
@@ -63,10 +74,10 @@ class Lidar:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode under one policy. label: best, median or worst of the trained policy's.
+    """An episode of one policy. label: best, median or worst, by the return of the trained policy.
 
-    poses [frames + 1, entities, 3]: x, y and rotation, of every `stride`-th frame and the last. rewards [frames]:
-    mean over agents.
+    number: the index of the episode among those of its seed. poses [frames + 1, entities, 3]: x, y and rotation,
+    of every `stride`-th frame and of the last. rewards [frames]: the mean over agents, of every frame.
     """
 
     policy: str
@@ -84,7 +95,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class View:
-    """What the scenario's camera shows: half the height around its origin; semidims: of its walls, if any."""
+    """The camera of the scenario. zoom: half the height of the visible area, whose centre is origin.
+
+    semidims: half the width and half the height of the walls; None where there is no wall.
+    """
 
     zoom: float
     origin: list[float]
@@ -94,7 +108,7 @@ class View:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes of one evaluation: the best, the median and the worst, trained beside random and heuristic."""
+    """The recorded episodes of one evaluation: the best, the median and the worst, under each policy."""
 
     format: int
     scenario: str
@@ -104,13 +118,18 @@ class Rollouts:
 
 
 def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationReport) -> Rollouts:
-    """Play the trained policy's best, median and worst episode again, and the baselines' beside them.
+    """Play the best, the median and the worst episode of the trained policy again, and record them.
+
+    Record the baselines, too, from the same initial states.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
     """
     per_seed = config.evaluation.episodes_per_seed
-    chosen = {label: divmod(index, per_seed) for label, index in _chosen(report.trained.episode_returns).items()}
+    labelled = _labelled_episodes(report.trained.episode_returns)
+    chosen = {
+        label: divmod(index, per_seed) for label, index in labelled.items()
+    }  # seed index, number in the seed
     policies: dict[str, PolicyOf] = {
         "trained": trained_policy(config, checkpoint),
         "random": lambda environment: environment.rand_action,
@@ -120,18 +139,18 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
     episodes: list[Episode] = []
     view: tuple[float, View] | None = None
     for name, policy in policies.items():
-        for place in sorted({place for place, _ in chosen.values()}):
-            labels = {number: label for label, (where, number) in chosen.items() if where == place}
-            seed = config.evaluation.seeds[place]
-            recorder = _Recorder(sorted({number for where, number in chosen.values() if where == place}))
+        for seed_index in sorted({seed_index for seed_index, _ in chosen.values()}):
+            labels = {number: label for label, (index, number) in chosen.items() if index == seed_index}
+            seed = config.evaluation.seeds[seed_index]
+            recorder = _Recorder(sorted({number for index, number in chosen.values() if index == seed_index}))
             play_episodes(
-                policy, config, replace(config.evaluation, seeds=(seed,)), Stream.EVALUATION, recorder.look
+                policy, config, replace(config.evaluation, seeds=(seed,)), Stream.EVALUATION, recorder.record_frame
             )
             view = view or recorder.view
             episodes += [
                 recorder.episode(name, label, seed, number)
-                for label, (where, number) in chosen.items()
-                if where == place and number in labels
+                for label, (index, number) in chosen.items()
+                if index == seed_index and number in labels
             ]
     assert view is not None
     order = ["best", "median", "worst"]
@@ -140,57 +159,59 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
 
 
 def values(series: Series) -> "np.ndarray[Any, Any]":
-    """The numbers of a series, in its shape."""
-    raw = np.frombuffer(base64.b64decode(series.data), dtype="<i2").reshape(series.shape)
-    return raw.astype(np.float64) * series.unit
+    """Decode a series: return its numbers as an array."""
+    integers = np.frombuffer(base64.b64decode(series.data), dtype="<i2").reshape(series.shape)
+    return integers.astype(np.float64) * series.unit
 
 
-def _chosen(returns: Sequence[float]) -> dict[str, int]:
-    """Which episodes are the best, the median and the worst; one episode is all three."""
+def _labelled_episodes(returns: Sequence[float]) -> dict[str, int]:
+    """Return the indices of the best, the median and the worst episode. A single episode has all three labels."""
     order = sorted(range(len(returns)), key=lambda index: returns[index])
     return {"best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
 
 
 class _Recorder:
-    """Looks at some of the environments of a simulator after every frame."""
+    """The recorder of some environments of a simulator. `numbers` are their indices."""
 
     def __init__(self, numbers: list[int]):
         self._numbers = numbers
         self._poses: dict[int, list[Any]] = {number: [] for number in numbers}
         self._rays: dict[int, list[list[Any]]] = {number: [] for number in numbers}
         self._rewards: dict[int, list[float]] = {number: [] for number in numbers}
-        self._looks: dict[int, list[list[tuple[Any, Any]]]] = {number: [] for number in numbers}
+        self._appearances: dict[int, list[list[tuple[Any, Any]]]] = {number: [] for number in numbers}
         self.view: tuple[float, View] | None = None
         self._simulator: Any = None
 
-    def look(self, environment: EnvBase, running: torch.Tensor, rewards: torch.Tensor | None) -> None:
-        """See a frame, the first without rewards; `running` [envs]: where the episode had not ended before it."""
+    def record_frame(self, environment: EnvBase, running: torch.Tensor, rewards: torch.Tensor | None) -> None:
+        """Record the environments whose episode was `running` before this frame [envs]. A reset has no rewards."""
         simulator = self._simulator = environment.base_env._env
         world = simulator.world
         if self.view is None:
             self.view = world.dt, _view(simulator)
         entities = world.entities
-        pose = torch.stack([torch.cat([each.state.pos, each.state.rot], dim=-1) for each in entities], dim=1).cpu()
-        sensors = [sensor._last_measurement for _, sensor in _lidars(simulator)]
+        poses = torch.stack(
+            [torch.cat([entity.state.pos, entity.state.rot], dim=-1) for entity in entities], dim=1
+        ).cpu()
+        measurements = [sensor._last_measurement for _, sensor in _lidars(simulator)]
         for number in self._numbers:
             if running[number]:
-                self._poses[number].append(pose[number].numpy())
+                self._poses[number].append(poses[number].numpy())
                 self._rays[number].append(
-                    [None if each is None else each[number].cpu().numpy() for each in sensors]
+                    [None if distances is None else distances[number].cpu().numpy() for distances in measurements]
                 )
-                self._looks[number].append(
-                    [(_colour(each, number), _is_visible(each, number)) for each in entities]
+                self._appearances[number].append(
+                    [(_colour(entity, number), _is_visible(entity, number)) for entity in entities]
                 )
                 if rewards is not None:
                     self._rewards[number].append(float(rewards[number]))
 
     def episode(self, policy: str, label: str, seed: int, number: int) -> Episode:
-        """What was seen in one environment."""
+        """Return the recorded episode of one environment."""
         poses = np.stack(self._poses[number])
         lidars = _lidars(self._simulator)
-        size = poses.size * 2 + 2 * len(poses) * sum(sensor._angles.shape[1] for _, sensor in lidars)
-        stride = max(1, math.ceil(size / MAX_BYTES))
-        kept = sorted({*range(0, len(poses), stride), len(poses) - 1})
+        num_bytes = poses.size * 2 + 2 * len(poses) * sum(sensor._angles.shape[1] for _, sensor in lidars)
+        stride = max(1, math.ceil(num_bytes / MAX_BYTES))
+        frames = sorted({*range(0, len(poses), stride), len(poses) - 1})
         rays = self._rays[number]
         return Episode(
             policy=policy,
@@ -201,16 +222,16 @@ class _Recorder:
             num_frames=len(poses) - 1,
             stride=stride,
             entities=[
-                _entity(entity, [self._looks[number][frame][index] for frame in kept])
+                _entity(entity, [self._appearances[number][frame][index] for frame in frames])
                 for index, entity in enumerate(self._simulator.world.entities)
             ],
-            poses=_poses(poses[kept]),
+            poses=_poses(poses[frames]),
             lidars=[
                 Lidar(
                     entity=self._simulator.world.entities.index(agent),
                     angles=sensor._angles[number].tolist(),
                     max_range=float(sensor._max_range),
-                    distances=_series(np.stack([rays[frame][index] for frame in kept])),
+                    distances=_series(np.stack([rays[frame][index] for frame in frames])),
                 )
                 for index, (agent, sensor) in enumerate(lidars)
                 if rays[0][index] is not None
@@ -220,7 +241,7 @@ class _Recorder:
 
 
 def _lidars(simulator: Any) -> list[tuple[Any, Any]]:
-    """Agents and those of their sensors that have rays and are meant to be seen."""
+    """Return (agent, sensor) for each sensor that has rays and that the scenario draws."""
     return [
         (agent, sensor)
         for agent in simulator.world.agents
@@ -239,7 +260,7 @@ def _view(simulator: Any) -> View:
     return View(half_height, [float(x) for x in scenario.render_origin], width / height, semidims)
 
 
-def _entity(entity: Any, looks: list[tuple[Any, Any]]) -> Entity:
+def _entity(entity: Any, appearances: list[tuple[Any, Any]]) -> Entity:
     shape = entity.shape
     kind = type(shape).__name__.lower()
     sizes = {"sphere": ("radius",), "box": ("length", "width"), "line": ("length", "width")}
@@ -251,13 +272,13 @@ def _entity(entity: Any, looks: list[tuple[Any, Any]]) -> Entity:
         shape=kind if kind in sizes else "sphere",
         size=size,
         is_hollow=bool(getattr(shape, "hollow", False)),
-        colours=_changes([colour for colour, _ in looks]),
-        visible=_changes([is_visible for _, is_visible in looks]),
+        colours=_changes([colour for colour, _ in appearances]),
+        visible=_changes([is_visible for _, is_visible in appearances]),
     )
 
 
 def _changes(values: list[Any]) -> list[Any]:
-    """[index, value] of the first, and of each that is not as the one before."""
+    """Return [index, value] of the first value, and of each value that differs from the previous one."""
     return [[index, value] for index, value in enumerate(values) if index == 0 or value != values[index - 1]]
 
 
@@ -265,8 +286,8 @@ def _colour(entity: Any, number: int) -> list[float]:
     colour = entity.color
     if isinstance(colour, torch.Tensor):
         colour = (colour[number] if colour.dim() > 1 else colour).tolist()
-    red, green, blue = (round(min(max(float(part), 0.0), 1.0), 3) for part in list(colour)[:3])
-    return [red, green, blue, round(float(getattr(entity, "_alpha", 1.0)), 3)]  # agents of VMAS are translucent
+    red, green, blue = (round(min(max(float(channel), 0.0), 1.0), 3) for channel in list(colour)[:3])
+    return [red, green, blue, round(float(getattr(entity, "_alpha", 1.0)), 3)]  # VMAS draws agents translucent
 
 
 def _is_visible(entity: Any, number: int) -> bool:
@@ -274,14 +295,17 @@ def _is_visible(entity: Any, number: int) -> bool:
 
 
 def _poses(poses: "np.ndarray[Any, Any]") -> Series:
-    """One unit for x, y and rotation; rotations within half a turn."""
-    turned = poses.astype(np.float64)
-    turned[..., 2] = (turned[..., 2] + math.pi) % _TURN - math.pi
-    return _series(turned)
+    """Encode poses with one unit for x, y and rotation.
+
+    Rotations are first reduced to half a turn, so that a large rotation does not make the unit coarse.
+    """
+    wrapped = poses.astype(np.float64)
+    wrapped[..., 2] = (wrapped[..., 2] + math.pi) % _TURN - math.pi
+    return _series(wrapped)
 
 
 def _series(numbers: "np.ndarray[Any, Any]") -> Series:
-    """Not finite is 0: nothing could be drawn of it."""
+    """Encode numbers; NaN and infinity become 0, since they cannot be drawn."""
     finite = np.nan_to_num(numbers.astype(np.float64), posinf=0.0, neginf=0.0)
     unit = max(float(np.abs(finite).max(initial=0.0)), 1e-9) / _STEPS
     data = np.round(finite / unit).astype("<i2").tobytes()

@@ -1,4 +1,4 @@
-"""Summaries of episode returns with the intervals that a reader needs to believe a difference."""
+"""The statistics of episode returns: means and differences with their confidence intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,27 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its 95 % interval; low and high are None where there are too few values for one."""
+    """A statistic with its 95 % confidence interval. low and high are None if there are fewer than two values."""
 
     value: float
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        """Return the value with its interval, as in `0.98 [0.96, 1]`."""
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{interval}"
+
 
 def mean(values: Sequence[float]) -> Estimate:
-    """The mean, with a percentile bootstrap interval that resamples the values given."""
+    """Return the mean, with a percentile bootstrap interval that resamples the values."""
     return _estimate(values, trimmed=0)
 
 
 def interquartile_mean(values: Sequence[float]) -> Estimate:
-    """The mean of the middle half, robust to outliers, with an interval as that of `mean`.
+    """Return the mean of the middle half of the values, which is robust to outliers.
+
+    The interval is a percentile bootstrap, as in `mean`.
 
     Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice (2021), 4.3.
     """
@@ -33,18 +40,21 @@ def interquartile_mean(values: Sequence[float]) -> Estimate:
 
 
 def probability_of_improvement(values: Sequence[float], reference: Sequence[float]) -> Estimate:
-    """P(X > Y) + P(X = Y) / 2 for X of values and Y of reference; the interval resamples both, independently.
+    """Return P(X > Y) + P(X = Y) / 2, with X drawn from `values` and Y from `reference`.
 
-    Source: Agarwal et al. (2021), 4.3: the Mann-Whitney statistic, averaged over tasks, of which here is one.
+    The interval resamples both, independently.
+
+    Source: Agarwal et al. (2021), 4.3: the Mann-Whitney statistic, averaged over tasks; there is only one task
+    here.
     """
     from scipy.stats import bootstrap
 
-    sample, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    value = float(_probability(sample, other, -1))
-    if min(len(sample), len(other)) < 2:
+    sample, baseline = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    value = float(_probability(sample, baseline, -1))
+    if min(len(sample), len(baseline)) < 2:
         return Estimate(value, None, None)
     interval = bootstrap(
-        (sample, other),
+        (sample, baseline),
         _probability,
         n_resamples=2_000,
         batch=100,
@@ -56,9 +66,10 @@ def probability_of_improvement(values: Sequence[float], reference: Sequence[floa
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean with Student's t interval, which is wide enough for the few seeds that people can afford.
+    """Return the mean with Student's t interval, which is reliable even for three to five training seeds.
 
-    A bootstrap of three to five values is too narrow: it covers the true mean far less often than it says.
+    A bootstrap interval of so few values is too narrow: it contains the true mean far less often than 95 % of the
+    time.
     """
     from scipy.stats import ttest_1samp
 
@@ -67,22 +78,22 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def difference_over_seeds(values: Sequence[float], reference: Sequence[float]) -> Estimate:
-    """mean(values) - mean(reference) with Welch's interval, for independent seeds and unequal variances."""
+    """Return mean(values) - mean(reference) with Welch's interval, for independent seeds and unequal variances."""
     from scipy.stats import ttest_ind
 
-    sample, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    difference = float(sample.mean() - other.mean())
-    if min(len(sample), len(other)) < 2:
+    sample, baseline = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    difference = float(sample.mean() - baseline.mean())
+    if min(len(sample), len(baseline)) < 2:
         return Estimate(difference, None, None)
     return _with_interval(
         difference,
-        np.concatenate([sample - sample.mean(), other - other.mean()]),
-        lambda: ttest_ind(sample, other, equal_var=False),
+        np.concatenate([sample - sample.mean(), baseline - baseline.mean()]),
+        lambda: ttest_ind(sample, baseline, equal_var=False),
     )
 
 
 def paired_lower_bound(values: Sequence[float], reference: Sequence[float], confidence: float) -> float:
-    """One-sided lower confidence bound of mean(values - reference), for pairs, by Student's t."""
+    """Return the one-sided lower confidence bound of mean(values - reference), by Student's t for pairs."""
     from scipy.stats import ttest_rel
 
     difference = np.asarray(values, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
@@ -91,21 +102,21 @@ def paired_lower_bound(values: Sequence[float], reference: Sequence[float], conf
     return float(ttest_rel(values, reference, alternative="greater").confidence_interval(confidence).low)
 
 
-def _probability(sample: Any, other: Any, axis: int) -> Any:  # noqa: ARG001  (as scipy calls it: the last)
-    """The Mann-Whitney statistic as a share of all pairs, from ranks."""
+def _probability(sample: Any, baseline: Any, axis: int) -> Any:  # noqa: ARG001  (scipy passes it; it is the last axis)
+    """Return the Mann-Whitney statistic as a share of all pairs, computed from ranks."""
     from scipy.stats import rankdata
 
-    size, num_others = sample.shape[-1], other.shape[-1]
-    shape = np.broadcast_shapes(sample.shape[:-1], other.shape[:-1])
+    size, baseline_size = sample.shape[-1], baseline.shape[-1]
+    shape = np.broadcast_shapes(sample.shape[:-1], baseline.shape[:-1])
     both = np.concatenate(
-        [np.broadcast_to(sample, (*shape, size)), np.broadcast_to(other, (*shape, num_others))], axis=-1
+        [np.broadcast_to(sample, (*shape, size)), np.broadcast_to(baseline, (*shape, baseline_size))], axis=-1
     )
-    ranks = rankdata(both, axis=-1)[..., :size].sum(axis=-1)
-    return (ranks - size * (size + 1) / 2) / (size * num_others)
+    rank_sum = rankdata(both, axis=-1)[..., :size].sum(axis=-1)
+    return (rank_sum - size * (size + 1) / 2) / (size * baseline_size)
 
 
 def _with_interval(value: float, sample: "np.ndarray[Any, Any]", test: Callable[[], Any]) -> Estimate:
-    """The interval of a t test, unless there are too few values for one or they do not vary."""
+    """Add the interval of a t test to a value: none for fewer than two values, zero width if they do not vary."""
     if len(sample) < 2:
         return Estimate(value, None, None)
     if np.ptp(sample) == 0:
@@ -115,8 +126,8 @@ def _with_interval(value: float, sample: "np.ndarray[Any, Any]", test: Callable[
 
 
 def _estimate(values: Sequence[float], trimmed: float) -> Estimate:
-    """The mean without a share `trimmed` of the values at either end."""
-    from scipy.stats import bootstrap, trim_mean  # scipy takes a second to import; few callers need it
+    """Return the mean without the lowest and the highest share `trimmed` of the values."""
+    from scipy.stats import bootstrap, trim_mean  # imported here: it takes a second, and few callers need it
 
     sample = np.asarray(values, dtype=np.float64)
     value = float(trim_mean(sample, trimmed))

@@ -1,4 +1,4 @@
-"""Whether a pure step does what plain VMAS does: in every frame of a trial, and where episodes end."""
+"""The check that a pure step equals plain VMAS in every frame of a rollout, and where episodes end."""
 
 import torch
 from torch import Tensor
@@ -8,78 +8,88 @@ from mappo.environment.keys import ACTION, OBSERVATION, REWARD, TERMINATED
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.pure_step import PureStep, StepState
-from mappo.fast_simulation.slots import changed, copies, find_slots, replaced_owners, same_bits, signatures
+from mappo.fast_simulation.slots import changed_slots, copies, find_slots, replaced_owners, same_bits, signatures
 
-_ROUNDING = 1e-6  # how far a graph may be from what it records, relative to the largest number of the state
-_ROUNDING_COMPILED = 1e-5  # compilers reorder, and contact amplifies
-_EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole trial that may be further off, compiled
+_ROUNDING = 1e-6  # tolerance for a traced graph, relative to the largest number of the state
+_ROUNDING_COMPILED = 1e-5  # larger, because compilers reorder operations and contact amplifies the difference
+_EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole rollout that may exceed the tolerance in a compiled step
 _CHECKED_FRAMES = 60
-_HELD_FRAMES = 7  # random actions are kept for as long, so that agents get somewhere
-_RESETS = 8  # of finished environments after a frame, which VMAS resets one by one; the others play on
+_HELD_FRAMES = 7  # frames that repeat a random action, so that agents move far enough to touch
+_RESETS = 8  # finished environments that are reset after a frame, one by one; further ones continue to play
 
 
-def slots_of_resets(environment: EnvBase, step: PureStep) -> frozenset[str]:
-    """Which slots of the state a reset gives a fresh value; it leaves the others as they are.
+def find_reset_slots(environment: EnvBase, step: PureStep) -> frozenset[str]:
+    """Return the slots of the state that a reset overwrites; a reset must leave all other slots unchanged.
 
-    Resets are compared that differ in nothing but the state before them, which in one case is nonsense.
+    The function compares resets from two states with the same random numbers. In the second state, every number
+    differs from the first state.
 
     Raises:
-        NotFaithful: what is fresh depends on what was before, a reset of one environment does something else than
-            one of all, or something to others; or an observation changes the state.
+        NotFaithful: a reset depends on the state before it; a reset of one environment differs from a reset
+        of all
+            environments, or changes other environments; or an observation changes the state.
     """
     slots, row = find_slots(environment), environment.batch_size[0] // 2
     simulator = environment.base_env._env
     simulator.reset()
-    before = copies(slots, step.names)
-    nonsense = {path: _nonsense(value) for path, value in before.items()}
-    ways = (
+    original = copies(slots, step.names)
+    altered = {path: _altered(value) for path, value in original.items()}
+    operations = (
         simulator.reset,
         lambda: simulator.reset_at(row),
         lambda: simulator.get_from_scenario(True, False, True, True),
     )
     states = random_states(environment.device)
     results = []
-    for way in ways:
-        for start in (before, nonsense):
+    for operation in operations:
+        for start in (original, altered):
             set_random_states(states, environment.device)
             for path, value in start.items():
                 slots[path].put(value.clone())
-            way()
+            operation()
             results.append(copies(slots, step.names))
     simulator.reset()
     return frozenset(
-        path for path in step.names if _is_reset(path, before, nonsense, [each[path] for each in results], row)
+        path
+        for path in step.names
+        if _is_reset(path, original, altered, [result[path] for result in results], row)
     )
 
 
-def _is_reset(path: str, before: StepState, nonsense: StepState, results: list[Tensor], row: int) -> bool:
-    """Of one slot: after a reset of all, a reset of one row, an observation, each from both starts."""
-    starts = before[path], nonsense[path]
-    is_kept = all(same_bits(start, after) for start, after in zip(starts, results[:2], strict=True))
+def _is_reset(path: str, original: StepState, altered: StepState, results: list[Tensor], row: int) -> bool:
+    """Return whether resets refresh this slot.
+
+    results: the slot after a full reset, a one-row reset and an observation, from both starting states.
+    """
+    starts = original[path], altered[path]
+    is_kept = all(same_bits(start, result) for start, result in zip(starts, results[:2], strict=True))
     others = [index for index in range(len(starts[0])) if index != row]
     if not is_kept and not same_bits(*results[:2]):
         raise NotFaithful(f"a reset depends on the state before it: {path}")
-    rows = [each[row] for each in (results[2:4] if not is_kept else [*starts, *results[2:4]])]
+    rows = [value[row] for value in (results[2:4] if not is_kept else [*starts, *results[2:4]])]
     pairs = list(zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True))
     if not all(same_bits(one, other) for one, other in pairs):
-        raise NotFaithful(f"a reset of one environment is not like a reset of all: {path}")
-    if not all(same_bits(start[others], after[others]) for start, after in zip(starts, results[2:4], strict=True)):
+        raise NotFaithful(f"a reset of one environment differs from a reset of all environments: {path}")
+    if not all(
+        same_bits(start[others], result[others]) for start, result in zip(starts, results[2:4], strict=True)
+    ):
         raise NotFaithful(f"a reset of one environment changes others: {path}")
-    if not all(same_bits(start, after) for start, after in zip(starts, results[4:], strict=True)):
+    if not all(same_bits(start, result) for start, result in zip(starts, results[4:], strict=True)):
         raise NotFaithful(f"an observation changes the state: {path}")
     return not is_kept
 
 
-def _nonsense(value: Tensor) -> Tensor:
-    """Another value in every element."""
+def _altered(value: Tensor) -> Tensor:
+    """Return a tensor that differs from `value` in every element."""
     return ~value if value.dtype == torch.bool else value + 1
 
 
 def check_steps(environment: EnvBase, *steps: PureStep, frames: int = _CHECKED_FRAMES) -> None:
-    """Play on plainly, with resets of some environments on the way, and compare each frame with the pure steps.
+    """Play a rollout with plain VMAS, with resets of some environments, and compare the pure steps in each frame.
 
-    Rounding is allowed for. Compiled, it may also take a few numbers in ten thousand further, where contact
-    amplifies it or a threshold is near; the graph itself, which is to be given too, may not.
+    Differences by rounding are allowed. In a compiled step, a few numbers in ten thousand may differ more,
+    because contact amplifies rounding and thresholds may be near. The traced graph has no such allowance;
+    pass the graph as a step, too.
 
     Raises:
         NotFaithful: state, observations, rewards or flags differ by more than rounding explains.
@@ -87,54 +97,56 @@ def check_steps(environment: EnvBase, *steps: PureStep, frames: int = _CHECKED_F
     slots, names = find_slots(environment), steps[0].names
     carried = environment.reset()
     constants = signatures({path: slots[path] for path in steps[0].constants})
-    compared, excused = 0, [0] * len(steps)
+    num_compared, num_excused = 0, [0] * len(steps)
     for index in range(frames):
         if index % _HELD_FRAMES == 0:
             action = environment.rand_action(carried)[ACTION]
-        before = copies(slots, names)
-        played = environment.step(carried.set(ACTION, action))["next"]
-        plain = _by_name(copies(slots, names), played[OBSERVATION], played[REWARD], played[TERMINATED])
-        compared += sum(value.numel() for value in plain.values())
+        state = copies(slots, names)
+        result = environment.step(carried.set(ACTION, action))["next"]
+        expected = _by_name(copies(slots, names), result[OBSERVATION], result[REWARD], result[TERMINATED])
+        num_compared += sum(value.numel() for value in expected.values())
         for number, step in enumerate(steps):
-            wrong, first = _differences(_by_name(*step(before, action)), plain, _rounding(step, before))
-            excused[number] += wrong
-            allowed = max(_EXCUSED, _EXCUSED_RATIO * compared) if step.is_compiled else 0
-            if excused[number] > allowed:
-                raise NotFaithful(f"{first} differ after frame {index + 1} of a trial")
-        finished = played["done"] & (played["done"].cumsum(0) <= _RESETS)
+            num_wrong, description = _differences(_by_name(*step(state, action)), expected, _rounding(step, state))
+            num_excused[number] += num_wrong
+            allowed = max(_EXCUSED, _EXCUSED_RATIO * num_compared) if step.is_compiled else 0
+            if num_excused[number] > allowed:
+                raise NotFaithful(f"{description} differ after frame {index + 1} of the check")
+        finished = result["done"] & (result["done"].cumsum(0) <= _RESETS)
         finished[index % len(finished)] = True
-        carried = environment.reset(played.exclude(REWARD).set("_reset", finished))
-        if written := changed(constants, {path: slots[path] for path in steps[0].constants}):
-            raise NotFaithful(f"it is written into, though rarely: {min(written)}")
+        carried = environment.reset(result.exclude(REWARD).set("_reset", finished))
+        if written := changed_slots(constants, {path: slots[path] for path in steps[0].constants}):
+            raise NotFaithful(f"a frame or a reset writes to a slot that was constant before: {min(written)}")
     if replaced := replaced_owners(environment, slots):
-        raise NotFaithful(f"it replaces objects, though rarely: {min(replaced)}")
+        raise NotFaithful(f"the scenario replaces an object, though not in every frame: {min(replaced)}")
 
 
 def _by_name(state: StepState, observation: Tensor, reward: Tensor, terminated: Tensor) -> dict[str, Tensor]:
     return {**state, "observation": observation, "reward": reward, "terminated": terminated}
 
 
-def _rounding(step: PureStep, before: StepState) -> float:
-    """How far numbers may be apart, and be called equal."""
+def _rounding(step: PureStep, state: StepState) -> float:
+    """Return the tolerance below which numbers count as equal."""
     ratio = _ROUNDING_COMPILED if step.is_compiled else _ROUNDING
-    return ratio * max([1.0, *(_largest(value) for value in before.values())])
+    return ratio * max([1.0, *(_largest(value) for value in state.values())])
 
 
-def _differences(found: dict[str, Tensor], plain: dict[str, Tensor], rounding: float) -> tuple[int, str]:
-    """How many numbers differ by more than rounding, and the first of them in words."""
-    wrong, first = 0, ""
-    for name, value in plain.items():
-        got = found[name]
-        if got.shape != value.shape or got.dtype != value.dtype:
-            kinds = f"{list(got.shape)} {got.dtype}, and not {list(value.shape)} {value.dtype}"
+def _differences(actual: dict[str, Tensor], expected: dict[str, Tensor], rounding: float) -> tuple[int, str]:
+    """Return how many numbers differ by more than `rounding`, and a description of the first difference."""
+    num_wrong, description = 0, ""
+    for name, value in expected.items():
+        result = actual[name]
+        if result.shape != value.shape or result.dtype != value.dtype:
+            kinds = f"{list(result.shape)} {result.dtype} instead of {list(value.shape)} {value.dtype}"
             raise NotFaithful(f"{name} is {kinds}")
-        close = torch.isclose(got.double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
-        if differing := int((~close).sum()):
+        close = torch.isclose(result.double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
+        if num_differing := int((~close).sum()):
             index = tuple((~close).nonzero()[0].tolist())
-            numbers = f"{differing} of {close.numel()} numbers"
-            first = first or f"{name}: {got[index].item()!r} and not {value[index].item()!r}; {numbers}"
-            wrong += differing
-    return wrong, first
+            numbers = f"{num_differing} of {close.numel()} numbers"
+            description = (
+                description or f"{name}: {result[index].item()!r} instead of {value[index].item()!r}; {numbers}"
+            )
+            num_wrong += num_differing
+    return num_wrong, description
 
 
 def _largest(value: Tensor) -> float:

@@ -1,8 +1,8 @@
-"""The fast path: VMAS stepped as one compiled function, and reset by the plain environment.
+"""The fast path: one compiled function steps VMAS, and the plain environment resets it.
 
-The plain environment makes fresh states, a whole set at once, and finished environments take the next ones of the
-set. A scenario that cannot be captured faithfully is refused with the reason, and what was captured is compared
-with the plain environment before it is used. docs/fast-simulation.md explains how.
+The plain environment makes fresh states, one set at a time, and each finished environment takes the next
+state of a set. A scenario that cannot be traced faithfully is refused with the reason. The traced step is
+compared with the plain environment before it is used. docs/fast-simulation.md explains how.
 """
 
 import time
@@ -39,93 +39,100 @@ from mappo.environment.keys import (
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.equivalence import check_steps, slots_of_resets
+from mappo.fast_simulation.equivalence import check_steps, find_reset_slots
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
 from mappo.fast_simulation.pure_step import Frame, PureStep, StepState, trace_step
-from mappo.fast_simulation.slots import changed, copies, find_slots, signatures
+from mappo.fast_simulation.slots import changed_slots, copies, find_slots, signatures
 
 
 class FastSimulation:
-    """Plays with a pure step, and lets a plain environment make fresh states."""
+    """The simulation that steps by a pure step and lets a plain environment make fresh states."""
 
     def __init__(self, environment: EnvBase, step: PureStep, resets: frozenset[str]):
         self._environment, self._step = environment, step
-        self.resets = tuple(sorted(resets))  # names of the state's slots that resets write
-        self._is_waited_for = environment.device.type == "cpu"  # then a look at a tensor costs nothing
+        self.resets = tuple(sorted(resets))  # names of the state's slots that a reset overwrites
+        self._is_on_cpu = environment.device.type == "cpu"
         with _same_random_states(environment.device):
             environment.rand_step(environment.reset())
         self._slots = find_slots(environment)
         if missing := {*step.names, *step.constants} - self._slots.keys():
-            raise NotFaithful(f"what was found in a trial is not there: {min(missing)}")
+            raise NotFaithful(f"a slot of the traced environment is missing in another one: {min(missing)}")
 
     def begin(self) -> tuple[StepState, Tensor, FreshStatePool]:
-        """All environments reset as the plain one resets them, their observations, and no fresh states yet."""
+        """Reset all environments as the plain path does; return the state, observations and an empty pool."""
         fresh, observation = self._reset()
         state = {**copies(self._slots, self._step.names), **fresh}
-        return state, observation, FreshStatePool.none_like(fresh, observation)
+        return state, observation, FreshStatePool.empty_like(fresh, observation)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the state."""
+        """The names of the state's slots."""
         return self._step.names
 
     @property
     def way(self) -> Way:
-        """How frames are computed."""
+        """The way in which frames are computed."""
         return "fast" if self._step.is_compiled else "plain"
 
     def step(self, state: StepState, action: Tensor) -> Frame:
-        """One frame of all environments; no argument is changed."""
+        """Compute one frame of all environments, without changing an argument."""
         return self._step(state, action)
 
-    def supplied(self, supply: FreshStatePool) -> FreshStatePool:
-        """With enough fresh states for a frame, in which all environments may finish. Call it before each.
+    def refilled(self, pool: FreshStatePool) -> FreshStatePool:
+        """Return the pool, topped up so that every environment could finish in the next frame.
 
-        A GPU is waited for no longer than for the frame before the last one.
+        Call this method before each frame. The host waits at most until the GPU has finished the frame before
+        the last one.
         """
-        while supply.is_low():
-            supply = supply.with_another_set(*self._reset())
-        return supply
+        while pool.is_low():
+            pool = pool.with_new_set(*self._reset())
+        return pool
 
     def reset_finished(
         self, done: Tensor, state: StepState, observation: Tensor, fresh: FreshStates
     ) -> tuple[StepState, Tensor, FreshStates]:
-        """Environments that are done [envs, 1] take the next fresh states in order.
+        """Let the environments that are done [envs, 1] take the next fresh states in order.
 
-        The others, and slots that resets do not write, stay as they are. Where none is, all may be what was given.
+        Other environments, and slots that resets do not write, keep their values. If no environment is done,
+        the result may be the arguments themselves.
         """
         finished = done.squeeze(-1)
-        if self._is_waited_for and not finished.any():
+        # On a GPU, `any` would make the host wait for the frame; there, fresh states are always selected.
+        if self._is_on_cpu and not finished.any():
             return state, observation, fresh
-        starts, seen, fresh = fresh.take(finished)
-        after = {name: _where(finished, starts[name], state[name]) for name in self.resets}
-        return {**state, **after}, _where(finished, seen, observation), fresh
+        fresh_state, fresh_observation, fresh = fresh.take(finished)
+        reset_slots = {name: _where(finished, fresh_state[name], state[name]) for name in self.resets}
+        return {**state, **reset_slots}, _where(finished, fresh_observation, observation), fresh
 
     def _reset(self) -> tuple[StepState, Tensor]:
-        """One fresh state for each environment, by one reset of all; draws from the simulator's random state."""
+        """Reset the plain environment and return a fresh state and observation for each environment.
+
+        The reset draws from the simulator's random state.
+        """
         constants = {path: self._slots[path] for path in self._step.constants}
-        before = signatures(constants)
+        previous = signatures(constants)
         observation = self._environment.reset()[OBSERVATION]
-        assert not changed(before, constants), "resets write into what never varied before"
+        assert not changed_slots(previous, constants), "a reset writes to a slot that was constant before"
         return copies(self._slots, self.resets), observation
 
 
 def make_fast_simulation(
     config: EnvironmentConfig, environment: EnvBase, is_compiled: bool = True
 ) -> FastSimulation:
-    """The fast path of a plain environment that `config` made, checked against another one like it.
+    """Make the fast path of a plain environment that `config` made.
 
-    Whether there is one depends on the configuration and the versions of libraries alone. Neither the environment
-    nor any random numbers of the caller are touched.
+    The fast path is checked against a second environment. Only the configuration and the versions of
+    libraries decide whether the check succeeds. The function changes neither the environment nor the caller's
+    random states.
 
     Raises:
-        NotFaithful: the scenario must run plainly, and why.
+        NotFaithful: the scenario must use the plain path; the message names the reason.
     """
     device, (num_envs,) = environment.device, environment.batch_size
     with private_random_streams(0, Stream.VALIDATION, device):
         rehearsal = make_environment(config, num_envs, 0, Stream.VALIDATION, device)
         graph = step = trace_step(rehearsal)
-        resets = slots_of_resets(rehearsal, graph)
+        resets = find_reset_slots(rehearsal, graph)
         if is_compiled:
             slots = find_slots(rehearsal)
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
@@ -134,105 +141,113 @@ def make_fast_simulation(
 
 
 class FastEnvironment:
-    """The fast path as batches are collected from it.
+    """The fast path with the interface of `PlainSimulation`, from which collectors collect batches.
 
-    Step counts, the time limit and sums of rewards are those of the transforms that the plain environment has.
+    Step counts, the time limit and sums of rewards equal those of the plain environment's transforms.
     """
 
     way = "fast"
 
     def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
-        self._plays: dict[TensorDictModuleBase, Function] = {}  # by policy
+        self._frame_functions: dict[TensorDictModuleBase, Function] = {}  # by policy
 
     def reset(self) -> TensorDictBase:
-        """What a plain reset gives, and under `simulation` the state and the fresh states that are left."""
-        state, observation, supply = self._simulation.begin()
-        started = self._environment.fake_tensordict().select(*CARRIED).zero_()
-        return _carried(started.set(OBSERVATION, observation), state, supply)
+        """Reset all environments and return the result of a plain reset.
+
+        Under the key `simulation`, the result also has the state and the remaining fresh states.
+        """
+        state, observation, pool = self._simulation.begin()
+        outputs = self._environment.fake_tensordict().select(*CARRIED).zero_()
+        return _carried(outputs.set(OBSERVATION, observation), state, pool)
 
     def collect(
         self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        """Play one batch as `PlainSimulation.collect` does; frames leave out the policy's intermediate results.
+        """Collect one batch as `PlainSimulation.collect` does, without the policy's intermediate results.
 
         Raises:
-            NonFiniteObservation: naming the environment and the agent.
+            NonFiniteObservation: an observation is not finite; the message names the environment and the agent.
         """
-        play, simulation, frames = self._play_by(policy), carried["simulation"], Frames(rollout_frames)
-        shown, state = {key: carried[key] for key in CARRIED}, dict(simulation["state"].items())
-        supply = FreshStatePool.of(
+        play, simulation, frames = self._frame_function(policy), carried["simulation"], Frames(rollout_frames)
+        outputs, state = {key: carried[key] for key in CARRIED}, dict(simulation["state"].items())
+        pool = FreshStatePool.from_tensors(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
         for _ in range(rollout_frames):
-            supply = self._simulation.supplied(supply)
-            played = iter(play(*self._flat(shown, state, supply.fresh)))
-            shown, state, fresh = self._apart(played)
-            frames.append(_named(FRAME, played))
-            supply = supply.after(fresh)
+            pool = self._simulation.refilled(pool)
+            results = iter(play(*self._flatten(outputs, state, pool.fresh)))
+            outputs, state, fresh = self._unflatten(results)
+            frames.append(_named(FRAME, results))
+            pool = pool.after_frame(fresh)
         batch = frames.batch()
-        if not batch[OBSERVATION].sum().isfinite():  # which costs a tenth of a look at each
-            for seen in batch[OBSERVATION].unbind(1):
-                require_finite_observations(seen)
-        return batch, _carried(nested(shown, [len(batch)]), state, supply).clone()
+        # The sum is not finite if any observation is not; it costs a tenth of checking every number.
+        if not batch[OBSERVATION].sum().isfinite():
+            for observations in batch[OBSERVATION].unbind(1):
+                require_finite_observations(observations)
+        return batch, _carried(nested(outputs, [len(batch)]), state, pool).clone()
 
-    def _flat(self, shown: dict[Key, Tensor], state: StepState, fresh: FreshStates) -> list[Tensor]:
-        """What goes from frame to frame."""
+    def _flatten(self, outputs: dict[Key, Tensor], state: StepState, fresh: FreshStates) -> list[Tensor]:
+        """Return the tensors that one frame passes to the next, in a fixed order."""
         states = (state[name] for name in self._simulation.names)
-        starts = (fresh.state[name] for name in self._simulation.resets)
-        return [*(shown[key] for key in CARRIED), *states, *starts, fresh.observation, fresh.taken]
+        fresh_states = (fresh.state[name] for name in self._simulation.resets)
+        return [*(outputs[key] for key in CARRIED), *states, *fresh_states, fresh.observation, fresh.num_taken]
 
-    def _apart(self, flat: Iterator[Tensor]) -> tuple[dict[Key, Tensor], StepState, FreshStates]:
-        """What `_flat` put together, from the next tensors."""
-        shown, state = _named(CARRIED, flat), _named(self._simulation.names, flat)
-        return shown, state, FreshStates(_named(self._simulation.resets, flat), next(flat), next(flat))
+    def _unflatten(self, flat: Iterator[Tensor]) -> tuple[dict[Key, Tensor], StepState, FreshStates]:
+        """Return the arguments of `_flatten` from the next tensors."""
+        outputs, state = _named(CARRIED, flat), _named(self._simulation.names, flat)
+        return outputs, state, FreshStates(_named(self._simulation.resets, flat), next(flat), next(flat))
 
-    def _play_by(self, policy: TensorDictModuleBase) -> Function:
-        """A frame: what is `_flat` before it -> what is so after it, and what is `FRAME`."""
-        if policy not in self._plays:
-            play = self._make_play(policy)
-            self._plays[policy] = CudaGraphed(play, is_chained=True) if self._simulation.way == "fast" else play
-        return self._plays[policy]
+    def _frame_function(self, policy: TensorDictModuleBase) -> Function:
+        """Return the function of one frame: flat tensors before -> flat tensors after, then the FRAME tensors."""
+        if policy not in self._frame_functions:
+            play = self._make_frame_function(policy)
+            is_fast = self._simulation.way == "fast"
+            self._frame_functions[policy] = CudaGraphed(play, is_chained=True) if is_fast else play
+        return self._frame_functions[policy]
 
-    def _make_play(self, policy: TensorDictModuleBase) -> Function:
+    def _make_frame_function(self, policy: TensorDictModuleBase) -> Function:
 
         def act(observation: Tensor) -> list[Tensor]:
             with set_exploration_type(ExplorationType.RANDOM):
                 return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
 
-        acting = TracedFunction(act, policy, self._environment.device, self._simulation.way)
+        act_traced = TracedFunction(act, policy, self._environment.device, self._simulation.way)
 
         def play(*flat: Tensor) -> list[Tensor]:
-            shown, state, fresh = self._apart(iter(flat))
-            (action,) = acting(shown[OBSERVATION])
-            state, *seen = self._simulation.step(state, action)
-            following = self._following(shown, *seen)
-            frame = {**shown, ACTION: action, **{next_key(key): value for key, value in following.items()}}
-            return [*self._flat(*self._restarted(following, state, fresh)), *(frame[key] for key in FRAME)]
+            outputs, state, fresh = self._unflatten(iter(flat))
+            (action,) = act_traced(outputs[OBSERVATION])
+            state, *step_results = self._simulation.step(state, action)
+            next_outputs = self._outputs_of_step(outputs, *step_results)
+            frame = {**outputs, ACTION: action, **{next_key(key): value for key, value in next_outputs.items()}}
+            return [
+                *self._flatten(*self._reset_finished(next_outputs, state, fresh)),
+                *(frame[key] for key in FRAME),
+            ]
 
         return play
 
-    def _restarted(
-        self, following: dict[Key, Tensor], state: StepState, fresh: FreshStates
+    def _reset_finished(
+        self, outputs: dict[Key, Tensor], state: StepState, fresh: FreshStates
     ) -> tuple[dict[Key, Tensor], StepState, FreshStates]:
-        """What the next frame begins with."""
-        done, before = following[DONE], fresh
-        state, observation, fresh = self._simulation.reset_finished(done, state, following[OBSERVATION], fresh)
-        if fresh is before:
-            return following, state, fresh
-        shown = {key: following[key].masked_fill(_rows(done, following[key]), 0) for key in CARRIED}
-        return {**shown, OBSERVATION: observation}, state, fresh
+        """Reset finished environments and return the arguments of `_flatten` for the next frame."""
+        done, previous = outputs[DONE], fresh
+        state, observation, fresh = self._simulation.reset_finished(done, state, outputs[OBSERVATION], fresh)
+        if fresh is previous:
+            return outputs, state, fresh
+        zeroed = {key: outputs[key].masked_fill(_rows(done, outputs[key]), 0) for key in CARRIED}
+        return {**zeroed, OBSERVATION: observation}, state, fresh
 
-    def _following(
-        self, shown: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
+    def _outputs_of_step(
+        self, outputs: dict[Key, Tensor], observation: Tensor, reward: Tensor, terminated: Tensor
     ) -> dict[Key, Tensor]:
-        """What is shown after a frame, before finished episodes are reset."""
-        step_count = shown[STEP_COUNT] + 1
+        """Return the environment's outputs after a step, before finished environments are reset."""
+        step_count = outputs[STEP_COUNT] + 1
         truncated = step_count >= self._max_frames
         return {
             OBSERVATION: observation,
             REWARD: reward,
-            EPISODE_RETURN: shown[EPISODE_RETURN] + reward,
+            EPISODE_RETURN: outputs[EPISODE_RETURN] + reward,
             STEP_COUNT: step_count,
             TERMINATED: terminated,
             TRUNCATED: truncated,
@@ -240,27 +255,28 @@ class FastEnvironment:
         }
 
 
-def _carried(shown: TensorDictBase, state: StepState, supply: FreshStatePool) -> TensorDictBase:
-    fresh_state, fresh_observation, is_taken = supply.kept()
+def _carried(outputs: TensorDictBase, state: StepState, pool: FreshStatePool) -> TensorDictBase:
+    fresh_state, fresh_observation, is_taken = pool.to_tensors()
     simulation = {
         "state": state,
         "fresh": fresh_state,
         "fresh_observation": fresh_observation,
         "is_taken": is_taken,
     }
-    return shown.set("simulation", TensorDict(simulation, shown.batch_size))
+    return outputs.set("simulation", TensorDict(simulation, outputs.batch_size))
 
 
 def choose_simulation(
     config: ExperimentConfig, environment: EnvBase
 ) -> tuple[PlainSimulation | FastEnvironment, str]:
-    """What `collection.simulation` asks for, or the plain environment where that cannot be; a line for the log.
+    """Return the simulation that `collection.simulation` names, and a line for the log.
 
-    The choice depends on the configuration and the versions of libraries alone. A checkpoint of the one does not
-    restore the other.
+    If the scenario cannot be compiled, the plain simulation replaces the fast one. Only the configuration and
+    the versions of libraries decide this, because a checkpoint of one simulation cannot be restored in the
+    other.
 
     Raises:
-        ConfigError: the fast one is asked for, and there is no compiler.
+        ConfigError: `collection.simulation` is `fast`, and no compiler is installed.
     """
     if config.collection.simulation == "plain":
         return PlainSimulation(environment), ""
@@ -268,8 +284,8 @@ def choose_simulation(
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:
-        said = f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
-        return PlainSimulation(environment), said
+        note = f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
+        return PlainSimulation(environment), note
     seconds = time.perf_counter() - started
     fast = FastEnvironment(simulation, environment, config.environment.max_episode_frames)
     return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"
@@ -277,15 +293,15 @@ def choose_simulation(
 
 @contextmanager
 def _same_random_states(device: torch.device) -> Iterator[None]:
-    before = random_states(device)
+    states = random_states(device)
     try:
         yield
     finally:
-        set_random_states(before, device)
+        set_random_states(states, device)
 
 
 def _named(names: Iterable[Any], tensors: Iterator[Tensor]) -> dict[Any, Tensor]:
-    """The next tensors, by name."""
+    """Return the next tensors by name."""
     return {name: next(tensors) for name in names}
 
 
@@ -294,5 +310,5 @@ def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
 
 
 def _rows(rows: Tensor, like: Tensor) -> Tensor:
-    """A flag for each environment, to be used beside a tensor [envs, ...]."""
+    """Return the flags [envs] or [envs, 1] in a shape that broadcasts with a tensor [envs, ...]."""
     return rows.reshape(-1, *[1] * (like.ndim - 1))

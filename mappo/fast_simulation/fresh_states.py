@@ -1,4 +1,4 @@
-"""States that finished environments start from, kept until they are needed."""
+"""The pool of fresh states, from which finished environments start again."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -8,13 +8,16 @@ from torch import Tensor
 
 from mappo.fast_simulation.pure_step import StepState
 
-_SETS = 3  # one for the frame to come, one for the last, of which nothing is known yet, and one to be taken from
+# Number of sets in the pool: one for the next frame, one for the last frame, whose count the host has not
+# read yet, and one from which states are being taken.
+_SETS = 3
 
 
 class _AsyncCount:
-    """A whole number that a device computes, for a host that asks only when it is long there."""
+    """An integer copied from the device asynchronously; read late, it costs no wait."""
 
     def __init__(self, value: Tensor):
+        # The target is pinned memory, because any other copy from a GPU makes the host wait.
         self._copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         self._copy.copy_(value, non_blocking=True)
         self._copied = torch.cuda.Event() if value.is_cuda else None  # type: ignore[no-untyped-call]
@@ -28,73 +31,86 @@ class _AsyncCount:
 
 
 class FreshStates(NamedTuple):
-    """Sets of states, one state for each environment, which are taken in order, one set after the other.
+    """The sets of states, one state for each environment in a set. States are taken in order, set after set.
 
-    state, observation: [envs, sets, ...], the place of a set being its number % sets. taken: states so far, an
-    integer.
+    state, observation: [envs, sets, ...]. Set number n lies at position n % sets.
+    num_taken: the number of states taken so far, an integer.
     """
 
     state: StepState
     observation: Tensor
-    taken: Tensor
+    num_taken: Tensor
 
     def take(self, finished: Tensor) -> tuple[StepState, Tensor, "FreshStates"]:
-        """The next state and observation for each environment that finished [envs]; of the others, any."""
-        number, num_envs = self.taken + finished.cumsum(0) - 1, len(finished)
+        """Return the next state and observation for each finished environment, and the remaining fresh states.
+
+        finished: a mask [envs]. The rows of the other environments hold arbitrary states.
+        """
+        number, num_envs = self.num_taken + finished.cumsum(0) - 1, len(finished)
         source = number % num_envs, number // num_envs % _SETS
         state = {name: value[source] for name, value in self.state.items()}
-        return state, self.observation[source], self._replace(taken=self.taken + finished.sum())
+        return state, self.observation[source], self._replace(num_taken=self.num_taken + finished.sum())
 
 
 @dataclass(frozen=True)
 class FreshStatePool:
-    """Fresh states, of which another set takes the place of the oldest when too few are left.
+    """The fresh states and the counts that tell when the pool needs a new set, which replaces the oldest one.
 
-    made: sets so far. known, noted: states taken before the last frame, and with it.
+    num_sets: the number of sets made so far.
+    taken_before_last_frame, taken_after_last_frame: the number of states taken before and after the last frame.
     """
 
     fresh: FreshStates
-    made: int
-    known: _AsyncCount
-    noted: _AsyncCount
+    num_sets: int
+    taken_before_last_frame: _AsyncCount
+    taken_after_last_frame: _AsyncCount
 
     @staticmethod
-    def none_like(state: StepState, observation: Tensor) -> "FreshStatePool":
-        """None is left; each [envs, ...]."""
+    def empty_like(state: StepState, observation: Tensor) -> "FreshStatePool":
+        """Return a pool without a free state, for tensors of these shapes and types [envs, ...]."""
         sets = {name: torch.stack([value] * _SETS, 1) for name, value in state.items()}
         is_taken = torch.ones(len(observation), _SETS, dtype=torch.bool, device=observation.device)
-        return FreshStatePool.of(sets, torch.stack([observation] * _SETS, 1), is_taken)
+        return FreshStatePool.from_tensors(sets, torch.stack([observation] * _SETS, 1), is_taken)
 
     @staticmethod
-    def of(state: StepState, observation: Tensor, is_taken: Tensor) -> "FreshStatePool":
-        """Sets of which some states are taken: is_taken [envs, sets]."""
-        taken = is_taken.sum()
-        noted = _AsyncCount(taken)
-        return FreshStatePool(FreshStates(state, observation, taken), _SETS, noted, noted)
+    def from_tensors(state: StepState, observation: Tensor, is_taken: Tensor) -> "FreshStatePool":
+        """Return a pool of these sets [envs, sets, ...]; is_taken [envs, sets] marks the states already taken."""
+        num_taken = is_taken.sum()
+        count = _AsyncCount(num_taken)
+        return FreshStatePool(FreshStates(state, observation, num_taken), _SETS, count, count)
 
-    def kept(self) -> tuple[StepState, Tensor, Tensor]:
-        """What `of` makes the same from."""
-        num_envs, first = len(self.fresh.observation), self.made % _SETS
-        number = torch.arange(_SETS * num_envs, device=self.fresh.taken.device).reshape(_SETS, num_envs).t()
-        is_taken = number < self.fresh.taken - (self.made - _SETS) * num_envs
+    def to_tensors(self) -> tuple[StepState, Tensor, Tensor]:
+        """Return the tensors from which `from_tensors` rebuilds this pool, the oldest set first."""
+        num_envs, first = len(self.fresh.observation), self.num_sets % _SETS
+        number = torch.arange(_SETS * num_envs, device=self.fresh.num_taken.device).reshape(_SETS, num_envs).t()
+        is_taken = number < self.fresh.num_taken - (self.num_sets - _SETS) * num_envs
         state = {name: value.roll(-first, 1) for name, value in self.fresh.state.items()}
         return state, self.fresh.observation.roll(-first, 1), is_taken
 
     def is_low(self) -> bool:
-        """Whether fewer may be left than environments, by what was known before the last frame."""
+        """Return whether the pool may hold fewer free states than environments.
+
+        The answer uses the count before the last frame, which the host can read without waiting for that frame.
+        """
         num_envs = len(self.fresh.observation)
-        return self.made * num_envs - self.known.read() < 2 * num_envs  # the last frame took one set at most
+        num_free = self.num_sets * num_envs - self.taken_before_last_frame.read()
+        return num_free < 2 * num_envs  # twice, because the last frame took at most one set
 
-    def with_another_set(self, state: StepState, observation: Tensor) -> "FreshStatePool":
-        """In place of the oldest, of which all are taken when it is low; each [envs, ...]."""
-        sets = {name: value.clone() for name, value in self.fresh.state.items()}
-        for name, value in sets.items():
-            value[:, self.made % _SETS] = state[name]
-        shown = self.fresh.observation.clone()
-        shown[:, self.made % _SETS] = observation
-        fresh = self.fresh._replace(state=sets, observation=shown)
-        return replace(self, fresh=fresh, made=self.made + 1)
+    def with_new_set(self, state: StepState, observation: Tensor) -> "FreshStatePool":
+        """Replace the oldest set, which is used up whenever the pool is low. Arguments are [envs, ...]."""
+        states = {name: value.clone() for name, value in self.fresh.state.items()}
+        for name, value in states.items():
+            value[:, self.num_sets % _SETS] = state[name]
+        observations = self.fresh.observation.clone()
+        observations[:, self.num_sets % _SETS] = observation
+        fresh = self.fresh._replace(state=states, observation=observations)
+        return replace(self, fresh=fresh, num_sets=self.num_sets + 1)
 
-    def after(self, fresh: FreshStates) -> "FreshStatePool":
-        """A frame, which took some."""
-        return replace(self, fresh=fresh, known=self.noted, noted=_AsyncCount(fresh.taken))
+    def after_frame(self, fresh: FreshStates) -> "FreshStatePool":
+        """Return the pool after a frame, which left the states in `fresh`."""
+        return replace(
+            self,
+            fresh=fresh,
+            taken_before_last_frame=self.taken_after_last_frame,
+            taken_after_last_frame=_AsyncCount(fresh.num_taken),
+        )

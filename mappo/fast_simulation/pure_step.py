@@ -1,6 +1,6 @@
-"""A step of a VMAS environment as a function of its state and the agents' actions, without objects.
+"""The pure step: one step of a VMAS environment as a function of its state and the agents' actions.
 
-`capture_step` finds the slots that hold the state, and records one step of VMAS's own code as a graph
+`trace_step` finds the slots that hold the state and traces one step of VMAS's own code as a graph
 (state, action) -> (state, observation, reward, terminated). docs/fast-simulation.md explains how.
 """
 
@@ -21,7 +21,7 @@ from mappo.environment.keys import ACTION
 from mappo.errors import NotFaithful, NotTraceable, SimulationStateError
 from mappo.fast_simulation.slots import (
     Slots,
-    changed,
+    changed_slots,
     find_slots,
     other_content,
     replaced_owners,
@@ -31,7 +31,7 @@ from mappo.fast_simulation.slots import (
 )
 from mappo.fast_simulation.tracing import trace_simulation
 
-StepState = dict[str, Tensor]  # by path of the slot, each [envs, ...]
+StepState = dict[str, Tensor]  # tensors [envs, ...] by path of the slot
 Frame = tuple[
     StepState, Tensor, Tensor, Tensor
 ]  # state; observation, reward [envs, agents, ...]; terminated [envs, 1]
@@ -39,10 +39,10 @@ Frame = tuple[
 
 @dataclass(frozen=True)
 class PureStep:
-    """A step of a simulation without its objects.
+    """The step of a simulation as a function, without the simulation's objects.
 
-    names: the slots whose tensors are the state: what a step reads, and a step or a reset writes.
-    constants: those that a step reads or a reset might, and that nothing may write into.
+    names: the slots whose tensors are the state. A step reads them; a step or a reset writes them.
+    constants: the slots that steps or resets may read and must never write.
     graph: (the state's tensors, action) -> (the state's tensors, observation, reward, terminated).
     """
 
@@ -53,31 +53,34 @@ class PureStep:
     is_compiled: bool = False
 
     def __call__(self, state: StepState, action: Tensor) -> Frame:
-        """One frame of all environments. Arguments are not changed; action is [envs, agents, features]."""
+        """Compute one frame of all environments, without changing the arguments.
+
+        action: [envs, agents, features].
+        """
         with torch.no_grad():
-            *after, observation, reward, terminated = self.run(*(state[name] for name in self.names), action)
-        return dict(zip(self.names, after, strict=True)), observation, reward, terminated
+            *values, observation, reward, terminated = self.run(*(state[name] for name in self.names), action)
+        return dict(zip(self.names, values, strict=True)), observation, reward, terminated
 
     def compiled(self, state: StepState, action: Tensor) -> "PureStep":
-        """The same, through the compiler, whose results are kept on disk for later processes."""
+        """Return the compiled step; the compiler caches its results on disk for later processes."""
         run = compile_graph(self.graph, [*(state[name] for name in self.names), action])
         return PureStep(self.names, self.constants, self.graph, run, is_compiled=True)
 
 
 def trace_step(environment: EnvBase) -> PureStep:
-    """Record one step of a plain environment, as graph that runs operation by operation.
+    """Trace one step of a plain environment as a graph, which runs one operation after the other.
 
-    The environment is reset and played with; random numbers are drawn.
+    The function resets and steps the environment, and so draws random numbers.
 
     Raises:
-        NotFaithful: something that a step does or depends on is not a function of tensors that a walk finds.
+        NotFaithful: a step is not a function of the tensors that a walk through the environment finds.
     """
     try:
         carried = environment.step_and_maybe_reset(environment.rand_action(environment.reset()))[1]
         environment.reset()
         slots = find_slots(environment)
         varying = _varying_slots(environment, slots, carried)
-        graph, names = _record(environment, slots, varying)
+        graph, names = _trace(environment, slots, varying)
     except (NotTraceable, SimulationStateError) as error:
         raise NotFaithful(str(error)) from error
     _require_rows(environment, slots, varying, names)
@@ -85,19 +88,23 @@ def trace_step(environment: EnvBase) -> PureStep:
 
 
 def _varying_slots(environment: EnvBase, slots: Slots, carried: TensorDictBase) -> set[str]:
-    """Slots that steps and resets give another tensor, or write into."""
+    """Return the slots whose tensors a step or a reset replaces or writes to.
+
+    Raises:
+        NotFaithful: a step or a reset replaces an object, or changes state that is not in a tensor.
+    """
     varying: set[str] = set()
     content = other_content(environment)
     for action in (_play, _reset_all, _play, _reset_one, _play, _reset_one):
-        before = signatures(slots)
+        previous = signatures(slots)
         action(environment, carried)
-        varying |= changed(before, slots)
+        varying |= changed_slots(previous, slots)
         if replaced := replaced_owners(environment, slots):
-            raise NotFaithful(f"it replaces objects, and not only tensors: {min(replaced)}")
-        after = other_content(environment)
-        for path in sorted(content.keys() | after.keys()):
-            if content.get(path, "nothing") != after.get(path, "nothing"):
-                raise NotFaithful(f"it keeps state outside of tensors: {path}")
+            raise NotFaithful(f"the scenario replaces objects, and not only tensors: {min(replaced)}")
+        current = other_content(environment)
+        for path in sorted(content.keys() | current.keys()):
+            if content.get(path, "nothing") != current.get(path, "nothing"):
+                raise NotFaithful(f"the scenario keeps state outside of tensors: {path}")
     return varying
 
 
@@ -113,21 +120,24 @@ def _reset_one(environment: EnvBase, _: TensorDictBase) -> None:
     environment.base_env._env.reset_at(environment.batch_size[0] - 1)
 
 
-def _record(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[GraphModule, tuple[str, ...]]:
-    """The graph of a step, with the slots that it needs; `varying` grows by those that only this step wrote."""
+def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[GraphModule, tuple[str, ...]]:
+    """Return the graph of a step and the slots that the graph needs.
+
+    If the traced step writes to a slot that is not in `varying`, the function adds the slot and traces again.
+    """
     action = environment.rand_action()[ACTION]
     while True:
         paths = sorted(varying)
-        with _unchanged(environment, slots):
-            before = signatures({path: slots[path] for path in slots.keys() - varying})
+        with _restored_slots(environment, slots):
+            previous = signatures({path: slots[path] for path in slots.keys() - varying})
             inputs = [slots[path].get() for path in paths]
             graph, written = trace_simulation(
                 _step_of(environment, slots, paths), [*inputs, action], environment.base_env._env.world
             )
-            more = changed(before, slots)
-        if not more:
+            new_slots = changed_slots(previous, slots)
+        if not new_slots:
             break
-        varying |= more
+        varying |= new_slots
     for index in written - {len(paths)}:
         if other := shared_memory(slots, paths[index]):
             raise NotFaithful(f"a step writes into {paths[index]}, which shares memory with {other}")
@@ -140,7 +150,7 @@ def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[.
     def step(*inputs: Tensor) -> list[Tensor]:
         for path, value in zip(paths, inputs[:-1], strict=True):
             slots[path].put(value)
-        actions = [each if each.ndim > 1 else each.unsqueeze(-1) for each in inputs[-1].unbind(1)]
+        actions = [action if action.ndim > 1 else action.unsqueeze(-1) for action in inputs[-1].unbind(1)]
         observations, rewards, terminated, _ = Environment.step.__wrapped__(simulator, actions)
         return [
             *(slots[path].get() for path in paths),
@@ -153,29 +163,29 @@ def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[.
 
 
 @contextmanager
-def _unchanged(environment: EnvBase, slots: Slots) -> Iterator[None]:
-    """Every slot holds afterwards what it did; actions out of range are clamped meanwhile, not refused."""
+def _restored_slots(environment: EnvBase, slots: Slots) -> Iterator[None]:
+    """Put the tensors of all slots back after the block; clamp actions within the block."""
     simulator = environment.base_env._env
-    before, clamps = {path: slot.get() for path, slot in slots.items()}, simulator.clamp_action
-    simulator.clamp_action = True
+    tensors, clamp_action = {path: slot.get() for path, slot in slots.items()}, simulator.clamp_action
+    simulator.clamp_action = True  # without it, VMAS refuses actions out of range
     try:
         yield
     finally:
-        simulator.clamp_action = clamps
+        simulator.clamp_action = clamp_action
         for path, slot in slots.items():
-            slot.put(before[path])
+            slot.put(tensors[path])
 
 
 def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
-    """Leave out of inputs and outputs what no observation, reward or flag ever depends on; the rest by name."""
+    """Remove inputs and outputs on which no observation, reward or flag depends; return the other slots."""
     nodes = list(graph.graph.nodes)
     inputs = dict(zip(paths, (node for node in nodes if node.op == "placeholder"), strict=False))
-    *after, observation, reward, terminated = nodes[-1].args[0]
-    outputs = dict(zip(paths, after, strict=True))
+    *values, observation, reward, terminated = nodes[-1].args[0]
+    outputs = dict(zip(paths, values, strict=True))
     live: set[str] = set()
     needed = _ancestors([observation, reward, terminated])
-    while more := {path for path in paths if inputs[path] in needed} - live:
-        live |= more
+    while new_paths := {path for path in paths if inputs[path] in needed} - live:
+        live |= new_paths
         needed = _ancestors([observation, reward, terminated, *(outputs[path] for path in live)])
     names = tuple(path for path in paths if path in live)
     nodes[-1].args = ([*(outputs[path] for path in names), observation, reward, terminated],)
@@ -188,19 +198,23 @@ def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
 
 
 def _ancestors(nodes: list[Node]) -> set[Node]:
-    found, ahead = set(nodes), list(nodes)
-    while ahead:
-        for each in ahead.pop().all_input_nodes:
-            if each not in found:
-                found.add(each)
-                ahead.append(each)
-    return found
+    ancestors, queue = set(nodes), list(nodes)
+    while queue:
+        for node in queue.pop().all_input_nodes:
+            if node not in ancestors:
+                ancestors.add(node)
+                queue.append(node)
+    return ancestors
 
 
 def _require_rows(environment: EnvBase, slots: Slots, varying: set[str], names: tuple[str, ...]) -> None:
-    """State has a row for each environment; what never varies must not tell environments apart.
+    """Check that state has a row for each environment, and that constants are equal in all environments.
 
-    Finished environments take whichever fresh state is next: that of another environment is as good.
+    A finished environment takes the next fresh state, which another environment may have made. Constants that
+    differ between environments would not fit such a state.
+
+    Raises:
+        NotFaithful: environments share a tensor of the state, or a constant differs between them.
     """
     (num_envs,) = environment.batch_size
     for path in names:

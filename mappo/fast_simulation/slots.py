@@ -1,4 +1,4 @@
-"""Where a VMAS environment keeps its tensors, and what else it keeps."""
+"""The slots in which a VMAS environment keeps its tensors, and its content outside of tensors."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,14 +14,15 @@ from torchrl.envs import EnvBase
 from mappo.environment.simulation_state import capture
 from mappo.environment.state_walk import attributes, reachable, set_attribute
 
-_DRAWN = ("_color", "_render")  # attributes that only rendering looks at
+_DRAWN = ("_color", "_render")  # attributes that only rendering reads
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An attribute that holds a tensor, or a container in which keys lead to one.
+    """The location of a tensor: an attribute, or an attribute with a container and the keys to the tensor in it.
 
-    Containers are looked up each time: VMAS makes the dictionaries of forces anew in every step.
+    `get` and `put` look the container up in every call, because VMAS creates new dictionaries of forces in
+    every step.
     """
 
     owner: Any
@@ -29,13 +30,13 @@ class Slot:
     keys: tuple[Any, ...] = ()
 
     def get(self) -> Tensor:
-        """The tensor that is there now."""
+        """Return the current tensor."""
         value = reduce(getitem, self.keys, attributes(self.owner)[self.attribute])
         assert isinstance(value, Tensor)
         return value
 
     def put(self, value: Tensor) -> None:
-        """Past setters, which VMAS uses to check and to tell observers."""
+        """Set the tensor directly, without the setters by which VMAS checks values and notifies observers."""
         if self.keys:
             *outer, last = self.keys
             reduce(getitem, outer, attributes(self.owner)[self.attribute])[last] = value
@@ -47,13 +48,14 @@ Slots = dict[str, Slot]  # by path, such as world._agents[0]._state._pos
 
 
 def find_slots(environment: EnvBase) -> Slots:
-    """All slots that a walk finds: of a simulation that was reset and stepped, which makes some of them.
+    """Return all slots that a walk through the environment finds.
 
-    Tensors in tuples are not among them, as these cannot be replaced.
+    Reset and step the environment before, because some slots exist only after that. Tensors in tuples are
+    left out, because they cannot be replaced.
     """
     return {
-        f"{place}.{name}{path}": Slot(owner, name, keys)
-        for place, owner in reachable(environment).items()
+        f"{owner_path}.{name}{path}": Slot(owner, name, keys)
+        for owner_path, owner in reachable(environment).items()
         if not isinstance(owner, list | dict | set | deque)
         for name, value in attributes(owner).items()
         for path, keys in _tensors_in(value)
@@ -61,48 +63,52 @@ def find_slots(environment: EnvBase) -> Slots:
 
 
 def signatures(slots: Slots) -> dict[str, tuple[Tensor, int]]:
-    """By path, which tensor is there and how often it was written into: compare by `changed`."""
+    """Return by path the tensor of each slot and its version, which counts writes; compare by `changed_slots`."""
     return {path: (slot.get(), slot.get()._version) for path, slot in slots.items()}
 
 
-def changed(before: dict[str, tuple[Tensor, int]], slots: Slots) -> set[str]:
-    """The slots that hold another tensor than before, or one that was written into."""
-    now = signatures(slots)
+def changed_slots(previous: dict[str, tuple[Tensor, int]], slots: Slots) -> set[str]:
+    """Return the slots whose tensor was replaced or written to since the `previous` signatures."""
+    current = signatures(slots)
     return {
-        path for path, (tensor, version) in before.items() if now[path][0] is not tensor or now[path][1] != version
+        path
+        for path, (tensor, version) in previous.items()
+        if current[path][0] is not tensor or current[path][1] != version
     }
 
 
 def replaced_owners(environment: EnvBase, slots: Slots) -> set[str]:
-    """The slots whose objects are not those that are used now: they lead nowhere."""
-    now = find_slots(environment)
-    return {path for path, slot in slots.items() if path not in now or now[path].owner is not slot.owner}
+    """Return the slots whose object is no longer part of the environment, because another one replaced it."""
+    current = find_slots(environment)
+    return {path for path, slot in slots.items() if path not in current or current[path].owner is not slot.owner}
 
 
 def shared_memory(slots: Slots, path: str) -> str | None:
-    """Another slot whose tensor shares memory with that of `path`."""
+    """Return another slot whose tensor shares memory with the tensor of `path`, or None."""
     memory = slots[path].get().untyped_storage()._cdata
-    same = [name for name, slot in slots.items() if slot.get().untyped_storage()._cdata == memory and name != path]
-    return same[0] if same else None
+    others = [
+        name for name, slot in slots.items() if slot.get().untyped_storage()._cdata == memory and name != path
+    ]
+    return others[0] if others else None
 
 
 def copies(slots: Slots, paths: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of what is there now."""
+    """Return copies of the current tensors of some slots."""
     return {path: slots[path].get().clone() for path in paths}
 
 
 def other_content(environment: EnvBase) -> dict[str, Any]:
-    """All that is not in tensors, by path: numbers, text, arrays, which object is where."""
+    """Return by path all content that is not in tensors: numbers, text, arrays and references to objects."""
     state = capture(environment)
     content: dict[str, Any] = {}
-    for place, (_, inside) in state.structure["objects"].items():
-        if not place.endswith(_DRAWN):
-            _flatten(inside, place, state.tensors, content)
+    for path, (_, object_content) in state.structure["objects"].items():
+        if not path.endswith(_DRAWN):
+            _flatten(object_content, path, state.tensors, content)
     return content
 
 
 def _tensors_in(value: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Paths and keys to the tensors in nested lists and dictionaries, or to the value if it is one."""
+    """Yield the path and the keys of each tensor in nested lists and dictionaries; the value may be a tensor."""
     if isinstance(value, Tensor):
         yield "", ()
     elif isinstance(value, list | dict):
@@ -113,7 +119,7 @@ def _tensors_in(value: Any) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _flatten(value: Any, path: str, memories: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """What `capture` wrote, as one entry for each number or word; tensors are left out."""
+    """Add to `content` an entry for each number and text in a captured value; the data of tensors is left out."""
     if isinstance(value, dict) and "tensor" in value:
         content[path] = "a tensor"
     elif isinstance(value, dict) and "array" in value:
@@ -131,5 +137,5 @@ def _flatten(value: Any, path: str, memories: dict[str, Tensor], content: dict[s
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN being equal to NaN."""
+    """Return whether two tensors are equal, with NaN equal to NaN."""
     return one.shape == other.shape and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))

@@ -1,17 +1,19 @@
-"""A function of tensors as one graph, or the reason why there is none.
+"""The tracer of simulations: it turns a function of tensors into one graph, or raises the reason why it cannot.
 
-`trace` runs Python that computes with tensors once, and records what it does to them. What it records is what
-the function does for every input only if the function never asks a tensor for its value: a branch, a loop or a
-number taken from an input belongs to that input alone. Three things that VMAS and its scenarios do all the time
-look like that and are not:
+`trace_simulation` runs the function once and traces its operations on tensors. The graph is correct for every
+input only if the function never reads the value of a tensor, because a branch, a loop or a number that comes
+from an input holds for that input alone. VMAS and its scenarios often read values in three ways that a graph
+can express:
 
-- An assertion asks for a value, and does nothing but fail. It is taken to hold.
-- The broad phase of collisions asks whether two entities are near in any environment, and skips them if not. The
-  work is done always, and what comes of it counts where the answer, now a tensor, is yes: `broad_phase`.
-- `x[mask] = value` and `x[mask] += value` move as many elements as the mask has, a number that depends on values.
-  They are recorded as `where(mask, value, x)`, which moves all.
+- An assertion reads a value and can only fail. The tracer assumes that the assertion holds.
+- The broad phase of collisions asks whether two entities are near in any environment, and skips the pair if
+not.
+  The graph always computes the pair, and uses the result where the answer, now a tensor, is true:
+  `_broad_phase`.
+- `x[mask] = value` and `x[mask] += value` write as many elements as the mask selects, a number that depends on
+  values. They are traced as `where(mask, value, x)`, which writes all elements.
 
-Everything else of that kind is refused, and so is randomness.
+The tracer refuses every other read of a value, and random numbers.
 """
 
 import ast
@@ -37,7 +39,7 @@ from mappo.compute.compiler import trace_graph
 from mappo.errors import NotTraceable
 
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "is_nonzero"}
-_ELEMENTWISE = {  # what may be done with x[mask] before it is written to some y[mask]
+_ELEMENTWISE = {  # operations that are allowed on x[mask] before the result is written to y[mask]
     *("add", "sub", "mul", "div", "neg", "abs", "clamp", "clone", "detach", "to", "sqrt", "square", "pow", "sign"),
     *("add_", "sub_", "mul_", "div_", "neg_", "abs_", "clamp_", "float", "cos", "sin", "exp", "log", "tanh"),
     *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__", "__mul__", "__rmul__", "__imul__"),
@@ -46,46 +48,50 @@ _ELEMENTWISE = {  # what may be done with x[mask] before it is written to some y
     *("__lt__", "__le__", "__gt__", "__ge__", "minimum", "maximum", "clamp_min", "clamp_max"),
     *("__get__", "size", "dim", "numel"),  # shapes, dtypes and devices
 }
-_OWN_FILES = (str(Path(torch.__file__).parent), __file__)
+_SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
 
 
 def trace_simulation(
     function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World
 ) -> tuple[GraphModule, set[int]]:
-    """The graph of a function that takes tensors and returns tensors, and which inputs the function writes into.
+    """Return the graph of a function of tensors, and the indices of the inputs that the function writes to.
 
-    Collisions are those of `world`. The function may write into its inputs, and keep tensors elsewhere; the graph
-    does neither. It holds for all inputs of these shapes and types. What depends on no input is computed once.
+    `world` is the simulated world, whose collisions the function computes. The function may write to its
+    inputs and keep tensors elsewhere; the graph does neither. The graph is valid for all inputs of these
+    shapes and types. Results that depend on no input are computed once, here.
 
     Raises:
         NotTraceable: the function depends on values, draws random numbers, or fails.
     """
     try:
-        recording = _Recording()
-        with torch.no_grad(), recording, _broad_phase(world, recording):
-            recorded = trace_graph(function, [each.clone() for each in inputs])
+        tracer = _Tracer()
+        with torch.no_grad(), tracer, _broad_phase(world, tracer):
+            traced = trace_graph(function, [tensor.clone() for tensor in inputs])
     except NotTraceable:
         raise
-    except Exception as error:  # a scenario is foreign code, and tensors that are traced do not allow everything
-        raise NotTraceable(f"{_first_line(error)} ({_place_of(error)})") from error
-    _require_deterministic(recorded)
+    except Exception as error:  # a scenario is foreign code, and tracing does not support every operation
+        raise NotTraceable(f"{_first_line(error)} ({_error_location(error)})") from error
+    _require_deterministic(traced)
     with torch.no_grad():
-        graph = trace_graph(functionalize(recorded), inputs)
-    written = _forget_writes(graph)
+        graph = trace_graph(functionalize(traced), inputs)
+    written = _remove_writes(graph)
     _fold_constants(graph)
     return graph, written
 
 
-class _Recording(TorchFunctionMode):
-    """Sees every function of tensors before it is recorded."""
+class _Tracer(TorchFunctionMode):
+    """The mode that handles every function of tensors before the function is traced.
+
+    near: flags by the names of two entities: whether the two entities are near in any environment.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._selected: dict[int, tuple[Tensor, Tensor]] = {}  # the whole x for x[mask], by id, and the mask
-        self.near: dict[
-            frozenset[str], Tensor
-        ] = {}  # by names of two entities: whether any environment has them near
-        self._varying: set[Node] = set()  # of the nodes recorded so far, as far as they were asked for
+        self._selected: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # for x[mask], by id: a copy of all of x, and the mask
+        self.near: dict[frozenset[str], Tensor] = {}
+        self._varying: set[Node] = set()  # nodes that depend on an input, up to the node `_last`
         self._last: Node | None = None
 
     def __torch_function__(
@@ -93,52 +99,53 @@ class _Recording(TorchFunctionMode):
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in _VALUES and isinstance(args[0], Tensor):
-            return self._value(func, args, kwargs)
+            return self._read_value(func, args, kwargs)
         if name == "__getitem__" and (mask := _mask(args[1])) is not None:
             return self._select(_rest(args[0], args[1]), mask)
         if name == "__setitem__" and (mask := _mask(args[1])) is not None:
             return self._write(_rest(args[0], args[1]), mask, args[2])
-        masks = [self._selected[id(each)][1] for each in args if id(each) in self._selected]
+        masks = [self._selected[id(arg)][1] for arg in args if id(arg) in self._selected]
         result = func(*args, **kwargs)
-        self._remember_place()
+        self._mark_location()
         if masks:
-            self._require_elementwise(name, masks, [each for each in args if isinstance(each, Tensor)])
+            self._require_elementwise(name, masks, [arg for arg in args if isinstance(arg, Tensor)])
             if isinstance(result, Tensor):
                 self._selected[id(result)] = result, masks[0]
         return result
 
-    def _value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """What a tensor holds that depends on no input, or that is only asserted."""
+    def _read_value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Return the value of a tensor that depends on no input or that is only asserted."""
         frame = _caller()
         if frame.f_code is World.collides.__code__:
+            # The answer is true, so that every pair is traced; `_broad_phase` applies the flag to the result.
             self.near[_pair(frame.f_locals["a"], frame.f_locals["b"])] = args[0]
             return True
         if self._is_traced(args[0]) and not _is_assertion(frame):
-            raise NotTraceable(f"Python depends on a tensor's value ({_place()})")
+            raise NotTraceable(f"Python depends on a tensor's value ({_location()})")
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
 
     def _is_traced(self, tensor: Tensor) -> bool:
-        """Whether it was computed from an input."""
-        node = _node_of(tensor)
-        if node is None:
+        """Return whether a tensor was computed from an input."""
+        tensor_node = _node_of(tensor)
+        if tensor_node is None:
             return False
-        each = self._last.next if self._last else next(iter(node.graph.nodes))
-        while each.op != "root":
-            if each.op == "placeholder" or any(used in self._varying for used in each.all_input_nodes):
-                self._varying.add(each)
-            self._last, each = each, each.next
-        return node in self._varying
+        node = self._last.next if self._last else next(iter(tensor_node.graph.nodes))
+        while node.op != "root":
+            if node.op == "placeholder" or any(source in self._varying for source in node.all_input_nodes):
+                self._varying.add(node)
+            self._last, node = node, node.next
+        return tensor_node in self._varying
 
-    def _remember_place(self) -> None:
-        """In the nodes that were just recorded, for messages."""
+    def _mark_location(self) -> None:
+        """Store the caller's file and line in the newest nodes, for messages."""
         mode = get_proxy_mode()
         node = mode.tracer.graph._root.prev if mode else None
-        if node is None or "place" in node.meta:
+        if node is None or "location" in node.meta:
             return
         frame = _caller()
-        while node.op != "root" and "place" not in node.meta:
-            node.meta["place"] = frame.f_code.co_filename, frame.f_lineno
+        while node.op != "root" and "location" not in node.meta:
+            node.meta["location"] = frame.f_code.co_filename, frame.f_lineno
             node = node.prev
 
     def _select(self, whole: Tensor, mask: Tensor) -> Tensor:
@@ -151,52 +158,55 @@ class _Recording(TorchFunctionMode):
             if id(value) in self._selected:
                 self._require_elementwise("__setitem__", [mask, self._selected[id(value)][1]], [value])
             elif value.ndim > whole.ndim - mask.ndim and value.numel() > 1:
-                raise NotTraceable(f"as many values as a mask has are written ({_place()})")
+                raise NotTraceable(f"a write to x[mask] depends on how many elements it selects ({_location()})")
         whole.copy_(torch.where(_like(mask, whole), value, whole))
 
     def _require_elementwise(self, name: str, masks: list[Tensor], operands: list[Tensor]) -> None:
-        others = [each for each in operands if id(each) not in self._selected and each.numel() > 1]
+        others = [operand for operand in operands if id(operand) not in self._selected and operand.numel() > 1]
         if (
             name not in _ELEMENTWISE | {"__setitem__"}
             or others
             or not all(_same(mask, masks[0]) for mask in masks)
         ):
-            raise NotTraceable(f"{name} of as many values as a mask has ({_place()})")
+            raise NotTraceable(f"{name} of x[mask] depends on how many elements it selects ({_location()})")
 
 
 @contextmanager
-def _broad_phase(world: World, recording: _Recording) -> Iterator[None]:
-    """Forces between entities that are near in no environment are 0, and their distance is infinite.
+def _broad_phase(world: World, tracer: _Tracer) -> Iterator[None]:
+    """Set forces to 0 and distances to infinity between entities that are near in no environment.
 
-    That is what it comes to that VMAS leaves them out: forces reach a little further than the broad phase, and
-    scenarios ask for the distance of those that may collide. Between spheres, forces reach no further.
+    This equals VMAS's skipping of the pair. Skipping changes results, because forces reach a little further
+    than the broad phase, and because scenarios read the distance of pairs that may collide. Between spheres,
+    forces do not reach further, and their forces stay as they are.
     """
 
     def forces(a: Any, force_a: Tensor, torque_a: Any, b: Any, force_b: Tensor, torque_b: Any) -> None:
-        near = recording.near.get(_pair(a, b))
+        near = tracer.near.get(_pair(a, b))
         values = [force_a, torque_a, force_b, torque_b]
         if near is not None and not (isinstance(a.shape, Sphere) and isinstance(b.shape, Sphere)):
-            values = [torch.where(near, each, 0.0) if isinstance(each, Tensor) else each for each in values]
+            values = [torch.where(near, value, 0.0) if isinstance(value, Tensor) else value for value in values]
         World.update_env_forces(world, a, *values[:2], b, *values[2:])
 
     def collides(a: Any, b: Any) -> bool:
-        answer: bool = World.collides(world, a, b)
-        asked[:] = [sys._getframe(1), _pair(a, b)]
-        return answer
+        result: bool = World.collides(world, a, b)
+        last_query[:] = [sys._getframe(1), _pair(a, b)]
+        return result
 
     def distance(a: Any, b: Any, env_index: int | None = None) -> Tensor:
-        far: Tensor = World.get_distance(world, a, b, env_index)
-        if asked != [sys._getframe(1), _pair(a, b)]:
-            return far
-        return torch.where(recording.near[_pair(a, b)], far, torch.inf)
+        value: Tensor = World.get_distance(world, a, b, env_index)
+        if last_query != [sys._getframe(1), _pair(a, b)]:
+            return value
+        return torch.where(tracer.near[_pair(a, b)], value, torch.inf)
 
-    asked: list[Any] = []  # who asked last whether two entities collide, and which
-    own = {"update_env_forces": forces, "collides": collides, "get_distance": distance}
-    world.__dict__.update(own)
+    # The Python frame and the pair of the last call of `collides`. A scenario calls `get_distance` next in the
+    # same frame, for the same pair, only if the pair is near in some environment.
+    last_query: list[Any] = []
+    replacements = {"update_env_forces": forces, "collides": collides, "get_distance": distance}
+    world.__dict__.update(replacements)
     try:
         yield
     finally:
-        for name in own:
+        for name in replacements:
             del world.__dict__[name]
 
 
@@ -205,17 +215,17 @@ def _pair(a: Any, b: Any) -> frozenset[str]:
 
 
 def _mask(index: Any) -> Tensor | None:
-    """The mask of x[mask] and x[mask, 1]."""
+    """Return the mask of an index such as x[mask] or x[mask, 1], or None."""
     first = index[0] if isinstance(index, tuple) and index else index
     return first if isinstance(first, Tensor) and first.dtype == torch.bool and first.ndim else None
 
 
 def _rest(whole: Tensor, index: Any) -> Tensor:
-    """A view of what the mask of x[mask, 1] selects from: x[:, 1]."""
+    """Return the view from which the mask selects: x[:, 1] for x[mask, 1]."""
     if not isinstance(index, tuple):
         return whole
-    if index[0].ndim > 1 or not all(isinstance(each, int | slice) for each in index[1:]):
-        raise NotTraceable(f"a mask together with other indices ({_place()})")
+    if index[0].ndim > 1 or not all(isinstance(item, int | slice) for item in index[1:]):
+        raise NotTraceable(f"an index combines a mask with other tensors ({_location()})")
     rest: Tensor = whole[(slice(None), *index[1:])]
     return rest
 
@@ -225,7 +235,7 @@ def _like(mask: Tensor, whole: Tensor) -> Tensor:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two masks were computed in the same way from the same tensors, such as `~done` and `~done`."""
+    """Return whether two masks were computed in the same way from the same tensors, such as `~done` twice."""
     first, second = _node_of(one), _node_of(other)
     return one is other or (first is not None and second is not None and _equal(first, second))
 
@@ -242,7 +252,7 @@ def _equal(one: Node, other: Node) -> bool:
 
 
 def _is_written(node: Node) -> bool:
-    """In place, itself or a view of it, so that it may be another value afterwards."""
+    """Return whether an operation writes to the node's tensor or a view of it, so that the value may change."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
         returned = schema.returns[0].alias_info if schema is not None and schema.returns else None
@@ -265,41 +275,41 @@ def _is_assertion(frame: FrameType) -> bool:
 
 @cache
 def _assertions(path: str) -> list[tuple[int, int]]:
-    """The lines of each."""
+    """Return the first and last line of every assertion in a file."""
     nodes = ast.walk(ast.parse("".join(linecache.getlines(path))))
     return [(node.lineno, node.end_lineno or node.lineno) for node in nodes if isinstance(node, ast.Assert)]
 
 
 def _caller() -> FrameType:
-    """Who called a function of tensors: VMAS or a scenario."""
+    """Return the frame of VMAS or a scenario that called a function of tensors."""
     frame: FrameType | None = sys._getframe()
-    while frame and frame.f_code.co_filename.startswith(_OWN_FILES):
+    while frame and frame.f_code.co_filename.startswith(_SKIPPED_FILES):
         frame = frame.f_back
     assert frame
     return frame
 
 
-def _place() -> str:
+def _location() -> str:
     frame = _caller()
-    return _shown(frame.f_code.co_filename, frame.f_lineno)
+    return _format_location(frame.f_code.co_filename, frame.f_lineno)
 
 
-def _place_of(error: BaseException) -> str:
-    """The innermost line outside of torch that an error came through."""
-    place, step = "", error.__traceback__
+def _error_location(error: BaseException) -> str:
+    """Return the innermost line outside of torch in an error's traceback."""
+    location, step = "", error.__traceback__
     while step:
         path = step.tb_frame.f_code.co_filename
-        if not path.startswith(_OWN_FILES):
-            place = _shown(path, step.tb_lineno)
+        if not path.startswith(_SKIPPED_FILES):
+            location = _format_location(path, step.tb_lineno)
         step = step.tb_next
-    return place
+    return location
 
 
-def _shown(path: str, line: int) -> str:
-    """Of the path, what is the same wherever packages are installed."""
+def _format_location(path: str, line: int) -> str:
+    """Return `path:line: source`, with the path relative to site-packages."""
     packages = Path(vmas.__file__).parent.parent
-    shown = Path(path).relative_to(packages) if path.startswith(str(packages)) else Path(path).name
-    return f"{shown}:{line}: {linecache.getline(path, line).strip()}"
+    short_path = Path(path).relative_to(packages) if path.startswith(str(packages)) else Path(path).name
+    return f"{short_path}:{line}: {linecache.getline(path, line).strip()}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -307,35 +317,36 @@ def _first_line(error: BaseException) -> str:
 
 
 def _require_deterministic(graph: GraphModule) -> None:
-    refused = {
-        torch.Tag.nondeterministic_seeded: "it draws random numbers in a step",
-        torch.Tag.dynamic_output_shape: "the number of values depends on values",
+    reasons = {
+        torch.Tag.nondeterministic_seeded: "a step draws random numbers",
+        torch.Tag.dynamic_output_shape: "the shape of a result depends on a tensor's value",
         torch.Tag.data_dependent_output: "Python depends on a tensor's value",
     }
     for node in graph.graph.nodes:
         for tag in getattr(node.target, "tags", ()):
-            if tag in refused and not _is_indexed_by_numbers(node):
-                raise NotTraceable(f"{refused[tag]}: {node.target} ({_shown(*node.meta['place'])})")
+            if tag in reasons and not _is_indexed_by_numbers(node):
+                location = _format_location(*node.meta["location"])
+                raise NotTraceable(f"{reasons[tag]}: {node.target} ({location})")
 
 
 def _is_indexed_by_numbers(node: Node) -> bool:
-    """Only masks select as many values as they hold; lists of indices do not."""
+    """Return whether a node indexes by numbers, not by masks, which select a varying number of values."""
     if node.target not in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
         return False
-    given = node.args[1]
-    assert isinstance(given, list | tuple)
-    indices = [each for each in given if isinstance(each, Node)]
-    return all(each.meta["val"].dtype not in (torch.bool, torch.uint8) for each in indices)
+    items = node.args[1]
+    assert isinstance(items, list | tuple)
+    indices = [item for item in items if isinstance(item, Node)]
+    return all(index.meta["val"].dtype not in (torch.bool, torch.uint8) for index in indices)
 
 
-def _forget_writes(graph: GraphModule) -> set[int]:
-    """Functional graphs end by writing back into their inputs, for nobody here. Which inputs these are."""
+def _remove_writes(graph: GraphModule) -> set[int]:
+    """Remove the writes to inputs with which a functional graph ends; return the indices of these inputs."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     written = set()
     for node in list(graph.graph.nodes):
         if node.target is torch.ops.aten.copy_.default:
             if node.args[0].op != "placeholder":
-                raise NotTraceable("it writes into a tensor that a walk through attributes does not find")
+                raise NotTraceable("a step writes to a tensor that a walk through attributes does not find")
             written.add(inputs.index(node.args[0]))
             node.replace_all_uses_with(node.args[1])
             graph.graph.erase_node(node)
@@ -343,11 +354,11 @@ def _forget_writes(graph: GraphModule) -> set[int]:
 
 
 def _fold_constants(graph: GraphModule) -> None:
-    """What depends on no input is computed now; numbers are written into the graph, where compilers see them."""
+    """Compute the nodes that depend on no input, and write the numbers into the graph, for the compiler to use."""
     varying: set[Node] = set()
     values: dict[Node, Any] = {}
     for node in graph.graph.nodes:
-        if node.op in ("placeholder", "output") or any(each in varying for each in node.all_input_nodes):
+        if node.op in ("placeholder", "output") or any(source in varying for source in node.all_input_nodes):
             varying.add(node)
         else:
             values[node] = _evaluate(graph, node, values)
@@ -364,7 +375,7 @@ def _evaluate(graph: GraphModule, node: Node, values: dict[Node, Any]) -> Any:
     if node.op == "get_attr":
         return getattr(graph, str(node.target))
     assert callable(node.target)
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda each: values[each])
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
     with torch.no_grad():
         return node.target(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Networks and the update of one batch.
+"""The networks and their update on a batch.
 
-Start with `learner`. The loss, the optimiser and their state live here alone.
+Start with `learner`. No other package contains the loss, the optimiser or their state.
 """

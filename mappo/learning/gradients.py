@@ -1,6 +1,7 @@
-"""The loss of a minibatch and the clipped gradients of all parameters, as one recorded function."""
+"""The loss of a minibatch and the clipped gradients of all parameters, as one traced function."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from tensordict import NestedKey, TensorDict
@@ -11,7 +12,7 @@ from mappo.compute.traced_function import TracedFunction, Way
 
 
 class Gradients:
-    """Differentiates a loss of TorchRL's with respect to the parameters of the networks it has."""
+    """A function that computes the gradients of a TorchRL loss with respect to the networks' parameters."""
 
     def __init__(
         self,
@@ -22,32 +23,35 @@ class Gradients:
         max_norm: float,
         way: Way,
     ):
-        """`in_keys`: of the loss, as far as needed. `outputs`: names for its outputs that are wanted, where it has
-        them. Differentiated is the sum of all its losses.
+        """Prepare the function, which differentiates the sum of all terms of `loss`.
 
-        The gradient of each network is scaled to `max_norm` at most. `names` are those of what a call returns.
+        in_keys: the keys of the loss's inputs, in the order of a call's arguments.
+        outputs: the key of each loss output to return, by name; outputs that the loss lacks are left out.
+        max_norm: the bound to which the gradient of each network is scaled.
+
+        The attribute `names` holds the names of the values that a call returns.
         """
-        wanted = {name: key for name, key in outputs.items() if key in loss.out_keys}
-        self.names = [*wanted, *(f"gradient_norm_{name}" for name in networks)]
+        returned = {name: key for name, key in outputs.items() if key in loss.out_keys}
+        self.names = [*returned, *(f"gradient_norm_{name}" for name in networks)]
         self._parameters = list(networks.parameters())
 
         def differentiate(*tensors: Tensor) -> list[Tensor]:
             frames = dict(zip(in_keys, tensors, strict=True))
             output = loss(TensorDict(frames, batch_size=[len(tensors[0])]))
             total = sum(value for key, value in output.items() if key.startswith("loss_"))
-            groups = {name: list(network.parameters()) for name, network in networks.items()}
-            left = iter(torch.autograd.grad(total, [each for group in groups.values() for each in group]))
-            clipped = [_clipped([next(left) for _ in group], max_norm) for group in groups.values()]
-            norms, gradients = zip(*clipped, strict=True)
-            values = torch.stack([*(output[key] for key in wanted.values()), *norms])
-            return [values, *(each for group in gradients for each in group)]
+            groups = [list(network.parameters()) for network in networks.values()]
+            gradients = iter(torch.autograd.grad(total, list(chain(*groups))))
+            clipped = [_clipped([next(gradients) for _ in group], max_norm) for group in groups]
+            norms, clipped_gradients = zip(*clipped, strict=True)
+            values = torch.stack([*(output[key] for key in returned.values()), *norms])
+            return [values, *chain(*clipped_gradients)]
 
         self._differentiate = TracedFunction(differentiate, networks, self._parameters[0].device, way)
 
     def __call__(self, *minibatch: Tensor) -> Tensor:
-        """Outputs of the loss on a minibatch, by `in_keys` each [frames, ...], and norms before clipping: [names].
+        """Set the parameters' `grad` and return the loss outputs and the norms before clipping, [names].
 
-        Gradients are left in the parameters' `grad`.
+        `minibatch` holds the tensors of `in_keys`, [frames, ...].
         """
         values, *gradients = self._differentiate(*minibatch)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -56,7 +60,10 @@ class Gradients:
 
 
 def _clipped(gradients: list[Tensor], max_norm: float) -> tuple[Tensor, list[Tensor]]:
-    """Their common norm, and all scaled so that it is `max_norm` at most, as `clip_grad_norm_` scales in place."""
+    """Return the total norm of gradients, and copies scaled to a total norm of at most `max_norm`.
+
+    `clip_grad_norm_` does the same in place, but a traced function must not write into its inputs.
+    """
     norm = nn.utils.get_total_norm(gradients, foreach=False)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return norm, [gradient * scale for gradient in gradients]

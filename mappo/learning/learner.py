@@ -1,4 +1,4 @@
-"""One batch in, improved policy and losses out: advantages, epochs, minibatches, optimiser."""
+"""The update of the networks on a batch: advantages, epochs, minibatches, optimiser."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +27,8 @@ LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collect
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
 VALUE_TARGET = ("agents", "value_target")  # [envs, time, agents, 1]
 
-LEARNED_FROM = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
-LOSS_OUTPUTS = {  # names of ours, and of TorchRL's loss
+LOSS_INPUTS = (OBSERVATION, ACTION, LOG_PROB, VALUE, VALUE_TARGET, ADVANTAGE)
+LOSS_OUTPUTS = {  # name in `Losses` -> name in TorchRL's loss
     "loss_policy": "loss_objective",
     "loss_critic": "loss_critic",
     "loss_entropy": "loss_entropy",
@@ -39,18 +39,18 @@ LOSS_OUTPUTS = {  # names of ours, and of TorchRL's loss
 
 @dataclass(frozen=True)
 class Losses:
-    """What one `Learner.update` did; unless it says otherwise, the mean over its optimiser steps.
+    """The measures of one `Learner.update`; losses, kl, clip_fraction and norms are means over optimiser steps.
 
-    loss_policy: clipped surrogate, negated (dimensionless: advantages are standardised unless switched off).
+    loss_policy: negated clipped surrogate (dimensionless: advantages are standardised unless switched off).
     loss_critic: value_coefficient x distance between value and value target.
-    loss_entropy: -entropy_coefficient x entropy; 0 when there is no bonus.
-    kl: approximate Kullback-Leibler divergence of the new from the collecting policy, in nats an agent action.
+    loss_entropy: -entropy_coefficient x entropy; 0 without an entropy bonus.
+    epochs: passes over the batch; fewer than configured if target_kl ended them early.
+    kl: approximate Kullback-Leibler divergence of the new from the collecting policy, in nats per agent action.
     clip_fraction: share of probability ratios outside 1 +- clip_epsilon, in 0..1.
-    epochs: passes over the batch; fewer than configured when target_kl stopped them.
-    entropy: of the collecting policy, in nats an agent action, estimated on the batch as mean -log pi(a|o).
+    entropy: entropy of the collecting policy in nats per agent action, the batch's mean of -log pi(a|o).
     explained_variance: 1 - Var(value_target - value) / Var(value_target) of the batch, before the update.
-    gradient_norm_policy, gradient_norm_critic: before clipping.
-    learning_rate: of all steps of this update.
+    gradient_norm_policy, gradient_norm_critic: gradient norms before clipping.
+    learning_rate: the learning rate of all steps of this update.
     """
 
     loss_policy: float
@@ -67,16 +67,17 @@ class Losses:
 
 
 class Learner:
-    """Proximal policy optimisation of a shared policy with a centralised critic.
+    """The learner of multi-agent PPO: it improves a policy with a centralised critic, batch by batch.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7; Yu et al., The
     Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.
     """
 
     def __init__(self, config: LearnerConfig, networks: Networks, num_iterations: int, iteration: int = 0):
-        """`num_iterations` is the length of the run, which the learning-rate schedule spans.
+        """Prepare the optimiser, the loss and the advantage estimator.
 
-        `iteration` counts the updates that are done already, when a run goes on.
+        num_iterations: the length of the run, which the learning-rate schedule spans.
+        iteration: the number of updates before this learner, in a resumed run.
         """
         self.config = config
         self.networks = networks
@@ -84,37 +85,38 @@ class Learner:
         parameters = list(networks.modules().parameters())
         device = parameters[0].device
         self.optimiser = _make_optimiser(parameters, config.learning_rate)
-        self._failed = self.optimiser.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
+        # Adam itself skips steps while its flag `found_inf` (meant for GradScaler) is 1: the host need not wait.
+        self._found_inf = self.optimiser.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
         self._gae = _make_gae(config)
         self._loss = _make_loss(config, networks)
         self._gradients = Gradients(
             networks.modules(),
             self._loss,
-            in_keys=LEARNED_FROM,
+            in_keys=LOSS_INPUTS,
             outputs=LOSS_OUTPUTS,
             max_norm=config.max_gradient_norm,
             way=config.update,
         )
-        self._step = self._step_on if config.update == "plain" else CudaGraphed(self._step_on)
+        self._step = self._optimiser_step if config.update == "plain" else CudaGraphed(self._optimiser_step)
         self._log_prob = TracedFunction(partial(_log_prob, networks.policy), networks.policy, device)
 
     def update(self, batch: TensorDictBase) -> Losses:
-        """Improve the networks on a contiguous batch [envs, time].
+        """Improve the networks on a contiguous batch [envs, time] and return the losses.
 
-        Advantages come first, on the batch in its order of time; only then are frames shuffled into minibatches.
-        Every epoch visits every frame once; the last minibatch of an epoch is smaller when they do not divide.
-        Observations count into the running moments last, so that the batch is learned from by the networks that
-        collected it.
+        Advantages are estimated first, on the batch in order of time; then frames are shuffled into
+        minibatches. Every epoch visits every frame once. The last minibatch of an epoch is smaller if the
+        frames do not divide evenly. The observation moments are updated last, so that the first step uses the
+        networks that collected the batch.
 
         Raises:
-            NonFiniteLoss: a loss term is NaN or infinite; parameters are those of the last good step.
+            NonFiniteLoss: a loss term is NaN or infinite; the parameters are those of the last finite step.
         """
         learning_rate = self._set_learning_rate()
         self._estimate(batch)
         explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
-        frames = self._frames(batch)
+        frames = self._prepare_frames(batch)
         steps: list[Tensor] = []
-        self._failed.zero_()
+        self._found_inf.zero_()
         epochs = 0
         while epochs < self.config.epochs:
             epoch = [self._step(*minibatch)[0].clone() for minibatch in self._shuffled(frames)]
@@ -134,7 +136,7 @@ class Learner:
         )
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
-        """What Adam remembers, by names such as `critic.module.network.0.weight.exp_avg`; empty before a step."""
+        """Return Adam's state by names like `critic.module.network.0.weight.exp_avg`; empty before a step."""
         return {
             f"{name}.{key}": value.detach()
             for name, parameter in self.networks.modules().named_parameters()
@@ -142,7 +144,7 @@ class Learner:
         }
 
     def restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `optimiser_tensors` of the same networks gave, before the first update.
+        """Restore, before the first update, the state that `optimiser_tensors` returned for the same networks.
 
         Raises:
             ValueError: a tensor is missing, of another shape or type, or not finite; nothing is changed.
@@ -150,21 +152,23 @@ class Learner:
         state: dict[Tensor, dict[str, Tensor]] = {}
         for name, parameter in self.networks.modules().named_parameters():
             shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            own = {key: tensors.get(f"{name}.{key}") for key in shapes}
-            bad = [key for key, value in own.items() if value is None or not _is_like(value, shapes[key])]
-            if bad:
+            values = {key: tensors.get(f"{name}.{key}") for key in shapes}
+            invalid = [key for key, value in values.items() if value is None or not _is_valid(value, shapes[key])]
+            if invalid:
                 raise ValueError(
-                    f"the optimiser's {', '.join(bad)} of {name}: missing, of another shape or type, or not finite"
+                    f"the optimiser's {', '.join(invalid)} of {name}: missing, of another shape or type, "
+                    "or not finite"
                 )
             state[parameter] = {
-                key: value.to(parameter.device, copy=True) for key, value in own.items() if value is not None
+                key: value.to(parameter.device, copy=True) for key, value in values.items() if value is not None
             }
         self.optimiser.state.update(state)
 
     def _set_learning_rate(self) -> float:
-        """That of this iteration, by the schedule."""
-        left = 1 - self.iteration / self.num_iterations if self.config.learning_rate_schedule == "linear" else 1.0
-        learning_rate = self.config.learning_rate * left
+        """Set and return the learning rate of this iteration, by the schedule."""
+        is_linear = self.config.learning_rate_schedule == "linear"
+        factor = 1 - self.iteration / self.num_iterations if is_linear else 1.0
+        learning_rate = self.config.learning_rate * factor
         for group in self.optimiser.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(learning_rate)
@@ -176,31 +180,35 @@ class Learner:
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
         for key, observation in ((VALUE, OBSERVATION), (next_key(VALUE), next_key(OBSERVATION))):
-            batch[key] = self._in_minibatches(self.networks.critic.module, batch[observation])
+            batch[key] = self._map_minibatches(self.networks.critic.module, batch[observation])
         self._gae(batch)
-        batch[LOG_PROB] = self._in_minibatches(
-            lambda *each: self._log_prob(*each)[0], batch[OBSERVATION], batch[ACTION]
+        batch[LOG_PROB] = self._map_minibatches(
+            lambda *minibatch: self._log_prob(*minibatch)[0], batch[OBSERVATION], batch[ACTION]
         )
 
-    def _in_minibatches(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """What a function of frames gives for tensors [envs, time, ...], in little memory."""
+    def _map_minibatches(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """Apply a function of frames to tensors [envs, time, ...], minibatch by minibatch to save memory."""
         minibatches = zip(
-            *(torch.split(each.flatten(0, 1), self.config.minibatch_frames) for each in tensors), strict=True
+            *(torch.split(tensor.flatten(0, 1), self.config.minibatch_frames) for tensor in tensors), strict=True
         )
-        together = torch.cat([function(*each) for each in minibatches])
-        return together.reshape(*tensors[0].shape[:2], *together.shape[1:])
+        outputs = torch.cat([function(*minibatch) for minibatch in minibatches])
+        return outputs.reshape(*tensors[0].shape[:2], *outputs.shape[1:])
 
-    def _frames(self, batch: TensorDictBase) -> TensorDictBase:
-        """The frames to learn from, [envs x time], in the units that the losses compare."""
+    def _prepare_frames(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return the batch's frames [envs x time], with values and advantages in the units of the losses."""
         self._standardise_values(batch)
         if self.config.advantage_normalisation == "batch":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
-            batch[ADVANTAGE] = standardise(batch[ADVANTAGE], each_agent=True)
-        return batch.select(*LEARNED_FROM).reshape(-1)
+            batch[ADVANTAGE] = standardise(batch[ADVANTAGE], per_agent=True)
+        return batch.select(*LOSS_INPUTS).reshape(-1)
 
     def _standardise_values(self, batch: TensorDictBase) -> None:
-        """Where the critic predicts standardised values: what it did predict, and targets to learn."""
+        """Convert values and targets to standardised units, if the critic predicts standardised values.
+
+        The critic's predictions are converted with the old moments, value targets with moments that include
+        them.
+        """
         moments = self.networks.critic.module.moments
         if moments is not None:
             batch[VALUE] = moments.standardise(batch[VALUE])
@@ -208,67 +216,74 @@ class Learner:
             batch[VALUE_TARGET] = moments.standardise(batch[VALUE_TARGET])
 
     def _shuffled(self, frames: TensorDictBase) -> Iterable[tuple[Tensor, ...]]:
-        """An epoch: every frame once, in minibatches. All are copied at once, in a tenth of the time."""
+        """Return the minibatches of one epoch, which hold every frame once in random order."""
         order = torch.randperm(len(frames), device=frames.device)
-        shuffled = (frames[key][order] for key in LEARNED_FROM)
-        return zip(*(torch.split(each, self.config.minibatch_frames) for each in shuffled), strict=True)
+        shuffled = (frames[key][order] for key in LOSS_INPUTS)  # one copy of all frames: ten times as fast as many
+        return zip(*(torch.split(tensor, self.config.minibatch_frames) for tensor in shuffled), strict=True)
 
-    def _step_on(self, *minibatch: Tensor) -> list[Tensor]:
-        """One optimiser step on a minibatch of what is `LEARNED_FROM`; its losses and measures, in one tensor."""
-        frames = dict(zip(LEARNED_FROM, minibatch, strict=True))
+    def _optimiser_step(self, *minibatch: Tensor) -> list[Tensor]:
+        """Make one optimiser step on a minibatch of `LOSS_INPUTS`; return losses and measures in one tensor."""
+        frames = dict(zip(LOSS_INPUTS, minibatch, strict=True))
         if self.config.advantage_normalisation == "minibatch":
             frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
         values = self._gradients(*frames.values())
-        self._failed.masked_fill_(~values.isfinite().all(), 1.0)
+        self._found_inf.masked_fill_(~values.isfinite().all(), 1.0)
         self.optimiser.step()
         return [values]
 
     def _means(self, steps: list[Tensor]) -> dict[str, float]:
-        """Of each loss and measure, by name."""
+        """Return the mean over steps of each loss and measure, by name."""
         return dict(zip(self._gradients.names, torch.stack(steps).mean(0).tolist(), strict=True))
 
     def _require_finite(self, steps: list[Tensor]) -> None:
-        """Once a loss was not finite, Adam has changed nothing, and no GPU was waited for to know."""
-        if not self._failed:
+        """Raise if a loss of any step was not finite.
+
+        Adam has skipped every step since then. One check after all steps means that the host waits once for a
+        GPU.
+
+        Raises:
+            NonFiniteLoss: a loss or measure is NaN or infinite; the message names it.
+        """
+        if not self._found_inf:
             return
         for step in steps:
-            named = zip(self._gradients.names, step.tolist(), strict=True)
-            if bad := [f"{name} = {value}" for name, value in named if not math.isfinite(value)]:
-                raise NonFiniteLoss(f"{', '.join(bad)}; training stopped, and the optimiser did not step on it")
+            values = zip(self._gradients.names, step.tolist(), strict=True)
+            if terms := [f"{name} = {value}" for name, value in values if not math.isfinite(value)]:
+                raise NonFiniteLoss(f"{', '.join(terms)}; training stopped before the optimiser's step")
 
 
-def standardise(values: Tensor, each_agent: bool = False) -> Tensor:
-    """Zero mean and unit standard deviation, over everything or over each agent's share.
+def standardise(values: Tensor, per_agent: bool = False) -> Tensor:
+    """Scale values [..., agents, 1] to zero mean and unit standard deviation, over all or for each agent.
 
-    [..., agents, 1] -> [..., agents, 1]. A single value has no spread and becomes 0.
+    A single value has no deviation and becomes 0.
     """
-    dims = [dim for dim in range(values.dim()) if not each_agent or dim != values.dim() - 2]
+    dims = [dim for dim in range(values.dim()) if not per_agent or dim != values.dim() - 2]
     centred = values - values.mean(dims, keepdim=True)
     return centred / values.std(dims, correction=0, keepdim=True).clamp_min(1e-6)
 
 
 def explained_variance(value: Tensor, value_target: Tensor) -> float:
-    """Share of the targets' variance that the values account for: 1 is perfect, 0 no better than a constant.
+    """Return the share of the targets' variance that the values explain, or NaN if the targets do not vary.
 
-    NaN when the targets do not vary.
+    A share of 1 is perfect, 0 is no better than a constant.
     """
     variance = value_target.var(correction=0)
     return float(1 - (value_target - value).var(correction=0) / variance) if variance > 0 else float("nan")
 
 
 def _log_prob(policy: ProbabilisticActor, observation: Tensor, action: Tensor) -> list[Tensor]:
-    """Observations and actions [frames, agents, ...] -> log pi(a|o) [frames, agents]."""
+    """Return log pi(a|o) [frames, agents] of observations and actions [frames, agents, ...]."""
     frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
     return [policy.get_dist(frames).log_prob(action)]
 
 
 def _make_optimiser(parameters: list[Parameter], learning_rate: float) -> Adam:
-    """On a GPU, one whose steps can be recorded: the learning rate is there, too."""
+    """Make Adam. On a GPU, its learning rate is a tensor there, so that a CUDA graph can capture its steps."""
     device = parameters[0].device
     if device.type != "cuda":
         return Adam(parameters, learning_rate, fused=True)
     optimiser = Adam(parameters, torch.tensor(learning_rate, device=device), fused=True, capturable=True)
-    optimiser._warned_capturable_if_run_uncaptured = True  # fused, it costs nothing
+    optimiser._warned_capturable_if_run_uncaptured = True  # no warning: fused, a capturable step costs nothing
     return optimiser
 
 
@@ -304,5 +319,5 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
     return loss
 
 
-def _is_like(value: Tensor, shape: torch.Size) -> bool:
+def _is_valid(value: Tensor, shape: torch.Size) -> bool:
     return value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all())

@@ -19,38 +19,39 @@ from mappo.environment.keys import ACTION, OBSERVATION
 VALUE = ("agents", "state_value")  # [envs, time, agents, 1]
 _LOC, _SCALE, _LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-_DECAY = 0.99999  # of running moments, an update: that of the MAPPO paper's code
-_MIN_VARIANCE = 1e-2  # the same
+_DECAY = 0.99999  # decay of running moments per update, as in the MAPPO paper's code
+_MIN_VARIANCE = 1e-2  # lower bound of variances, as in the MAPPO paper's code
 _IMPOSSIBLE = -1e8  # a logit whose probability is 0
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of MAPPO, both reading and writing tensordicts.
+    """The networks of MAPPO; both read and write tensordicts.
 
-    policy: each agent's observation -> its action, with one set of weights for all agents or one for each.
-    critic: the observations of all agents together -> one value for each agent, in units of the reward.
+    policy: maps each agent's observation to its action, with one set of weights for all agents or one for each.
+    critic: maps the observations of all agents together to one value for each agent, in units of the reward.
     """
 
     policy: ProbabilisticActor
     critic: TensorDictModule
 
     def modules(self) -> nn.ModuleDict:
-        """Both as one module, whose state_dict is all there is to save."""
+        """Return both networks as one module, whose state_dict is everything to be saved."""
         return nn.ModuleDict({"policy": self.policy, "critic": self.critic})
 
     def update_observation_moments(self, observations: Tensor) -> None:
-        """Count observations [..., agents, features] in, where the networks standardise them."""
+        """Update the moments of the networks that standardise observations [..., agents, features]."""
         for module in self.modules().modules():
             if isinstance(module, ObservationNormaliser):
                 module.moments.update(observations)
 
 
 class RunningMoments(nn.Module):
-    """Mean and standard deviation of a stream of batches, each the batch's moments weighted by 0.99999 ** age.
+    """The mean and standard deviation of a stream of batches, each weighted by 0.99999 ** (its age in updates).
 
-    Before the first update: mean 0, deviation 1. Source: ValueNorm of the code of Yu et al., The Surprising
-    Effectiveness of PPO in Cooperative Multi-Agent Games (2022), whose debiasing is the division by the weight.
+    Before the first update, the mean is 0 and the deviation 1. Source: ValueNorm in the code of Yu et al.,
+    The Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022). Its debiasing is the division
+    by the weight here.
     """
 
     def __init__(self, num_features: int, device: torch.device):
@@ -61,19 +62,19 @@ class RunningMoments(nn.Module):
         self.weight = nn.Buffer(zero.sum())
 
     def update(self, values: Tensor) -> None:
-        """Count a batch [..., features] in."""
+        """Add a batch [..., features] to the moments."""
         rows = values.detach().double().flatten(0, -2)
         self.means.mul_(_DECAY).add_(rows.mean(0))
         self.squares.mul_(_DECAY).add_(rows.square().mean(0))
         self.weight.mul_(_DECAY).add_(1)
 
     def standardise(self, values: Tensor) -> Tensor:
-        """[..., features] -> [..., features], to zero mean and unit deviation."""
+        """Scale values [..., features] to zero mean and unit deviation."""
         mean, deviation = self._mean_and_deviation()
         return (values - mean) / deviation
 
     def restore(self, values: Tensor) -> Tensor:
-        """The inverse of `standardise`."""
+        """Invert `standardise`."""
         mean, deviation = self._mean_and_deviation()
         return values * deviation + mean
 
@@ -85,7 +86,7 @@ class RunningMoments(nn.Module):
 
 
 class ObservationNormaliser(nn.Module):
-    """Observations [..., features] standardised by their running moments over all agents."""
+    """A module that standardises observations [..., features] by their running moments over all agents."""
 
     def __init__(self, num_features: int, device: torch.device):
         super().__init__()
@@ -96,24 +97,24 @@ class ObservationNormaliser(nn.Module):
 
 
 class OnePerAgent(nn.Module):
-    """Networks that share nothing: each agent's observation goes through its own."""
+    """The networks of agents that share no weights; each agent has its own network."""
 
     def __init__(self, networks: list[nn.Module]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """[..., agents, features] -> [..., agents, outputs]."""
-        own = zip(self.networks, observation.unbind(-2), strict=True)
-        return torch.stack([network(seen) for network, seen in own], dim=-2)
+        """Return outputs [..., agents, outputs] for observations [..., agents, features]."""
+        pairs = zip(self.networks, observation.unbind(-2), strict=True)
+        return torch.stack([network(features) for network, features in pairs], dim=-2)
 
 
 class CentralisedCritic(nn.Module):
-    """Values of all agents from the observations of all agents.
+    """The critic, which maps the observations of all agents to the values of all agents.
 
-    The output layer has one unit for each agent, so that agents with rewards of their own have values of their
-    own. With `moments` of the value targets, the network predicts standardised values. Source: Yu et al., The
-    Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), sections 3 and 5.1.
+    The network has one output per agent, since rewards may differ between agents. With `moments` of the value
+    targets, the network predicts standardised values. Source: Yu et al., The Surprising Effectiveness of PPO
+    in Cooperative Multi-Agent Games (2022), sections 3 and 5.1.
     """
 
     def __init__(self, observation_normaliser: nn.Module, network: nn.Module, moments: RunningMoments | None):
@@ -123,20 +124,24 @@ class CentralisedCritic(nn.Module):
         self.moments = moments
 
     def predict(self, observation: Tensor) -> Tensor:
-        """[..., agents, features] -> what the network predicts, standardised or not, [..., agents, 1]."""
+        """Return the network's predictions [..., agents, 1], standardised if the critic has moments.
+
+        Observations are [..., agents, features].
+        """
         values: Tensor = self.network(self.observation_normaliser(observation).flatten(-2))
         return values.unsqueeze(-1)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """[..., agents, features] -> values in units of the reward, [..., agents, 1]."""
+        """Return values [..., agents, 1] in units of the reward for observations [..., agents, features]."""
         prediction = self.predict(observation)
         return self.moments.restore(prediction) if self.moments else prediction
 
 
 class MultiCategorical(Independent):  # type: ignore[type-arg]
-    """An action of several components, each a choice of its own; log-probabilities and entropies are sums.
+    """The distribution of an action with several independent discrete components.
 
-    logits [..., sum of choices] -> samples [..., components].
+    Log-probabilities and entropies are sums over the components. Logits are [..., sum of choices], samples
+    [..., components].
     """
 
     def __init__(self, logits: Tensor, choices: tuple[int, ...]):
@@ -151,7 +156,7 @@ class MultiCategorical(Independent):  # type: ignore[type-arg]
 
 
 def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
-    """Fresh networks on the environment's device; their initial weights come from torch's random stream."""
+    """Make networks on the environment's device; torch's random stream determines their initial weights."""
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
 
     def normaliser() -> nn.Module:
@@ -188,15 +193,15 @@ def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Mo
 
 
 def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
-    """How many numbers an agent's network gives, their keys, and the distribution that they parametrise."""
+    """Return the number of outputs of an agent's network, their keys, and their distribution."""
     spec, choices = environment.full_action_spec_unbatched[ACTION], action_choices(environment)
     if not choices:
         bounds = {"low": spec.space.low, "high": spec.space.high}
         squashed = {"distribution_class": TanhNormal, "distribution_kwargs": bounds}
         return 2 * spec.shape[-1], [_LOC, _SCALE], squashed
     if isinstance(spec, MultiCategoricalSpec):
-        several = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}
-        return sum(choices), [_LOGITS], several
+        categorical = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}
+        return sum(choices), [_LOGITS], categorical
     return sum(choices), [_LOGITS], {"distribution_class": Categorical}
 
 

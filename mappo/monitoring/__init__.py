@@ -1,1 +1,1 @@
-"""Metrics for Prometheus and TensorBoard. Start with `monitor`. Monitoring never makes a stage fail."""
+"""The metrics for Prometheus and TensorBoard. Start with `monitor`. Failed monitoring never fails a stage."""

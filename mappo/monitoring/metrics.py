@@ -1,7 +1,9 @@
-"""What the stages tell Prometheus: every metric, declared. `monitor.py` fills them, docs/metrics.md lists them.
+"""The declarations of all metrics that the stages export.
 
-Each has the labels `study` and `run` besides its own, whose values are few and known; `mappo_run_info` alone has
-free ones. What is cumulative counts what this process did, and begins at 0 with each attempt.
+`monitor.py` sets the values of the metrics; docs/metrics.md lists the metrics.
+
+Every metric has the labels `study` and `run`, and labels of its own with few, known values. Only `mappo_run_info`
+has labels with free values. Counters count the work of this process, so they begin at 0 with each attempt.
 """
 
 from collections.abc import Mapping
@@ -9,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
-PORT = 9464  # where a training pod listens; also in its annotation, and in the manifests of k8s/
-SCRAPE_SECONDS = 15  # between two scrapes, in the manifests of k8s/
-PUSH_JOB = "mappo"  # of what is pushed to a Pushgateway
+PORT = 9464  # port of the metrics of a training pod; the pod's annotation and the manifests of k8s/ have it, too
+SCRAPE_SECONDS = 15  # scrape interval in the manifests of k8s/
+PUSH_JOB = "mappo"  # label `job` of pushed metrics
 
 RUN_LABELS = ("study", "run")
 INFO_LABELS = ("scenario", "config_hash", "mappo_version", "device", "seed")
@@ -23,11 +25,13 @@ TRIAL_STATES = ("waiting", "running", "complete", "pruned", "failed")
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, by the name that a query uses.
+    """The declaration of one metric. `name` is the name that queries use.
 
-    `labels` are those besides study and run, with all their values. `column` is that of the training history it
-    comes from, where it comes from one: a gauge shows its latest defined value, a counter adds it up; `{label}` in
-    it stands for a label's value. `bounds` are the upper bounds of a histogram's buckets.
+    labels: the labels besides study and run, with all their values.
+    column: the column of the training history with the metric's values, or empty. A gauge shows the latest finite
+    value of the column, a counter adds the values up. `{label}` in a column's name stands for the label's value.
+    bounds: the upper bounds of a histogram's buckets.
+    is_info: whether the labels besides study and run are `INFO_LABELS`, which have free values.
     """
 
     name: str
@@ -40,78 +44,102 @@ class Metric:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """All, in the order of values for them."""
+        """The names of all labels, in the order in which the Prometheus client takes their values."""
         return (*RUN_LABELS, *(INFO_LABELS if self.is_info else self.labels))
 
     def combinations(self) -> list[dict[str, str]]:
-        """Its own labels in every combination of their values."""
+        """Return every combination of values of the labels besides study and run."""
         return [dict(zip(self.labels, values, strict=True)) for values in product(*self.labels.values())]
 
 
 TRAINING = (
-    Metric("mappo_run_info", "gauge", "1, with labels that say what is trained, on what", is_info=True),
-    Metric("mappo_run_state", "gauge", "1 for the state that training is in, 0 for the others", {"state": STATES}),
-    Metric("mappo_run_attempt", "gauge", "How often training was started under the run's name"),
-    Metric("mappo_run_frames", "gauge", "Frames since the run began, in all attempts", column="frames"),
-    Metric("mappo_run_planned_frames", "gauge", "Frames when the run will be finished"),
-    Metric("mappo_run_gpus", "gauge", "GPUs that this process trains on"),
-    Metric("mappo_frames_total", "counter", "Frames learned from"),
-    Metric("mappo_iterations_total", "counter", "Iterations"),
-    Metric("mappo_epochs_total", "counter", "Passes over a batch", column="epochs"),
-    Metric("mappo_optimiser_steps_total", "counter", "Optimiser steps, one a minibatch"),
+    Metric(
+        "mappo_run_info",
+        "gauge",
+        "Always 1; the labels describe the run (scenario, configuration, version, device, seed)",
+        is_info=True,
+    ),
+    Metric(
+        "mappo_run_state",
+        "gauge",
+        "1 for the current state of training, 0 for the other states",
+        {"state": STATES},
+    ),
+    Metric(
+        "mappo_run_attempt",
+        "gauge",
+        "Number of the current attempt: how many processes have trained the run so far",
+    ),
+    Metric("mappo_run_frames", "gauge", "Frames of the run so far, in all attempts", column="frames"),
+    Metric("mappo_run_planned_frames", "gauge", "Frames after which the run is finished"),
+    Metric("mappo_run_gpus", "gauge", "GPUs on which this process trains"),
+    Metric("mappo_frames_total", "counter", "Frames from which training has learned"),
+    Metric("mappo_iterations_total", "counter", "Completed iterations"),
+    Metric("mappo_epochs_total", "counter", "Passes over a batch (epochs)", column="epochs"),
+    Metric("mappo_optimiser_steps_total", "counter", "Optimiser steps, one for each minibatch"),
     Metric("mappo_episodes_total", "counter", "Episodes that ended", column="num_episodes"),
     Metric(
         "mappo_phase_seconds_total",
         "counter",
-        "Time of the training thread by phase, in seconds; save is what handing checkpoints over takes",
+        "Time of the training thread by phase, in seconds; save is the time to hand checkpoints to the saver",
         {"phase": ("collect", "learn", "evaluate", "save")},
         "{phase}_seconds",
     ),
     Metric(
         "mappo_frames_per_second",
         "gauge",
-        "Frames a second, collecting and learning, in the last iteration",
+        "Frames per second of the last iteration, collecting and learning together",
         column="frames_per_second",
     ),
     Metric(
         "mappo_episode_return_mean",
         "gauge",
-        "Mean return of the episodes that ended in the last batch in which some did, mean over agents",
+        "Mean return, averaged over agents, of the episodes that ended in the latest batch with a complete one",
         column="episode_return_mean",
     ),
-    Metric("mappo_episode_return_min", "gauge", "The lowest of them", column="episode_return_min"),
-    Metric("mappo_episode_return_max", "gauge", "The highest of them", column="episode_return_max"),
+    Metric(
+        "mappo_episode_return_min",
+        "gauge",
+        "Lowest return among the episodes of mappo_episode_return_mean",
+        column="episode_return_min",
+    ),
+    Metric(
+        "mappo_episode_return_max",
+        "gauge",
+        "Highest return among the episodes of mappo_episode_return_mean",
+        column="episode_return_max",
+    ),
     Metric(
         "mappo_selection_return_mean",
         "gauge",
-        "Mean return in the latest evaluation during training, by which the best checkpoint is chosen",
+        "Mean return of the latest evaluation during training; it selects the best checkpoint",
         column="evaluation_return_mean",
     ),
     Metric(
         "mappo_loss",
         "gauge",
-        "Terms of the loss as optimised, mean over the last iteration's optimiser steps",
+        "Terms of the optimised loss, averaged over the optimiser steps of the last iteration",
         {"term": ("policy", "critic", "entropy")},
         "loss_{term}",
     ),
-    Metric("mappo_kl_nats", "gauge", "Approximate divergence from the collecting policy, in nats", column="kl"),
+    Metric("mappo_kl_nats", "gauge", "Approximate KL divergence from the collecting policy, in nats", column="kl"),
     Metric(
         "mappo_clip_fraction_ratio",
         "gauge",
-        "Share of probability ratios outside 1 +- clip_epsilon, 0 to 1",
+        "Share of probability ratios outside 1 +- clip_epsilon, from 0 to 1",
         column="clip_fraction",
     ),
     Metric("mappo_entropy_nats", "gauge", "Entropy of the collecting policy, in nats", column="entropy"),
     Metric(
         "mappo_explained_variance",
         "gauge",
-        "Share of the value targets' variance that the values explain: 1 is perfect, 0 no better than a constant",
+        "Share of the value targets' variance that the critic explains; 1 is perfect, 0 is as good as a constant",
         column="explained_variance",
     ),
     Metric(
         "mappo_gradient_norm",
         "gauge",
-        "Norm of the gradient before clipping, by network",
+        "Norm of the gradient before clipping, by network (policy, critic)",
         {"network": ("policy", "critic")},
         "gradient_norm_{network}",
     ),
@@ -119,35 +147,35 @@ TRAINING = (
     Metric(
         "mappo_last_iteration_timestamp_seconds",
         "gauge",
-        "When the last iteration ended; before the first, when training began; in seconds since 1970",
+        "Unix time in seconds at the end of the last iteration; before the first iteration, the start of training",
     ),
     Metric(
         "mappo_stall_limit_seconds",
         "gauge",
-        "Age of the last iteration from which training counts as stalled: ten times the longest so far",
+        "Age of the last iteration above which training counts as stalled, in seconds; ten times the longest one",
     ),
     Metric(
         "mappo_last_checkpoint_timestamp_seconds",
         "gauge",
-        "When the last checkpoint was saved; before the first, when training began; in seconds since 1970",
+        "Unix time in seconds of the last saved checkpoint; before the first checkpoint, the start of training",
     ),
-    Metric("mappo_checkpoint_bytes", "gauge", "Size of the last checkpoint"),
+    Metric("mappo_checkpoint_bytes", "gauge", "Size of the last checkpoint, in bytes"),
     Metric(
         "mappo_checkpoint_saves_total",
         "counter",
-        "Checkpoints by what became of them: saved; a try failed; given up for a newer one",
+        "Attempts to save a checkpoint, by outcome: saved, failed, or skipped for a newer checkpoint",
         {"outcome": ("saved", "failed", "skipped")},
     ),
     Metric(
         "mappo_checkpoint_save_seconds",
         "histogram",
-        "How long saving a checkpoint took, tries that failed included, beside training",
+        "Time to save a checkpoint in the background, in seconds; failed attempts count, too",
         bounds=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
     ),
     Metric(
         "mappo_store_requests_total",
         "counter",
-        "Requests to the store, each try counted; missing and taken are answers, unavailable and refused failures",
+        "Requests to the store, retries included; missing and taken are answers, unavailable and refused failures",
         {
             "operation": ("read", "write", "create", "list", "delete"),
             "outcome": ("ok", "missing", "taken", "unavailable", "refused"),
@@ -156,13 +184,13 @@ TRAINING = (
     Metric(
         "mappo_peak_memory_bytes",
         "gauge",
-        "The most main memory that the process held at once",
+        "Peak main memory of the process, in bytes",
         column="peak_memory_bytes",
     ),
     Metric(
         "mappo_peak_gpu_memory_bytes",
         "gauge",
-        "The most that torch's tensors held at once on the GPU; 0 without one",
+        "Peak GPU memory of torch's tensors, in bytes; 0 without a GPU",
         column="peak_gpu_memory_bytes",
     ),
 )
@@ -171,29 +199,31 @@ PROBLEMS = (
     Metric(
         "mappo_non_finite_total",
         "counter",
-        "How often a number was not finite, which ends the stage, by where",
+        "Numbers that were not finite, by source; such a number ends the stage",
         {"source": ("loss", "observation", "return")},
     ),
 )
 
 OUTCOME = (
-    Metric("mappo_stage_success", "gauge", "Whether the stage ended well: 1 or 0", {"stage": STAGES}),
-    Metric("mappo_stage_duration_seconds", "gauge", "How long the stage took", {"stage": STAGES}),
-    Metric("mappo_stage_attempts", "gauge", "Attempts of the stage so far, with this one", {"stage": STAGES}),
+    Metric("mappo_stage_success", "gauge", "1 if the stage succeeded, 0 if the stage failed", {"stage": STAGES}),
+    Metric("mappo_stage_duration_seconds", "gauge", "Duration of the stage, in seconds", {"stage": STAGES}),
+    Metric(
+        "mappo_stage_attempts", "gauge", "Attempts of the stage so far, this attempt included", {"stage": STAGES}
+    ),
 )
 
 VALIDATION = (
     Metric(
         "mappo_validation_checks",
         "gauge",
-        "Checks of the environment by how they went",
+        "Checks of the environment by outcome",
         {"outcome": ("passed", "warning", "failed")},
     ),
 )
 
 EVALUATION = (
-    Metric("mappo_evaluation_episodes", "gauge", "Held-out episodes played", {"policy": POLICIES}),
-    Metric("mappo_evaluation_return_mean", "gauge", "Mean return over them", {"policy": POLICIES}),
+    Metric("mappo_evaluation_episodes", "gauge", "Held-out episodes of the evaluation", {"policy": POLICIES}),
+    Metric("mappo_evaluation_return_mean", "gauge", "Mean return of the held-out episodes", {"policy": POLICIES}),
     Metric(
         "mappo_evaluation_return_mean_low",
         "gauge",
@@ -209,7 +239,7 @@ EVALUATION = (
     Metric(
         "mappo_evaluation_return_interquartile_mean",
         "gauge",
-        "Interquartile mean of the return over them",
+        "Interquartile mean of the returns of the held-out episodes",
         {"policy": POLICIES},
     ),
 )
@@ -218,12 +248,16 @@ STUDY = (
     Metric(
         "mappo_study_trials",
         "gauge",
-        "Trials of the study by state, as this worker saw it last",
+        "Trials of the study by state, at this worker's last look at the database",
         {"state": TRIAL_STATES},
     ),
-    Metric("mappo_study_asked_trials", "gauge", "Trials that were asked for"),
-    Metric("mappo_study_lost_workers", "gauge", "How often a worker fell silent over a trial"),
-    Metric("mappo_study_best_value", "gauge", "Highest value of a completed trial: mean return on tuning seeds"),
+    Metric("mappo_study_asked_trials", "gauge", "Trials requested for the study, by all sessions together"),
+    Metric(
+        "mappo_study_lost_workers",
+        "gauge",
+        "Number of times that a trial lost its worker because the heartbeats stopped",
+    ),
+    Metric("mappo_study_best_value", "gauge", "Highest value of a completed trial (mean return on tuning seeds)"),
 )
 
 METRICS = (*TRAINING, *PROBLEMS, *VALIDATION, *EVALUATION, *STUDY, *OUTCOME)

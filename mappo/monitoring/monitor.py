@@ -1,9 +1,11 @@
-"""What a stage does, told to Prometheus: reports in, metrics out. The only importer of prometheus_client.
+"""The monitor: it turns the reports of a stage into metrics for Prometheus.
 
-A training pod is scraped; when it ends, it waits for one more scrape by each that scrapes it, so that its last
-values are not lost. Short
-stages push to a Pushgateway, if there is one, and delete there what they pushed. All of that is done beside
-training or after it, and none of it can make a stage fail.
+No other module imports prometheus_client.
+
+Prometheus scrapes a training pod. When training ends, the pod waits until every Prometheus that has scraped it
+does so once more, so that the last values are not lost. Short stages push their metrics to a Pushgateway, if
+there is one, and delete them there after Prometheus has had time to scrape them. Monitoring runs beside training
+or after it. Failed monitoring never fails a stage.
 """
 
 import math
@@ -41,9 +43,9 @@ from mappo.runs.saver import SaveResult
 from mappo.training.history import IterationReport, TrainingStarted
 
 _METRICS_PATH = "/metrics"
-_PUSH_SECONDS = 5.0  # that a Pushgateway has to answer
-_CACHE_SECONDS = 1.0
-_START_SECONDS = 600.0  # until training counts as stalled before its first iteration
+_PUSH_SECONDS = 5.0  # timeout of a request to the Pushgateway
+_CACHE_SECONDS = 1.0  # longest age of a page of metrics, so that many scrapes cost little
+_START_SECONDS = 600.0  # stall limit before the first iteration
 _STALL_FACTOR = 10
 _BY_STAGE = {
     "validate": metrics.VALIDATION,
@@ -53,16 +55,18 @@ _BY_STAGE = {
     "prepare": (),
     "tune": (*metrics.TRAINING, *metrics.STUDY),
 }
-_TRAINS = ("train", "tune")
-_OF_RUN = {metric.name for metric in (*metrics.TRAINING, *metrics.PROBLEMS)}  # of many, where a worker trains
-_KEPT = ("mappo_run_state", "mappo_last_iteration_timestamp_seconds")  # of runs before, so that their end is seen
+_TRAINING_STAGES = ("train", "tune")
+# The metrics of one run. A worker of a study trains many runs; the other metrics describe the worker itself.
+_RUN_METRICS = {metric.name for metric in (*metrics.TRAINING, *metrics.PROBLEMS)}
+# The metrics that stay after the next run has begun, so that Prometheus still scrapes how the last run ended.
+_KEPT_METRICS = ("mappo_run_state", "mappo_last_iteration_timestamp_seconds")
 
 
 class Monitor:
-    """Everything that one stage of one run tells Prometheus. Its methods may be called from any thread.
+    """The monitor of one stage of one run. Any thread may call its methods.
 
-    As a context manager it serves the metrics of training while the block lasts; at the end, it sees to it that
-    the last values arrive. Ctrl-C ends the block at once.
+    Inside its `with` block, the monitor serves the metrics of training. At the end of the block, the monitor makes
+    sure that Prometheus receives the last values. Ctrl-C ends the block at once.
     """
 
     def __init__(
@@ -75,45 +79,50 @@ class Monitor:
         registry: CollectorRegistry | None = None,
         min_stall_seconds: float = 60.0,
     ):
-        """`announce` shows a line to people. Without a registry, the monitor has one of its own."""
+        """Declare the metrics of a stage.
+
+        announce: prints one line for the user.
+        registry: where the metrics are registered; by default a new registry.
+        min_stall_seconds: the lowest stall limit, for runs with short iterations.
+        """
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._stage, self._settings, self._announce = stage, settings, announce
         self._labels = {"study": settings.study, "run": run}
         self._run_labels = self._labels
         self._registry = registry or CollectorRegistry(auto_describe=True)
-        self._lock = threading.Lock()  # so that every scrape shows one moment
+        self._lock = threading.Lock()  # held by updates and scrapes, so that a scrape never shows half an update
         self._server: MetricsServer | None = None
         self._rendered: tuple[float, bytes] = (-math.inf, b"")
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         self._state = "starting"
         self._is_training = stage == "train"
-        self._ended: deque[tuple[float, dict[str, str]]] = deque()
+        self._ended_runs: deque[tuple[float, dict[str, str]]] = deque()
         self._num_iterations = 0
-        self._last_iteration, self._longest_seconds = self._began, 0.0
+        self._last_iteration, self._longest_seconds = self._start, 0.0
         self._min_stall_seconds = min_stall_seconds
-        self._made: dict[str, Gauge | Counter | Histogram] = {}
+        self._by_name: dict[str, Gauge | Counter | Histogram] = {}
         self._gauges: dict[str, Gauge] = {}
         self._counters: dict[str, Counter] = {}
         self._histograms: dict[str, Histogram] = {}
         self._declared = (*_BY_STAGE[stage], *metrics.PROBLEMS, *metrics.OUTCOME)
         for metric in self._declared:
             self._declare(metric)
-        if stage in _TRAINS:
+        if stage in _TRAINING_STAGES:
             ProcessCollector(registry=self._registry)
 
     def __enter__(self) -> "Monitor":
-        """Begin to serve, if this is training and there is a port for it."""
-        with self._changing():
+        """Start to serve the metrics, if the stage trains and the settings have a port."""
+        with self._updating():
             self._set("mappo_stage_attempts", self._settings.attempts, stage=self._stage)
-        if self._stage in _TRAINS and self._settings.port is not None:
+        if self._stage in _TRAINING_STAGES and self._settings.port is not None:
             pages = {_METRICS_PATH: self._metrics, "/healthz": self._health, "/readyz": self._readiness}
             try:
                 self._server = MetricsServer(self._settings.port, pages)
             except (OSError, RuntimeError) as error:
                 reason = getattr(error, "strerror", error)
                 self._announce(
-                    f"warning: no metrics: port {self._settings.port} cannot be listened on: {reason}; "
-                    "training goes on; MAPPO_METRICS_PORT or --metrics-port takes another, 0 any free one"
+                    f"warning: no metrics: cannot listen on port {self._settings.port}: {reason}; "
+                    "training continues. Set another port with MAPPO_METRICS_PORT or --metrics-port (0: any)"
                 )
             else:
                 self._announce(f"metrics: http://localhost:{self._server.port}{_METRICS_PATH}")
@@ -122,30 +131,33 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Note how the stage ended, and wait until that is known, unless there is no time for it."""
+        """Set the final values and wait until Prometheus has them.
+
+        After Ctrl-C the monitor does not wait. After SIGTERM it waits for a scrape but does not push.
+        """
         interrupted = error is not None and not isinstance(error, Exception)
         state = "preempted" if interrupted else "failed" if error else "finished"
-        with self._changing():
+        with self._updating():
             if self._is_training:
                 self._set_state(state)
             self._set("mappo_stage_success", error is None, stage=self._stage)
-            self._set("mappo_stage_duration_seconds", time.monotonic() - self._began, stage=self._stage)
+            self._set("mappo_stage_duration_seconds", time.monotonic() - self._start, stage=self._stage)
         try:
             if not isinstance(error, KeyboardInterrupt) and not self._wait_for_scrape() and not interrupted:
                 self._push()
         except KeyboardInterrupt:
-            self._announce("did not wait for the last metrics to be scraped")
+            self._announce("Ctrl-C: no longer waiting for a scrape of the last metrics")
         finally:
             if self._server:
                 self._server.close()
 
     @property
     def port(self) -> int | None:
-        """Where the metrics are served; None when they are not."""
+        """The port of the metrics; None while the monitor does not serve them."""
         return self._server.port if self._server else None
 
     def planned(self, config: ExperimentConfig) -> None:
-        """What is about to be trained."""
+        """Report the configuration of the training that starts next."""
         device = resolve_device(config.device)
         info = (
             config.environment.scenario,
@@ -154,63 +166,69 @@ class Monitor:
             device.type,
             str(config.seed),
         )
-        collection, now = config.collection, time.time()
+        collection, timestamp = config.collection, time.time()
         steps = math.ceil(collection.frames_per_batch / config.learner.minibatch_frames)
-        with self._changing():
+        with self._updating():
             self._steps_per_epoch, self._frames_per_iteration = steps, collection.frames_per_batch
             self._set("mappo_run_info", 1, **dict(zip(INFO_LABELS, info, strict=True)))
             self._set("mappo_run_planned_frames", collection.num_iterations * collection.frames_per_batch)
             self._set("mappo_run_gpus", device.type == "cuda")
-            self._set("mappo_last_iteration_timestamp_seconds", now)
-            self._set("mappo_last_checkpoint_timestamp_seconds", now)
+            self._set("mappo_last_iteration_timestamp_seconds", timestamp)
+            self._set("mappo_last_checkpoint_timestamp_seconds", timestamp)
             self._set("mappo_stall_limit_seconds", self._stall_limit())
             self._set_state("starting")
 
     def begin_run(self, run: str) -> None:
-        """What is trained from now on is another run; what was told of the one before is forgotten."""
-        with self._changing():
+        """Report that another run starts in this process, and drop the metrics of the previous run."""
+        with self._updating():
             self._forget_runs()
             self._run_labels = {**self._labels, "run": run}
             for metric in self._declared:
-                if metric.name in _OF_RUN:
+                if metric.name in _RUN_METRICS:
                     self._begin_at_zero(metric)
             self._is_training = True
             self._num_iterations, self._longest_seconds = 0, 0.0
             self._last_iteration = time.monotonic()
 
     def end_run(self, state: str) -> None:
-        """Training has ended, but not the stage."""
-        with self._changing():
+        """Report that the training of a run ended, while the stage continues."""
+        with self._updating():
             self._set_state(state)
             self._is_training = False
-            self._ended.append((time.monotonic(), self._run_labels))
+            self._ended_runs.append((time.monotonic(), self._run_labels))
 
-    def studied(self, trials: Mapping[str, int], asked: int, losses: int, best: float | None) -> None:
-        """A study's trials by state, how many were asked for, how often one lost its worker, the best value."""
-        with self._changing():
+    def studied(self, trials: Mapping[str, int], requested: int, losses: int, best: float | None) -> None:
+        """Report the state of a study.
+
+        trials: number of trials by state. requested: number of requested trials. losses: how often a trial lost
+        its worker. best: highest value of a completed trial, or None.
+        """
+        with self._updating():
             for state in metrics.TRIAL_STATES:
                 self._set("mappo_study_trials", trials.get(state, 0), state=state)
-            self._set("mappo_study_asked_trials", asked)
+            self._set("mappo_study_asked_trials", requested)
             self._set("mappo_study_lost_workers", losses)
             if best is not None:
                 self._set("mappo_study_best_value", best)
 
-    def began(self, beginning: TrainingStarted) -> None:
-        """Training begins, or goes on from a checkpoint."""
-        with self._changing():
-            self._set("mappo_run_attempt", beginning.attempt)
-            self._set("mappo_run_frames", beginning.progress.frames)
+    def began(self, start: TrainingStarted) -> None:
+        """Report that training starts, or resumes from a checkpoint."""
+        with self._updating():
+            self._set("mappo_run_attempt", start.attempt)
+            self._set("mappo_run_frames", start.progress.frames)
 
     def iterated(self, report: IterationReport) -> None:
-        """One iteration is done."""
-        row, now = report.row(), time.monotonic()
+        """Report a completed iteration."""
+        row, end = report.row(), time.monotonic()
         seconds = report.collect_seconds + report.learn_seconds + report.evaluate_seconds
-        with self._changing():
-            since = now - self._last_iteration if self._num_iterations else 0.0
-            self._longest_seconds = max(self._longest_seconds, since, seconds)
+        with self._updating():
+            # The time between two reports includes saving, which `seconds` leaves out. Before the first iteration
+            # it would include the set-up of training, so it does not count there.
+            between_reports = end - self._last_iteration if self._num_iterations else 0.0
+            self._longest_seconds = max(self._longest_seconds, between_reports, seconds)
             self._num_iterations += 1
-            self._last_iteration = now
-            self._take(row)
+            self._last_iteration = end
+            self._add_row(row)
             self._add("mappo_iterations_total", 1)
             self._add("mappo_frames_total", self._frames_per_iteration)
             self._add("mappo_optimiser_steps_total", report.losses.epochs * self._steps_per_epoch)
@@ -219,8 +237,8 @@ class Monitor:
             self._set_state("running")
 
     def saved(self, save: SaveResult) -> None:
-        """A checkpoint was saved, or not."""
-        with self._changing():
+        """Report the result of an attempt to save a checkpoint."""
+        with self._updating():
             self._add("mappo_checkpoint_saves_total", 1, outcome=save.outcome)
             if save.outcome != "skipped":
                 self._observe("mappo_checkpoint_save_seconds", save.seconds)
@@ -229,25 +247,25 @@ class Monitor:
                 self._set("mappo_last_checkpoint_timestamp_seconds", time.time())
 
     def requested(self, operation: str, outcome: str) -> None:
-        """The store was asked for something."""
-        with self._changing():
+        """Report a request to the store."""
+        with self._updating():
             self._add("mappo_store_requests_total", 1, operation=operation, outcome=outcome)
 
     def met_non_finite(self, source: str) -> None:
-        """A number was not finite: in a loss, an observation or a return."""
-        with self._changing():
+        """Report a number that was not finite. `source` is loss, observation or return."""
+        with self._updating():
             self._add("mappo_non_finite_total", 1, source=source)
 
     def validated(self, report: ValidationReport) -> None:
-        """The environment was checked."""
+        """Report the checks of the environment."""
         outcomes = [check.outcome for check in report.checks]
-        with self._changing():
+        with self._updating():
             for outcome in ("passed", "warning", "failed"):
                 self._set("mappo_validation_checks", outcomes.count(outcome), outcome=outcome)
 
     def evaluated(self, report: EvaluationReport) -> None:
-        """A policy was judged."""
-        with self._changing():
+        """Report the evaluation of a policy."""
+        with self._updating():
             for policy, returns in report.policies().items():
                 numbers = {
                     "mappo_evaluation_episodes": len(returns.episode_returns),
@@ -261,7 +279,7 @@ class Monitor:
                         self._set(name, value, policy=policy)
 
     def text(self) -> bytes:
-        """All metrics in Prometheus's text format, as of one moment, at most a second old."""
+        """Return all metrics in Prometheus's text format: one consistent snapshot, at most a second old."""
         with self._lock:
             rendered, text = self._rendered
             if time.monotonic() - rendered > _CACHE_SECONDS:
@@ -270,22 +288,22 @@ class Monitor:
             return text
 
     def stalled(self) -> str:
-        """Why training counts as stalled; empty when it does not."""
+        """Return the reason why training counts as stalled, or an empty text if training makes progress."""
         with self._lock:
             age, limit = time.monotonic() - self._last_iteration, self._stall_limit()
         if self._state not in ("starting", "running") or age <= limit:
             return ""
-        return f"stalled: no iteration for {age:.0f} s; counts as stalled after {limit:.0f} s"
+        return f"stalled: no iteration for {age:.0f} s; the limit is {limit:.0f} s"
 
     def _forget_runs(self) -> None:
-        """All of the last run but that it ended, which is forgotten after two scrapes."""
-        for name in _OF_RUN - set(_KEPT):
-            self._made[name].clear()
-        while self._ended and time.monotonic() - self._ended[0][0] > 2 * self._settings.linger_seconds:
-            _, labels = self._ended.popleft()
-            for name in _KEPT:
+        """Drop the metrics of earlier runs; the state in which a run ended stays for two scrapes."""
+        for name in _RUN_METRICS - set(_KEPT_METRICS):
+            self._by_name[name].clear()
+        while self._ended_runs and time.monotonic() - self._ended_runs[0][0] > 2 * self._settings.linger_seconds:
+            _, labels = self._ended_runs.popleft()
+            for name in _KEPT_METRICS:
                 if labels != self._run_labels:
-                    self._made[name].remove_by_labels(labels)
+                    self._by_name[name].remove_by_labels(labels)
 
     def _metrics(self) -> Page:
         return Page(200, CONTENT_TYPE_PLAIN_0_0_4, self.text())
@@ -307,22 +325,22 @@ class Monitor:
     def _set_state(self, state: str) -> None:
         self._state = state
         if self._is_training:
-            for each in metrics.STATES:
-                self._set("mappo_run_state", each == state, state=each)
+            for name in metrics.STATES:
+                self._set("mappo_run_state", name == state, state=name)
 
     def _wait_for_scrape(self) -> bool:
-        """Give the last values time to be scraped; whether they were."""
+        """Wait for a scrape of the last values; return whether every regular client has scraped them."""
         if not self._server:
             return False
-        ended, linger = time.monotonic(), self._settings.linger_seconds
-        if ended - self._began > linger and not self._server.clients(_METRICS_PATH, self._began):
-            return False  # nobody looks
-        self._announce(f"waiting up to {linger:.0f} s until the last metrics are scraped")
-        regular = self._server.clients(_METRICS_PATH, ended - 2 * linger)
-        return self._server.wait_for_clients(_METRICS_PATH, ended, regular, linger)
+        end, linger = time.monotonic(), self._settings.linger_seconds
+        if end - self._start > linger and not self._server.clients(_METRICS_PATH, self._start):
+            return False  # no Prometheus has scraped during a whole scrape interval, so none will
+        self._announce(f"waiting up to {linger:.0f} s for a scrape of the last metrics")
+        regular_clients = self._server.clients(_METRICS_PATH, end - 2 * linger)
+        return self._server.wait_for_clients(_METRICS_PATH, end, regular_clients, linger)
 
     def _push(self) -> None:
-        """Leave the last values at the Pushgateway until they are scraped there, and delete them."""
+        """Push the last values to the Pushgateway, give Prometheus time to scrape them there, and delete them."""
         gateway = self._settings.pushgateway
         if not gateway:
             return
@@ -330,17 +348,17 @@ class Monitor:
         try:
             try:
                 push_to_gateway(gateway, metrics.PUSH_JOB, self._registry, key, timeout=_PUSH_SECONDS)
-                self._announce(f"metrics pushed; deleted there in {self._settings.linger_seconds:.0f} s")
+                self._announce(f"metrics pushed; they are deleted in {self._settings.linger_seconds:.0f} s")
                 time.sleep(self._settings.linger_seconds)
-            finally:  # also when it took the metrics without an answer in time
+            finally:  # a request that timed out may have stored the metrics, too
                 delete_from_gateway(gateway, metrics.PUSH_JOB, key, timeout=_PUSH_SECONDS)
         except (OSError, HTTPException, ValueError) as error:
             self._announce(
-                f"warning: the Pushgateway {gateway} did not take the metrics, or not delete them: {error}"
+                f"warning: the Pushgateway {gateway} did not accept the metrics, or did not delete them: {error}"
             )
 
     def _declare(self, metric: Metric) -> None:
-        """Make a metric; what counts begins at 0 for all its labels, what shows a value when there is one."""
+        """Create a metric. Counters and histograms start at 0 for all labels; gauges start empty."""
         arguments = (metric.name, metric.description, metric.label_names)
         if metric.kind == "gauge":
             self._gauges[metric.name] = Gauge(*arguments, registry=self._registry)
@@ -348,40 +366,40 @@ class Monitor:
             self._counters[metric.name] = Counter(*arguments, registry=self._registry)
         else:
             self._histograms[metric.name] = Histogram(*arguments, registry=self._registry, buckets=metric.bounds)
-        self._made = {**self._gauges, **self._counters, **self._histograms}
+        self._by_name = {**self._gauges, **self._counters, **self._histograms}
         self._begin_at_zero(metric)
 
     def _begin_at_zero(self, metric: Metric) -> None:
         if metric.kind == "counter":
-            for own in metric.combinations():
-                self._add(metric.name, 0, **own)
+            for labels in metric.combinations():
+                self._add(metric.name, 0, **labels)
         elif metric.kind == "histogram":
             self._histograms[metric.name].labels(**self._run_labels)
 
     def _labels_of(self, name: str) -> dict[str, str]:
-        return self._run_labels if name in _OF_RUN else self._labels
+        return self._run_labels if name in _RUN_METRICS else self._labels
 
-    def _take(self, row: dict[str, float]) -> None:
-        """A row of the history: added to counters, shown by gauges; what is not defined changes neither."""
+    def _add_row(self, row: dict[str, float]) -> None:
+        """Add a row of the history to the counters and show it in the gauges; skip values that are not finite."""
         for metric in self._declared:
-            for own in metric.combinations() if metric.column else ():
-                value = row[metric.column.format(**own)]
+            for labels in metric.combinations() if metric.column else ():
+                value = row[metric.column.format(**labels)]
                 if math.isfinite(value):
-                    (self._add if metric.kind == "counter" else self._set)(metric.name, value, **own)
+                    (self._add if metric.kind == "counter" else self._set)(metric.name, value, **labels)
 
-    def _set(self, name: str, value: float, **own: str) -> None:
-        self._gauges[name].labels(**self._labels_of(name), **own).set(value)
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        self._gauges[name].labels(**self._labels_of(name), **labels).set(value)
 
-    def _add(self, name: str, amount: float, **own: str) -> None:
-        assert math.isfinite(amount), "it would poison the counter for ever"
-        self._counters[name].labels(**self._labels_of(name), **own).inc(amount)
+    def _add(self, name: str, amount: float, **labels: str) -> None:
+        assert math.isfinite(amount), "a counter can never recover from NaN or infinity"
+        self._counters[name].labels(**self._labels_of(name), **labels).inc(amount)
 
     def _observe(self, name: str, value: float) -> None:
         self._histograms[name].labels(**self._labels_of(name)).observe(value)
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Changes that a scrape sees together."""
+    def _updating(self) -> Iterator[None]:
+        """Group changes, so that a scrape shows all of them or none."""
         with self._lock:
             self._rendered = (-math.inf, b"")
             yield

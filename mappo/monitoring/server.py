@@ -1,6 +1,7 @@
-"""A small HTTP server beside training, which cannot slow it down: few requests a second, few at once.
+"""A small HTTP server that cannot slow training down: it answers few requests per second and few at once.
 
-What is beyond that waits in the operating system's short queue, or is turned away, and costs training nothing.
+Further requests wait in the short queue of the operating system, or the server closes them. They cost training
+nothing.
 """
 
 import logging
@@ -16,14 +17,14 @@ from typing import Any
 _log = logging.getLogger(__name__)
 _REQUESTS_PER_SECOND = 2.0
 _BURST = 8
-_AT_ONCE = 4
-_CLIENT_SECONDS = 5.0  # for a client to send its request and take the answer
-_MOST_CLIENTS = 16  # that are remembered
+_MAX_CONCURRENT = 4
+_CLIENT_SECONDS = 5.0  # deadline for a client to send its request and receive the answer
+_MAX_CLIENTS = 16  # number of client addresses to remember for each path
 
 
 @dataclass(frozen=True)
 class Page:
-    """An answer."""
+    """The answer to a request."""
 
     status: int
     content_type: str
@@ -31,55 +32,58 @@ class Page:
 
 
 def text_page(status: int, text: str) -> Page:
-    """A line for people."""
+    """Return a page with one line of plain text."""
     return Page(status, "text/plain; charset=utf-8", f"{text}\n".encode())
 
 
 class MetricsServer:
-    """Serves pages by path, from threads of its own, until it is closed."""
+    """A server of pages by path. It runs in threads of its own until `close` is called."""
 
     def __init__(self, port: int, pages: Mapping[str, Callable[[], Page]]):
-        """Listen on all addresses of this machine; port 0 takes any that is free.
+        """Listen on all addresses of this machine. Port 0 selects any free port.
 
         Raises:
-            OSError: the port is taken, or not allowed.
-            RuntimeError: the system gives no thread for it.
+            OSError: the port is taken, or this user may not listen on it.
+            RuntimeError: the system cannot start a thread for the server.
         """
-        self._answered: dict[str, dict[str, float]] = {}  # path, client: when its last request came
+        self._answered: dict[
+            str, dict[str, float]
+        ] = {}  # path, client's address: time of the client's last request
         self._changed = threading.Condition()
         self._server = _Server(port, pages, self._note)
         self.port: int = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
 
-    def clients(self, path: str, moment: float) -> set[str]:
-        """Addresses whose requests for a path since a moment of `time.monotonic` were answered."""
+    def clients(self, path: str, since: float) -> set[str]:
+        """Return the addresses whose requests for `path` were answered. `since` is a time of `time.monotonic`."""
         with self._changed:
-            return {client for client, asked in self._answered.get(path, {}).items() if asked >= moment}
+            return {client for client, last in self._answered.get(path, {}).items() if last >= since}
 
-    def wait_for_clients(self, path: str, moment: float, clients: set[str], seconds: float) -> bool:
-        """Wait until all of these have asked for a path since a moment, and anyone at all; whether they have.
+    def wait_for_clients(self, path: str, since: float, clients: set[str], seconds: float) -> bool:
+        """Wait until all `clients`, and at least one client, have requested `path` since the time `since`.
 
-        A Prometheus may be two: each needs the last values.
+        Return whether that happened within `seconds`. Several clients matter because a Prometheus may run as two
+        replicas, and each of them needs the last values.
         """
 
-        def done() -> bool:
-            asked = self.clients(path, moment)
-            return bool(asked) and clients <= asked
+        def all_have_requested() -> bool:
+            answered = self.clients(path, since)
+            return bool(answered) and clients <= answered
 
         with self._changed:
-            return self._changed.wait_for(done, seconds)
+            return self._changed.wait_for(all_have_requested, seconds)
 
     def close(self) -> None:
-        """Stop, and free the port."""
+        """Stop the server and free the port."""
         self._server.shutdown()
         self._server.server_close()
 
-    def _note(self, path: str, client: str, began: float) -> None:
+    def _note(self, path: str, client: str, start: float) -> None:
         with self._changed:
             answered = self._answered.setdefault(path, {})
-            answered[client] = max(began, answered.get(client, began))
-            if len(answered) > _MOST_CLIENTS:
-                del answered[min(answered, key=lambda known: answered[known])]
+            answered[client] = max(start, answered.get(client, start))
+            if len(answered) > _MAX_CLIENTS:
+                del answered[min(answered, key=lambda address: answered[address])]
             self._changed.notify_all()
 
 
@@ -92,8 +96,8 @@ class _Server(ThreadingHTTPServer):
         self, port: int, pages: Mapping[str, Callable[[], Page]], on_answer: Callable[[str, str, float], object]
     ):
         self.pages, self.on_answer = pages, on_answer
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
-        self._next = 0.0  # when the next request is due, at the rate that is allowed
+        self._slots = threading.BoundedSemaphore(_MAX_CONCURRENT)
+        self._next = 0.0  # time at which the rate limit allows the next request
         self.address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
         super().__init__(("", port), _Handler)
 
@@ -106,20 +110,23 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "metrics", self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand a request to a thread, in its time, if one is free."""
-        now = time.monotonic()
-        self._next = max(self._next, now - _BURST / _REQUESTS_PER_SECOND) + 1 / _REQUESTS_PER_SECOND
-        time.sleep(max(0.0, self._next - now))
+        """Wait for the rate limit, and hand the request to a thread; close the request if all threads are busy."""
+        current = time.monotonic()
+        self._next = max(self._next, current - _BURST / _REQUESTS_PER_SECOND) + 1 / _REQUESTS_PER_SECOND
+        time.sleep(max(0.0, self._next - current))
         if not self._slots.acquire(blocking=False):
             return self.shutdown_request(request)
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
+        except BaseException:  # the system could not start a thread
             self._slots.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, unless the client takes too long, however slowly it goes on."""
+        """Answer a request, or cut the client off at the deadline.
+
+        The socket's own timeout is not enough: it begins again with every byte that a slow client sends.
+        """
         deadline = threading.Timer(_CLIENT_SECONDS, _cut_off, (request,))
         deadline.daemon = True
         try:
@@ -130,7 +137,7 @@ class _Server(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A client that went away, or a defect: training goes on."""
+        """Log the error of a request at debug level only; a broken connection must not disturb training."""
         _log.debug("a request for metrics from %s failed", client_address, exc_info=True)
 
 
@@ -140,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         path = self.path.partition("?")[0]
         page = self.server.pages.get(path, _not_found(self.server.pages))()
         self.send_response(page.status)
@@ -150,18 +157,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(page.body)
             self.wfile.flush()
-            self.server.on_answer(path, self.client_address[0], began)
+            self.server.on_answer(path, self.client_address[0], start)
 
     do_HEAD = do_GET  # noqa: N815  (the name that http.server looks for)
 
     def log_message(self, *_: object) -> None:
-        """Not a line for each request."""
+        """Print nothing, instead of one line per request."""
 
 
 def _cut_off(request: socket.socket) -> None:
-    with suppress(OSError):  # it is closed already
+    with suppress(OSError):  # the request is closed already
         request.shutdown(socket.SHUT_RDWR)
 
 
 def _not_found(pages: Mapping[str, Callable[[], Page]]) -> Callable[[], Page]:
-    return lambda: text_page(404, f"there is only {', '.join(pages)}")
+    return lambda: text_page(404, f"not found; the pages are {', '.join(pages)}")

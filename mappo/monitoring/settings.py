@@ -1,4 +1,4 @@
-"""The settings of monitoring, from the environment."""
+"""The settings of monitoring, read from environment variables."""
 
 import os
 import re
@@ -13,11 +13,13 @@ from mappo.runs.supervisor import COUNT_VARIABLE
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """How a stage can be watched.
+    """The settings of a stage's monitoring.
 
-    port: where training serves its metrics; 0 is any free port, None not at all. pushgateway: a URL, or empty.
-    linger_seconds: a little more than the time between two scrapes. study: to which study a run belongs. attempts:
-    those of the stage so far, with this process.
+    port: port on which training serves its metrics; 0 for any free port, None to serve nothing.
+    pushgateway: URL of a Pushgateway, or empty for none.
+    linger_seconds: how long a stage waits at its end for a scrape; a little more than the scrape interval.
+    study: name of the study to which the run belongs.
+    attempts: number of attempts of the stage so far, this process included.
     """
 
     port: int | None = None
@@ -30,14 +32,14 @@ class MonitorSettings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "MonitorSettings":
         """Read MAPPO_METRICS_PORT, MAPPO_PUSHGATEWAY, MAPPO_LINGER_SECONDS, MAPPO_STUDY and MAPPO_ATTEMPTS.
 
-        An empty variable is as one that is not set.
+        An empty variable counts as not set.
 
         Raises:
-            ConfigError: one of them is not what it must be.
+            ConfigError: a variable has a value that is not allowed.
         """
         port = environment.get("MAPPO_METRICS_PORT", "")
         if port and (not port.isdecimal() or int(port) > 65535):
-            raise ConfigError(f"MAPPO_METRICS_PORT = {port!r}: must be a port, 0 to 65535 (0: any free one)")
+            raise ConfigError(f"MAPPO_METRICS_PORT = {port!r}: must be a port from 0 to 65535 (0: any free port)")
         pushgateway = environment.get("MAPPO_PUSHGATEWAY", "")
         if pushgateway and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", pushgateway):
             raise ConfigError(
@@ -45,7 +47,7 @@ class MonitorSettings:
             )
         linger = environment.get("MAPPO_LINGER_SECONDS", "") or str(cls.linger_seconds)
         if not re.fullmatch(r"\d+(\.\d+)?", linger) or float(linger) > 3600:
-            raise ConfigError(f"MAPPO_LINGER_SECONDS = {linger!r}: must be a number of seconds, 0 to 3600")
+            raise ConfigError(f"MAPPO_LINGER_SECONDS = {linger!r}: must be a number of seconds from 0 to 3600")
         try:
             study = require_run_name(environment.get("MAPPO_STUDY", "") or cls.study)
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Training as TensorBoard event files, for those who watch it there; the history has the same numbers."""
+"""The event files for TensorBoard. They have the same numbers as the history."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from mappo.training.history import IterationReport, TrainingStarted
 if TYPE_CHECKING:
     pass
 
-_GROUPS = {  # of plots, by what the names of columns begin with
+_GROUPS = {  # group of plots: prefixes of the names of its columns
     "return": ("episode_return_", "evaluation_return_"),
     "loss": ("loss_",),
     "learning": (
@@ -23,11 +23,11 @@ _GROUPS = {  # of plots, by what the names of columns begin with
         "epochs",
     ),
 }
-_LEFT_OUT = ("iteration", "frames")  # the axis
+_SKIPPED = ("iteration", "frames")  # the columns of the horizontal axis
 
 
 class EventFiles:
-    """A directory of event files; each column of the history is a scalar over frames, NaN left out.
+    """A directory of event files. Every column of the history becomes a scalar over frames; NaN is left out.
 
     Raises:
         ConfigError: the package tensorboard is not installed.
@@ -40,27 +40,27 @@ class EventFiles:
             raise ConfigError(
                 "--tensorboard: the package tensorboard is missing: pip install 'mappo[tensorboard]'"
             ) from None
-        self._make, self._directory = SummaryWriter, directory
+        self._writer_class, self._directory = SummaryWriter, directory
         self._writer: SummaryWriter | None = None
 
-    def begin(self, beginning: TrainingStarted) -> None:
-        """Start where training does: what an earlier process wrote of later frames does not count."""
-        self._writer = self._make(str(self._directory), purge_step=beginning.progress.frames + 1)
+    def begin(self, start: TrainingStarted) -> None:
+        """Open the files at the frame where training starts, and discard later frames of an earlier process."""
+        self._writer = self._writer_class(str(self._directory), purge_step=start.progress.frames + 1)
 
     def write(self, report: IterationReport) -> None:
-        """Write an iteration."""
+        """Write the numbers of an iteration."""
         assert self._writer
         row = report.row()
         for name, value in row.items():
-            if name not in _LEFT_OUT and math.isfinite(value):
+            if name not in _SKIPPED and math.isfinite(value):
                 self._writer.add_scalar(f"{_group(name)}/{name}", value, int(row["frames"]))
         self._writer.flush()
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write what is still in memory, and close the files."""
         if self._writer:
             self._writer.close()
 
 
 def _group(name: str) -> str:
-    return next((group for group, starts in _GROUPS.items() if name.startswith(starts)), "speed")
+    return next((group for group, prefixes in _GROUPS.items() if name.startswith(prefixes)), "speed")

@@ -1,10 +1,10 @@
-"""The champion of each task: which policy is in use, and all that were before it.
+"""The champions of each task: the policy in use, and the decisions that have put it there.
 
     TASK/decisions/00000003.json     the third decision; the one with the highest number is in force
     TASK/policies/1a2b3c4d5e6f7a8b/  a run with one checkpoint, policy.pt2 and model-card.md
 
-Decisions are only ever created, each under the next number, so that of two which race for a number one is refused,
-and the history is what was decided.
+A decision is created under the next free number, and is never changed or deleted. If two decisions race for a
+number, the store refuses one of them. So the history is complete.
 """
 
 import json
@@ -27,7 +27,7 @@ from mappo.runs.run import Run
 from mappo.runs.store import honours_conditions
 from mappo.strict_json import json_hash, to_dict
 
-POLICY, CARD = "policy.pt2", "model-card.md"  # in the place of a policy
+POLICY, CARD = "policy.pt2", "model-card.md"  # the files beside the checkpoint of a policy
 _DECISION = re.compile(r"decisions/(\d{8})\.json")
 _TASK = re.compile(r"([^/]+)/decisions/\d{8}\.json")
 _POLICY_KEY = r"^policies/[0-9a-f]{16}$"
@@ -37,9 +37,10 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True, config=_STRICT)
 class ChampionDecision:
-    """A decision that changed the champion. policy: its place below the task; decided: when, in UTC.
+    """A decision that changed the champion.
 
-    evidence is the gate's decision; empty for a rollback. reason is what a person gave for a rollback.
+    policy: the key of the new champion's policy, below the task. decided: the time of the decision, in UTC.
+    evidence: the gate's decision; empty for a rollback. reason: the text that a person gave for a rollback.
     """
 
     format: Literal[1]
@@ -51,17 +52,17 @@ class ChampionDecision:
     reason: str = ""
 
 
-_ENTRY = TypeAdapter(ChampionDecision)
+_CHAMPION_DECISION = TypeAdapter(ChampionDecision)
 
 
 def task_name(config: EnvironmentConfig) -> str:
-    """The name of a task: its scenario, and a hash of all that makes it another task."""
+    """Return the name of a task: its scenario, and a hash of its whole environment configuration."""
     scenario = re.sub(r"[^A-Za-z0-9._-]", ".", config.scenario)
     return f"{scenario}-{json_hash(to_dict(config))[:8]}"
 
 
 def tasks(location: str | Path) -> list[str]:
-    """The tasks that have a champion.
+    """Return the names of the tasks that have a champion.
 
     Raises:
         StoreError: the store does not answer.
@@ -79,48 +80,49 @@ class Champions:
         self._store = open_store(self.location)
 
     def history(self) -> list[ChampionDecision]:
-        """All decisions that changed the champion, the first first.
+        """Return all decisions that changed the champion, the oldest first.
 
         Raises:
-            ConfigError: one is damaged.
+            ConfigError: a decision is damaged.
             StoreError: the store does not answer.
         """
         matches = [_DECISION.fullmatch(entry.key) for entry in self._store.entries("decisions/")]
         return [self._read(int(match[1])) for match in matches if match]
 
     def current(self) -> ChampionDecision | None:
-        """The decision in force, if there is one.
+        """Return the decision in force, or None if there is none yet.
 
         Raises:
-            ConfigError, StoreError: as `history`.
+            ConfigError: the decision is damaged.
+            StoreError: the store does not answer.
         """
         matches = [_DECISION.fullmatch(entry.key) for entry in self._store.entries("decisions/")]
         numbers = [int(match[1]) for match in matches if match]
         return self._read(max(numbers)) if numbers else None
 
-    def policy(self, entry: ChampionDecision) -> Checkpoint:
-        """The checkpoint of a champion.
+    def policy(self, decision: ChampionDecision) -> Checkpoint:
+        """Load the checkpoint of a champion.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: the checkpoint is damaged.
             StoreError: the store does not answer.
         """
-        run = Run.at(self.place(entry))
+        run = Run.at(self.policy_location(decision))
         return run.load(run.choose("last"))
 
-    def place(self, entry: ChampionDecision) -> str:
-        """Where its checkpoint, its exported policy and its model card are."""
-        return joined(self.location, entry.policy)
+    def policy_location(self, decision: ChampionDecision) -> str:
+        """Return the location of a champion's checkpoint, exported policy and model card."""
+        return joined(self.location, decision.policy)
 
-    def keep(self, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> str:
-        """Keep a policy with what belongs to it; its key. Doing it again is harmless.
+    def save_policy(self, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> str:
+        """Save a policy's checkpoint and its files; return the policy's key. Saving it again is harmless.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the store refuses writes or does not answer.
         """
         key = policy_key(checkpoint)
         run = Run.at(joined(self.location, key))
-        if not run.saved():
+        if not run.refs():
             claim(run).save(checkpoint)
         for name, content in files.items():
             run.store.write(name, content)
@@ -134,58 +136,63 @@ class Champions:
         evidence: Mapping[str, Any],
         reason: str = "",
     ) -> ChampionDecision:
-        """Put a policy in force, if `after` still is; atomically.
+        """Put a policy in force, unless another decision has followed `after` already. The operation is atomic.
 
         Raises:
-            KeyTaken: another decision was faster.
-            StoreError: the store does not answer, or cannot tell who was first.
+            KeyTaken: another decision came first.
+            StoreError: the store does not answer, or does not support conditional writes.
         """
         if not honours_conditions(self._store, "decisions/"):
             raise StoreError(
                 f"{self.location}: this store ignores conditional writes (If-None-Match), so that two promotions "
-                "could overwrite each other: keep champions in another store"
+                "could overwrite each other: use another store for champions"
             )
         number = after.number + 1 if after else 1
         decided = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = ChampionDecision(1, number, action, policy, decided, dict(evidence), reason)
-        content = json.dumps(asdict(entry), indent=1, allow_nan=False).encode()
+        decision = ChampionDecision(1, number, action, policy, decided, dict(evidence), reason)
+        content = json.dumps(asdict(decision), indent=1, allow_nan=False).encode()
         self._store.create(_decision_key(number), content)
-        return entry
+        return decision
 
     def roll_back(self, to: int | None = None, reason: str = "") -> ChampionDecision:
-        """Put an earlier champion in force: that of decision `to`, or the last one with another policy.
+        """Put an earlier champion in force: the one of decision `to`, or else the last one with another policy.
 
         Raises:
-            ConfigError: there is none.
-            KeyTaken, StoreError: as `decide`.
+            ConfigError: there is no such champion.
+            CheckpointError: the checkpoint of the earlier champion is damaged.
+            KeyTaken: another decision came first.
+            StoreError: the store does not answer, or does not support conditional writes.
         """
-        entries = self.history()
-        if not entries:
+        history = self.history()
+        if not history:
             raise ConfigError(f"{self.location}: there is no champion")
-        current = entries[-1]
-        others = [each for each in entries if each.policy != current.policy and to in (None, each.number)]
-        if not others:
-            there = ", ".join(str(each.number) for each in entries if each.policy != current.policy) or "none"
-            which = f"decision {to}" if to else "an earlier champion"
-            raise ConfigError(f"{self.location}: no way back to {which}: decisions for another policy: {there}")
-        self.policy(others[-1])  # it must be there, and whole
-        return self.decide(current, "rolled back", others[-1].policy, {}, reason)
+        current = history[-1]
+        others = [decision for decision in history if decision.policy != current.policy]
+        candidates = [decision for decision in others if to in (None, decision.number)]
+        if not candidates:
+            numbers = ", ".join(str(decision.number) for decision in others) or "none"
+            target = f"decision {to}" if to else "an earlier champion"
+            raise ConfigError(
+                f"{self.location}: cannot roll back to {target}: decisions for another policy: {numbers}"
+            )
+        self.policy(candidates[-1])  # raises an error if the checkpoint is missing or damaged
+        return self.decide(current, "rolled back", candidates[-1].policy, {}, reason)
 
     def _read(self, number: int) -> ChampionDecision:
         key = _decision_key(number)
         try:
-            entry = _ENTRY.validate_json(self._store.read(key, _MAX_BYTES))
+            decision = _CHAMPION_DECISION.validate_json(self._store.read(key, _MAX_BYTES))
         except ValidationError as error:
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"])
             raise ConfigError(f"{self.location}/{key}: not a decision: {name}: {problem['msg']}") from None
-        if entry.number != number:
-            raise ConfigError(f"{self.location}/{key}: not a decision: number: {entry.number}, not {number}")
-        return entry
+        if decision.number != number:
+            raise ConfigError(f"{self.location}/{key}: not a decision: number: {decision.number}, not {number}")
+        return decision
 
 
 def policy_key(checkpoint: Checkpoint) -> str:
-    """The place of a checkpoint's policy below its task, by the hash of its networks."""
+    """Return the key of a checkpoint's policy, below its task: a hash of the networks."""
     manifest, _ = pack(checkpoint)
     return f"policies/{manifest.parts['networks'].sha256[:16]}"
 

@@ -1,4 +1,4 @@
-"""A trained policy as a file that needs PyTorch alone: observations of all agents in, actions out."""
+"""The export of a trained policy to a file that needs only PyTorch and maps observations to actions."""
 
 import io
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from mappo.errors import NotExportable
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
-_EXAMPLES = 7  # observations with which the exported policy is tried
+_NUM_EXAMPLES = 7  # the number of environments whose observations test the exported policy
 
 
 class _Actions(nn.Module):
@@ -31,28 +31,30 @@ class _Actions(nn.Module):
         self._distribution, self._bounds = sampler.distribution_class, sampler.distribution_kwargs
 
     def forward(self, observation: Tensor) -> Tensor:
-        """[envs, agents, features] -> [envs, agents, ...], as the task takes them."""
-        found = self.network(observation)
-        values = dict(zip(self._names, found if isinstance(found, tuple) else (found,), strict=True))
-        chosen = self._distribution(**values, **self._bounds)
-        best: Tensor = chosen.deterministic_sample if hasattr(chosen, "deterministic_sample") else chosen.mode
-        return best
+        """Return the task's actions [envs, agents, ...] for observations [envs, agents, features]."""
+        outputs = self.network(observation)
+        values = dict(zip(self._names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        distribution = self._distribution(**values, **self._bounds)
+        has_sample = hasattr(distribution, "deterministic_sample")  # a plain Categorical has only `mode`
+        actions: Tensor = distribution.deterministic_sample if has_sample else distribution.mode
+        return actions
 
 
 def export_policy(checkpoint: Checkpoint) -> bytes:
-    """The policy of a checkpoint, as `torch.export.load` reads it, for any number of environments.
+    """Export the policy of a checkpoint; return a file for `torch.export.load`.
 
-    It takes observations [envs, agents, features] float32, in the scenario's own units, and gives the most likely
-    actions. What is written is loaded again, and must give the same actions.
+    The exported policy takes observations [envs, agents, features] in float32 and in the scenario's own units,
+    for any number of environments. It returns the most likely actions. To verify it, load it again and compare
+    its actions with those of the trained policy.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit its task.
-        NotExportable: it gives others.
+        NotExportable: the exported policy returns other actions than the trained policy.
     """
     cpu = torch.device("cpu")
     config = replace(checkpoint.config, device="cpu")
     with private_random_streams(0, Stream.GATE, cpu), torch.no_grad():
-        environment = make_environment(config.environment, _EXAMPLES, 0, Stream.GATE, cpu)
+        environment = make_environment(config.environment, _NUM_EXAMPLES, 0, Stream.GATE, cpu)
         networks = make_networks(config.networks, environment)
         restore_networks(checkpoint, networks)
         state = environment.reset()
@@ -69,19 +71,22 @@ def export_policy(checkpoint: Checkpoint) -> bytes:
             trained = networks.policy(state)[ACTION]
     exported = torch.export.load(io.BytesIO(file.getvalue())).module()(observation)
     if exported.shape != trained.shape or not torch.equal(exported, trained):
-        raise NotExportable(f"the exported policy's actions {list(exported.shape)} are not the trained policy's")
+        raise NotExportable(
+            f"the exported policy's actions {list(exported.shape)} differ from the trained policy's "
+            f"{list(trained.shape)}"
+        )
     return file.getvalue()
 
 
 def model_card(checkpoint: Checkpoint, task: str, gate: Mapping[str, Any]) -> str:
-    """What someone must know who is given the exported policy; Markdown. `gate`: how it was judged, by name."""
+    """Return the model card of an exported policy, in Markdown. `gate`: the results of the gate, by name."""
     config = checkpoint.config
     versions = ", ".join(f"{name} {version}" for name, version in checkpoint.platform.versions.items())
-    judged = "\n".join(f"| {name} | {value} |" for name, value in gate.items())
+    gate_rows = "\n".join(f"| {name} | {value} |" for name, value in gate.items())
     kwargs = config.environment.scenario_kwargs or "none"
     return f"""# A policy for {task}
 
-Agents that act by their own observations alone, trained by multi-agent proximal policy optimisation (MAPPO).
+Each agent acts on its own observations alone. Training: multi-agent proximal policy optimisation (MAPPO).
 
 | | |
 |---|---|
@@ -90,15 +95,15 @@ Agents that act by their own observations alone, trained by multi-agent proximal
 | actions | {config.environment.actions}, the most likely ones |
 | trained on | {checkpoint.frames:,} frames, seed {config.seed} |
 | versions | {versions} |
-{judged}
+{gate_rows}
 
-`policy.pt2` needs PyTorch alone. Observations are [envs, agents, features], float32, as the scenario gives them:
+`policy.pt2` needs only PyTorch. Observations are [envs, agents, features], float32, as the scenario returns them:
 
     import torch
     policy = torch.export.load("policy.pt2").module()
     actions = policy(observations)
 
-It is meant for this task. Nothing is known of how it acts in another, with another number of agents, or where
-observations are out of the range that it met in training. Returns are undiscounted sums over an episode, mean over
-agents.
+The policy is meant for this task. It was not tested in other tasks, with another number of agents, or on
+observations outside the range of training. A return is the undiscounted sum of rewards over an episode, averaged
+over agents.
 """

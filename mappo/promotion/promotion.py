@@ -1,4 +1,4 @@
-"""Does a candidate beat the champion of its task? The gate, and what becomes of its decision."""
+"""The promotion of a candidate: test whether it beats the champion of its task, and record the decision."""
 
 import json
 import secrets
@@ -20,21 +20,22 @@ from mappo.promotion.gate import Gate
 from mappo.runs.checkpoint import Checkpoint
 
 TEST = (
-    "one-sided paired t test over episodes, a pair being the two policies' episodes from the same initial state; "
-    "of one training of each, so that it says nothing of other training seeds"
+    "one-sided paired t test over episodes; a pair is the episodes of both policies from the same initial state; "
+    "the test compares one training of each policy, and its result does not hold for other training seeds"
 )
-_MOST_RACES = 10
+_MAX_RACES = 10
 _LARGEST_SEED = 2**31
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate saw and decided.
+    """The decision of the gate, with the returns that it is based on.
 
-    opponent: `champion N`, by the number of the decision that made it so, or `random` where there was none.
-    Returns are undiscounted, mean over agents, in the order of seeds. lower_bound is the one-sided lower
-    confidence bound of the mean difference; the candidate is better if it lies above the gate's margin. action:
-    promoted or kept. champion: the decision in force afterwards, by number; None where there is still none.
+    opponent: `champion N`, where N is the number of its decision, or `random` if the task had no champion.
+    Returns are undiscounted, averaged over agents, and ordered by seed. lower_bound: the one-sided lower
+    confidence bound of the mean difference; the candidate is better if this bound exceeds the gate's margin.
+    action: promoted or kept. champion: the number of the decision in force afterwards; None if the task still
+    has no champion.
     """
 
     task: str
@@ -54,7 +55,16 @@ class Decision:
     champion: int | None
 
 
+@dataclass(frozen=True)
+class PromotionSkipped:
+    """The result of a promotion without a location for champions: no gate decided."""
+
+    study: str
+    action: str = "not asked"
+
+
 _DECISION = TypeAdapter(Decision)
+_RESULT: TypeAdapter[Decision | PromotionSkipped] = TypeAdapter(Decision | PromotionSkipped)
 
 
 def promote(
@@ -64,37 +74,52 @@ def promote(
     gate: Gate,
     announce: Callable[[str], object] = lambda _: None,
 ) -> Decision:
-    """Put the candidate in the champion's place if it is better. Doing it again after it was promoted is harmless.
+    """Make the candidate the champion if it passes the gate. Promoting the current champion again is harmless.
 
-    The task is `config.environment`. Gate seeds are drawn afresh, from the operating system, in a random stream
-    that nothing else uses, so that no selection can have seen them; both policies meet the same initial states.
-    Where another decision comes first, the gate is held again against the new champion, with other seeds.
+    The task is `config.environment`. The operating system draws new gate seeds for every decision, and no other
+    part of the program uses their random stream. So no selection can have seen these episodes. Both policies
+    start from the same initial states. If another decision comes first, the gate is repeated with other seeds,
+    against the new champion.
 
     Raises:
         CheckpointError: the candidate's or the champion's networks do not fit the task.
-        ConfigError: the champion is of another task.
-        StoreError: the store does not answer, cannot tell who was first, or others always are.
+        ConfigError: the candidate or the champion was trained on another task.
+        StoreError: the store does not answer, does not support conditional writes, or another decision always
+        comes
+            first.
     """
-    for _ in range(_MOST_RACES):
+    for _ in range(_MAX_RACES):
         current = champions.current()
         if current and current.policy == policy_key(candidate):
-            announce(f"the candidate is the champion already, by decision {current.number}")
-            return _decided(current, champions) or judge(config, candidate, champions, current, gate)
+            announce(f"the candidate is already the champion, by decision {current.number}")
+            return _decision_of(current, champions) or judge(config, candidate, champions, current, gate)
         decision = judge(config, candidate, champions, current, gate)
         if not decision.is_better:
             return decision
         announce("better: exporting the policy")
         card = model_card(candidate, champions.task, _summary(decision))
-        key = champions.keep(candidate, {POLICY: export_policy(candidate), CARD: card.encode()})
+        key = champions.save_policy(candidate, {POLICY: export_policy(candidate), CARD: card.encode()})
         number = current.number + 1 if current else 1
         promoted = replace(decision, action="promoted", champion=number)
         try:
             champions.decide(current, "promoted", key, asdict(promoted))
         except KeyTaken:
-            announce("another decision came first: the gate is held again, against the new champion")
+            announce("another decision came first: the gate is repeated against the new champion")
             continue
         return promoted
-    raise StoreError(f"{champions.location}: other decisions came first {_MOST_RACES} times")
+    raise StoreError(f"{champions.location}: gave up after {_MAX_RACES} tries; another decision always came first")
+
+
+def parse_decision(location: str, content: bytes) -> Decision | PromotionSkipped:
+    """Parse the JSON that a promotion wrote. Error messages name its `location`.
+
+    Raises:
+        ConfigError: the content is not the result of a promotion.
+    """
+    try:
+        return _RESULT.validate_json(content)
+    except ValidationError as error:
+        raise ConfigError(f"{location}: not the result of a promotion: {error.errors()[0]['msg']}") from None
 
 
 def judge(
@@ -104,10 +129,12 @@ def judge(
     current: ChampionDecision | None,
     gate: Gate,
 ) -> Decision:
-    """Hold the gate, and change nothing.
+    """Return the decision of the gate, without promoting anything.
 
     Raises:
-        CheckpointError, ConfigError, StoreError: as `promote`.
+        CheckpointError: the candidate's or the champion's networks do not fit the task.
+        ConfigError: the candidate or the champion was trained on another task.
+        StoreError: the store does not answer.
     """
     seeds = secrets.SystemRandom().sample(range(_LARGEST_SEED), gate.num_seeds)
     episodes = EvaluationConfig(
@@ -116,19 +143,19 @@ def judge(
         deterministic=config.evaluation.deterministic,
     )
 
-    def earned(policy: PolicyOf) -> list[float]:
+    def play(policy: PolicyOf) -> list[float]:
         returns, _ = play_episodes(policy, config, episodes, Stream.GATE)
         return returns
 
     opponent: PolicyOf = lambda environment: environment.rand_action  # noqa: E731
     if current:
         opponent = _policy_of(config, champions.policy(current))
-    candidate_returns, opponent_returns = earned(_policy_of(config, candidate)), earned(opponent)
+    candidate_returns, opponent_returns = play(_policy_of(config, candidate)), play(opponent)
     bound = statistics.paired_lower_bound(candidate_returns, opponent_returns, gate.confidence)
     candidate_mean, opponent_mean = statistics.mean(candidate_returns), statistics.mean(opponent_returns)
     return Decision(
         task=champions.task,
-        candidate=_described(candidate),
+        candidate=_description(candidate),
         opponent=f"champion {current.number}" if current else "random",
         gate=gate,
         test=TEST,
@@ -146,16 +173,18 @@ def judge(
 
 
 def _policy_of(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
-    """A checkpoint's policy with networks of its own sizes, on the task and the device of `config`."""
-    if changed := differences(replace(config, environment=checkpoint.config.environment), config):
-        listed = ", ".join(f"{name} = {change}" for name, change in changed.items())
-        raise ConfigError(f"the checkpoint was trained on another task: {listed}")
+    """Return a checkpoint's policy on the task and the device of `config`; its networks keep their own sizes."""
+    if changes := differences(replace(config, environment=checkpoint.config.environment), config):
+        text = ", ".join(f"{name} = {change}" for name, change in changes.items())
+        raise ConfigError(f"the checkpoint was trained on another task: {text}")
     return trained_policy(replace(config, networks=checkpoint.config.networks), checkpoint)
 
 
-def _decided(current: ChampionDecision, champions: Champions) -> Decision | None:
-    """The gate's decision that made this policy champion; None if it cannot be read any more."""
-    promotions = [each for each in champions.history() if each.policy == current.policy and each.evidence]
+def _decision_of(current: ChampionDecision, champions: Champions) -> Decision | None:
+    """Return the gate's decision that made this policy the champion; None if it is missing or unreadable."""
+    promotions = [
+        decision for decision in champions.history() if decision.policy == current.policy and decision.evidence
+    ]
     try:
         decision: Decision = _DECISION.validate_json(json.dumps(promotions[-1].evidence))
     except (IndexError, ValidationError):
@@ -163,7 +192,7 @@ def _decided(current: ChampionDecision, champions: Champions) -> Decision | None
     return replace(decision, champion=current.number)
 
 
-def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+def _description(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "policy": policy_key(checkpoint),
         "config_hash": config_hash(checkpoint.config),
@@ -174,11 +203,11 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _summary(decision: Decision) -> dict[str, Any]:
-    """For the model card."""
+    """Return the rows of the gate in the model card."""
     mean = decision.candidate_mean
     return {
         "mean return on gate seeds (95 %)": f"{mean.value:.4g} [{mean.low:.4g}, {mean.high:.4g}]",
-        f"of {decision.opponent}, which it beat": f"{decision.opponent_mean.value:.4g}",
+        f"mean return of {decision.opponent}, which it beat": f"{decision.opponent_mean.value:.4g}",
         "difference": f"{decision.difference:.4g}, with {decision.gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; {decision.test}",
     }

@@ -1,1 +1,1 @@
-"""Everything that people look at: pages, tables, progress. Start with `run_page`. A page reads typed reports."""
+"""The output for people: pages, tables and progress. Start with `run_page`. A page reads typed reports."""

@@ -1,4 +1,4 @@
-"""What a run's history says about how it learned, in plain words, each with its evidence."""
+"""The diagnosis of a run: answers about its training in plain words, with evidence from its history."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,16 @@ from typing import Literal
 import numpy as np
 
 Rows = Sequence[Mapping[str, float]]
-MIN_ITERATIONS = 5  # fewer say nothing about a trend
-_LATE = 0.2  # the share of iterations at the end that is looked at
+MIN_ITERATIONS = 5  # fewer iterations show no trend
+_LATE = 0.2  # share of the iterations, at the end of the run, that the answers rest on
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One answer. state: good, look (worth a look) or problem. evidence: the numbers that it rests on."""
+    """The answer to one question about a run.
+
+    state: good, look (worth a look) or problem. evidence: the numbers on which the answer rests.
+    """
 
     question: str
     state: Literal["good", "look", "problem"]
@@ -23,10 +26,11 @@ class Diagnosis:
 
 
 def diagnose(rows: Rows, clip_epsilon: float) -> list[Diagnosis]:
-    """Answers from the rows of a history, NaN where a cell is empty; none from fewer than `MIN_ITERATIONS`.
+    """Return the answers for the rows of a history, or an empty list below `MIN_ITERATIONS` rows.
 
-    The bounds are rules of thumb of the field. Source: Huang et al., The 37 Implementation Details of Proximal
-    Policy Optimization (2022); Andrychowicz et al., What Matters In On-Policy Reinforcement Learning (2020).
+    NaN stands for an empty cell. The bounds are rules of thumb. Source: Huang et al., The 37 Implementation
+    Details of Proximal Policy Optimization (2022); Andrychowicz et al., What Matters In On-Policy Reinforcement
+    Learning (2020).
     """
     if len(rows) < MIN_ITERATIONS:
         return []
@@ -36,19 +40,21 @@ def diagnose(rows: Rows, clip_epsilon: float) -> list[Diagnosis]:
 def _policy(rows: Rows, clip_epsilon: float) -> Diagnosis:
     kl, clipped = _late(rows, "kl"), _late(rows, "clip_fraction")
     evidence = (
-        f"in the last fifth: KL {kl:.3g} nats an update, {100 * clipped:.0f} % of ratios outside "
+        f"in the last fifth: KL {kl:.3g} nats per update, {100 * clipped:.0f} % of ratios outside "
         f"1 ± {clip_epsilon:g}"
     )
-    question = "Is the policy changing too much in an update?"
+    question = "Does the policy change too much in an update?"
     if math.isnan(kl) or math.isnan(clipped):
         return Diagnosis(question, "look", "Unknown: KL or clip fraction was not recorded.", evidence)
     if kl > 0.1 or clipped > 0.5:
-        answer = "Yes: fewer epochs, a lower learning rate or target_kl would hold it back."
+        answer = "Yes: use fewer epochs, a lower learning rate or target_kl."
         return Diagnosis(question, "problem", answer, evidence)
     if kl > 0.03 or clipped > 0.3:
-        return Diagnosis(question, "look", "It changes a lot; watch whether the return stays steady.", evidence)
+        return Diagnosis(
+            question, "look", "The policy changes a lot; check that the return stays steady.", evidence
+        )
     if clipped < 0.005 and kl < 1e-4:
-        answer = "It hardly changes: training has converged, or the learning rate is too low."
+        answer = "The policy hardly changes: training has converged, or the learning rate is too low."
         return Diagnosis(question, "look", answer, evidence)
     return Diagnosis(question, "good", "No.", evidence)
 
@@ -56,14 +62,14 @@ def _policy(rows: Rows, clip_epsilon: float) -> Diagnosis:
 def _critic(rows: Rows) -> Diagnosis:
     explained, question = _late(rows, "explained_variance"), "Is the critic accurate?"
     loss = _late(rows, "loss_critic")
-    evidence = f"in the last fifth: explained variance {explained:.2f} (1 is perfect), critic's loss {loss:.3g}"
+    evidence = f"in the last fifth: explained variance {explained:.2f} (1 is perfect), critic loss {loss:.3g}"
     if math.isnan(explained):
         return Diagnosis(question, "look", "Unknown: the value targets did not vary.", evidence)
     if explained < 0:
-        answer = "No: worse than a constant. More epochs, a larger network or normalise_values may help."
+        answer = "No: it is worse than a constant. Try more epochs, a larger network or normalise_values."
         return Diagnosis(question, "problem", answer, evidence)
     if explained < 0.5:
-        answer = "Somewhat. That is usual once returns hardly vary; before that, advantages are noisy."
+        answer = "Partly. This is normal once returns hardly vary; before that, it makes advantages noisy."
         return Diagnosis(question, "look", answer, evidence)
     return Diagnosis(question, "good", "Yes.", evidence)
 
@@ -72,42 +78,43 @@ def _exploration(rows: Rows) -> Diagnosis:
     entropy = _column(rows, "entropy")
     first, last = float(np.nanmean(entropy[:3])), _late(rows, "entropy")
     question = "Does the policy still explore?"
-    evidence = f"entropy {first:.2f} nats at first, {last:.2f} in the last fifth"
+    evidence = f"entropy {first:.2f} nats at the start, {last:.2f} in the last fifth"
     if math.isnan(last) or math.isnan(first):
         return Diagnosis(question, "look", "Unknown: entropy was not recorded.", evidence)
     drop = first - last
     early = float(np.nanmin(entropy[: max(2, len(entropy) // 4)]))
     if first - early > 3.0:
-        answer = "It stopped within the first quarter of training: raise entropy_coefficient."
+        answer = "No: it stopped within the first quarter of training. Raise entropy_coefficient."
         return Diagnosis(question, "problem", answer, f"{evidence}; {early:.2f} within the first quarter")
     if drop > 4.0:
-        return Diagnosis(
-            question, "look", "Hardly any more; fine if the return is as high as it can be.", evidence
-        )
+        return Diagnosis(question, "look", "Hardly; this is fine if the return is as high as it can be.", evidence)
     return Diagnosis(question, "good", "Yes.", evidence)
 
 
 def _return(rows: Rows) -> Diagnosis:
-    question = "Did the return fall back from its best?"
+    question = "Did the return fall from its best?"
     returns = _column(rows, "episode_return_mean")
     known = returns[np.isfinite(returns)]
     if len(known) < MIN_ITERATIONS:
-        return Diagnosis(question, "look", "Unknown: too few episodes ended.", f"{len(known)} iterations had any")
+        return Diagnosis(
+            question,
+            "look",
+            "Unknown: too few episodes ended.",
+            f"{len(known)} iterations with a completed episode",
+        )
     width = max(1, len(known) // 10)
     smooth = np.convolve(known, np.ones(width) / width, mode="valid")
     best, last, start = float(smooth.max()), float(smooth[-1]), float(smooth[0])
-    gained = best - min(start, best)
+    gain = best - min(start, best)
     smoothed = f"mean of {width} iterations: " if width > 1 else ""
-    evidence = f"{smoothed}{start:.3g} at first, {best:.3g} at best, {last:.3g} at last"
-    if gained <= 0 or best - start < 1e-9:
-        return Diagnosis(question, "problem", "It never rose above where it began.", evidence)
-    lost = (best - last) / gained
-    if lost > 0.5:
-        return Diagnosis(question, "problem", "Yes, by more than half of what it had gained.", evidence)
-    if lost > 0.2:
-        return Diagnosis(
-            question, "look", "By a part of what it had gained; the best checkpoint is kept.", evidence
-        )
+    evidence = f"{smoothed}{start:.3g} at the start, {best:.3g} at its best, {last:.3g} at the end"
+    if gain <= 0 or best - start < 1e-9:
+        return Diagnosis(question, "problem", "The return never rose above its start.", evidence)
+    loss = (best - last) / gain
+    if loss > 0.5:
+        return Diagnosis(question, "problem", "Yes, by more than half of its gain.", evidence)
+    if loss > 0.2:
+        return Diagnosis(question, "look", "Yes, by a part of its gain; the best checkpoint is kept.", evidence)
     return Diagnosis(question, "good", "No.", evidence)
 
 
@@ -116,7 +123,7 @@ def _column(rows: Rows, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float6
 
 
 def _late(rows: Rows, name: str) -> float:
-    """The mean over the last fifth; NaN when nothing is known there."""
+    """Return the mean of a column over the last fifth of the rows, or NaN if no value there is finite."""
     late = _column(rows, name)[-max(1, round(len(rows) * _LATE)) :]
     known = late[np.isfinite(late)]
     return float(known.mean()) if len(known) else float("nan")

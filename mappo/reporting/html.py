@@ -1,4 +1,4 @@
-"""What HTML pages share: templates of page/, scripts and styles in the page, and data that cannot break out."""
+"""The rendering of HTML pages: templates of page/ with their scripts, styles and safely embedded data."""
 
 import json
 from collections.abc import Sequence
@@ -12,12 +12,15 @@ import mappo
 from mappo.reporting.plots import Plot
 
 
-def render(template: str, shown: Sequence[Plot], **values: Any) -> str:
-    """A page from one of the templates, with all that it needs in it."""
+def render(template: str, embedded_plots: Sequence[Plot], **values: Any) -> str:
+    """Return a self-contained page made from a template.
+
+    embedded_plots: the plots whose figures the page contains. values: the other variables of the template.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FunctionLoader(_text)
     )
-    figures = [{"identifier": plot.identifier, "figure": json.loads(plot.figure)} for plot in shown]
+    figures = [{"identifier": plot.identifier, "figure": json.loads(plot.figure)} for plot in embedded_plots]
     return environment.get_template(template).render(
         plots_json=embedded(figures),
         plotly=_plotly(),
@@ -30,12 +33,12 @@ def render(template: str, shown: Sequence[Plot], **values: Any) -> str:
 
 
 def embedded(value: Any) -> Markup:
-    """JSON in an element of a script's kind, which no content of it can end."""
+    """Return a value as JSON for a <script> element. Escaped `<` keeps the data from closing the element."""
     return _safe(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _safe(text: str) -> Markup:
-    """Our own files, and JSON that was escaped."""
+    """Mark a text as safe HTML. Only files of this package and escaped JSON may come here."""
     return Markup(text)  # noqa: S704
 
 

@@ -1,4 +1,4 @@
-"""Plots of what was recorded, as Plotly's JSON: curves of training, and returns of evaluation."""
+"""The plots of a run as Plotly's JSON: learning curves and returns of the evaluation."""
 
 import json
 import textwrap
@@ -13,12 +13,15 @@ from mappo.evaluation.evaluation import EpisodeReturns
 Rows = Sequence[Mapping[str, float]]
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899")
 _PHASES = {"collect_seconds": "collecting", "learn_seconds": "learning", "evaluate_seconds": "evaluating"}
-_MAX_POINTS = 1_500  # of a curve; more are not seen
+_MAX_POINTS = 1_500  # points per curve; a screen shows no more
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with what a reader needs to know. figure: Plotly's JSON; identifier: of its place in the page."""
+    """A figure with its title and explanation.
+
+    identifier: part of the ID of the page's element for the figure. figure: Plotly's JSON.
+    """
 
     identifier: str
     title: str
@@ -27,21 +30,26 @@ class Plot:
 
 
 def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
-    """Learning curves of one run, or of several on top of each other."""
+    """Return the learning curves of one run, or of several runs in the same plots."""
     single = (
-        ("kl", "Change of the policy", "approximate KL divergence (nats)", "How far an update moves the policy."),
+        ("kl", "Change of the policy", "approximate KL divergence (nats)", "Change of the policy in an update."),
         (
             "clip_fraction",
             "Clipped share",
             "probability ratios that were clipped (0 to 1)",
-            "High: too large steps.",
+            "High values mean too large steps.",
         ),
-        ("entropy", "Entropy", "entropy of an agent's action (nats)", "Falls as the policy makes up its mind."),
-        ("explained_variance", "Critic", "explained variance (1 is perfect)", "How well values predict returns."),
-        ("loss_critic", "Critic's loss", "loss", "In the units of squared values; only its trend says something."),
-        ("loss_policy", "Policy's loss", "loss", "Clipped surrogate; about zero is usual."),
-        ("gradient_norm_policy", "Policy's gradient", "norm before clipping", "Spikes go with unstable updates."),
-        ("frames_per_second", "Speed", "frames a second", "Collecting and learning."),
+        ("entropy", "Entropy", "entropy of an agent's action (nats)", "Falls as the policy becomes more certain."),
+        (
+            "explained_variance",
+            "Critic",
+            "explained variance (1 is perfect)",
+            "Accuracy of the predicted returns.",
+        ),
+        ("loss_critic", "Critic loss", "loss", "In units of squared values; only the trend matters."),
+        ("loss_policy", "Policy loss", "loss", "Clipped surrogate; values near zero are normal."),
+        ("gradient_norm_policy", "Policy gradient", "norm before clipping", "Spikes show unstable updates."),
+        ("frames_per_second", "Speed", "frames per second", "Collecting and learning together."),
     )
     plots = [_returns(histories)]
     plots += [
@@ -52,7 +60,7 @@ def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
 
 
 def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
-    """How returns of episodes are spread under each policy, with the mean and its interval."""
+    """Return the plot of the episode returns of each policy, with their mean and its interval."""
     traces: list[Any] = []
     for index, (name, returns) in enumerate(policies.items()):
         colour, mean = COLOURS[index % len(COLOURS)], returns.mean
@@ -94,7 +102,7 @@ def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
                 **interval,
             )
         )
-    explanation = "Every dot is an episode, the diamond their mean with its 95 % interval."
+    explanation = "A dot is an episode. The diamond is the mean with its 95 % interval."
     return Plot(
         "evaluation", "Returns in evaluation", explanation, _json(traces, "policy", "return of an episode")
     )
@@ -104,19 +112,19 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
     traces: list[Any] = []
     for index, (name, rows) in enumerate(histories.items()):
         colour = COLOURS[index % len(COLOURS)]
-        shown = _thinned(rows)
-        frames = [row["frames"] for row in shown]
+        thinned = _thinned(rows)
+        frames = [row["frames"] for row in thinned]
         if len(histories) == 1:
             for edge, fill in (("episode_return_max", None), ("episode_return_min", "tonexty")):
                 traces.append(
                     go.Scatter(
                         x=frames,
-                        y=_cells(shown, edge),
+                        y=_cells(thinned, edge),
                         mode="lines",
                         line={"width": 0},
                         fill=fill,
                         fillcolor="rgba(59,130,246,0.15)",
-                        name="smallest to largest" if fill else "largest",
+                        name="lowest to highest" if fill else "highest",
                         showlegend=bool(fill),
                         hoverinfo="skip",
                     )
@@ -124,18 +132,18 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
         traces.append(
             go.Scatter(
                 x=frames,
-                y=_cells(shown, "episode_return_mean"),
+                y=_cells(thinned, "episode_return_mean"),
                 mode="lines",
                 line={"color": colour, "width": 2},
                 name="in training" if len(histories) == 1 else name,
             )
         )
-        judged = [row for row in rows if _is_known(row.get("evaluation_return_mean"))]
-        if judged:
+        evaluated = [row for row in rows if _is_known(row.get("evaluation_return_mean"))]
+        if evaluated:
             traces.append(
                 go.Scatter(
-                    x=[row["frames"] for row in judged],
-                    y=_cells(judged, "evaluation_return_mean"),
+                    x=[row["frames"] for row in evaluated],
+                    y=_cells(evaluated, "evaluation_return_mean"),
                     mode="markers",
                     marker={
                         "color": colour,
@@ -146,7 +154,9 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
                     name="evaluated" if len(histories) == 1 else f"{name}, evaluated",
                 )
             )
-    explanation = "Mean over the episodes that ended in an iteration; diamonds are evaluations during training."
+    explanation = (
+        "Mean return of the episodes that ended in an iteration. Diamonds are evaluations during training."
+    )
     return Plot(
         "returns", "Return", explanation, _json(traces, "frames", "return of an episode, mean over agents")
     )
@@ -163,32 +173,32 @@ def _phases(histories: Mapping[str, Rows]) -> Plot:
         for index, (column, phase) in enumerate(_PHASES.items())
     ]
     layout = {"barmode": "stack"}
-    explanation = "What the training spent its time on, over the whole run."
+    explanation = "Time that the whole run spent in each phase of training."
     return Plot("phases", "Time by phase", explanation, _json(traces, "", "seconds", **layout))
 
 
 def _curves(histories: Mapping[str, Rows], column: str) -> list[Any]:
     return [
         go.Scatter(
-            x=[row["frames"] for row in shown],
-            y=_cells(shown, column),
+            x=[row["frames"] for row in thinned],
+            y=_cells(thinned, column),
             mode="lines",
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             name=name,
             showlegend=len(histories) > 1,
         )
-        for index, (name, shown) in enumerate((name, _thinned(rows)) for name, rows in histories.items())
+        for index, (name, thinned) in enumerate((name, _thinned(rows)) for name, rows in histories.items())
     ]
 
 
 def _thinned(rows: Rows) -> Rows:
-    """Every so many rows of a long history, and the last."""
+    """Return evenly spaced rows of a long history, and the last row."""
     step = max(1, len(rows) // _MAX_POINTS)
     return [row for index, row in enumerate(rows) if index % step == 0 or index == len(rows) - 1]
 
 
 def _cells(rows: Rows, column: str) -> list[float | None]:
-    """Numbers; what is not finite is a gap."""
+    """Return the values of a column; None, a gap in the curve, stands for a value that is not finite."""
     return [row[column] if _is_known(row.get(column)) else None for row in rows]
 
 
@@ -198,13 +208,13 @@ def _is_known(value: float | None) -> bool:
 
 def _json(traces: Sequence[Any], x_title: str, y_title: str, **layout: Any) -> str:
     figure = go.Figure(traces)
-    lines = "<br>".join(textwrap.wrap(y_title, 30))  # a longer one is cut off by the plot's height
+    lines = "<br>".join(textwrap.wrap(y_title, 30))  # the plot would cut off a longer line
     figure.update_layout(xaxis_title=x_title, yaxis_title=lines, **layout)
     return figure_json(figure)
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as the page takes it, without a theme, which the page chooses."""
+    """Return a figure as JSON without a theme; the page sets the colours itself."""
     figure.update_layout(template="none")
     values = json.loads(figure.to_json())
     return json.dumps({"data": values["data"], "layout": values["layout"]}, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""The progress of training: a bar on a terminal, lines anywhere else."""
+"""The progress of training: a bar on a terminal, lines everywhere else."""
 
 import math
 import sys
@@ -18,55 +18,55 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressLines:
-    """Training as lines, for logs: every few seconds, and with every evaluation."""
+    """The progress of training as lines for logs, printed every few seconds and after every evaluation."""
 
     def __init__(self, config: CollectionConfig):
         self._total = config.num_iterations * config.frames_per_batch
-        self._began = time.monotonic()
-        self._already: int | None = None  # frames done before the first report
-        self._printed = -_SECONDS_BETWEEN_LINES
-        self._episodes: Episodes | None = None  # the latest that ended
+        self._start = time.monotonic()
+        self._frames_before: int | None = None  # frames of the run before the first report
+        self._last_print = -_SECONDS_BETWEEN_LINES
+        self._episodes: Episodes | None = None  # the latest completed episodes
         self._frames_per_batch = config.frames_per_batch
 
-    def begin(self, beginning: TrainingStarted) -> None:
-        """Training begins, or goes on from a checkpoint."""
-        if beginning.is_resumed:
-            say("train", _goes_on(beginning))
-        self._began = time.monotonic()
+    def begin(self, start: TrainingStarted) -> None:
+        """Show that training starts, or resumes from a checkpoint."""
+        if start.is_resumed:
+            say("train", _resumed(start))
+        self._start = time.monotonic()
 
     def show(self, report: IterationReport) -> None:
-        """One iteration is done."""
-        frames, now = report.progress.frames, time.monotonic()
-        if self._already is None:
-            self._already = frames - self._frames_per_batch
+        """Show a completed iteration."""
+        frames, current = report.progress.frames, time.monotonic()
+        if self._frames_before is None:
+            self._frames_before = frames - self._frames_per_batch
         self._episodes = report.episodes if report.episodes.num_episodes else self._episodes
-        is_due = now - self._printed >= _SECONDS_BETWEEN_LINES
+        is_due = current - self._last_print >= _SECONDS_BETWEEN_LINES
         if not is_due and frames < self._total and math.isnan(report.evaluation_return_mean):
             return
-        self._printed = now
-        left = (now - self._began) / (frames - self._already) * (self._total - frames)
+        self._last_print = current
+        seconds_left = (current - self._start) / (frames - self._frames_before) * (self._total - frames)
         say(
             "train",
             f"{frames:>{len(f'{self._total:,}')},} of {self._total:,} frames  {_return(self._episodes)}"
-            f"{_evaluation(report)}  {report.frames_per_second:,.0f} frames/s  {left:.0f} s left",
+            f"{_evaluation(report)}  {report.frames_per_second:,.0f} frames/s  {seconds_left:.0f} s left",
         )
 
 
 class ProgressBar:
-    """Training as a bar, for a terminal."""
+    """The progress of training as a bar on a terminal."""
 
     def __init__(self, bar: "tqdm[Any]"):
         self._bar = bar
 
-    def begin(self, beginning: TrainingStarted) -> None:
-        """Training begins, or goes on from a checkpoint."""
-        if beginning.is_resumed:
-            tqdm.write(f"[train] {_goes_on(beginning)}", file=sys.stdout)
+    def begin(self, start: TrainingStarted) -> None:
+        """Show that training starts, or resumes from a checkpoint."""
+        if start.is_resumed:
+            tqdm.write(f"[train] {_resumed(start)}", file=sys.stdout)
         self._bar.reset()
-        self._bar.initial = self._bar.n = self._bar.last_print_n = beginning.progress.frames
+        self._bar.initial = self._bar.n = self._bar.last_print_n = start.progress.frames
 
     def show(self, report: IterationReport) -> None:
-        """One iteration is done."""
+        """Show a completed iteration."""
         if report.episodes.num_episodes:
             self._bar.set_postfix_str(f"return {report.episodes.episode_return_mean:.3f}", refresh=False)
         self._bar.update(report.progress.frames - self._bar.n)
@@ -74,7 +74,7 @@ class ProgressBar:
 
 @contextmanager
 def training_progress(config: CollectionConfig) -> Iterator[ProgressLines | ProgressBar]:
-    """What shows training as it goes; the block tells it of the start and of iterations."""
+    """Open a progress display; its `begin` and `show` are listeners for the start and for every iteration."""
     if not sys.stdout.isatty():
         yield ProgressLines(config)
         return
@@ -83,7 +83,7 @@ def training_progress(config: CollectionConfig) -> Iterator[ProgressLines | Prog
 
 
 def _bar(total: int) -> "tqdm[Any]":
-    columns, lines = get_terminal_size()  # a usual size where the terminal says 0 x 0, when tqdm shows nothing
+    columns, lines = get_terminal_size()  # some terminals report 0 x 0, and tqdm would then show nothing
     return tqdm(
         total=total,
         unit=" frames",
@@ -96,20 +96,18 @@ def _bar(total: int) -> "tqdm[Any]":
     )
 
 
-def _goes_on(beginning: TrainingStarted) -> str:
-    progress = beginning.progress
-    return (
-        f"goes on after {progress.frames:,} frames ({progress.iteration} iterations), attempt {beginning.attempt}"
-    )
+def _resumed(start: TrainingStarted) -> str:
+    progress = start.progress
+    return f"resumed after {progress.frames:,} frames ({progress.iteration} iterations), attempt {start.attempt}"
 
 
-def _return(latest: Episodes | None) -> str:
-    if latest is None:
-        return "no episode ended yet"
-    low, high = latest.episode_return_min, latest.episode_return_max
-    return f"return {latest.episode_return_mean:.3f} ({low:.2f} .. {high:.2f})"
+def _return(episodes: Episodes | None) -> str:
+    if episodes is None:
+        return "no completed episode yet"
+    low, high = episodes.episode_return_min, episodes.episode_return_max
+    return f"return {episodes.episode_return_mean:.3f} ({low:.2f} .. {high:.2f})"
 
 
 def _evaluation(report: IterationReport) -> str:
-    evaluated = report.evaluation_return_mean
-    return "" if math.isnan(evaluated) else f"  evaluated {evaluated:.3f}"
+    mean = report.evaluation_return_mean
+    return "" if math.isnan(mean) else f"  evaluated {mean:.3f}"

@@ -1,7 +1,7 @@
-"""One self-contained HTML page of one run or several: curves, evaluation, episodes to watch, and what was run.
+"""The HTML page of one run or several: learning curves, evaluation, animated episodes and configuration.
 
-It is made of recorded data alone, needs no network, stores nothing, and works in a sandboxed frame that allows
-scripts only.
+The page contains everything that it shows. It needs no network, stores nothing, and works in a sandboxed frame
+that allows only scripts.
 """
 
 import csv
@@ -26,16 +26,16 @@ _INTERVALS = "95 % bootstrap intervals; resampled: "
 
 
 def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:
-    """The page. Episodes are left out, and that is said on it, where it would have more than `MAX_BYTES`."""
+    """Return the page. If the page would exceed `MAX_BYTES`, it has a warning in place of the episodes."""
     page = _page(records, list(warnings), with_episodes=True)
     if len(page.encode()) <= MAX_BYTES:
         return page
-    said = "Episodes are left out: with them, this page would be larger than 8 MB."
-    return _page(records, [*warnings, said], with_episodes=False)
+    warning = "Episodes are left out: with them, this page would be larger than 8 MB."
+    return _page(records, [*warnings, warning], with_episodes=False)
 
 
 def history_rows(text: str) -> list[dict[str, float]]:
-    """The rows of a history; NaN for empty cells and what is no number."""
+    """Return the rows of a history in CSV. NaN stands for an empty cell and for a text that is not a number."""
     return [
         {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
     ]
@@ -45,11 +45,11 @@ def _page(records: Sequence[RunRecord], warnings: list[str], with_episodes: bool
     histories = {record.name: history_rows(record.history) for record in records}
     curves = training_plots(histories) if any(histories.values()) else []
     evaluations = [_evaluation(record, index) for index, record in enumerate(records) if record.evaluation]
-    plots: list[Plot] = [*curves, *(each["plot"] for each in evaluations)]
+    plots: list[Plot] = [*curves, *(evaluation["plot"] for evaluation in evaluations)]
     findings = [
-        (record.name, found)
+        (record.name, diagnoses)
         for record in records
-        if (found := diagnose(histories[record.name], from_dict(record.config).learner.clip_epsilon))
+        if (diagnoses := diagnose(histories[record.name], from_dict(record.config).learner.clip_epsilon))
     ]
     players = [
         _player(record.name, index, record.rollouts)
@@ -86,8 +86,8 @@ def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple
     facts: list[tuple[str, str]] = []
     if record.evaluation:
         facts.append(("mean return in evaluation", _interval(record.evaluation.trained.mean)))
-        facts.append(("of the random policy", _interval(record.evaluation.random.mean)))
-    for name, column, unit in (("frames trained on", "frames", ""), ("training time", "elapsed_seconds", " s")):
+        facts.append(("mean return of the random policy", _interval(record.evaluation.random.mean)))
+    for name, column, unit in (("frames of training", "frames", ""), ("training time", "elapsed_seconds", " s")):
         if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
             facts.append((name, f"{last:,.0f}{unit}"))
     facts.append(("training seed", str(record.config["seed"])))
@@ -117,10 +117,10 @@ def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
 
 def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
     first = records[0]
-    judged = [record for record in records if record.evaluation]
+    evaluated = [record for record in records if record.evaluation]
     rows = []
-    for record in judged:
-        report, reference = record.evaluation, judged[0].evaluation
+    for record in evaluated:
+        report, reference = record.evaluation, evaluated[0].evaluation
         assert report is not None
         assert reference is not None
         better = probability_of_improvement(report.trained.episode_returns, reference.trained.episode_returns)
@@ -129,7 +129,7 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
                 record.name,
                 _interval(report.trained.mean),
                 _interval(report.trained.interquartile_mean),
-                "" if record is judged[0] else _interval(better),
+                "" if record is evaluated[0] else _interval(better),
             )
         )
     differing = [
@@ -138,17 +138,17 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         for name, change in differences(from_dict(first.config), from_dict(record.config)).items()
     ]
     note = (
-        f"{_INTERVALS}evaluation episodes of each one trained policy, so that they say nothing of other training "
-        "seeds; `mappo compare` does. Probability of improvement: that an episode of this run earns more than one "
-        f"of {judged[0].name if judged else first.name}, ties counting half."
+        f"{_INTERVALS}evaluation episodes of one trained policy. They do not cover other training seeds; `mappo "
+        "compare` does. Probability of improvement: the probability that an episode of this run earns more than "
+        f"an episode of {evaluated[0].name if evaluated else first.name}; a tie counts as one half."
     )
     heads = ("run", "mean return", "interquartile mean", "probability of improvement over the first")
-    seeds = _over_seeds([record.evaluation for record in judged if record.evaluation])
+    seeds = _over_seeds([record.evaluation for record in evaluated if record.evaluation])
     return {"heads": heads, "rows": rows, "note": note, "differences": differing, "seeds": seeds}
 
 
 def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
-    """Configurations over their training seeds, or why they cannot be compared so."""
+    """Return the comparison of configurations over training seeds, or a note why there is none."""
     heads = (
         "configuration",
         "seeds",
@@ -158,26 +158,27 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
         "improvement",
     )
     if len(reports) < 2:
-        return {"heads": heads, "rows": [], "note": "Fewer than two of these runs are evaluated."}
+        return {"heads": heads, "rows": [], "note": "Fewer than two of these runs have an evaluation."}
     try:
         result = compare(reports)
     except ConfigError as error:
         return {"heads": heads, "rows": [], "note": f"Not compared over training seeds: {error}."}
     rows = [
         (
-            "; ".join(f"{name} {change}" for name, change in each.differs.items()) or "that of the first run",
-            ", ".join(map(str, each.training_seeds)),
-            _interval(each.mean),
-            _interval(each.gain) if each.gain else "",
-            _interval(each.interquartile_mean),
-            _interval(each.improvement) if each.improvement else "",
+            "; ".join(f"{name} {change}" for name, change in configuration.differs.items()) or "as the first run",
+            ", ".join(map(str, configuration.training_seeds)),
+            _interval(configuration.mean),
+            _interval(configuration.gain) if configuration.gain else "",
+            _interval(configuration.interquartile_mean),
+            _interval(configuration.improvement) if configuration.improvement else "",
         )
-        for each in result.configurations
+        for configuration in result.configurations
     ]
     note = (
-        f"Mean and difference: {result.intervals}. Interquartile mean and improvement, the probability that a "
-        "training seed of this configuration earns more than one of the first: 95 % bootstrap intervals that "
-        "resample training seeds, too narrow below about ten. Source: Agarwal et al. (2021), for one task."
+        f"Mean and difference: {result.intervals}. Improvement: the probability that a training seed of this "
+        "configuration earns more than a training seed of the first one. Interquartile mean and improvement: 95 % "
+        "bootstrap intervals that resample training seeds; with fewer than about ten seeds they are too narrow. "
+        "Source: Agarwal et al. (2021), for one task."
     )
     return {"heads": heads, "rows": rows, "note": note}
 
@@ -199,19 +200,20 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
         rows = history_rows(record.history)
         failed = rows[-1].get("num_failed_saves", 0.0) if rows else 0.0
         if failed > 0:
-            warnings.append(f"{record.name}: {failed:.0f} tries to save a checkpoint failed in the last attempt.")
+            warnings.append(f"{record.name}: in the last attempt, saving a checkpoint failed {failed:.0f} times.")
         if record.evaluation and record.evaluation.config["environment"] != record.config["environment"]:
-            warnings.append(f"{record.name}: evaluated on another task than it was trained on.")
+            warnings.append(f"{record.name}: the evaluation used another task than the training.")
         if not record.evaluation:
-            warnings.append(f"{record.name}: not evaluated yet; `mappo evaluate` does that.")
+            warnings.append(f"{record.name}: not evaluated yet; run `mappo evaluate`.")
     return warnings
 
 
 def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
     has_lidar = any(episode["lidars"] for episode in rollouts["episodes"])
-    baselines = list(dict.fromkeys(each["policy"] for each in rollouts["episodes"] if each["policy"] != "trained"))
-    about = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
-    return {**about, "json": embedded(rollouts)}
+    policies = dict.fromkeys(episode["policy"] for episode in rollouts["episodes"])
+    baselines = [policy for policy in policies if policy != "trained"]
+    player = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
+    return {**player, "json": embedded(rollouts)}
 
 
 def _interval(estimate: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""What is known of a run afterwards: its history, its evaluation and episodes to watch, kept in its place."""
+"""The record of a run: its history, last evaluation and recorded episodes, stored beside its checkpoints."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,18 @@ from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run
 from mappo.strict_json import to_dict
 
-EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # in the place of a run
-_MAX_BYTES = 100_000_000  # of either
+EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
+_MAX_BYTES = 100_000_000  # limit for each of the two files
 _REPORT = TypeAdapter(EvaluationReport)
 _ROLLOUTS = TypeAdapter(Rollouts)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What is known of a run. history: CSV; facts: what else to tell of it, by name; rollouts: as JSON."""
+    """The data about one run that a page shows.
+
+    history: as CSV. rollouts: recorded episodes as JSON. facts: further values to show, by name.
+    """
 
     name: str
     config: dict[str, Any]
@@ -41,7 +44,7 @@ def of_checkpoint(
     evaluation: EvaluationReport | None,
     rollouts: dict[str, Any] | None,
 ) -> RunRecord:
-    """The record of a run of which this is a checkpoint."""
+    """Return the record of the run that saved `checkpoint`."""
     platform = checkpoint.platform
     facts = {
         "device": platform.device,
@@ -53,71 +56,71 @@ def of_checkpoint(
 
 
 def of_runs(locations: Sequence[str]) -> list[RunRecord]:
-    """What runs have kept of themselves, under short names that tell them apart.
+    """Return the records of stored runs, under short names that differ.
 
     Raises:
-        CheckpointError: there is no checkpoint that can be read.
-        ConfigError: a run twice, or something kept with it that is not what it should be.
+        CheckpointError: a run has no checkpoint that can be read.
+        ConfigError: a run appears twice, or its evaluation or recorded episodes are not valid.
         StoreError: a store does not answer.
     """
-    names = _different_names(locations)
+    names = _unique_names(locations)
     return [_of_run(name, location) for name, location in zip(names, locations, strict=True)]
 
 
 def keep(run: str | Path, evaluation: EvaluationReport, rollouts: Rollouts) -> None:
-    """Keep an evaluation in the place of the run that it judged, instead of an earlier one.
+    """Save the evaluation of a run and its recorded episodes with the run, in place of earlier ones.
 
     Raises:
-        StoreError: it cannot be written there.
+        StoreError: the store does not accept them.
     """
     store = Run.at(run).store
     for key, value in ((EVALUATION, evaluation), (ROLLOUTS, rollouts)):
         store.write(key, json.dumps(asdict(value), allow_nan=False).encode())
 
 
-def parse_evaluation(place: str, content: bytes) -> EvaluationReport:
-    """An evaluation that was written as JSON; `place` is where, for errors.
+def parse_evaluation(location: str, content: bytes) -> EvaluationReport:
+    """Return an evaluation report from its JSON. `location` names the file in errors.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the content is not an evaluation report.
     """
-    report: EvaluationReport = _parsed(_REPORT, place, content, "an evaluation report")
+    report: EvaluationReport = _parsed(_REPORT, location, content, "an evaluation report")
     return report
 
 
 def _of_run(name: str, location: str) -> RunRecord:
-    place = Run.at(location)
-    last = place.load(place.choose("last"))
-    found: dict[str, bytes] = {}
+    run = Run.at(location)
+    last = run.load(run.choose("last"))
+    contents: dict[str, bytes] = {}
     for key in (EVALUATION, ROLLOUTS):
         with suppress(KeyMissing):
-            found[key] = place.store.read(key, _MAX_BYTES)
+            contents[key] = run.store.read(key, _MAX_BYTES)
     evaluation, rollouts = None, None
-    if EVALUATION in found:
-        evaluation = parse_evaluation(f"{location}/{EVALUATION}", found[EVALUATION])
-    if ROLLOUTS in found:
-        seen = _parsed(_ROLLOUTS, f"{location}/{ROLLOUTS}", found[ROLLOUTS], "recorded episodes")
-        rollouts = asdict(seen)
+    if EVALUATION in contents:
+        evaluation = parse_evaluation(f"{location}/{EVALUATION}", contents[EVALUATION])
+    if ROLLOUTS in contents:
+        parsed = _parsed(_ROLLOUTS, f"{location}/{ROLLOUTS}", contents[ROLLOUTS], "recorded episodes")
+        rollouts = asdict(parsed)
     return of_checkpoint(name, last, last.history, evaluation, rollouts)
 
 
-def _parsed(adapter: TypeAdapter[Any], place: str, content: bytes, what: str) -> Any:
+def _parsed(adapter: TypeAdapter[Any], location: str, content: bytes, expected: str) -> Any:
     try:
         return adapter.validate_json(content)
     except ValidationError as error:
         problem = error.errors()[0]
         field_name = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{place}: not {what}: {field_name}: {problem['msg']}") from None
+        raise ConfigError(f"{location}: not {expected}: {field_name}: {problem['msg']}") from None
 
 
-def _different_names(locations: Sequence[str]) -> list[str]:
-    """The last parts of their places, as many as tell them apart."""
-    parts = [[part for part in location.split("/") if part] for location in locations]
-    if len({tuple(each) for each in parts}) < len(parts):
-        raise ConfigError("every run may appear once")
+def _unique_names(locations: Sequence[str]) -> list[str]:
+    """Return the last parts of each location, as many as are needed to make the names differ."""
+    paths = [[part for part in location.split("/") if part] for location in locations]
+    if len({tuple(path) for path in paths}) < len(paths):
+        raise ConfigError("a run is given twice; every run may appear once")
     names: list[str] = []
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names):
             break
     return names

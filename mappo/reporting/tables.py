@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def estimate(value: Estimate) -> str:
-    """An estimate with its interval, as in `0.98 [0.96, 1.00]`."""
+    """Return an estimate with its interval as text, such as `0.98 [0.96, 1.00]`."""
     interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
     return f"{value.value:.3g}{interval}"
 
 
 def comparison_table(report: ComparisonReport) -> list[str]:
-    """A line for each baseline and configuration, and what the intervals mean."""
+    """Return a line for each baseline and configuration, and a line that explains the intervals."""
     baselines = {"random": report.random, "heuristic": report.heuristic}
     lines = [
         f"{name:<9} {estimate(returns.mean):<24} evaluation episodes"
@@ -45,18 +45,18 @@ def comparison_table(report: ComparisonReport) -> list[str]:
         )
         lines.append(f"{name:<9} {estimate(configuration.mean):<24} training seeds  {seeds}")
         if configuration.gain:
-            changed = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
-            lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changed}")
+            changes = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
+            lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changes}")
     return [*lines, f"intervals of trained policies: {report.intervals}"]
 
 
 def say_check(check: Check) -> None:
-    """One line of the validation."""
+    """Print the result of one check of the environment."""
     say("validate", f"{check.outcome:<7}  {check.name:<13}  {check.detail}")
 
 
 def say_plan(config: ExperimentConfig, threads: int, start: StartingPoint | None, run: str) -> None:
-    """What is about to be trained, on what."""
+    """Print the plan of a training: task, size, device, start and location."""
     collection = config.collection
     frames = collection.num_iterations * collection.frames_per_batch
     say(
@@ -69,16 +69,20 @@ def say_plan(config: ExperimentConfig, threads: int, start: StartingPoint | None
     if frames != collection.total_frames:
         say("train", f"total_frames = {collection.total_frames:,} was rounded up to whole iterations")
     if start:
-        done = start.checkpoint
-        begins = "goes on after" if start.kind == "extend" else "begins with the networks of a run after"
-        say("train", f"{begins} {done.frames:,} frames, configuration {config_hash(done.config)[:12]}")
-    say("train", f"checkpoints after every iteration: {run}")
+        checkpoint = start.checkpoint
+        verb = "extends" if start.kind == "extend" else "starts with the networks of"
+        frames_before, config_before = checkpoint.frames, config_hash(checkpoint.config)[:12]
+        say("train", f"{verb} a run of {frames_before:,} frames, configuration {config_before}")
+    say("train", f"a checkpoint is saved after every iteration in {run}")
 
 
 def say_trained(final: IterationReport | None, trained: Checkpoint, chosen: Manifest, run: str) -> None:
-    """What training took, unless there was nothing left to do, and which checkpoint is the best."""
+    """Print the time and memory of a training, and its best checkpoint.
+
+    final: the report of the last iteration; None if the run had finished before.
+    """
     if final is None:
-        say("train", f"this run had finished already, after {trained.frames:,} frames")
+        say("train", f"this run has already finished, after {trained.frames:,} frames")
     else:
         gpu = f", {gibibytes(final.peak_gpu_memory_bytes)} of the GPU's" if final.peak_gpu_memory_bytes else ""
         say(
@@ -86,39 +90,39 @@ def say_trained(final: IterationReport | None, trained: Checkpoint, chosen: Mani
             f"{trained.frames:,} frames in {final.elapsed_seconds:.1f} s; "
             f"peak memory {gibibytes(final.peak_memory_bytes)}{gpu}",
         )
-        lost = final.saves.num_failed_saves
-        if lost:
-            say("train", f"warning: {lost} times a checkpoint could not be saved at first")
-    by = (
-        "the last; no evaluation during training"
+        failures = final.saves.num_failed_saves
+        if failures:
+            say("train", f"warning: {failures} attempts to save a checkpoint failed; later attempts succeeded")
+    reason = (
+        "the last one; no evaluation during training"
         if chosen.selection_return is None
-        else f"mean return {chosen.selection_return:.3g} in evaluation"
+        else f"mean return {chosen.selection_return:.3g} in the evaluation"
     )
-    say("train", f"best checkpoint: after {chosen.frames:,} frames ({by}), in {run}")
+    say("train", f"best checkpoint: after {chosen.frames:,} frames ({reason}), in {run}")
 
 
 def checkpoint_lines(
-    saved: Sequence[CheckpointRef], readable: Mapping[CheckpointRef, Manifest], best: CheckpointRef | None
+    refs: Sequence[CheckpointRef], readable: Mapping[CheckpointRef, Manifest], best: CheckpointRef | None
 ) -> list[str]:
-    """A table of checkpoints, with what marks the best."""
-    lines = [f"{'iteration':>9}  {'frames':>13}  {'return':>9}  {'attempt':>7}  {'MiB':>7}"] if saved else ["none"]
-    for place in saved:
-        manifest = readable.get(place)
+    """Return a table of checkpoints that marks the last and the best."""
+    lines = [f"{'iteration':>9}  {'frames':>13}  {'return':>9}  {'attempt':>7}  {'MiB':>7}"] if refs else ["none"]
+    for ref in refs:
+        manifest = readable.get(ref)
         if manifest is None:
-            lines.append(f"{place.iteration:>9}  {'damaged':>13}")
+            lines.append(f"{ref.iteration:>9}  {'damaged':>13}")
             continue
-        returned = "" if manifest.selection_return is None else f"{manifest.selection_return:.4g}"
+        mean_return = "" if manifest.selection_return is None else f"{manifest.selection_return:.4g}"
         mebibytes = manifest.size_bytes / 2**20
-        marks = ["last"] * (place == saved[0]) + ["best"] * (place == best)
+        marks = ["last"] * (ref == refs[0]) + ["best"] * (ref == best)
         lines.append(
-            f"{place.iteration:>9}  {manifest.frames:>13,}  {returned:>9}  {place.attempt:>7}  {mebibytes:>7.2f}  "
+            f"{ref.iteration:>9}  {manifest.frames:>13,}  {mean_return:>9}  {ref.attempt:>7}  {mebibytes:>7.2f}  "
             f"{', '.join(marks)}".rstrip()
         )
     return lines
 
 
 def returns_line(policy: str, returns: EpisodeReturns) -> str:
-    """What one policy earned in the evaluation."""
+    """Return a line with the returns of one policy in the evaluation."""
     return (
         f"{policy:<8} mean return {estimate(returns.mean)}  "
         f"interquartile mean {estimate(returns.interquartile_mean)}  "
@@ -127,62 +131,63 @@ def returns_line(policy: str, returns: EpisodeReturns) -> str:
 
 
 def decision_lines(decision: Decision) -> list[str]:
-    """What the gate saw and decided."""
-    gate, change = decision.gate, "is promoted" if decision.action == "promoted" else "is not"
-    in_force = f"champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
+    """Return the numbers and the decision of the promotion gate as lines."""
+    gate, result = decision.gate, "is promoted" if decision.action == "promoted" else "is not promoted"
+    champion = f"the champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
     return [
         f"candidate  mean return {estimate(decision.candidate_mean)}",
         f"{decision.opponent:<10} mean return {estimate(decision.opponent_mean)}",
         f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
-        f"{decision.lower_bound:.4g}; more than {gate.margin:.4g} is asked for",
+        f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}",
         f"({decision.test})",
-        f"the candidate {change}; {in_force}",
+        f"the candidate {result}; {champion}",
     ]
 
 
 def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
-    """A trial begins, or goes on."""
+    """Return the line for the start of a trial, or for its next attempt."""
     return f"trial {number} (of {num_trials}): {_values(values)}"
 
 
 def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
-    """How a trial ended, beside the best so far."""
-    so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
-    return f"trial {number} {outcome}: {reason}{so_far}"
+    """Return the line for the end of a trial; it also names the best trial so far."""
+    best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
+    return f"trial {number} {outcome}: {reason}{best_so_far}"
 
 
 def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
-    """The best trial, and what it changes."""
-    before = {path: value_of(default, path) for path in best.values}
+    """Return the best trial and its changes to the default configuration as lines."""
+    defaults = {path: value_of(default, path) for path in best.values}
     return [
-        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; as the highest of many "
-        "it promises too much, so it is trained again, from other seeds",
-        *(f"{path} = {json.dumps(before[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
+        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; the highest of many "
+        "values is too optimistic, so this configuration is trained again, from other seeds",
+        *(f"{path} = {json.dumps(defaults[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
     ]
 
 
 def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
-    """A line for each trial."""
+    """Return a table with a line for each trial."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
     names = [path.rpartition(".")[2] for path in paths]
     header = "".join(f"  {name:>14}" for name in names)
-    lines = [f"{'trial':>5}  {'state':<8}  {'value':>9}{header}  {'min':>6}  attempts  why"]
+    lines = [f"{'trial':>5}  {'state':<8}  {'value':>9}{header}  {'min':>6}  attempts  reason"]
     for trial in trials:
         value = "" if trial.value is None else f"{trial.value:.4g}"
         cells = "".join(f"  {_short(trial.values.get(path)):>14}" for path in paths)
-        why = trial.reason or ("" if trial.origin == "sampled" else trial.origin)
+        reason = trial.reason or ("" if trial.origin == "sampled" else trial.origin)
         lines.append(
             f"{trial.number:>5}  {trial.state:<8}  {value:>9}{cells}  {trial.seconds / 60:>6.1f}  "
-            f"{len(trial.attempts):>8}  {why}".rstrip()
+            f"{len(trial.attempts):>8}  {reason}".rstrip()
         )
     return lines
 
 
 def champion_line(entry: ChampionDecision) -> str:
-    """One decision that changed a champion."""
-    seen = entry.evidence
-    why = f"{seen['difference']:.4g} better than {seen['opponent']}" if "difference" in seen else entry.reason
-    return f"{entry.number:>4}  {entry.decided}  {entry.action:<11}  {entry.policy}  {why}".rstrip()
+    """Return the line of a decision that changed the champion."""
+    evidence, reason = entry.evidence, entry.reason
+    if "difference" in evidence:
+        reason = f"{evidence['difference']:.4g} better than {evidence['opponent']}"
+    return f"{entry.number:>4}  {entry.decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
 
 
 def _values(values: Mapping[str, Any]) -> str:

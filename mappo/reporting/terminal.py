@@ -1,4 +1,4 @@
-"""What a stage shows: a progress bar on a terminal, plain readable lines anywhere else."""
+"""The lines that a stage prints, also while a progress bar is on the terminal."""
 
 import logging
 import sys
@@ -7,18 +7,18 @@ from tqdm import tqdm
 
 
 def say(stage: str, message: str) -> None:
-    """Print one line of a stage; `[stage]` in front tells it from what libraries print."""
+    """Print one line of a stage. The prefix `[stage]` separates it from the output of libraries."""
     print(f"[{stage}] {message}", flush=True)
 
 
 class WarningLines(logging.Handler):
-    """Shows what the package logs as lines of a stage, also while there is a progress bar."""
+    """A log handler that prints the package's warnings as lines of a stage, also beside a progress bar."""
 
     def __init__(self, stage: str):
         super().__init__(logging.WARNING)
         self._stage = stage
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
+        """Print a log record as one line."""
         tqdm.write(f"[{self._stage}] warning: {record.getMessage()}", file=sys.stdout)
         sys.stdout.flush()

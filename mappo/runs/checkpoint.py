@@ -1,8 +1,9 @@
-"""Everything needed to go on exactly, as bytes: safetensors for numbers, JSON for the rest, no pickle.
+"""The format of a checkpoint: all state that an exact resume needs, as bytes.
 
-A checkpoint is a manifest and the parts that it names. Every part is known by the SHA-256 of its content, which
-is verified before a byte of it is parsed; names, shapes, dtypes and finiteness are checked against the networks
-that a checkpoint is loaded into. Where the bytes live is the business of `mappo.runs.run`.
+Numbers are safetensors, the rest is JSON and CSV, and no pickle is used. A checkpoint is a manifest and the parts
+that the manifest names. The manifest holds the SHA-256 of each part, which is verified before the part is parsed.
+Names, shapes, dtypes and finiteness of tensors are checked against the networks that a checkpoint is loaded into.
+`mappo.runs.run` decides under which keys the bytes are stored.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @strict_dataclass(frozen=True, config=_STRICT)
 class Part:
-    """One file of a checkpoint."""
+    """A file of a checkpoint: its hash and its size."""
 
     sha256: Sha256
     size_bytes: Count
@@ -54,7 +55,7 @@ class Part:
 
 @strict_dataclass(frozen=True, config=_STRICT)
 class Platform:
-    """What besides the configuration decides the bits: other values give other rounding."""
+    """The device, the CPU and the versions of a training: with other values, floating-point rounding differs."""
 
     device: str
     threads: Annotated[int, Field(ge=1)]
@@ -62,8 +63,8 @@ class Platform:
     versions: dict[str, str]
 
     @classmethod
-    def here(cls, device: torch.device) -> "Platform":
-        """That of this process."""
+    def current(cls, device: torch.device) -> "Platform":
+        """Return the platform of this process, which trains on `device`."""
         return cls(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
@@ -74,11 +75,11 @@ class Platform:
 
 @strict_dataclass(frozen=True, config=_STRICT)
 class Manifest:
-    """What a checkpoint is, in one small JSON file.
+    """The description of a checkpoint, stored as one small JSON file.
 
-    selection_return is the mean return of the evaluation at this point of training, None when there was none;
-    highest_return that of the best checkpoint so far. started_from says where training started, if not from
-    scratch.
+    selection_return: the mean return of the evaluation at this point of training; None if there was no
+    evaluation. highest_return: the selection_return of the best checkpoint so far. started_from: the run that
+    training started from; empty if it started from scratch.
     """
 
     format: Literal[3]
@@ -95,11 +96,11 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """That of all parts."""
+        """The size of all parts together."""
         return sum(part.size_bytes for part in self.parts.values())
 
     def file_name(self, part: str) -> str:
-        """The name of a part's file: its hash, and what kind of file it is."""
+        """Return the name of a part's file: its hash and the suffix of its file type."""
         return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"  # type: ignore[index]
 
 
@@ -108,10 +109,11 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """All that training is, after an iteration.
+    """The complete state of training after an iteration.
 
-    tensors are the networks'; optimiser is what Adam remembers of each parameter; state the simulation, what is
-    carried from batch to batch, and the random states; history the rows so far, as CSV. The rest is in `Manifest`.
+    tensors: the networks. optimiser: Adam's state of each parameter. state: the simulation, the data carried
+    from batch to batch, and the random states. history: the rows of the history so far, as CSV. `Manifest`
+    describes the other fields.
     """
 
     config: ExperimentConfig
@@ -128,12 +130,12 @@ class Checkpoint:
 
     @property
     def is_best(self) -> bool:
-        """Whether no checkpoint before this one has a higher return in the evaluation during training."""
+        """Return whether the evaluation during training gave no earlier checkpoint a higher return."""
         return self.selection_return is not None and self.selection_return == self.highest_return
 
 
 def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
-    """A checkpoint as its manifest and its parts by file name; the same checkpoint gives the same bytes."""
+    """Return a checkpoint's manifest, and its parts by file name. Equal checkpoints give equal bytes."""
     contents = {
         "networks": _tensor_bytes(checkpoint.tensors),
         "optimiser": _tensor_bytes(checkpoint.optimiser),
@@ -158,16 +160,17 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """The manifest as canonical JSON."""
+    """Return the manifest as canonical JSON."""
     record = _MANIFEST.dump_python(manifest, mode="json")
     return (json.dumps(record, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
-def parse_manifest(content: bytes, place: str) -> Manifest:
-    """Read a manifest; `place` is for the message.
+def parse_manifest(content: bytes, location: str) -> Manifest:
+    """Parse a manifest. Error messages name its `location`.
 
     Raises:
-        CheckpointError: not a manifest, of another format, or with a configuration that is not what its hash says.
+        CheckpointError: the content is not a manifest, has another format, or its configuration does not match
+            its hash.
     """
     try:
         manifest = _MANIFEST.validate_json(content)
@@ -175,26 +178,31 @@ def parse_manifest(content: bytes, place: str) -> Manifest:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in problem["loc"])
         if name == "format":
-            raise CheckpointError(f"{place}: format {problem['input']!r}, this version reads {FORMAT}") from None
-        raise CheckpointError(f"{place}: not the manifest of a checkpoint: {name}: {problem['msg']}") from None
+            raise CheckpointError(
+                f"{location}: format {problem['input']!r}, this version reads {FORMAT}"
+            ) from None
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {name}: {problem['msg']}") from None
     if json_hash(manifest.config) != manifest.config_hash:
-        raise CheckpointError(f"{place}: the configuration is not the one that its hash names")
+        raise CheckpointError(f"{location}: the configuration does not match its hash, {manifest.config_hash}")
     if missing := _MAX_PART_BYTES.keys() - manifest.parts.keys():
-        raise CheckpointError(f"{place}: parts are missing: {', '.join(sorted(missing))}")
+        raise CheckpointError(f"{location}: parts are missing: {', '.join(sorted(missing))}")
     return manifest
 
 
-def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], place: str) -> Checkpoint:
-    """Put a checkpoint together; `read` gives the bytes of a file by name, largest size and SHA-256.
+def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location: str) -> Checkpoint:
+    """Assemble a checkpoint from its manifest and its parts.
+
+    `read` returns the bytes of a file; its arguments are the file's name, its largest size and its SHA-256. Error
+    messages name the `location`.
 
     Raises:
-        CheckpointError: a part is too large, not what its name says, or this version cannot understand it.
+        CheckpointError: a part is too large, does not match its hash, or cannot be parsed by this version.
     """
     contents = {}
     for name, part in manifest.parts.items():
         if part.size_bytes > _MAX_PART_BYTES[name]:
             raise CheckpointError(
-                f"{place}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
+                f"{location}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
     try:
@@ -214,25 +222,25 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], place: st
             started_from=manifest.started_from,
         )
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place}: unreadable: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error
 
 
-def verify(content: bytes, sha256: str, place: str) -> bytes:
-    """The content, if it has this hash.
+def verify(content: bytes, sha256: str, location: str) -> bytes:
+    """Return the content if its SHA-256 is the expected one. The error message names the `location`.
 
     Raises:
-        CheckpointError: it has another.
+        CheckpointError: the content has another hash.
     """
     if (digest := sha256_of(content)) != sha256:
-        raise CheckpointError(f"{place}: damaged or replaced: its SHA-256 is {digest}, not {sha256}")
+        raise CheckpointError(f"{location}: damaged or replaced: its SHA-256 is {digest}, not {sha256}")
     return content
 
 
 def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
-    """Copy a checkpoint's tensors into networks of the same names, shapes and dtypes.
+    """Copy a checkpoint's tensors into networks whose tensors have the same names, shapes and dtypes.
 
     Raises:
-        CheckpointError: names, shapes or dtypes differ, or a value is not finite; nothing is copied.
+        CheckpointError: names, shapes or dtypes differ, or a value is not finite. No tensor is copied then.
     """
     target = networks.modules().state_dict()
     if problems := _differences(checkpoint.tensors, target) or _not_finite(checkpoint.tensors):
@@ -247,10 +255,10 @@ def _differences(tensors: dict[str, Tensor], target: dict[str, Tensor]) -> list[
     problems = [f"{name} is missing" for name in target if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in target]
     for name in target.keys() & tensors.keys():
-        found, wanted = tensors[name], target[name]
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        tensor, expected = tensors[name], target[name]
+        if (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
             problems.append(
-                f"{name} is {list(found.shape)} {found.dtype}, not {list(wanted.shape)} {wanted.dtype}"
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, not {list(expected.shape)} {expected.dtype}"
             )
     return sorted(problems)
 
@@ -270,5 +278,5 @@ def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def sha256_of(content: bytes) -> str:
-    """The SHA-256 of bytes, in hexadecimal."""
+    """Return the SHA-256 of bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""References to a run's checkpoints: their keys and their order."""
+"""The references to a run's checkpoints: their keys, their order, and the selection of the best."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _CHECKPOINT = re.compile(r"checkpoints/((\d{4,9})-[0-9a-f]{8})/(\d{10})-([0-9a-f
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """The place of a checkpoint in its run."""
+    """The reference to a checkpoint of a run: the key of its manifest, and the fields that the key contains."""
 
     key: str
     attempt_id: str
@@ -20,17 +20,17 @@ class CheckpointRef:
     sha256: str
 
     @classmethod
-    def at(cls, key: str) -> "CheckpointRef | None":
-        """What a key names, if it is that of a checkpoint."""
+    def from_key(cls, key: str) -> "CheckpointRef | None":
+        """Parse the key of a manifest; return None for any other key."""
         match = _CHECKPOINT.fullmatch(key)
         return cls(key, match[1], int(match[2]), int(match[3]), match[4]) if match else None
 
     def blob(self, file_name: str) -> str:
-        """The key of one of its parts."""
+        """Return the key of the part with this file name."""
         return f"blobs/{self.attempt_id}/{file_name}"
 
     def blobs(self, manifest: Manifest) -> set[str]:
-        """The keys of all its parts."""
+        """Return the keys of all parts that the manifest names."""
         return {self.blob(manifest.file_name(part)) for part in manifest.parts}
 
     def __str__(self) -> str:
@@ -38,23 +38,27 @@ class CheckpointRef:
 
 
 def best_of(manifests: dict[CheckpointRef, Manifest]) -> CheckpointRef:
-    """The checkpoint with the highest return in evaluation, the earliest of equals; without any, the last."""
-    evaluated = {
-        place: manifest.selection_return
-        for place, manifest in manifests.items()
+    """Return the checkpoint with the highest return in the evaluations during training.
+
+    Of equal returns, the earliest iteration wins. If no checkpoint was evaluated, return the first of
+    `manifests`, which callers order from the newest to the oldest.
+    """
+    returns = {
+        ref: manifest.selection_return
+        for ref, manifest in manifests.items()
         if manifest.selection_return is not None
     }
-    if not evaluated:
+    if not returns:
         return next(iter(manifests))
-    return max(evaluated, key=lambda place: (evaluated[place], -place.iteration, place.attempt))
+    return max(returns, key=lambda ref: (returns[ref], -ref.iteration, ref.attempt))
 
 
-def superfluous(readable: dict[CheckpointRef, Manifest], keep: int) -> list[CheckpointRef]:
-    """Of checkpoints, the newest first: all but the first `keep` and the best."""
+def select_prunable(readable: dict[CheckpointRef, Manifest], keep: int) -> list[CheckpointRef]:
+    """Return all checkpoints but the first `keep` and the best. `readable` is ordered, the newest first."""
     best = best_of(readable) if readable else None
-    return [place for place in list(readable)[max(keep, 1) :] if place != best]
+    return [ref for ref in list(readable)[max(keep, 1) :] if ref != best]
 
 
-def newest_first(found: Iterable[CheckpointRef | None]) -> list[CheckpointRef]:
-    distinct = {saved for saved in found if saved}
-    return sorted(distinct, key=lambda saved: (saved.attempt, saved.iteration, saved.key), reverse=True)
+def newest_first(refs: Iterable[CheckpointRef | None]) -> list[CheckpointRef]:
+    distinct = {ref for ref in refs if ref}
+    return sorted(distinct, key=lambda ref: (ref.attempt, ref.iteration, ref.key), reverse=True)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mappo.errors import KeyMissing, StoreError, TooLarge
-from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, reported, require_same
+from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
-_PARTIAL = ".partial-"  # in the names of files that are being written
+_PARTIAL = ".partial-"  # marks the name of a file that is still being written
 
 
 class DirectoryStore:
@@ -39,17 +39,17 @@ class DirectoryStore:
                 require_same(self, key, content)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        found = []
+        entries = []
         with self._request("list", prefix):
             for path in sorted((self._directory / prefix).rglob("*")):
                 try:
                     status = path.lstat()
-                except FileNotFoundError:  # deleted since
+                except FileNotFoundError:  # another process has deleted it during the listing
                     continue
                 if path.is_file() and not path.is_symlink():
                     key = path.relative_to(self._directory).as_posix()
-                    found.append(Entry(key, status.st_size, status.st_mtime))
-        return found
+                    entries.append(Entry(key, status.st_size, status.st_mtime))
+        return entries
 
     def delete(self, key: str) -> None:
         with self._request("delete", key):
@@ -60,7 +60,11 @@ class DirectoryStore:
 
     @contextmanager
     def _partial(self, key: str, content: bytes) -> Iterator[Path]:
-        """A file beside the one that is meant, with its content safe on the disk; gone after the block."""
+        """Write the content to a temporary file in the key's directory, and yield the path of that file.
+
+        The content is on the disk (fsync) before the block starts. After the block, the file is deleted unless
+        the block has renamed it. So a crash leaves the file of the key either complete or unchanged.
+        """
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial_file = path.with_name(f"{path.name}{_PARTIAL}{secrets.token_hex(4)}")
@@ -70,19 +74,20 @@ class DirectoryStore:
                 file.flush()
                 os.fsync(file.fileno())
             yield partial_file
-            _sync_directory(path.parent)
+            _sync_directory(path.parent)  # makes the new name durable, too
         finally:
             partial_file.unlink(missing_ok=True)
 
     @contextmanager
     def _request(self, operation: str, key: str) -> Iterator[None]:
-        with reported(self._on_request, operation):
+        with report_outcome(self._on_request, operation):
             try:
                 yield
             except FileNotFoundError as error:
                 raise KeyMissing(f"{self._directory / key}: {error.strerror}") from error
             except OSError as error:
-                hint = "; free some, and saving goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                hint = "; free some space, and saving continues" if is_full else ""
                 raise StoreError(f"{self._directory / key}: {error.strerror}{hint}") from error
 
 

@@ -1,4 +1,4 @@
-"""The names of runs and studies, and the place where a run is kept."""
+"""The locations of stores and of runs in them: a directory, or a prefix in a bucket."""
 
 import os
 import re
@@ -14,13 +14,13 @@ _S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-
 
 
 def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequest = ignore_request) -> Store:
-    """The store at `s3://bucket/prefix`, `minio://bucket/prefix` or in a directory, which need not be there yet.
+    """Return the store at `s3://bucket/prefix`, at `minio://bucket/prefix` or in a directory.
 
-    `on_request` hears of every request, each try counted; it may be called from several threads.
-    Endpoint and credentials come from the environment: see `s3_access`.
+    The prefix or directory need not exist yet. `on_request` is called after every request, retries included;
+    several threads may call it. Endpoint and credentials come from the environment: see `s3_access`.
 
     Raises:
-        StoreError: not a location.
+        StoreError: the text is not a location.
     """
     if ":/" not in location:
         return DirectoryStore(Path(location), on_request)
@@ -32,13 +32,13 @@ def bucket_of(location: str) -> tuple[str, str, str]:
     """Return the scheme, the bucket and the prefix of a location in a bucket.
 
     Raises:
-        StoreError: not such a location.
+        StoreError: the text is not a location in a bucket.
     """
     match = _S3.fullmatch(location)
     if not match or ".." in location:
-        shown = re.sub("//.*@", "//", location)  # without a password
+        safe_location = re.sub("//.*@", "//", location)  # the text before @ may contain a password
         raise StoreError(
-            f"{shown!r}: not a location: give a directory, s3://bucket/prefix or minio://bucket/prefix "
+            f"{safe_location!r}: not a location: give a directory, s3://bucket/prefix or minio://bucket/prefix "
             "(endpoint and credentials come from the environment)"
         )
     scheme, bucket, prefix = match.groups()
@@ -46,25 +46,29 @@ def bucket_of(location: str) -> tuple[str, str, str]:
 
 
 def joined(location: str, name: str) -> str:
-    """The location of something below another, be it a directory or in a bucket."""
+    """Return the location of `name` below another location, which is a directory or lies in a bucket."""
     return f"{location.rstrip('/')}/{name}"
 
 
 def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
-    """Return where a run is kept: in the store under its name (with the seed, if there is one); or `otherwise`.
+    """Return the location of a run: below `store` under its name, or `otherwise` if there is no store.
 
-    In a pipeline on Kubeflow, a run that nobody named has the ID of the pipeline's run as its name.
+    A seed is appended to the name. In a pipeline on Kubeflow, a run without a name gets the ID of the pipeline's
+    run as its name.
 
     Raises:
-        ConfigError: a store without a name, a name without a store, or a name that is not allowed.
+        ConfigError: a store is given without a name, a name without a store, or the name is not allowed.
     """
     if not store:
         if run:
-            raise ConfigError(f"run = {run!r}: a name needs a store to be found in again; give one, or no name")
+            raise ConfigError(
+                f"run = {run!r}: a name needs a store, in which a later start finds the run again; set store, or "
+                "leave run empty"
+            )
         return otherwise
     run = run or os.environ.get("MAPPO_PIPELINE_RUN", "")
     if not run:
         raise ConfigError(
-            f"run '': a name has to be given with store = {store!r}, so that the run is found there again"
+            f"run = '': store = {store!r} needs the name of a run, by which a later start finds it again; set run"
         )
     return joined(store, require_run_name(f"{run}-{seed}" if seed else run))

@@ -1,14 +1,14 @@
 """A run: its attempts and its checkpoints, under one name in a store.
 
-    attempts/0002.json                                           who trains, and since when
+    attempts/0002.json                                           the process that trains, and its start time
     blobs/0002-5f3a9c01/<sha256>.safetensors|json|csv            parts of checkpoints
     checkpoints/0002-5f3a9c01/0000000014-<sha256>.json           manifests, by iteration
-    latest.json                                                  a hint
+    latest.json                                                  the key of the last manifest that was saved
 
-Every start of training under the run's name is an attempt with the next number. Parts come first, then the
-manifest that names them, so that a checkpoint is either there as a whole or not at all. An attempt writes only
-under its own number; one that finds a later attempt stops. What is newest is decided by attempt first, then by
-iteration.
+Every start of training under the run's name is an attempt with the next number. An attempt writes the parts of a
+checkpoint first and then the manifest that names them, so that a checkpoint exists as a whole or not at all. An
+attempt writes only under its own number, and stops when it finds a later attempt. The newest checkpoint is the
+last iteration of the last attempt that has one.
 """
 
 import json
@@ -29,7 +29,7 @@ from mappo.runs.checkpoint import (
     unpack,
     verify,
 )
-from mappo.runs.checkpoint_ref import CheckpointRef, best_of, newest_first, superfluous
+from mappo.runs.checkpoint_ref import CheckpointRef, best_of, newest_first, select_prunable
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.locations import open_store
 from mappo.runs.store import OnRequest, Store, ignore_request
@@ -38,15 +38,15 @@ _log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 3
 _ATTEMPT = re.compile(r"attempts/(\d{4,9})\.json")
 HINT = "latest.json"
-_OLD_MANIFEST = "checkpoint.json"  # of format 2
+_OLD_MANIFEST = "checkpoint.json"  # the key in format 2
 _DOWNLOADS = 3
 
 
 def load_checkpoint(location: str | Path, which: str = "best") -> Checkpoint:
-    """A run's checkpoint: `best`, `last` or an iteration.
+    """Load a checkpoint of a run: `best`, `last` or the number of an iteration.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is no such checkpoint, or it is damaged.
         StoreError: the store does not answer.
     """
     run = Run.at(location)
@@ -54,7 +54,7 @@ def load_checkpoint(location: str | Path, which: str = "best") -> Checkpoint:
 
 
 class Run:
-    """A run's checkpoints, to read and to tidy up. `claim` is what writes."""
+    """The checkpoints of a run: read them, choose one, and find those to delete. Only an `Attempt` writes any."""
 
     def __init__(self, store: Store):
         self.store = store
@@ -63,126 +63,132 @@ class Run:
     def at(
         cls, location: str | Path, patience_seconds: float = 60.0, on_request: OnRequest = ignore_request
     ) -> "Run":
-        """The run in a directory or below `s3://bucket/prefix`; it need not be there yet."""
+        """Return the run in a directory or below `s3://bucket/prefix`; it need not exist yet."""
         return cls(open_store(str(location), patience_seconds, on_request))
 
-    def saved(self) -> list[CheckpointRef]:
-        """All checkpoints, the newest first.
+    def refs(self) -> list[CheckpointRef]:
+        """Return the references to all checkpoints, the newest first.
 
         Raises:
             StoreError: the store does not answer.
         """
-        return newest_first([*self.listed(), self._hinted()])
+        return newest_first([*self.listed_refs(), self._hinted_ref()])
 
-    def manifest(self, saved: CheckpointRef) -> Manifest:
-        """What a checkpoint says of itself.
+    def manifest(self, ref: CheckpointRef) -> Manifest:
+        """Read and verify the manifest of a checkpoint.
 
         Raises:
-            CheckpointError: damaged or not to be understood.
+            CheckpointError: the manifest is missing, damaged, or cannot be parsed by this version.
         """
-        return parse_manifest(self._verified(saved.key, MAX_MANIFEST_BYTES, saved.sha256), self._place(saved))
+        return parse_manifest(self._verified(ref.key, MAX_MANIFEST_BYTES, ref.sha256), self._location(ref))
 
-    def load(self, saved: CheckpointRef) -> Checkpoint:
-        """All of a checkpoint, verified.
+    def load(self, ref: CheckpointRef) -> Checkpoint:
+        """Read and verify all parts of a checkpoint.
 
         Raises:
-            CheckpointError: damaged, too large, or not to be understood.
+            CheckpointError: a part is missing, damaged or too large, or cannot be parsed by this version.
         """
         return unpack(
-            self.manifest(saved),
-            lambda name, limit, sha256: self._verified(saved.blob(name), limit, sha256),
-            self._place(saved),
+            self.manifest(ref),
+            lambda name, limit, sha256: self._verified(ref.blob(name), limit, sha256),
+            self._location(ref),
         )
 
     def choose(self, which: str = "best") -> CheckpointRef:
-        """The checkpoint meant by `best`, `last` or the number of an iteration.
+        """Return the checkpoint that `which` names: `best`, `last` or the number of an iteration.
 
-        The best has the highest return in the evaluations during training; where there were none, it is the last.
+        The best has the highest return in the evaluations during training. If no checkpoint was evaluated, the
+        best is the last.
 
         Raises:
             CheckpointError: there is no such checkpoint.
         """
-        saved = self.saved()
-        if not saved:
+        refs = self.refs()
+        if not refs:
             raise CheckpointError(self._why_empty())
         if which == "last":
-            return saved[0]
+            return refs[0]
         if which == "best":
-            readable = self.readable(saved)
-            return best_of(readable) if readable else saved[0]  # loading that one says what is wrong
-        for place in saved:
-            if str(place.iteration) == which:
-                return place
-        there = ", ".join(str(place.iteration) for place in sorted(saved, key=lambda place: place.iteration))
+            readable = self.readable(refs)
+            return best_of(readable) if readable else refs[0]  # loading this one raises the cause
+        for ref in refs:
+            if str(ref.iteration) == which:
+                return ref
+        iterations = ", ".join(str(ref.iteration) for ref in sorted(refs, key=lambda ref: ref.iteration))
         raise CheckpointError(
-            f"{self.store.location}: no checkpoint {which!r}: give best, last, or one of iterations {there}"
+            f"{self.store.location}: no checkpoint {which!r}: give best, last, or one of iterations {iterations}"
         )
 
-    def export(self, saved: CheckpointRef, directory: Path) -> None:
-        """Copy one checkpoint into a directory of its own, which is then a run with one checkpoint."""
+    def export(self, ref: CheckpointRef, directory: Path) -> None:
+        """Copy one checkpoint into a directory, which is then a run with this checkpoint alone.
+
+        Content that the directory already has is deleted.
+        """
         if directory.exists():
             shutil.rmtree(directory)
         target = DirectoryStore(directory)
-        manifest = self.manifest(saved)
+        manifest = self.manifest(ref)
         for name, part in manifest.parts.items():
-            key = saved.blob(manifest.file_name(name))
+            key = ref.blob(manifest.file_name(name))
             target.write(key, self._verified(key, part.size_bytes, part.sha256))
-        target.write(saved.key, manifest_bytes(manifest))
+        target.write(ref.key, manifest_bytes(manifest))
 
-    def readable(self, saved: Iterable[CheckpointRef]) -> dict[CheckpointRef, Manifest]:
-        """The manifests of those that can be read; of the others it is logged why not."""
-        return {place: manifest for place in saved if (manifest := self.readable_manifest(place))}
+    def readable(self, refs: Iterable[CheckpointRef]) -> dict[CheckpointRef, Manifest]:
+        """Return the manifests that can be read, by reference. For each other manifest, log the reason."""
+        return {ref: manifest for ref in refs if (manifest := self.readable_manifest(ref))}
 
     def prunable(self, keep: int = KEEP_CHECKPOINTS) -> list[CheckpointRef]:
-        """The checkpoints that are neither among the last `keep` nor the best."""
-        return superfluous(self.readable(self.saved()), keep)
+        """Return all checkpoints that can be read, but the newest `keep` and the best."""
+        return select_prunable(self.readable(self.refs()), keep)
 
     def garbage(self, grace_seconds: float) -> list[str]:
-        """Keys of what no checkpoint needs, such as parts of saves that a crash cut short; none that are younger.
+        """Return the keys that no checkpoint needs, such as parts of a save that a crash interrupted.
 
-        Parts of an attempt that has a manifest which cannot be read are not garbage.
+        Keys that were written within the last `grace_seconds` are not garbage, since a save may be in progress.
+        If a manifest cannot be read, no part of its attempt is garbage.
         """
-        saved = self.saved()
-        readable = self.readable(saved)
-        needed = {key for place, manifest in readable.items() for key in place.blobs(manifest)}
-        unsure = {place.attempt_id for place in saved if place not in readable}
-        oldest = time.time() - grace_seconds
+        refs = self.refs()
+        readable = self.readable(refs)
+        needed = {key for ref, manifest in readable.items() for key in ref.blobs(manifest)}
+        unreadable_attempts = {ref.attempt_id for ref in refs if ref not in readable}
+        newest_seconds = time.time() - grace_seconds
         return [
             entry.key
             for entry in self.store.entries()
-            if entry.modified < oldest
+            if entry.modified < newest_seconds
             and entry.key not in needed
             and _is_disposable(entry.key)
-            and not any(f"/{attempt_id}/" in entry.key for attempt_id in unsure)
+            and not any(f"/{attempt_id}/" in entry.key for attempt_id in unreadable_attempts)
         ]
 
-    def listed(self) -> list[CheckpointRef | None]:
-        return [CheckpointRef.at(entry.key) for entry in self.store.entries("checkpoints/")]
+    def listed_refs(self) -> list[CheckpointRef | None]:
+        return [CheckpointRef.from_key(entry.key) for entry in self.store.entries("checkpoints/")]
 
     def attempt_numbers(self) -> list[int]:
         matches = (_ATTEMPT.fullmatch(entry.key) for entry in self.store.entries("attempts/"))
         return [int(match[1]) for match in matches if match]
 
-    def _hinted(self) -> CheckpointRef | None:
-        """What the last save left a note of, in case a listing does not show it yet."""
+    def _hinted_ref(self) -> CheckpointRef | None:
+        """Return the checkpoint that latest.json names, which a listing may not show yet."""
         try:
             hint = json.loads(self.store.read(HINT, 1000))
-            saved = CheckpointRef.at(str(hint["checkpoint"]))
-            if saved:
-                self.store.read(saved.key, MAX_MANIFEST_BYTES)
-            return saved
+            ref = CheckpointRef.from_key(str(hint["checkpoint"]))
+            if ref:
+                self.store.read(ref.key, MAX_MANIFEST_BYTES)  # the checkpoint may have been pruned since
+            return ref
         except (KeyMissing, ValueError, TypeError, KeyError):
             return None
 
-    def readable_manifest(self, saved: CheckpointRef) -> Manifest | None:
+    def readable_manifest(self, ref: CheckpointRef) -> Manifest | None:
+        """Return the manifest of a checkpoint; log a warning and return None if it cannot be read."""
         try:
-            return self.manifest(saved)
+            return self.manifest(ref)
         except CheckpointError as error:
             _log.warning("%s", error)
             return None
 
     def _verified(self, key: str, max_bytes: int, sha256: str) -> bytes:
-        """An entry with this hash; a download that has another is repeated, it may have been the way here."""
+        """Read an entry and verify its hash. Repeat a damaged download, since the network may have damaged it."""
         for download in range(1, _DOWNLOADS + 1):
             try:
                 return verify(self.store.read(key, max_bytes), sha256, f"{self.store.location}/{key}")
@@ -193,24 +199,25 @@ class Run:
                     raise
         raise AssertionError
 
-    def _place(self, saved: CheckpointRef) -> str:
-        return f"{self.store.location}/{saved.key}"
+    def _location(self, ref: CheckpointRef) -> str:
+        return f"{self.store.location}/{ref.key}"
 
     def _why_empty(self) -> str:
         try:
             self.store.read(_OLD_MANIFEST, MAX_MANIFEST_BYTES)
         except StoreError:
             return f"{self.store.location}: there is no checkpoint of a run here"
-        return (
-            f"{self.store.location}: a checkpoint of format 2, this version reads 3; train again, or use mappo 0.2"
-        )
+        return f"{self.store.location}: a checkpoint of format 2, this version reads 3; train again"
 
 
 def _is_disposable(key: str) -> bool:
-    """Parts, probes and files that were never finished; not attempts, manifests, hints, nor what is not ours."""
+    """Return whether a key names a part, a probe or a file that was never finished.
+
+    Attempts, manifests, hints and files of other programs are never disposable.
+    """
     folder, _, name = key.rpartition("/")
-    ours = folder.partition("/")[0] in ("attempts", "blobs", "checkpoints")
-    return key.startswith("blobs/") or (ours and (".partial-" in name or name.startswith("probe-")))
+    is_in_run = folder.partition("/")[0] in ("attempts", "blobs", "checkpoints")
+    return key.startswith("blobs/") or (is_in_run and (".partial-" in name or name.startswith("probe-")))
 
 
 def attempt_key(number: int) -> str:

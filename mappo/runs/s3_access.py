@@ -12,7 +12,8 @@ from mappo.errors import StoreError
 
 _KUBEFLOW_STORE = "http://seaweedfs.kubeflow:9000"  # since Kubeflow 2.16; minio-service.kubeflow:9000 before it
 
-KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name) of Kubeflow's own store, where Kubeflow copied it
+# The secret with the keys of Kubeflow's own store. Kubeflow copies it into the namespaces that it manages.
+KUBEFLOW_SECRET = "mlpipeline-minio-artifact"  # noqa: S105  (a name, not a secret)
 
 _AWS_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE")
 AWS_KEYS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or the mounted credentials file"
@@ -31,7 +32,7 @@ _ANOTHER_HERE = "; MAPPO_MINIO_ENDPOINT or AWS_ENDPOINT_URL names another store"
 class S3Access:
     """The endpoint and the keys of an S3 store. None leaves the choice to boto3.
 
-    `endpoint_origin` and `keys_origin` tell people where endpoint and keys come from.
+    Messages use `endpoint_origin` and `keys_origin`, which name the settings that endpoint and keys come from.
     """
 
     endpoint: str | None
@@ -39,17 +40,23 @@ class S3Access:
     keys: tuple[str, str] | None = field(default=None, repr=False)
     keys_origin: str = AWS_KEYS
     region: str | None = None
-    secret: str = ""  # that Kubeflow's launcher takes the keys from, if it says so
+    secret: str = ""  # the name of the secret with the keys, if Kubeflow's launcher names one
 
 
 def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
     """Choose the endpoint and the keys of a store at s3:// or minio://.
 
-    boto3 chooses both for s3://. minio:// is the store at MAPPO_MINIO_ENDPOINT, else at the endpoint of
-    MAPPO_KUBEFLOW_PROVIDERS, else Kubeflow's own, as it is for Kubeflow's launcher. Where Kubeflow's keys
-    (MAPPO_KUBEFLOW_ACCESS_KEY, MAPPO_KUBEFLOW_SECRET_KEY) are not set, as outside of a pod, AWS_ENDPOINT_URL goes
-    before the last two. AWS credentials go before Kubeflow's keys at the AWS_ENDPOINT_URL beside them, and are for
-    no other store if Kubeflow's keys are set.
+    For s3://, boto3 chooses both. For minio://, the endpoint is the first of these that is set:
+
+    1. MAPPO_MINIO_ENDPOINT
+    2. AWS_ENDPOINT_URL, but only if Kubeflow's keys are not set, as outside of a pod
+    3. the endpoint in MAPPO_KUBEFLOW_PROVIDERS, as for Kubeflow's launcher
+    4. the endpoint of Kubeflow's own store, as for Kubeflow's launcher
+
+    Kubeflow's keys are MAPPO_KUBEFLOW_ACCESS_KEY and MAPPO_KUBEFLOW_SECRET_KEY. AWS credentials replace them if
+    the endpoint is the AWS_ENDPOINT_URL that is set beside these credentials, or if Kubeflow's launcher takes
+    the keys from another secret than Kubeflow's. Otherwise AWS credentials are used only if Kubeflow's keys are
+    not set.
 
     Raises:
         StoreError: the endpoint has to come from Kubeflow's providers, which cannot be read.
@@ -97,7 +104,7 @@ class _Provider(BaseModel):
 
     @property
     def secret(self) -> str:
-        """The name of the secret with the keys; empty if it is not said."""
+        """The name of the secret with the keys; empty if the provider names none."""
         reference = (self.credentials or {}).get("secretRef")
         return str(reference.get("secretName") or "") if isinstance(reference, dict) else ""
 
@@ -111,7 +118,10 @@ class _Providers(BaseModel):
 
 
 def _minio_provider(text: str) -> _Provider:
-    """Read what Kubeflow's launcher takes minio:// to mean. The text may hold keys, and no message repeats it."""
+    """Read the provider that Kubeflow's launcher uses for minio://.
+
+    No message repeats the text, which may contain keys.
+    """
     try:
         providers = _Providers.model_validate(yaml.safe_load(text) or {})
     except (yaml.YAMLError, ValidationError):

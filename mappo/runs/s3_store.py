@@ -14,15 +14,15 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable, TooLarge
 from mappo.runs.s3_access import S3Access, s3_access
-from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, reported, require_same
+from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _log = logging.getLogger(__name__)
-_PASSING = {
+_TRANSIENT = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"),
-    *("BadDigest", "XAmzContentSHA256Mismatch"),  # changed on the way
+    *("BadDigest", "XAmzContentSHA256Mismatch"),  # the network has damaged the upload
 }
 _CREDENTIALS = {
     *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
@@ -45,46 +45,46 @@ class S3Store:
     ):
         self.location = "/".join(filter(None, [f"{scheme}:/", bucket, prefix]))
         self._bucket, self._prefix = bucket, f"{prefix}/" if prefix else ""
-        self._scheme, self._access = scheme, S3Access(None, "from the environment")  # until the first request
+        self._scheme, self._access = scheme, S3Access(None, "from the environment")  # the first request sets it
         self._patience_seconds, self._on_request = patience_seconds, on_request
-        self._made: S3Client | None = None
+        self._cached_client: S3Client | None = None
 
     def read(self, key: str, max_bytes: int) -> bytes:
         def get(client: "S3Client") -> bytes:
-            answer = client.get_object(Bucket=self._bucket, Key=self._key(key))
-            with answer["Body"] as body:
-                if answer["ContentLength"] > max_bytes:
-                    size = answer["ContentLength"]
+            response = client.get_object(Bucket=self._bucket, Key=self._key(key))
+            with response["Body"] as body:
+                if response["ContentLength"] > max_bytes:
+                    size = response["ContentLength"]
                     raise TooLarge(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
                 return body.read()
 
-        return self._patiently("read", key, get)
+        return self._with_retries("read", key, get)
 
     def write(self, key: str, content: bytes) -> None:
-        self._patiently("write", key, lambda client: self._put(client, key, content))
+        self._with_retries("write", key, lambda client: self._put(client, key, content))
 
     def create(self, key: str, content: bytes) -> None:
         try:
-            self._patiently("create", key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
-        except KeyTaken:  # or an earlier try of this very write, whose answer was lost
+            self._with_retries("create", key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
+        except KeyTaken:  # an earlier try of this write may have created the key although its response was lost
             require_same(self, key, content)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        def pages(client: "S3Client") -> list[Entry]:
-            found = []
+        def list_all(client: "S3Client") -> list[Entry]:
+            entries = []
             start = len(self._prefix)
             pages = client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
-                for entry in page.get("Contents", []):
-                    found.append(Entry(entry["Key"][start:], entry["Size"], entry["LastModified"].timestamp()))
-            return sorted(found, key=lambda entry: entry.key)
+                for item in page.get("Contents", []):
+                    entries.append(Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp()))
+            return sorted(entries, key=lambda entry: entry.key)
 
-        return self._patiently("list", prefix, pages)
+        return self._with_retries("list", prefix, list_all)
 
     def delete(self, key: str) -> None:
-        self._patiently(
+        self._with_retries(
             "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
         )
 
@@ -95,83 +95,93 @@ class S3Store:
         digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
         client.put_object(Bucket=self._bucket, Key=self._key(key), Body=content, ContentMD5=digest, **condition)
 
-    def _patiently(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
-        """Send a request, again and again while what went wrong may pass by itself."""
-        place = f"{self.location}/{key}"
-        patient = Retrying(
+    def _with_retries(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
+        """Send a request, and retry it with growing pauses while its error is transient."""
+        location = f"{self.location}/{key}"
+        retrying = Retrying(
             retry=retry_if_exception_type(StoreUnavailable),
             stop=stop_after_delay(self._patience_seconds),
-            wait=wait_exponential(
-                multiplier=0.2, max=10
-            ),  # no jitter: it would draw from training's random numbers
+            # Jitter would draw from Python's random numbers, which training uses: the pauses have none.
+            wait=wait_exponential(multiplier=0.2, max=10),
             before_sleep=partial(_log_retry, self._patience_seconds),
             reraise=True,
         )
-        answer: T = patient(self._once, operation, place, request)
-        return answer
+        result: T = retrying(self._send, operation, location, request)
+        return result
 
-    def _once(self, operation: str, place: str, request: Callable[["S3Client"], T]) -> T:
+    def _send(self, operation: str, location: str, request: Callable[["S3Client"], T]) -> T:
         from botocore.exceptions import BotoCoreError, ClientError
         from urllib3.exceptions import HTTPError
 
-        with reported(self._on_request, operation):
+        with report_outcome(self._on_request, operation):
             try:
                 return request(self._client())
             except ClientError as error:
-                raise self._readable(place, error.response) from error
+                raise self._error_of_response(location, error.response) from error
             except (BotoCoreError, HTTPError, OSError) as error:
-                raise self._without_answer(place, error) from error
+                raise self._error_of_connection(location, error) from error
 
-    def _readable(self, place: str, response: Any) -> StoreError:
-        """What the store answered, as one of our errors."""
+    def _error_of_response(self, location: str, response: Any) -> StoreError:
+        """Return the error that describes a response with an error code."""
         code = str(response.get("Error", {}).get("Code", ""))
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        said = f"{place}: the store answered {status} {code}"
+        message = f"{location}: the store answered {status} {code}"
         if code == "NoSuchKey":
-            return KeyMissing(f"{place}: there is nothing")
+            return KeyMissing(f"{location}: the store has no such key")
         if code == "NoSuchBucket":
             return StoreError(
-                f"{place}: there is no bucket {self._bucket!r} at {self._endpoint()}; create it first"
+                f"{location}: there is no bucket {self._bucket!r} at {self._endpoint()}; create it first"
             )
         if status == 412:
-            return KeyTaken(f"{place}: there is something already")
+            return KeyTaken(f"{location}: the key exists already")
         if code in _CREDENTIALS or status in (401, 403):
             endpoint = self._endpoint()
-            self._made = None  # mounted credentials may have been renewed
+            self._cached_client = None  # a new client reads mounted credentials again, which may have been renewed
             return StoreError(
-                f"{said}: the credentials are wrong, expired, or not allowed to do this at {endpoint}; "
+                f"{message}: the credentials are wrong, expired, or not allowed to do this at {endpoint}; "
                 f"check {self._access.keys_origin}"
             )
-        passing = status >= 500 or status in (409, 429) or code in _PASSING
-        return StoreUnavailable(said) if passing else StoreError(said)
+        is_transient = status >= 500 or status in (409, 429) or code in _TRANSIENT
+        return StoreUnavailable(message) if is_transient else StoreError(message)
 
-    def _without_answer(self, place: str, error: Exception) -> StoreError:
-        """No answer, or none that could be read, as one of our errors; the text of a library's is not repeated."""
+    def _error_of_connection(self, location: str, error: Exception) -> StoreError:
+        """Return the error that describes a missing or unreadable response.
+
+        Most texts of the library's errors are left out, since they can contain a password from the URL of the
+        endpoint.
+        """
         from botocore import exceptions as boto
 
         name = type(error).__name__
         if isinstance(error, boto.SSLError):
-            return StoreError(f"{place}: {self._endpoint()} has no certificate that is trusted; see AWS_CA_BUNDLE")
+            return StoreError(
+                f"{location}: the certificate of {self._endpoint()} is not trusted; name the certificates of its "
+                "authority in AWS_CA_BUNDLE"
+            )
         if isinstance(
             error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
         ):
             return StoreError(
-                f"{place}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
+                f"{location}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
                 f"credentials file and name it in AWS_SHARED_CREDENTIALS_FILE; they are for {self._endpoint()}"
             )
         if isinstance(
             error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
         ) or not isinstance(error, boto.BotoCoreError):
-            return StoreUnavailable(f"{place}: no usable answer from {self._endpoint()}: {name}")
-        return StoreError(f"{place}: {name}: {error}")
+            return StoreUnavailable(f"{location}: no usable answer from {self._endpoint()}: {name}")
+        return StoreError(f"{location}: {name}: {error}")
 
     def _client(self) -> "S3Client":
-        if self._made is None:
-            self._made = self._make_client()
-        return self._made
+        if self._cached_client is None:
+            self._cached_client = self._make_client()
+        return self._cached_client
 
     def _make_client(self) -> "S3Client":
-        """Amazon's defaults for Amazon; path addressing and no new-fangled checksums for anybody else."""
+        """Return a client with boto3's defaults for Amazon.
+
+        For every other store, use path-style addresses, and send checksums only where S3 requires them: many
+        stores support neither virtual hosts nor boto3's newer checksums.
+        """
         import boto3
         from botocore.config import Config
 
@@ -189,8 +199,8 @@ class S3Store:
         try:
             client = make(config=Config(**options))
             url = urlsplit(client.meta.endpoint_url)
-            _ = url.port  # raises when it is none
-        except ValueError:  # whose text holds what may be in the URL
+            _ = url.port  # raises ValueError if the port is not a number
+        except ValueError:  # its text can contain a password from the URL, so that this error leaves the text out
             raise StoreError(
                 f"{self.location}: the endpoint ({access.endpoint_origin}) is not a URL such as http://host:9000 "
                 "or https://host"
@@ -205,15 +215,15 @@ class S3Store:
         return make(config=Config(**options))
 
     def _endpoint(self) -> str:
-        if self._made is None:
+        if self._cached_client is None:
             return "its endpoint"
-        url = urlsplit(self._made.meta.endpoint_url)
-        host = url.netloc.rpartition("@")[2]
+        url = urlsplit(self._cached_client.meta.endpoint_url)
+        host = url.netloc.rpartition("@")[2]  # the text before @ may be a password
         return f"{url.scheme}://{host} ({self._access.endpoint_origin})"
 
 
 def _log_retry(patience_seconds: float, state: RetryCallState) -> None:
     if state.attempt_number in (3, 6) or state.attempt_number % 10 == 0:
-        left = max(0.0, patience_seconds - (time.monotonic() - state.start_time))
+        remaining_seconds = max(0.0, patience_seconds - (time.monotonic() - state.start_time))
         error = state.outcome.exception() if state.outcome else None
-        _log.warning("%s; trying again for %.0f s", error, left)
+        _log.warning("%s; trying again for %.0f s", error, remaining_seconds)

@@ -1,9 +1,9 @@
-"""Where checkpoints live: a directory, or a prefix in a bucket of any S3-compatible store. One small interface.
+"""The interface of the stores that hold checkpoints: directories, and prefixes in a bucket of any S3 store.
 
-Every failure is a `StoreError` that names the place and the cause. What may pass by itself (refused connections,
-time-outs, throttling, answers cut short) is tried again until `patience_seconds` are over. Credentials come from
-where boto3 looks for them (environment, mounted files, instance), or for minio:// from Kubeflow's own secret; see
-`s3_access`. They are never part of a location or a message.
+Every failure is a `StoreError` that names the location and the cause. A store in a bucket retries transient
+errors (refused connections, time-outs, throttling, incomplete responses) until `patience_seconds` have passed.
+boto3 finds the credentials in the environment, in mounted files or in the instance; for minio:// they may come
+from Kubeflow's secret, see `s3_access`. Credentials are never part of a location or a message.
 """
 
 import re
@@ -19,15 +19,17 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 OnRequest = Callable[[str, str], object]
-"""Hears of every request: read, write, create, list or delete; and ok or the `outcome` of its error."""
+"""The callback of requests. It is called after each request with its operation (read, write, create, list or
+delete) and its outcome (ok, or the `outcome` of its error)."""
 
 
 def ignore_request(operation: str, outcome: str) -> None:
-    """Hear of a request, and do nothing."""
+    """Ignore a request: the callback of a store whose requests nobody counts."""
 
 
 @contextmanager
-def reported(on_request: OnRequest, operation: str) -> Iterator[None]:
+def report_outcome(on_request: OnRequest, operation: str) -> Iterator[None]:
+    """Call `on_request` with the outcome of the request that the block sends."""
     try:
         yield
     except StoreError as error:
@@ -38,7 +40,7 @@ def reported(on_request: OnRequest, operation: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Entry:
-    """Something in a store; modified is in seconds since 1970."""
+    """An entry of a store, without its bytes. `modified` is in seconds since 1970."""
 
     key: str
     size_bytes: int
@@ -46,50 +48,54 @@ class Entry:
 
 
 class Store(Protocol):
-    """Bytes by key. Keys are relative paths such as `blobs/1a2b.safetensors`.
+    """A store of bytes by key. Keys are relative paths such as `blobs/1a2b.safetensors`.
 
-    What is written is there for every reader as soon as the call returns, and never in part.
+    When a write returns, every reader sees all of its bytes. No reader ever sees a part of them.
     """
 
     location: str
 
     def read(self, key: str, max_bytes: int) -> bytes:
-        """All bytes of an entry.
+        """Return all bytes of an entry.
 
         Raises:
-            KeyMissing: there is none.
-            TooLarge: it is larger than `max_bytes`.
-            StoreError: it cannot be read.
+            KeyMissing: the store has no such key.
+            TooLarge: the entry has more than `max_bytes`.
+            StoreError: the entry cannot be read.
         """
 
     def write(self, key: str, content: bytes) -> None:
-        """Put bytes under a key, in the place of what may be there."""
+        """Write bytes under a key, and replace the bytes that the key already has."""
 
     def create(self, key: str, content: bytes) -> None:
-        """Put bytes under a key that is free. A store may ignore that condition: see `honours_conditions`.
+        """Write bytes under a key that does not exist yet.
+
+        A store may ignore this condition and overwrite the key: see `honours_conditions`.
 
         Raises:
             KeyTaken: the key holds other bytes.
         """
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """What is below a prefix such as `blobs/`, by key."""
+        """Return the entries below a prefix such as `blobs/`, sorted by key."""
 
     def delete(self, key: str) -> None:
-        """Remove an entry; one that is not there is fine."""
+        """Delete an entry. A key that does not exist is no error."""
 
 
 def honours_conditions(store: Store, prefix: str) -> bool:
-    """Whether a store refuses to create what is there already; tried out below a prefix, and deleted again.
+    """Return whether a store refuses to create a key that exists; some ignore the condition (If-None-Match).
+
+    The test writes an object below `prefix` and deletes it again.
 
     Raises:
-        StoreError: it cannot be written to, or does not give back what was written.
+        StoreError: the store refuses writes, or returns other bytes than were written.
     """
     key = f"{prefix}probe-{secrets.token_hex(8)}"
     store.create(key, b"first")
     try:
         if store.read(key, 100) != b"first":
-            raise StoreError(f"{store.location}: what was written is not what is read")
+            raise StoreError(f"{store.location}: the store returned other bytes than were written to it")
         try:
             store.create(key, b"second")
         except KeyTaken:
@@ -100,19 +106,30 @@ def honours_conditions(store: Store, prefix: str) -> bool:
 
 
 def require_same(store: Store, key: str, content: bytes) -> None:
-    """Read back what holds a key that was to be created: it may be this very content."""
-    found: bytes | None = None
+    """Accept a key that could not be created because it exists, if it holds exactly this content.
+
+    An earlier try of the same write may have created the key although its response was lost.
+
+    Raises:
+        KeyTaken: the key holds other bytes.
+        StoreUnavailable: the key does not exist any more.
+    """
+    stored: bytes | None = None
     try:
-        found = store.read(key, len(content))
+        stored = store.read(key, len(content))
     except KeyMissing:
-        raise StoreUnavailable(f"{store.location}/{key}: refused as taken, and then not there") from None
-    except TooLarge:
+        raise StoreUnavailable(
+            f"{store.location}/{key}: the store refused to create the key because it exists, but does not find it"
+        ) from None
+    except TooLarge:  # so it holds other bytes
         pass
-    if found != content:
-        raise KeyTaken(f"{store.location}/{key}: there is something else already")
+    if stored != content:
+        raise KeyTaken(f"{store.location}/{key}: the key already holds other content")
 
 
 def checked_key(key: str) -> str:
     if not _KEY.fullmatch(key) or ".." in key:
-        raise StoreError(f"{key!r}: not a key")
+        raise StoreError(
+            f"{key!r}: not a valid key: give a relative path of letters, digits, '.', '_' and '-', without '..'"
+        )
     return key

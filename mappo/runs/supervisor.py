@@ -1,9 +1,9 @@
-"""The attempts of one stage on a cluster, counted in one place for processes and pods.
+"""The supervisor of one stage on a cluster, which retries the stage's process and counts all attempts.
 
-Kubeflow's compiler sets no retry policy, so that the cluster decides which failures Argo tries again, at how many
-levels of its workflow. So a stage supervises its own process: it starts a process that ended badly again, in the
-same pod, and it keeps count in an object beside the artifacts of the run. A pod that Argo makes later counts on
-there, and refuses to try more often than the site says.
+Kubeflow's compiler sets no retry policy. So the cluster decides which failures Argo retries, and at how many
+levels of its workflow. To be independent of that, a stage supervises its own process. It restarts a process that
+failed, in the same pod, and counts the attempts in an object beside the artifacts of the run. A pod that Argo
+creates later continues this count, and makes no more attempts than the site allows.
 """
 
 import json
@@ -24,33 +24,36 @@ from mappo.errors import ConfigError, KeyMissing, StoreError
 from mappo.runs.locations import open_store
 
 T = TypeVar("T")
-FINAL_STATUS = 78  # of a process that would fail again in the same way; EX_CONFIG in sysexits.h
-COUNT_VARIABLE = "MAPPO_ATTEMPTS"  # for the process of an attempt: how many there were, with this one
-REASON_VARIABLE = "MAPPO_REASON_FILE"  # where that process writes why it failed
+FINAL_STATUS = 78  # the exit status of a process that would fail again in the same way; EX_CONFIG in sysexits.h
+COUNT_VARIABLE = "MAPPO_ATTEMPTS"  # tells the process of an attempt the number of attempts so far, itself included
+REASON_VARIABLE = "MAPPO_REASON_FILE"  # names the file into which this process writes the reason of its failure
 _MAX_BYTES = 100_000
 _STORE_SECONDS = 30.0
 _OUT_OF_MEMORY = (
-    "out of memory: the kernel ended the stage at its pod's limit; give it more: -p {stage}_memory=..., or "
-    "stages.{stage}.memory in the site's file"
+    "out of memory: the kernel killed the stage at its pod's memory limit; raise the limit by "
+    "-p {stage}_memory=..., or by stages.{stage}.memory in the site's file"
 )
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """The number of retries of a stage; the wait before the first of them, and its growth with each."""
+    """The number of retries of a stage, the wait before the first retry, and the factor between two waits."""
 
     retries: int
     backoff_seconds: float
     backoff_factor: float
 
     def wait_seconds(self, attempt: int) -> float:
-        """Return the wait after an attempt, which is counted from 0."""
+        """Return the wait after an attempt. `attempt` is its number, counted from 0."""
         return self.backoff_seconds * self.backoff_factor**attempt
 
 
 @dataclass(frozen=True)
 class AttemptCount:
-    """The attempts so far. pods: the UID of each pod by its name; failure: why there is no other attempt."""
+    """The attempts of a stage so far.
+
+    pods: the UID of each pod by its name. failure: the reason why no other attempt follows; empty if one may.
+    """
 
     num_attempts: int = 0
     pods: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class AttemptCount:
 class Ledger:
     """The count of a stage's attempts, in a store at `location` under `key`.
 
-    Without a store that can be used, it counts the attempts of this pod alone, after those that Argo numbers.
+    If the store fails, the ledger counts only the attempts of this pod, and starts from Argo's retry number.
     """
 
     def __init__(self, location: str, key: str, environment: Mapping[str, str], announce: Callable[[str], object]):
@@ -73,29 +76,29 @@ class Ledger:
 
     @property
     def failure(self) -> str:
-        """The reason why there is no other attempt; empty if there may be one."""
+        """The reason why no other attempt follows; empty if one may follow."""
         return self._count.failure
 
     @property
     def num_attempts(self) -> int:
-        """The attempts that have begun."""
+        """The number of attempts that have started."""
         return self._count.num_attempts
 
     def begin(self) -> int:
-        """Count an attempt; return its number, from 0."""
+        """Count an attempt and return its number, counted from 0."""
         self._set(replace(self._count, num_attempts=self._count.num_attempts + 1))
         return self._count.num_attempts - 1
 
     def fail(self, reason: str) -> None:
-        """Keep why there is no other attempt."""
+        """Store the reason why no other attempt follows."""
         self._set(replace(self._count, failure=reason))
 
     def succeed(self) -> None:
-        """Forget the count: a stage that succeeded begins anew, should Argo repeat all that is around it."""
+        """Reset the count: Argo may repeat the whole pipeline, and the stage then has all its attempts again."""
         self._set(AttemptCount())
 
-    def refuse(self) -> None:
-        """Remember this pod, so that it is known again when somebody retries the run."""
+    def remember_pod(self) -> None:
+        """Store the UID of this pod, by which the ledger notices later that somebody has retried the run."""
         self._set(self._count)
 
     def _set(self, count: AttemptCount) -> None:
@@ -103,7 +106,10 @@ class Ledger:
         self._with_store(self._write)
 
     def _read(self) -> AttemptCount:
-        """Return the count so far; none if this pod had another UID before, since somebody retried the run."""
+        """Return the count in the store, or an empty count if somebody has retried the run since.
+
+        A retried run creates its failed pods again: a pod has the same name then, but another UID.
+        """
         try:
             text = open_store(self._location, _STORE_SECONDS).read(self._key, _MAX_BYTES)
         except KeyMissing:
@@ -130,31 +136,40 @@ class Ledger:
 def supervise(
     stage: str, command: Sequence[str], policy: RetryPolicy, ledger: Ledger, announce: Callable[[str], object]
 ) -> int:
-    """Run a command until it succeeds, cannot succeed, or has been tried often enough; return the exit status."""
-    most = policy.retries + 1
-    if ledger.failure or ledger.num_attempts >= most:
-        ledger.refuse()
+    """Run a command until it succeeds, fails for good or gets SIGTERM, and return the exit status.
+
+    It fails for good if another attempt would fail in the same way, or if all attempts of the policy were made.
+    Pods that Argo creates afterwards make no attempt. `pipelines.kubeflow.progress` parses the lines that
+    `announce` prints.
+    """
+    max_attempts = policy.retries + 1
+    if ledger.failure or ledger.num_attempts >= max_attempts:
+        ledger.remember_pod()
         _announce_failure(ledger.failure or "its pods were lost", announce)
-        announce(f"not tried again: {ledger.num_attempts} of at most {most} attempts were made")
+        announce(f"not tried again: {ledger.num_attempts} of at most {max_attempts} attempts were made")
         return 1
     while True:
         number = ledger.begin()
-        left = most - ledger.num_attempts
-        announce(f"attempt {number}; {left} left")
-        ended = _run(stage, command, ledger.num_attempts)
-        if ended.status == 0:
+        remaining = max_attempts - ledger.num_attempts
+        announce(f"attempt {number}; {remaining} left")
+        end = _run(stage, command, ledger.num_attempts)
+        if end.status == 0:
             ledger.succeed()
-        if ended.status == 0 or ended.was_asked:
-            return ended.status
-        if ended.status == FINAL_STATUS or not left:
-            if not ended.has_told_why:
-                _announce_failure(ended.reason, announce)
-            why = "another attempt would fail in the same way" if left else f"all {most} attempts were made"
-            announce(f"not tried again: {why}")
-            ledger.fail(ended.reason)
+        if end.status == 0 or end.was_terminated:
+            return end.status
+        if end.status == FINAL_STATUS or not remaining:
+            if not end.has_printed_reason:
+                _announce_failure(end.reason, announce)
+            cause = (
+                "another attempt would fail in the same way"
+                if remaining
+                else f"all {max_attempts} attempts were made"
+            )
+            announce(f"not tried again: {cause}")
+            ledger.fail(end.reason)
             return 1
         wait = policy.wait_seconds(number)
-        announce(f"attempt {number} ended: {ended.reason}; attempt {number + 1} begins in {wait:g} s")
+        announce(f"attempt {number} ended: {end.reason}; attempt {number + 1} begins in {wait:g} s")
         time.sleep(wait)
 
 
@@ -164,57 +179,61 @@ def _announce_failure(reason: str, announce: Callable[[str], object]) -> None:
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """The end of an attempt's process. has_told_why: it printed the reason. was_asked: its pod has to go."""
+class _AttemptEnd:
+    """The end of an attempt's process.
+
+    has_printed_reason: the process itself has printed the reason. was_terminated: the pod is being evicted
+    (SIGTERM).
+    """
 
     status: int
     reason: str = ""
-    has_told_why: bool = False
-    was_asked: bool = False
+    has_printed_reason: bool = False
+    was_terminated: bool = False
 
 
-def _run(stage: str, command: Sequence[str], num_attempts: int) -> _Ended:
-    """Run one attempt, with which there are so many."""
-    kills = num_oom_kills()
+def _run(stage: str, command: Sequence[str], num_attempts: int) -> _AttemptEnd:
+    """Run one attempt in a process of its own. `num_attempts` includes this attempt."""
+    num_kills = num_oom_kills()
     with tempfile.TemporaryDirectory() as directory:
-        reason = Path(directory, "reason")
-        environment = {**os.environ, COUNT_VARIABLE: str(num_attempts), REASON_VARIABLE: str(reason)}
+        reason_file = Path(directory, "reason")
+        environment = {**os.environ, COUNT_VARIABLE: str(num_attempts), REASON_VARIABLE: str(reason_file)}
         process = subprocess.Popen(command, env=environment)
-        with _forwarded_sigterm(process) as was_asked:
+        with _forwarded_sigterm(process) as sigterms:
             status = process.wait()
-        told = reason.read_text().strip() if reason.exists() else ""
-    if status and was_asked:
-        return _Ended(128 + signal.SIGTERM, was_asked=True)
-    if status and num_oom_kills() > kills:
-        return _Ended(FINAL_STATUS, _OUT_OF_MEMORY.replace("{stage}", stage))
-    if told:
-        return _Ended(status, told, has_told_why=True)
+        reason = reason_file.read_text().strip() if reason_file.exists() else ""
+    if status and sigterms:
+        return _AttemptEnd(128 + signal.SIGTERM, was_terminated=True)
+    if status and num_oom_kills() > num_kills:
+        return _AttemptEnd(FINAL_STATUS, _OUT_OF_MEMORY.replace("{stage}", stage))
+    if reason:
+        return _AttemptEnd(status, reason, has_printed_reason=True)
     if status < 0:
-        return _Ended(status, f"signal {-status} ended its process ({signal.Signals(-status).name})")
-    return _Ended(status, f"its process ended with exit status {status}")
+        return _AttemptEnd(status, f"signal {-status} ended its process ({signal.Signals(-status).name})")
+    return _AttemptEnd(status, f"its process ended with exit status {status}")
 
 
 @contextmanager
 def _forwarded_sigterm(process: subprocess.Popen[bytes]) -> Iterator[list[bool]]:
-    """Pass SIGTERM on to a process; the list is filled when that happens."""
-    was_asked: list[bool] = []
+    """Forward SIGTERM to a process while the block runs. The list has an element for every SIGTERM."""
+    sigterms: list[bool] = []
 
     def forward(_: int, __: FrameType | None) -> None:
-        was_asked.append(True)
+        sigterms.append(True)
         process.terminate()
 
-    before = signal.signal(signal.SIGTERM, forward)
+    previous_handler = signal.signal(signal.SIGTERM, forward)
     try:
-        yield was_asked
+        yield sigterms
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def _parsed(text: bytes) -> AttemptCount:
-    """Read a count.
+    """Parse a count.
 
     Raises:
-        ConfigError: the text is none.
+        ConfigError: the text is not a count.
     """
     try:
         values = json.loads(text)

@@ -10,36 +10,38 @@ from mappo.reporting.tables import best_lines
 from mappo.reporting.terminal import say
 from mappo.stages.runtime import readable_errors
 from mappo.strict_json import to_dict
-from mappo.tuning import worker
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import study_config_from_json
 from mappo.tuning.trial import TrialRecord
+from mappo.tuning.worker import fresh_seeds, trial_label
 
 
 @dataclass(frozen=True)
 class ChosenConfiguration:
-    """What is trained again after a study: its best configuration and the one it began with, from fresh seeds."""
+    """The configurations to retrain after a study: the best and the default, from fresh seeds, into a store."""
 
     best: ExperimentConfig
     default: ExperimentConfig
     seeds: list[int]
     trial: TrialRecord
-    place: str
+    store: str
 
     @property
     def best_runs(self) -> str:
-        """What the runs of the best are called, before their seeds; another best has other runs."""
-        return f"best-{worker.trial_label(self.trial.number, self.trial.values)}"
+        """The prefix of the retrained runs' names; the seed follows. It differs per trial."""
+        return f"best-{trial_label(self.trial.number, self.trial.values)}"
 
 
-def choose(name: str, num_seeds: int, *, output: Path | None = None) -> ChosenConfiguration:
-    """The best configuration of a study, and seeds that no trial was trained from; write the former as JSON.
+def choose(name: str, study_config: str, *, output: Path | None = None) -> ChosenConfiguration:
+    """Choose a study's best configuration, and seeds that no trial was trained from; write the former as JSON.
 
     Raises:
-        StageFailed: no trial was completed.
+        StageFailed: no trial is complete, or the settings are not allowed.
     """
     with readable_errors("choose"), open_database() as database:
+        num_seeds = study_config_from_json(study_config).retraining.num_seeds
         chosen = chosen_configuration(Study.load(database, name), num_seeds)
         for line in best_lines(chosen.trial, chosen.default):
             say("choose", line)
@@ -50,12 +52,16 @@ def choose(name: str, num_seeds: int, *, output: Path | None = None) -> ChosenCo
 
 
 def chosen_configuration(study: Study, num_seeds: int, trial: int | None = None) -> ChosenConfiguration:
-    """What is trained again; a trial that was chosen before stays it, whatever has ended since."""
+    """Return the configuration to retrain; `trial` keeps an earlier choice, although others may have ended since.
+
+    Raises:
+        ConfigError: no trial is complete.
+    """
     best = study.best() if trial is None else study.trials()[trial]
     if best is None:
         reasons = {trial.reason for trial in study.trials() if trial.reason}
-        raise ConfigError(f"study {study.name}: no trial was completed{': ' * bool(reasons)}{'; '.join(reasons)}")
+        raise ConfigError(f"study {study.name}: no trial is complete{': ' * bool(reasons)}{'; '.join(reasons)}")
     config = study.plan.config
     return ChosenConfiguration(
-        applied(config, best.values), config, worker.fresh_seeds(study, num_seeds), best, study.place
+        applied(config, best.values), config, fresh_seeds(study, num_seeds), best, study.store
     )

@@ -1,4 +1,4 @@
-"""The stage that compares evaluations of several runs."""
+"""The stage that compares the evaluations of several runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +21,29 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
         StageFailed: a report cannot be read, or reports cannot be compared.
     """
     with readable_errors("compare"):
-        result = comparison.compare([read_report(path) for path in reports])
-        write_json(output, result)
-        for line in comparison_table(result):
-            say("compare", line)
+        result = compare_reports(reports, output)
         return StageResult(metadata_of(from_dict(result.config)), _comparison_metrics(result))
 
 
+def compare_reports(reports: Sequence[Path], output: Path | None) -> ComparisonReport:
+    """Read evaluations and compare them; print the comparison, and write it as JSON.
+
+    Raises:
+        ConfigError: a report cannot be read, or reports cannot be compared.
+    """
+    result = comparison.compare([read_report(path) for path in reports])
+    write_json(output, result)
+    for line in comparison_table(result):
+        say("compare", line)
+    return result
+
+
 def read_report(path: Path) -> EvaluationReport:
+    """Return the evaluation report that a file holds.
+
+    Raises:
+        ConfigError: the file is a directory, or its content is not an evaluation report.
+    """
     try:
         return run_record.parse_evaluation(str(path), path.read_bytes())
     except IsADirectoryError:
@@ -36,7 +51,7 @@ def read_report(path: Path) -> EvaluationReport:
 
 
 def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
-    """Of the first configuration, which is the only one in a pipeline of several seeds."""
+    """Return the numbers of the first configuration, the only one in a pipeline over several seeds."""
     mean = report.configurations[0].mean
     metrics = {
         "num_seeds": float(len(report.configurations[0].training_seeds)),

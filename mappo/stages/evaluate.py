@@ -25,9 +25,9 @@ from mappo.stages.runtime import (
 
 @dataclass(frozen=True)
 class PageInputs:
-    """An HTML page to be written, with the curves of this history. attempts: of training, if they were counted."""
+    """The HTML page to write. `history`: the file of its curves; `attempts`: training attempts, if known."""
 
-    page: Path
+    path: Path
     history: Path
     attempts: str = ""
 
@@ -38,18 +38,18 @@ def evaluate(
     report: Path | None = None,
     *,
     checkpoint: str = "best",
-    looks: PageInputs | None = None,
+    page: PageInputs | None = None,
     keep: bool = False,
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
     gpu_count: str = "0",
 ) -> StageResult:
-    """Judge a run's checkpoint on held-out seeds, beside the baselines; write the `EvaluationReport` as JSON.
+    """Evaluate a run's checkpoint and baselines on held-out seeds; write the `EvaluationReport` as JSON.
 
-    `checkpoint` is `best`, `last` or the number of an iteration. An empty `config` is that of the checkpoint. With
-    `looks`, an HTML page of the run is written.
-    With `keep`, the report and episodes to watch are kept with the run, where `report` finds them.
+    `checkpoint` is `best`, `last` or the number of an iteration. If `config` is empty, the stage uses the
+    configuration of the checkpoint. `page` asks for an HTML page of the run. `keep` saves the report and recorded
+    episodes with the run, where `report` finds them.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
@@ -62,21 +62,21 @@ def evaluate(
         config = to_json(loaded.config)
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
         trained = loaded or load_checkpoint(run, checkpoint)
-        seeds, episodes = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
-        say("evaluate", f"{len(seeds) * episodes} episodes ({len(seeds)} seeds x {episodes}) for each policy")
+        seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
+        say("evaluate", f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy")
         result = evaluation.evaluate(experiment, trained)
         monitor.evaluated(result)
         write_json(report, result)
-        if looks or keep:
-            seen = rollouts.record(experiment, trained, result)
+        if page or keep:
+            episodes = rollouts.record(experiment, trained, result)
             if keep:
-                _keep_with_run(run, result, seen)
-            if looks:
-                text = looks.history.read_text()
-                shown = run_record.of_checkpoint(label, trained, text, result, asdict(seen))
-                if looks.attempts:
-                    shown = replace(shown, facts={"attempts of training": looks.attempts, **shown.facts})
-                write_page(looks.page, [shown])
+                _keep_with_run(run, result, episodes)
+            if page:
+                history = page.history.read_text()
+                record = run_record.of_checkpoint(label, trained, history, result, asdict(episodes))
+                if page.attempts:
+                    record = replace(record, facts={"attempts of training": page.attempts, **record.facts})
+                write_page(page.path, [record])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
         if result.no_heuristic:
@@ -85,14 +85,14 @@ def evaluate(
         return StageResult(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
 
 
-def _keep_with_run(run: str | Path, result: EvaluationReport, seen: rollouts.Rollouts) -> None:
-    """In its place; that a store cannot be written there is said, and fails nothing."""
+def _keep_with_run(run: str | Path, result: EvaluationReport, episodes: rollouts.Rollouts) -> None:
+    """Save the evaluation with the run. If the store refuses, print a warning and continue."""
     try:
-        run_record.keep(run, result, seen)
+        run_record.keep(run, result, episodes)
     except (StoreError, OSError) as error:
-        say("evaluate", f"warning: not kept with the run: {error}")
+        say("evaluate", f"warning: the evaluation could not be saved with the run: {error}")
     else:
-        say("evaluate", f"kept with the run; to look at it: mappo report {run}")
+        say("evaluate", f"the evaluation is saved with the run; to view it: mappo report {run}")
 
 
 def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""What one stage of a pipeline does, from its configuration to its files.
+"""The shared parts of all stages: set up the process, report errors, and label the artifacts.
 
-The terminal and the Kubeflow components call these functions and nothing else. Each takes the configuration as
-JSON text, prints its progress, writes its files, and returns what the stage's artifacts are labelled with.
+The command `mappo` and the Kubeflow components call the stages in this package and nothing else. A stage takes the
+configuration as JSON text, prints its progress, writes its files, and returns the labels of its artifacts.
 """
 
 import json
@@ -30,11 +30,11 @@ from mappo.runs.supervisor import COUNT_VARIABLE
 from mappo.strict_json import parse_json
 
 T = TypeVar("T")
-_GOES_ON = {"train": "; training goes on from the last checkpoint"}
+_RESUME_HINTS = {"train": "; the next start resumes from the last checkpoint"}  # by stage
 
 
 class Preempted(SystemExit):
-    """The machine is wanted back (SIGTERM); the exit status says so. What was saved is gone on with next time."""
+    """The exit of a stage whose pod is evicted (SIGTERM). The next start resumes from the last checkpoint."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -42,7 +42,7 @@ class Preempted(SystemExit):
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a finished stage tells the pipeline: finite numbers to plot, and what produced them."""
+    """The result of a finished stage: labels that say what produced its artifacts, and finite numbers to plot."""
 
     metadata: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -59,12 +59,17 @@ def watched_stage(
     study: str = "",
     gpu_count: str = "0",
 ) -> Iterator[tuple[ExperimentConfig, Monitor]]:
-    """Read the configuration, set the process up, and watch over the stage."""
+    """Set up a stage and monitor it; the context is the configuration and the monitor.
+
+    Raises:
+        Preempted: the process received SIGTERM during the stage.
+        StageFailed: a setting is not allowed, or the stage raised an error that a user can fix.
+    """
     if compiled_by not in ("", mappo.__version__):
         say(
             name,
-            f"warning: mappo {compiled_by} compiled this pipeline, its image has mappo {mappo.__version__}: "
-            "build the image again or compile with its version, or options may be missing or mean something else",
+            f"warning: mappo {compiled_by} compiled this pipeline, but its image has mappo {mappo.__version__}: "
+            "options may be missing or differ in meaning; rebuild the image, or compile with its version",
         )
     with readable_errors(name):
         settings = MonitorSettings.from_environment()
@@ -83,7 +88,7 @@ def watched_stage(
         try:
             yield experiment, monitor
         except Preempted:
-            say(name, f"preempted: this process was asked to end{_GOES_ON.get(name, '')}")
+            say(name, f"preempted: this process received SIGTERM{_RESUME_HINTS.get(name, '')}")
             raise
         except NonFiniteError as error:
             monitor.met_non_finite(error.source)
@@ -91,42 +96,46 @@ def watched_stage(
 
 
 def run_label(name: str, seed: str = "", location: str = "") -> str:
-    """What metrics call a run: the same in all of its stages."""
-    if given := name or os.environ.get("MAPPO_PIPELINE_RUN", ""):
-        return f"{given}-{seed}" if seed else given
+    """Return the name of a run in metrics, which is the same in all of its stages.
+
+    The name is `name` or else the ID of the pipeline's run, followed by the seed. Without both of them, it is the
+    last part of `location`.
+    """
+    if run_name := name or os.environ.get("MAPPO_PIPELINE_RUN", ""):
+        return f"{run_name}-{seed}" if seed else run_name
     return PurePosixPath(location).name or "none"
 
 
 def fan_out(*listeners: Callable[[T], object]) -> Callable[[T], None]:
-    """One that passes on what it hears to all."""
+    """Return a listener that passes every event on to all listeners, in order."""
 
-    def hear(event: T) -> None:
+    def notify(event: T) -> None:
         for listener in listeners:
             listener(event)
 
-    return hear
+    return notify
 
 
 def _set_threads(name: str, threads: int) -> None:
     limit = cpu_limit()
     if threads > limit:
-        say(name, f"threads = {threads}: the CPU limit of this process allows {limit}, which are used")
+        say(name, f"threads = {threads}: the CPU limit of this process allows {limit}; using {limit}")
     torch.set_num_threads(min(threads or limit, limit))
 
 
 @contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """Turn the errors that people can mend into one line each, and show what the package logs.
+    """Print an error that a user can fix, without its traceback, and print the warnings that the package logs.
 
     Raises:
-        StageFailed: there was one.
+        StageFailed: the block raised an error that a user can fix.
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     logger, handler = logging.getLogger("mappo"), WarningLines(name)
     logger.addHandler(handler)
     try:
         yield
-    except StageFailed:  # printed already
+    except StageFailed:  # a stage inside this one has printed the error
         raise
     except (MappoError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         reason = str(error) or "out of memory"
@@ -143,45 +152,48 @@ def readable_errors(name: str) -> Iterator[None]:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Return whether another attempt may not meet this error."""
+    """Return whether another attempt may succeed."""
     return isinstance(error, OSError) or (isinstance(error, MappoError) and error.may_pass)
 
 
 def metadata_of(config: ExperimentConfig) -> dict[str, str]:
-    """Return the labels of a stage's artifacts; few, since each step that reads an artifact repeats them."""
+    """Return the labels of a stage's artifacts: few, because every step that reads an artifact repeats them."""
     metadata = {
         "config_hash": config_hash(config),
         "mappo_version": mappo.__version__,
-        "seed": str(config.seed),  # Kubeflow would make a number of it a float
+        "seed": str(config.seed),  # as text, because Kubeflow turns numbers into floats
     }
     attempts = os.environ.get(COUNT_VARIABLE, "")
     return {**metadata, "attempts": attempts} if attempts else metadata
 
 
 def finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
-    """The numbers that Kubeflow accepts; those it would reject are named, not dropped in silence."""
-    kept = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-    if left_out := sorted(numbers.keys() - kept.keys()):
+    """Return the finite numbers, because Kubeflow rejects others; print the names of those left out."""
+    metrics = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+    if left_out := sorted(numbers.keys() - metrics.keys()):
         say(stage, f"not finite, left out of the metrics: {', '.join(left_out)}")
-    return kept
+    return metrics
 
 
 @contextmanager
 def _preemptible() -> Iterator[None]:
-    """SIGTERM, which announces that a pod is evicted, ends the block by `Preempted`; in the main thread only."""
+    """Raise `Preempted` in the block on SIGTERM, which announces that the pod is evicted.
+
+    Outside the main thread, which alone may set signal handlers, the block runs without a handler.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the rest is for saving
+    def preempt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the last save
         raise Preempted
 
-    before = signal.signal(signal.SIGTERM, end)
+    previous_handler = signal.signal(signal.SIGTERM, preempt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def write_json(path: Path | None, record: Any) -> None:

@@ -18,7 +18,7 @@ from mappo.training import training
 from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training_state import StartingPoint
 
-HISTORY = "history.csv"  # of the whole training, beside the best checkpoint
+HISTORY = "history.csv"  # file of the whole training's history, beside the best checkpoint
 
 
 def train(
@@ -36,30 +36,33 @@ def train(
     keep: int = KEEP_CHECKPOINTS,
     tensorboard: Path | None = None,
 ) -> StageResult:
-    """Train a run, which is a directory or a place in a store, or go on with it; write the history as CSV.
+    """Train a run, or resume it if it exists; write the history as CSV.
 
-    `best` is a directory for the best checkpoint alone. A run starts not from scratch, but on from the end of the
-    run `extend`, or from the networks of the run `warm_start`, if one is given. `tensorboard` is a directory for
-    event files.
+    `run` is a directory or a location in a store. `best` is a directory for the best checkpoint alone.
+    `tensorboard` is a directory for event files. Training starts from the end of the run `extend`, or from the
+    best networks of the run `warm_start`; if both are empty, training starts from scratch.
 
     Raises:
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
     """
     label = run_label(name, seed, str(run))
     with watched_stage("train", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
-        start = _start(extend, warm_start)
-        place = Run.at(run, on_request=monitor.requested)
+        start = _starting_point(extend, warm_start)
+        target = Run.at(run, on_request=monitor.requested)
         monitor.planned(experiment)
-        say_plan(experiment, torch.get_num_threads(), start, place.store.location)
-        final: deque[IterationReport] = deque(maxlen=1)
-        file = HistoryFile(history)
-        with training_progress(experiment.collection) as progress, _event_files(tensorboard) as (begin, write):
+        say_plan(experiment, torch.get_num_threads(), start, target.store.location)
+        final_report: deque[IterationReport] = deque(maxlen=1)
+        history_file = HistoryFile(history)
+        with (
+            training_progress(experiment.collection) as progress,
+            _event_files(tensorboard) as (begin_events, write_events),
+        ):
             try:
-                trained = training.train(
-                    *(experiment, place, file),
-                    fan_out(monitor.iterated, progress.show, write, final.append),
+                final_checkpoint = training.train(
+                    *(experiment, target, history_file),
+                    fan_out(monitor.iterated, progress.show, write_events, final_report.append),
                     start,
-                    on_begin=fan_out(monitor.began, progress.begin, begin),
+                    on_begin=fan_out(monitor.began, progress.begin, begin_events),
                     on_save=monitor.saved,
                     keep=keep,
                 )
@@ -67,21 +70,25 @@ def train(
                 directory = history.parent / "unsaved"
                 error.rescue(directory)
                 raise StoreError(
-                    f"{error}; kept in {directory}: copy its content to {place.store.location} to resume there"
+                    f"{error}; kept in {directory}: copy its content to {target.store.location} to resume there"
                 ) from error
-        chosen = place.choose("best")
+        best_ref = target.choose("best")
         if best:
-            place.export(chosen, best)
+            target.export(best_ref, best)
             shutil.copyfile(history, best / HISTORY)
-        say_trained(final[0] if final else None, trained, place.manifest(chosen), place.store.location)
-        return StageResult(metadata_of(experiment), finite("train", file.last_row()))
+        report = final_report[0] if final_report else None  # None: the run had finished before
+        say_trained(report, final_checkpoint, target.manifest(best_ref), target.store.location)
+        return StageResult(metadata_of(experiment), finite("train", history_file.last_row()))
 
 
 @contextmanager
 def _event_files(
     directory: Path | None,
 ) -> Iterator[tuple[Callable[[TrainingStarted], None], Callable[[IterationReport], None]]]:
-    """What hears of the beginning and of each iteration for TensorBoard; without a directory, it does nothing."""
+    """Open event files for TensorBoard; the context is their callbacks for the start and for every iteration.
+
+    Without a directory, the callbacks do nothing.
+    """
     if directory is None:
         yield (lambda _: None), (lambda _: None)
         return
@@ -92,9 +99,11 @@ def _event_files(
         files.close()
 
 
-def _start(extend: str, warm_start: str) -> StartingPoint | None:
+def _starting_point(extend: str, warm_start: str) -> StartingPoint | None:
     if extend and warm_start:
-        raise ConfigError("extend and warm start exclude each other: one goes on with a run, the other begins one")
+        raise ConfigError(
+            "extend and warm start exclude each other: extend continues a run, warm start begins one"
+        )
     if extend:
         return StartingPoint("extend", load_checkpoint(extend, "last"))
     return StartingPoint("warm-start", load_checkpoint(warm_start, "best")) if warm_start else None

@@ -28,7 +28,7 @@ def work_on_study(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> 
     """Work on a study's trials until none is left, beside any number of other workers.
 
     Raises:
-        StageFailed: the store or the database failed; what was begun is left for others.
+        StageFailed: the store or the database failed; another worker can continue the trial.
     """
     with open_database() as database, readable_errors("tune"):
         study = Study.load(database, name)
@@ -43,31 +43,31 @@ def work_on_study(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> 
         TemporaryDirectory() as directory,
     ):
         study = Study.load(database, name)
-        watching = _Watching(study, monitor, Path(directory))
-        finished = worker.work(study, worker_name, worker.TrialListeners(watching.run, watching.ended))
-        left = sum(trial.state == "waiting" for trial in study.trials())
-        why = f"the time is over, {left} trials wait" if left else "nothing left to start"
-        say("tune", f"{why}; {finished} trials ended here")
-        return StageResult(metadata_of(study.plan.config), _numbers(study))
+        listeners = _StudyListeners(study, monitor, Path(directory))
+        finished = worker.work(study, worker_name, worker.TrialListeners(listeners.run, listeners.ended))
+        waiting = sum(trial.state == "waiting" for trial in study.trials())
+        reason = f"the deadline has passed, {waiting} trials wait" if waiting else "no trial is left to start"
+        say("tune", f"{reason}; {finished} trials ended here")
+        return StageResult(metadata_of(study.plan.config), _study_metrics(study))
 
 
-class _Watching:
-    """What people and Prometheus see of a worker's trials."""
+class _StudyListeners:
+    """The listeners of a worker's trials: the terminal and Prometheus."""
 
     def __init__(self, study: Study, monitor: Monitor, directory: Path):
         self._study, self._monitor, self._directory = study, monitor, directory
-        self._shown: int | None = None
-        self._tell()
+        self._printed: int | None = None  # the trial whose start was printed last
+        self._report_study()
 
     @contextmanager
     def run(self, claim: Claim, config: ExperimentConfig, run: Run) -> Iterator[worker.RunListeners]:
-        """A trial trains a run."""
-        if self._shown != claim.number:
-            self._shown = claim.number
+        """Report a run while a trial trains it."""
+        if self._printed != claim.number:
+            self._printed = claim.number
             say("tune", trial_start(claim.number, claim.values, self._study.num_trials))
         self._monitor.begin_run(f"{self._study.name}-{claim.number:04d}-{config.seed}")
         self._monitor.planned(config)
-        self._tell()
+        self._report_study()
         with training_progress(config.collection) as progress:
             yield worker.RunListeners(
                 HistoryFile(self._directory / f"{run.store.location.replace('/', '-')[-100:]}.csv"),
@@ -77,20 +77,20 @@ class _Watching:
             )
 
     def ended(self, claim: Claim, outcome: TrialOutcome, reason: str) -> None:
-        """A trial ended."""
+        """Report the end of a trial."""
         self._monitor.end_run("failed" if outcome == "failed" else "finished")
-        self._tell()
+        self._report_study()
         say("tune", trial_end(claim.number, outcome, reason, self._study.best()))
 
-    def _tell(self) -> None:
-        """The whole study's numbers, to Prometheus."""
+    def _report_study(self) -> None:
+        """Report the numbers of the whole study to Prometheus."""
         trials, best = self._study.trials(), self._study.best()
         losses = sum(attempt.outcome == "lost" for trial in trials for attempt in trial.attempts)
         value = best.value if best else None
         self._monitor.studied(Counter(trial.state for trial in trials), self._study.num_trials, losses, value)
 
 
-def _numbers(study: Study) -> dict[str, float]:
+def _study_metrics(study: Study) -> dict[str, float]:
     trials, best = study.trials(), study.best()
     numbers = {f"num_{state}_trials": 0.0 for state in ("complete", "pruned", "failed")}
     for trial in trials:

@@ -1,4 +1,4 @@
-"""The stage that validates a task."""
+"""The stage that checks a task before training."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,15 +12,16 @@ from mappo.stages.runtime import StageResult, metadata_of, run_label, watched_st
 
 
 def validate(config: str, report: Path | None = None, *, name: str = "", compiled_by: str = "") -> StageResult:
-    """Check that the task is fit to train on; write the `ValidationReport` as JSON.
+    """Check that the task can be used for training; write the `ValidationReport` as JSON.
 
-    In every stage, `compiled_by` is the version of this package that compiled the pipeline; another one than this
-    is said. `seed` replaces that of the configuration. `name` is what metrics call the run; without it they say
-    the pipeline run's ID, from MAPPO_PIPELINE_RUN in the environment, or the last part of the run's place.
-    `gpu_count` is how many GPUs the pod asked for, as text: if any, the stage computes on one or fails at once.
+    These parameters mean the same in every stage. `compiled_by` is the version of this package that compiled the
+    pipeline; the stage warns if the image has another version. `seed` replaces the seed of the configuration.
+    `name` is the name of the run in metrics; if it is empty, metrics use the ID of the pipeline's run
+    (MAPPO_PIPELINE_RUN in the environment), or else the last part of the run's location. `gpu_count` is the number
+    of GPUs that the pod requests, as text; if it is not 0, the stage computes on a GPU or fails at once.
 
     Raises:
-        Preempted: in every stage, the process was asked to end; training has saved what it could in a hurry.
+        Preempted: the process received SIGTERM (in every stage); training saves what it can before it exits.
         StageFailed: a check failed.
     """
     with watched_stage("validate", config, compiled_by, label=run_label(name)) as (experiment, monitor):
@@ -28,11 +29,11 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
         monitor.validated(result)
         write_json(report, result)
         if result.failures:
-            raise EnvironmentUnfit(_listed(result))
+            raise EnvironmentUnfit(_failure_lines(result))
         counts = Counter(check.outcome for check in result.checks)
         say("validate", f"{counts['passed']} checks passed, {counts['warning']} with a warning, none failed")
         return StageResult(metadata_of(experiment))
 
 
-def _listed(report: ValidationReport) -> str:
+def _failure_lines(report: ValidationReport) -> str:
     return "\n".join(f"{check.name}: {check.detail}" for check in report.failures)

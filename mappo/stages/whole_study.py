@@ -1,4 +1,4 @@
-"""What the stages of tuning do: prepare a study, work on it, choose, report; and all of it on this machine."""
+"""A whole study on this machine: its trials, the retraining of its best, promotion and report."""
 
 import subprocess
 import sys
@@ -20,57 +20,49 @@ from mappo.stages.tune import work_on_study
 from mappo.tuning.database import open_database
 from mappo.tuning.database_url import RUNS
 from mappo.tuning.study import Study
-from mappo.tuning.study_config import Retraining
 
 
-def run_study(name: str, num_workers: int, finish: Retraining) -> None:
-    """Work on a study with some processes, then train its best again, judge it, and write what was found.
+def run_study(name: str, num_workers: int, study_config: str, champions: str) -> None:
+    """Work on a study with several processes, retrain its best, promote it and write the study's page.
 
-    Files go to the study's place, or, if that is in a bucket, to one of that name below runs/. Doing it again
-    goes on where it stopped.
+    Files go beside the study's runs, or below runs/ if these are in a bucket. A second call continues where the
+    first stopped.
 
     Raises:
         StageFailed: a stage failed.
     """
     with readable_errors("tune"), open_database() as database:
-        place = Study.load(database, name).place
-    directory = RUNS / PurePosixPath(place).name if "://" in place else Path(place)
+        store = Study.load(database, name).store
+    directory = RUNS / PurePosixPath(store).name if "://" in store else Path(store)
     with _workers(name, num_workers - 1, directory):
         work_on_study(name)
-    chosen = choose(name, finish.num_seeds, output=directory / "best.json")
-    evaluations = _retrained(chosen, directory)
-    trial = chosen.trial.number
-    promote_best(name, trial, finish, directory / "decision.json")
-    report_study(
-        name,
-        trial,
-        evaluations,
-        directory / "decision.json",
-        directory / "comparison.json",
-        directory / "study.html",
-    )
+    chosen = choose(name, study_config, output=directory / "best.json")
+    evaluations = _retrain(chosen, directory)
+    trial, decision = chosen.trial.number, directory / "decision.json"
+    promote_best(name, trial, study_config, champions, decision)
+    report_study(name, trial, evaluations, decision, directory / "comparison.json", directory / "study.html")
     say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
 
 
-def _retrained(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
-    """Evaluations of the default and of the best, trained from fresh seeds; the default first."""
+def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
+    """Train and evaluate the default, then the best, from fresh seeds; return the files of the evaluations."""
     reports = []
     for label, config in (("default", chosen.default), (chosen.best_runs, chosen.best)):
         for seed in chosen.seeds:
-            own = directory / f"{label}-{seed}"
-            run = joined(chosen.place, f"{label}-{seed}")
-            train(to_json(config), run, own / "history.csv", seed=str(seed))
-            evaluate(to_json(config), run, own / "evaluation.json", seed=str(seed), keep=True)
-            reports.append(own / "evaluation.json")
+            files = directory / f"{label}-{seed}"
+            run = joined(chosen.store, f"{label}-{seed}")
+            train(to_json(config), run, files / "history.csv", seed=str(seed))
+            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep=True)
+            reports.append(files / "evaluation.json")
     return reports
 
 
 @contextmanager
 def _workers(name: str, number: int, directory: Path) -> Iterator[None]:
-    """More workers, each a process with a log of its own; when the block ends, so do they.
+    """Start more workers, each a process with its own log; wait for them when the block ends.
 
     Raises:
-        StageFailed: one of them failed.
+        StageFailed: a worker failed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     logs = [directory / f"worker-{index + 2}.log" for index in range(number)]
@@ -81,7 +73,7 @@ def _workers(name: str, number: int, directory: Path) -> Iterator[None]:
             for file in (files.enter_context(log.open("a")) for log in logs)
         ]
         for log in logs:
-            say("tune", f"another worker writes to {log}")
+            say("tune", f"another worker logs to {log}")
         try:
             yield
         except BaseException:

@@ -1,4 +1,4 @@
-"""The training loop, what it reports and how it resumes.
+"""The training loop, its reports, and how a run resumes.
 
-Start with `training`. All that changes between iterations is in `training_state`.
+Start with `training`. `training_state` holds everything that changes from iteration to iteration.
 """

@@ -1,4 +1,4 @@
-"""Collectors: this process simulates all environments, or several processes a share each.
+"""The collectors: one simulates all environments in this process, the other shares them among processes.
 
 Both can save everything that is carried from batch to batch, and resume from it exactly.
 """
@@ -17,45 +17,46 @@ from mappo.training.process_collector import ProcessCollector
 
 
 class Collector(Protocol):
-    """Plays the environments of a training run.
+    """A collector of batches from the environments of a training run.
 
-    environment: of the task, whose specs networks are made for.
-    said: which way the environments are simulated, and why, where that is worth a line in the log.
+    environment: an environment of the task; networks are made for its specs.
+    note: a line for the log that tells which simulation is used and why, or an empty text.
     """
 
     environment: EnvBase
-    said: str
+    note: str
 
     def begin(self) -> None:
         """Reset all environments."""
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
-        """The next batch [envs, rollout_frames], which continues the episodes of the one before.
+        """Collect the next batch [envs, rollout_frames], which continues the episodes of the previous batch.
 
         Raises:
-            NonFiniteObservation: naming the environment and the agent.
-            ProcessDied: a process ended that had a share of the environments.
+            NonFiniteObservation: an observation is not finite; the message names the environment and the agent.
+            ProcessDied: a process that simulates a share of the environments ended.
         """
 
     def capture(self) -> SimulationState:
-        """Copies of all that changes here, and of the random states of this process."""
+        """Copy the whole state of the collector, and the random states of this process."""
 
     def restore(self, state: SimulationState) -> None:
-        """Go on from where another one was, of the same configuration; call it after `begin`.
+        """Continue from the captured state of a collector with the same configuration; call this after `begin`.
 
         Raises:
-            SimulationStateError: the state is not that of such a collector. This one is then not to be used.
+            SimulationStateError: the state does not fit this collector. The collector cannot be used
+            afterwards.
         """
 
     def close(self) -> None:
-        """End what was started."""
+        """End the processes that the collector started."""
 
 
 def make_collector(config: ExperimentConfig, device: torch.device, after_frames: int = 0) -> Collector:
-    """The collector that `collection.processes` asks for. Call it inside `private_random_streams`.
+    """Make the collector for `collection.processes`. Call this function inside `private_random_streams`.
 
     Raises:
-        ConfigError: the task cannot be made, or its fast simulation is asked for and there is no compiler.
+        ConfigError: the task cannot be made, or the fast simulation is requested and no compiler is installed.
     """
     if config.collection.processes > 1:
         return ProcessCollector(config, device, after_frames)

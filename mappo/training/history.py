@@ -1,4 +1,4 @@
-"""What each iteration reports, and the tidy file that keeps it."""
+"""The report of each iteration, and the CSV file that keeps the reports."""
 
 import csv
 import errno
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Episodes:
-    """Undiscounted returns of the episodes that ended in a batch, mean over agents; NaN when none ended."""
+    """The undiscounted returns of the episodes that ended in a batch, averaged over agents; NaN if none ended."""
 
     num_episodes: int
     episode_return_mean: float
@@ -32,19 +32,22 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is: iterations and frames done since the start."""
+    """The progress of training: iterations and frames since the start of the run."""
 
     iteration: int = 0
     frames: int = 0
 
     def after(self, batch: TensorDictBase) -> "Progress":
-        """The progress once a batch [envs, time] is learned from."""
+        """Return the progress after an update on a batch [envs, time]."""
         return Progress(self.iteration + 1, self.frames + batch.numel())
 
 
 @dataclass(frozen=True)
 class TrainingStarted:
-    """How a process begins to train a run: how far it had come, and how many processes have begun so far."""
+    """The state of a run when a process starts to train it.
+
+    attempt: the number of this process among the processes that have trained the run, from 1.
+    """
 
     progress: Progress
     attempt: int
@@ -53,15 +56,16 @@ class TrainingStarted:
 
 @dataclass(frozen=True)
 class IterationReport:
-    """One iteration of training: one row of the history.
+    """The report of one iteration of training: one row of the history.
 
-    collect_seconds, learn_seconds and evaluate_seconds are the iteration's wall-clock by phase;
-    frames_per_second counts the first two. elapsed_seconds is the time spent training so far, in all attempts.
-    save_seconds is what saving the checkpoint before this one took of the training's time; num_saves,
-    num_failed_saves and num_skipped_saves count what became of checkpoints in this attempt.
-    evaluation_return_mean is that of the evaluation after this iteration; NaN when there was none.
-    peak_memory_bytes is the most that the process held at once so far; peak_gpu_memory_bytes the same of torch's
-    tensors on the GPU, 0 without one.
+    collect_seconds, learn_seconds, evaluate_seconds: wall-clock time of the iteration's phases.
+    frames_per_second: frames of the batch divided by the time of collecting and learning.
+    elapsed_seconds: training time of all attempts so far.
+    save_seconds: training time that saving the previous checkpoint took.
+    saves: counts of the checkpoints that this attempt saved, failed to save and skipped.
+    evaluation_return_mean: mean return of the evaluation after this iteration; NaN if there was none.
+    peak_memory_bytes: largest memory of the process so far.
+    peak_gpu_memory_bytes: largest memory of torch's tensors on the GPU so far; 0 without a GPU.
     """
 
     progress: Progress
@@ -79,7 +83,7 @@ class IterationReport:
     losses: Losses
 
     def row(self) -> dict[str, float]:
-        """All numbers by name, nested records flattened, in a fixed order."""
+        """Return all numbers by name in a fixed order, with nested records flattened."""
         row: dict[str, float] = {}
         for name, value in asdict(self).items():
             row.update(value if isinstance(value, dict) else {name: value})
@@ -87,9 +91,9 @@ class IterationReport:
 
 
 def finished_episodes(batch: TensorDictBase) -> Episodes:
-    """The episodes that ended in a batch [envs, time], however long ago they began."""
-    ended = batch["next", DONE].squeeze(-1)
-    returns = batch[("next", *EPISODE_RETURN)].squeeze(-1).mean(-1)[ended]
+    """Return statistics of the episodes that ended in a batch [envs, time]; earlier batches count, too."""
+    done = batch["next", DONE].squeeze(-1)
+    returns = batch[("next", *EPISODE_RETURN)].squeeze(-1).mean(-1)[done]
     if not len(returns):
         return Episodes(0, *[float("nan")] * 3)
     return Episodes(len(returns), returns.mean().item(), returns.min().item(), returns.max().item())
@@ -107,33 +111,33 @@ COLUMNS = tuple(
 
 
 class HistoryFile:
-    """A CSV file with one row an iteration, written as it grows; NaN is an empty cell.
+    """A CSV file with one row per iteration, written row by row; NaN is an empty cell.
 
-    A full disk is said and does not end training: the history is in the checkpoints, too, and the file is written
-    as a whole when there is room.
+    If the disk is full, the file logs a warning and training continues, because checkpoints also hold the
+    history. The whole file is written again once the disk has space.
     """
 
     def __init__(self, path: Path):
-        """The file is written with the first row, in the place of one that may be there."""
+        """Set the path; the first row replaces a file that already exists there."""
         self._path = path
         self._text = _csv_line(COLUMNS)
-        self._is_complete = False  # as far as the text goes
+        self._is_complete = False  # whether the file on disk holds all rows so far
 
     @property
     def text(self) -> str:
-        """The whole content."""
+        """The whole content of the file."""
         return self._text
 
     @property
     def elapsed_seconds(self) -> float:
-        """That of the last row; 0 before the first."""
+        """The training time of the last row, in seconds; 0 before the first row."""
         return self.last_row().get("elapsed_seconds", 0.0)
 
     def restore(self, text: str) -> None:
-        """Go on after the rows that a checkpoint holds; rows of this version's columns.
+        """Continue after the rows that a checkpoint holds.
 
         Raises:
-            CheckpointError: other columns.
+            CheckpointError: the rows have other columns than this version writes.
         """
         if not text.startswith(self._text):
             raise CheckpointError(f"the history has other columns: {text.partition(chr(10))[0].strip()[:200]}")
@@ -149,7 +153,7 @@ class HistoryFile:
         self._write(line)
 
     def last_row(self) -> dict[str, float]:
-        """The last iteration's numbers, NaN for empty cells; empty before the first."""
+        """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
         rows = deque(csv.DictReader(io.StringIO(self._text)), maxlen=1)
         return {name: float(value) if value else math.nan for row in rows for name, value in row.items()}
 
@@ -163,7 +167,7 @@ class HistoryFile:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self._is_complete = False
-            _log.warning("%s: %s; training goes on, free some", self._path, error.strerror)
+            _log.warning("%s: %s; training continues, but free disk space", self._path, error.strerror)
 
 
 def _csv_line(cells: Iterable[object]) -> str:

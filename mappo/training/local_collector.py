@@ -1,4 +1,4 @@
-"""A collector that simulates all environments in this process."""
+"""The collector that simulates all environments in this process."""
 
 from typing import Any
 
@@ -19,10 +19,15 @@ CPU = torch.device("cpu")
 
 
 class LocalCollector:
-    """Simulates all environments in this process."""
+    """A collector that simulates all environments in this process."""
 
     def __init__(self, config: ExperimentConfig, device: torch.device, after_frames: int = 0, process: int = 0):
-        """`process` counts from 1 where several share a run: each draws other random numbers."""
+        """Make the environments.
+
+        after_frames: frames of the run that this collector extends; they change the seed.
+        process: the number of this process, from 1, if several processes share a run; 0 otherwise. Each process
+            draws different random numbers.
+        """
         self._config = config
         self.environment = make_environment(
             config.environment,
@@ -33,11 +38,11 @@ class LocalCollector:
             after_frames,
             process,
         )
-        self.said = ""
+        self.note = ""
         self._simulation: PlainSimulation | FastEnvironment = PlainSimulation(self.environment)
 
     def begin(self) -> None:
-        self._simulation, self.said = choose_simulation(self._config, self.environment)
+        self._simulation, self.note = choose_simulation(self._config, self.environment)
         self._carried = self._simulation.reset()
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
@@ -57,15 +62,15 @@ class LocalCollector:
         restore(state, self.environment)
         try:
             self.environment.rand_step(self._carried.clone())
-        except Exception as error:  # a scenario is foreign code, here with numbers that it may never have made
+        except Exception as error:  # a scenario is foreign code, and the restored numbers may be impossible in it
             raise SimulationStateError(
-                f"the restored simulation cannot play: {type(error).__name__}: {error}"
+                f"the restored simulation cannot compute a frame: {type(error).__name__}: {error}"
             ) from error
-        others = restore(state, self.environment)  # again: that frame was only a trial
+        others = restore(state, self.environment)  # again, because the trial frame changed the state
         if others.get("simulated") != self._simulation.way:
             raise SimulationStateError(
                 f"the simulation was {others.get('simulated')!r} and is {self._simulation.way!r} here"
-                + (f": {self.said}" if self.said else "")
+                + (f": {self.note}" if self.note else "")
             )
         try:
             _copy_over(self._carried, others["carried"])
@@ -85,7 +90,7 @@ def restore_random_states(others: dict[str, Any], device: torch.device) -> None:
 
 
 def _by_name(carried: TensorDictBase) -> dict[str, Tensor]:
-    """What is carried between batches, by names such as `agents/observation`."""
+    """Return the tensors that are carried between batches, by names such as `agents/observation`."""
     return {
         key if isinstance(key, str) else "/".join(key): value
         for key, value in sorted(carried.items(True, True), key=str)
@@ -93,17 +98,23 @@ def _by_name(carried: TensorDictBase) -> dict[str, Tensor]:
 
 
 def _copy_over(carried: TensorDictBase, tensors: dict[str, Any]) -> None:
-    """Copy what was carried from batch to batch over what a reset gives."""
-    target = _by_name(carried)
-    if tensors.keys() != target.keys():
-        raise SimulationStateError(f"carried between batches are {sorted(tensors)}, not {sorted(target)}")
-    for name, value in target.items():
-        found = tensors[name]
-        if (found.shape, found.dtype) != (value.shape, value.dtype):
+    """Copy captured tensors into `carried`, the tensors that are carried between batches, in place.
+
+    Raises:
+        SimulationStateError: names, shapes or types differ, or a number of the plain simulation is not finite.
+    """
+    targets = _by_name(carried)
+    if tensors.keys() != targets.keys():
+        raise SimulationStateError(
+            f"the tensors carried between batches are {sorted(tensors)}, not {sorted(targets)}"
+        )
+    for name, target in targets.items():
+        source = tensors[name]
+        if (source.shape, source.dtype) != (target.shape, target.dtype):
             raise SimulationStateError(
-                f"{name}, carried between batches, is {list(found.shape)} {found.dtype}, not "
-                f"{list(value.shape)} {value.dtype}"
+                f"{name}, carried between batches, is {list(source.shape)} {source.dtype}, not "
+                f"{list(target.shape)} {target.dtype}"
             )
-        if not name.startswith("simulation/") and not found.isfinite().all():
+        if not name.startswith("simulation/") and not source.isfinite().all():
             raise SimulationStateError(f"{name}, carried between batches, is not finite")
-        value.copy_(found)
+        target.copy_(source)

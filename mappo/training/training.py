@@ -1,4 +1,4 @@
-"""The training loop: collect, learn, now and then evaluate, report, save. It starts anew or goes on."""
+"""The training loop: collect, learn, evaluate when due, report, save. It starts a new run or resumes one."""
 
 import logging
 import math
@@ -22,15 +22,15 @@ from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
     begin_training,
-    first_progress,
+    initial_progress,
     match_platform,
     resume,
     snapshot,
 )
 
 _log = logging.getLogger(__name__)
-_PATIENCE_SECONDS = 300.0  # for what is still to be saved at the end
-_PATIENCE_IF_CUT_SHORT_SECONDS = 20.0
+_SAVE_TIMEOUT_SECONDS = 300.0  # wait for the last checkpoints to be saved at the end of training
+_SAVE_TIMEOUT_AFTER_ERROR_SECONDS = 20.0  # wait if training ends early, by an error or a signal
 
 
 def train(
@@ -44,48 +44,50 @@ def train(
     on_save: Callable[[SaveResult], object] = lambda _: None,
     keep: int = KEEP_CHECKPOINTS,
 ) -> Checkpoint:
-    """Train, saving a checkpoint into the run after every iteration; return the last.
+    """Train, save a checkpoint in the run after every iteration, and return the last checkpoint.
 
-    A run that has checkpoints is gone on with, exactly where the newest good one stopped: on CPU the parameters,
-    the optimiser, random states and the history (but for its times) end as if it had never stopped, bit by bit.
-    One that is finished is left as it is. `on_begin` hears how far it had come; `on_report` the iterations done
-    here; `on_save`, in another thread, what became of each checkpoint. All but the last `keep` checkpoints and the
-    best are deleted as it goes.
+    A run that has checkpoints resumes from the newest one that can be used. On a CPU, the resumed run ends
+    bit-identical to an uninterrupted run: parameters, optimiser, random states and the history (except its
+    times). A finished run is not changed. Only the last `keep` checkpoints and the best one are kept.
 
-    The best checkpoint has the highest mean return in the evaluations that `config.selection` asks for; where it
-    asks for none, it is the last. A run that starts from another's networks is evaluated at its start, too.
-    Evaluations have a random stream of their own and do not change training.
+    The best checkpoint has the highest mean return in the evaluations that `config.selection` schedules;
+    without evaluations, the last checkpoint is the best. A run that starts from the networks of another run
+    is evaluated at its start, too. Evaluations have their own random stream and do not change training.
+
+    on_begin: called once, before the first iteration, with the progress of the run so far.
+    on_report: called after each iteration of this process.
+    on_save: called in another thread with the result of each save.
 
     Raises:
-        CheckpointError: the run has checkpoints, and none can be used; or that to start from does not fit.
-        ConfigError: the configuration names a scenario or a device that is not there, asks for a batch that
-            memory has no room for, is not that of the run so far, or does not go on where the run to extend
-            stopped.
+        CheckpointError: the run has checkpoints, and none can be used; or the checkpoint in `start` does not fit.
+        ConfigError: the scenario or the device is not available, the batch does not fit in memory, the run started
+            with another configuration, or the configuration does not continue the run to extend.
         NonFiniteLoss: training diverged.
-        NonFiniteReturn: an evaluation met a reward that is not finite.
+        NonFiniteReturn: a reward in an evaluation is not finite.
         ProcessDied: a process that collects ended.
-        NotSaved: the run ended, and its last checkpoint or its best could not be saved.
-        StoreError: the run cannot be read, or not be written to.
-        Superseded: another process began to train this run.
+        NotSaved: the run ended, and its last or its best checkpoint could not be saved.
+        StoreError: the run cannot be read or written.
+        Superseded: another process started to train this run.
     """
     device = resolve_device(config.device)
-    first = first_progress(config, start)
-    with private_random_streams(config.seed, Stream.TRAINING, device, first.frames):
+    initial = initial_progress(config, start)
+    with private_random_streams(config.seed, Stream.TRAINING, device, initial.frames):
         require_memory_for_batch(config, device)
-        newest = run.saved()[:1]
-        resumed = resume(config, run, first, start)  # before the claim: what cannot go on stops no other process
+        newest = run.refs()[:1]
+        # Resume before the claim, so that a process that cannot resume does not supersede another one.
+        resumed = resume(config, run, initial, start)
         if resumed and resumed[1].iteration >= config.collection.num_iterations:
             history.restore(resumed[1].history)
             return resumed[1]
         attempt = claim(run, keep)
-        if run.saved()[:1] != newest:
-            resumed = resume(config, run, first, start)  # another process saved in the meantime
+        if run.refs()[:1] != newest:
+            resumed = resume(config, run, initial, start)  # another process saved before the claim
         if resumed:
             training = resumed[0]
             match_platform(resumed[1].platform, device)
             history.restore(resumed[1].history)
         else:
-            training = begin_training(config, first, start, device)
+            training = begin_training(config, initial, start, device)
         with closing(training.collector):
             on_begin(TrainingStarted(training.progress, attempt.number, resumed is not None))
             saver = Saver(attempt, on_save)
@@ -96,9 +98,9 @@ def train(
                     saver.save(snapshot(config, training, history.text))
                 checkpoint = _iterate(config, training, history, saver, on_report)
             except BaseException:
-                _save_what_is_waiting(saver)
+                _save_pending(saver)
                 raise
-            saver.close(_PATIENCE_SECONDS)
+            saver.close(_SAVE_TIMEOUT_SECONDS)
             return checkpoint
 
 
@@ -110,26 +112,26 @@ def _iterate(
     on_report: Callable[[IterationReport], object],
 ) -> Checkpoint:
     device = resolve_device(config.device)
-    elapsed_before, start_time = history.elapsed_seconds, time.perf_counter()
-    saving_seconds = 0.0
+    previous_elapsed, start_time = history.elapsed_seconds, time.perf_counter()
+    save_seconds = 0.0
     while training.progress.iteration < config.collection.num_iterations:
-        began = time.perf_counter()
+        iteration_start = time.perf_counter()
         batch = training.collector.collect(training.networks.policy)
-        collected = time.perf_counter()
+        collect_end = time.perf_counter()
         losses = training.learner.update(batch)
-        learned = time.perf_counter()
+        learn_end = time.perf_counter()
         training.progress = training.progress.after(batch)
         training.selection_return = _evaluation_return(config, training)
         training.highest_return = max(training.highest_return, training.selection_return)
-        ended = time.perf_counter()
+        evaluate_end = time.perf_counter()
         report = IterationReport(
             training.progress,
-            elapsed_seconds=elapsed_before + ended - start_time,
-            collect_seconds=collected - began,
-            learn_seconds=learned - collected,
-            evaluate_seconds=ended - learned,
-            save_seconds=saving_seconds,
-            frames_per_second=batch.numel() / (learned - began),
+            elapsed_seconds=previous_elapsed + evaluate_end - start_time,
+            collect_seconds=collect_end - iteration_start,
+            learn_seconds=learn_end - collect_end,
+            evaluate_seconds=evaluate_end - learn_end,
+            save_seconds=save_seconds,
+            frames_per_second=batch.numel() / (learn_end - iteration_start),
             evaluation_return_mean=training.selection_return,
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=peak_gpu_memory_bytes(device),
@@ -137,18 +139,18 @@ def _iterate(
             episodes=finished_episodes(batch),
             losses=losses,
         )
-        del batch  # or there are two of them while the next is collected
+        del batch  # frees memory; otherwise two batches exist while the next one is collected
         history.append(report)
         on_report(report)
-        reported = time.perf_counter()
+        save_start = time.perf_counter()
         checkpoint = snapshot(config, training, history.text)
         saver.save(checkpoint)
-        saving_seconds = time.perf_counter() - reported
+        save_seconds = time.perf_counter() - save_start
     return checkpoint
 
 
 def _evaluation_return(config: ExperimentConfig, training: TrainingState) -> float:
-    """The mean return by which the best checkpoint is chosen; NaN when no evaluation is due."""
+    """Return the mean return that selects the best checkpoint, or NaN if no evaluation is due."""
     interval, iteration = config.selection.interval_iterations, training.progress.iteration
     is_last = iteration == config.collection.num_iterations
     if not interval or (iteration % interval and not is_last):
@@ -161,11 +163,11 @@ def _selection_return(config: ExperimentConfig, networks: Networks) -> float:
     return math.fsum(returns) / len(returns)
 
 
-def _save_what_is_waiting(saver: Saver) -> None:
-    """When training ends early: what is not saved by then is lost, but not what was before it."""
+def _save_pending(saver: Saver) -> None:
+    """Save the pending checkpoints after training ended early; log a warning if a checkpoint cannot be saved."""
     try:
-        saver.close(_PATIENCE_IF_CUT_SHORT_SECONDS)
-    except Superseded:  # then another process saves
+        saver.close(_SAVE_TIMEOUT_AFTER_ERROR_SECONDS)
+    except Superseded:  # the other process saves its own checkpoints
         pass
     except Exception as error:
         _log.warning("the newest checkpoints are not saved: %s", error)

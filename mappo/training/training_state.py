@@ -1,4 +1,4 @@
-"""All that changes while training: as it begins, as a checkpoint keeps it, and as it goes on from one."""
+"""The state of training: made at the start, copied into checkpoints, and restored from a checkpoint."""
 
 import logging
 import math
@@ -18,23 +18,24 @@ from mappo.training.collectors import Collector, make_collector
 from mappo.training.history import Progress
 
 _log = logging.getLogger(__name__)
+# Fields of the configuration that may change.
 _FREE_IN_EXTENSION = ("collection.total_frames", "device", "evaluation.", "selection.", "threads")
 _FREE_IN_RESUMPTION = ("evaluation.",)
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a run starts, if not from scratch.
+    """The checkpoint from which a run starts, if the run does not start from scratch.
 
-    extend: go on with a finished run: its networks, its optimiser and its count of frames, in new episodes.
-    warm-start: a new run whose networks begin as the checkpoint's.
+    extend: continue a finished run with its networks, its optimiser and its count of frames, in new episodes.
+    warm-start: start a new run with the networks of the checkpoint.
     """
 
     kind: Literal["extend", "warm-start"]
     checkpoint: Checkpoint
 
     def __str__(self) -> str:
-        """What tells runs that started differently from each other, and not the seeds of one such experiment."""
+        """Return a description that differs between starts, but not between the seeds of one experiment."""
         frames = f"{self.checkpoint.frames} frames"
         if self.kind == "extend":
             return " then ".join(filter(None, [self.checkpoint.started_from, f"extended after {frames}"]))
@@ -43,7 +44,7 @@ class StartingPoint:
 
 @dataclass
 class TrainingState:
-    """All that changes from iteration to iteration."""
+    """The objects and numbers that change from iteration to iteration."""
 
     collector: Collector
     learner: Learner
@@ -57,70 +58,74 @@ class TrainingState:
         return self.learner.networks
 
 
-def first_progress(config: ExperimentConfig, start: StartingPoint | None) -> Progress:
-    """That of the run to go on with, once it is certain that this configuration does go on with it."""
+def initial_progress(config: ExperimentConfig, start: StartingPoint | None) -> Progress:
+    """Return where training starts counting: zero, or the end of the run that it extends.
+
+    Raises:
+        ConfigError: the configuration does not extend the run, or the run to extend is not finished.
+    """
     if start is None or start.kind == "warm-start":
         return Progress()
     checkpoint = start.checkpoint
     changed = _changed(checkpoint.config, config, _FREE_IN_EXTENSION)
     if changed:
         raise ConfigError(
-            f"an extended run keeps its configuration but for {', '.join(_FREE_IN_EXTENSION)}; changed: "
+            f"an extended run keeps its configuration, except for {', '.join(_FREE_IN_EXTENSION)}; changed: "
             f"{changed}; for a new run from these networks, use a warm start"
         )
-    asked = checkpoint.config.collection.num_iterations
-    if checkpoint.iteration < asked:
+    planned = checkpoint.config.collection.num_iterations
+    if checkpoint.iteration < planned:
         raise ConfigError(
-            f"the run to extend did not finish: it has {checkpoint.iteration} of {asked} iterations; go on with "
-            "it first, by the command that began it"
+            f"the run to extend is not finished: the run has {checkpoint.iteration} of {planned} iterations; "
+            "resume the run first, with the command that started it"
         )
     if config.collection.num_iterations <= checkpoint.iteration:
         raise ConfigError(
             f"collection.total_frames = {config.collection.total_frames}: the run to extend has "
-            f"{checkpoint.frames} frames already; ask for more"
+            f"{checkpoint.frames} frames already; set a larger number"
         )
     return Progress(checkpoint.iteration, checkpoint.frames)
 
 
 def begin_training(
-    config: ExperimentConfig, first: Progress, start: StartingPoint | None, device: torch.device
+    config: ExperimentConfig, initial: Progress, start: StartingPoint | None, device: torch.device
 ) -> TrainingState:
-    """Training as it is before its first iteration."""
-    collector = make_collector(config, device, first.frames)
+    """Make the state of training before its first iteration."""
+    collector = make_collector(config, device, initial.frames)
     networks = make_networks(config.networks, collector.environment)
-    learner = Learner(config.learner, networks, config.collection.num_iterations, first.iteration)
+    learner = Learner(config.learner, networks, config.collection.num_iterations, initial.iteration)
     if start:
         restore_networks(start.checkpoint, networks)
         if start.kind == "extend":
             _restore_optimiser(start.checkpoint, learner)
     collector.begin()
-    if collector.said:
-        _log.warning(collector.said)
-    return TrainingState(collector, learner, first, str(start) if start else "")
+    if collector.note:
+        _log.warning(collector.note)
+    return TrainingState(collector, learner, initial, str(start) if start else "")
 
 
 def resume(
-    config: ExperimentConfig, run: Run, first: Progress, start: StartingPoint | None
+    config: ExperimentConfig, run: Run, initial: Progress, start: StartingPoint | None
 ) -> tuple[TrainingState, Checkpoint] | None:
-    """Training as it was after the newest checkpoint that can be used, and that checkpoint; None in a new run.
+    """Restore training from the newest checkpoint that can be used; return both, or None in a new run.
 
     Raises:
-        CheckpointError: there are checkpoints, and none can be used.
-        ConfigError: the run was begun with another configuration, or from something else.
+        CheckpointError: the run has checkpoints, and none can be used.
+        ConfigError: the run started with another configuration, or from another starting point.
     """
     problems = []
-    for saved in run.saved():
+    for ref in run.refs():
         try:
-            checkpoint = run.load(saved)
+            checkpoint = run.load(ref)
             _require_same_run(run, checkpoint, config, start)
-            return _restored(config, checkpoint, first, start), checkpoint
+            return _restored(config, checkpoint, initial, start), checkpoint
         except (CheckpointError, SimulationStateError) as error:
             problems.append(str(error))
-            _log.warning("%s cannot be used, looking for the one before: %s", saved, error)
+            _log.warning("%s cannot be used, trying the previous checkpoint: %s", ref, error)
     if problems:
         raise CheckpointError(
             f"none of the {len(problems)} checkpoints of {run.store.location} can be used; to train from scratch, "
-            f"name another run; the newest: {problems[0]}"
+            f"name another run; problem of the newest: {problems[0]}"
         )
     return None
 
@@ -128,20 +133,24 @@ def resume(
 def _require_same_run(
     run: Run, checkpoint: Checkpoint, config: ExperimentConfig, start: StartingPoint | None
 ) -> None:
-    place = run.store.location
+    location = run.store.location
     if changed := _changed(checkpoint.config, config, _FREE_IN_RESUMPTION):
         raise ConfigError(
-            f"run {place} was begun with another configuration: {changed}; give it that one, or name another run"
+            f"run {location} started with another configuration: {changed}; use that configuration, or name "
+            "another run"
         )
     if checkpoint.started_from != (str(start) if start else ""):
         raise ConfigError(
-            f"run {place} was begun with start {checkpoint.started_from or 'from scratch'!r}, now asked for is "
-            f"{str(start) if start else 'from scratch'!r}; name another run"
+            f"run {location} has the start {checkpoint.started_from or 'from scratch'!r}, but this command "
+            f"has the start {str(start) if start else 'from scratch'!r}; name another run"
         )
 
 
 def snapshot(config: ExperimentConfig, training: TrainingState, history: str) -> Checkpoint:
-    """Copies of everything, which training does not change any more, with the history so far as CSV."""
+    """Copy the whole state of training into a checkpoint, which training no longer changes.
+
+    history: the history so far, as CSV.
+    """
     learner = training.learner
     return Checkpoint(
         config,
@@ -151,7 +160,7 @@ def snapshot(config: ExperimentConfig, training: TrainingState, history: str) ->
         optimiser=_copies(learner.optimiser_tensors()),
         state=training.collector.capture(),
         history=history,
-        platform=Platform.here(resolve_device(config.device)),
+        platform=Platform.current(resolve_device(config.device)),
         selection_return=_finite_or_none(training.selection_return),
         highest_return=_finite_or_none(training.highest_return),
         started_from=training.started_from,
@@ -166,20 +175,20 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _changed(before: ExperimentConfig, after: ExperimentConfig, free: tuple[str, ...]) -> str:
-    changes = differences(before, after).items()
+def _changed(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[str, ...]) -> str:
+    changes = differences(previous, config).items()
     return ", ".join(f"{field} = {change}" for field, change in changes if not field.startswith(free))
 
 
 def _restored(
-    config: ExperimentConfig, checkpoint: Checkpoint, first: Progress, start: StartingPoint | None
+    config: ExperimentConfig, checkpoint: Checkpoint, initial: Progress, start: StartingPoint | None
 ) -> TrainingState:
-    """Training as a checkpoint found it, with the random states it had."""
+    """Make the state of training from a checkpoint, and restore the random states of this process."""
     _require_possible(config, checkpoint)
     device = resolve_device(config.device)
-    training = begin_training(config, first, None, device)
+    training = begin_training(config, initial, None, device)
     restore_networks(checkpoint, training.networks)
-    if checkpoint.iteration > first.iteration or (start and start.kind == "extend"):
+    if checkpoint.iteration > initial.iteration or (start and start.kind == "extend"):
         _restore_optimiser(checkpoint, training.learner)
     training.learner.iteration = checkpoint.iteration
     try:
@@ -195,35 +204,38 @@ def _restored(
 
 
 def _require_possible(config: ExperimentConfig, checkpoint: Checkpoint) -> None:
-    done, planned = checkpoint.iteration, config.collection.num_iterations
-    if done > planned or checkpoint.frames != done * config.collection.frames_per_batch:
+    iteration, planned = checkpoint.iteration, config.collection.num_iterations
+    if iteration > planned or checkpoint.frames != iteration * config.collection.frames_per_batch:
         raise CheckpointError(
-            f"{done} iterations of {planned} and {checkpoint.frames} frames are not possible with batches of "
+            f"{iteration} iterations of {planned} and {checkpoint.frames} frames are not possible with batches of "
             f"{config.collection.frames_per_batch} frames"
         )
 
 
-def match_platform(then: Platform, device: torch.device) -> None:
-    """Take over the number of threads, and say what else differs: then numbers are rounded differently."""
-    if then.threads != torch.get_num_threads() and then.threads <= cpu_limit():
-        torch.set_num_threads(then.threads)
-    now = Platform.here(device)
-    changed = [
-        f"{name} {before} -> {after}"
-        for name, before, after in (
-            ("device", then.device, now.device),
-            ("threads", then.threads, now.threads),
-            ("CPU", then.cpu, now.cpu),
-            *((name, then.versions.get(name), value) for name, value in now.versions.items()),
+def match_platform(previous: Platform, device: torch.device) -> None:
+    """Set the previous number of threads, if this machine has them, and log a warning of other differences.
+
+    Each difference may change the rounding of numbers.
+    """
+    if previous.threads != torch.get_num_threads() and previous.threads <= cpu_limit():
+        torch.set_num_threads(previous.threads)
+    current = Platform.current(device)
+    changes = [
+        f"{name} {old} -> {new}"
+        for name, old, new in (
+            ("device", previous.device, current.device),
+            ("threads", previous.threads, current.threads),
+            ("CPU", previous.cpu, current.cpu),
+            *((name, previous.versions.get(name), version) for name, version in current.versions.items()),
         )
-        if before != after
+        if old != new
     ]
-    if changed:
-        _log.warning("goes on, but not bit by bit as it would have: %s", ", ".join(changed))
+    if changes:
+        _log.warning("resumed, but results will not be bit-identical: %s", ", ".join(changes))
 
 
 def _restore_optimiser(checkpoint: Checkpoint, learner: Learner) -> None:
     try:
         learner.restore_optimiser(checkpoint.optimiser)
     except ValueError as error:
-        raise CheckpointError(f"training cannot go on from the checkpoint: {error}") from error
+        raise CheckpointError(f"training cannot resume from the checkpoint: {error}") from error

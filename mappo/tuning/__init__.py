@@ -1,4 +1,4 @@
-"""Studies: settings, trials, workers and their database.
+"""The tuning studies: their settings, trials, workers and database.
 
-Start with `study`. Only this wing and its page import optuna.
+Start with `study`. Only this package and its page import optuna.
 """

@@ -1,4 +1,4 @@
-"""Where studies are kept: Optuna's storage in PostgreSQL, or in a file of SQLite on one machine."""
+"""The database of studies: Optuna's storage in PostgreSQL, or in a SQLite file on one machine."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from mappo.errors import ConfigError, DatabaseError
 from mappo.tuning.database_url import FILE, RUNS, URL_VARIABLE, database_url
 
 T = TypeVar("T")
-_OPENING_SECONDS = 30.0  # within which a database must answer for the first time
+_CONNECT_SECONDS = 30.0  # deadline of the first answer; short, because a wrong URL should fail soon
 _PATIENCE_SECONDS = 300.0
 _LOCK_SECONDS = 60.0
 _REFUSALS = ("authentication failed", "does not exist", "no password supplied", "pg_hba.conf", "permission denied")
@@ -30,70 +30,75 @@ _log = logging.getLogger(__name__)
 
 
 class Database:
-    """Optuna's storage, with what it leaves to its users: waiting for a database that is away, and one at a time.
+    """The storage of Optuna, with two things that Optuna leaves to its users: retries and locks.
 
-    Within `exclusively` no other process decides about the same thing, wherever it runs. What is called through
-    `patiently` is called again while the database does not answer, so it must be harmless twice.
+    `retry` repeats a call while the database does not answer, so the call must be harmless when it runs twice.
+    `lock` lets one process at a time decide about a study, wherever the processes run.
     """
 
     def __init__(self, url: str, patience_seconds: float = _PATIENCE_SECONDS):
-        """Connect, and make the tables if they are not there.
+        """Connect, and create missing tables. Later calls of `retry` end after `patience_seconds`.
 
         Raises:
-            ConfigError: the URL is not one of PostgreSQL or of a file of SQLite.
-            DatabaseError: it does not answer.
+            ConfigError: the URL names neither PostgreSQL nor a SQLite file.
+            DatabaseError: the database does not answer within 30 seconds, or refuses.
         """
-        parsed = _parsed(url)
-        self.place = parsed.set(query={}).render_as_string(hide_password=True)  # a password may be in the query
+        parsed = _parse_url(url)
+        self.location = parsed.set(query={}).render_as_string(hide_password=True)  # the query may hold a password
         self._file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if self._file:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         options = _engine_options(self._file is not None)
         self._engine = sqlalchemy.create_engine(parsed, **options)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._patience_seconds = _OPENING_SECONDS
-        self.storage = self.patiently(lambda: self._open(parsed, options))
+        self._patience_seconds = _CONNECT_SECONDS
+        self.storage = self.retry(lambda: self._open(parsed, options))
         self._patience_seconds = patience_seconds
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file of this machine."""
+        """Return whether the database is a file on this machine."""
         return self._file is not None
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        """What a call returns, tried again while the database is away.
+    def retry(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns; retry while the database does not answer.
 
         Raises:
-            DatabaseError: it stayed away, or refuses.
+            DatabaseError: the database did not answer before the retries ended, or refuses.
         """
-        waiting = Retrying(
-            retry=retry_if_exception(_is_passing),
+        retrying = Retrying(
+            retry=retry_if_exception(_is_retryable),
             stop=stop_after_delay(self._patience_seconds),
-            wait=wait_exponential(multiplier=0.2, max=5),  # without jitter, which would draw training's numbers
-            before_sleep=self._say_waiting,
+            # No jitter: it would draw from Python's global generator, which training draws from too.
+            wait=wait_exponential(multiplier=0.2, max=5),
+            before_sleep=self._log_retry,
             reraise=True,
         )
         try:
-            return waiting(call)
+            return retrying(call)
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, filelock.Timeout) as error:
-            raise DatabaseError(f"{self.place}: {_reason(error)}") from error
+            raise DatabaseError(f"{self.location}: {_reason(error)}") from error
 
     @contextmanager
-    def exclusively(self, name: str) -> Iterator[None]:
-        """One process at a time for each name; it must not take long."""
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of this name, which one process at a time can hold. Keep the block short.
+
+        Others wait up to 60 seconds for the lock. PostgreSQL takes it from a process that is idle for so long.
+        """
         if self._file:
             with filelock.FileLock(f"{self._file}.{name}.lock", timeout=_LOCK_SECONDS):
                 yield
             return
         key = int.from_bytes(hashlib.sha256(f"mappo {name}".encode()).digest()[:8], signed=True)
         with self._engine.begin() as connection:
-            for limit in ("lock_timeout", "idle_in_transaction_session_timeout"):  # a frozen holder loses it
+            # The second limit takes the lock from a process that is frozen while it holds the lock.
+            for limit in ("lock_timeout", "idle_in_transaction_session_timeout"):
                 connection.exec_driver_sql(f"SET LOCAL {limit} = '{_LOCK_SECONDS:.0f}s'")
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
             yield
 
     def now(self) -> float:
-        """Seconds since 1970 by the one clock that all workers share: the database's."""
+        """Return the seconds since 1970 by the database's clock, the one clock that all workers share."""
         if self._file:
             return time.time()
         with self._engine.connect() as connection:
@@ -101,32 +106,32 @@ class Database:
             return float(connection.execute(sqlalchemy.text(query)).scalar_one())
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close all connections."""
         self.storage.remove_session()
         self.storage.engine.dispose()
         self._engine.dispose()
 
     def _open(self, url: URL, options: dict[str, object]) -> RDBStorage:
-        with self.exclusively("tables"):
+        with self.lock("tables"):
             return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=dict(options))
 
-    def _say_waiting(self, state: RetryCallState) -> None:
+    def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        _log.warning("%s: %s; trying again", self.place, _reason(error) if error else "no answer")
+        _log.warning("%s: %s; trying again", self.location, _reason(error) if error else "no answer")
 
 
 @contextmanager
 def open_database(is_new: bool = False) -> Iterator[Database]:
-    """The database of studies; `is_new` makes the file that it is without one.
+    """Open the database of studies for the block; `is_new` allows creating the SQLite file.
 
     Raises:
-        ConfigError: there is none.
-        DatabaseError: it does not answer.
+        ConfigError: no database is configured and the file does not exist, or a pipeline pod has no database.
+        DatabaseError: the database does not answer.
     """
     if os.environ.get("MAPPO_PIPELINE_RUN") and not os.environ.get(URL_VARIABLE):
         raise ConfigError(
-            f"{URL_VARIABLE} is not set in this pod: studies need a database that outlives it; the site's "
-            "database_secret holds its URL under the key `url`"
+            f"{URL_VARIABLE} is not set in this pod: a study needs a database that outlives the pod; the site's "
+            "database_secret must hold its URL under the key `url`"
         )
     url = database_url(RUNS)
     if not is_new and not (os.environ.get(URL_VARIABLE) or (RUNS / FILE).exists()):
@@ -138,7 +143,7 @@ def open_database(is_new: bool = False) -> Iterator[Database]:
         database.close()
 
 
-def _parsed(url: str) -> URL:
+def _parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -149,7 +154,7 @@ def _parsed(url: str) -> URL:
     if backend == "sqlite" and parsed.database and parsed.database != ":memory:":
         return parsed
     raise ConfigError(
-        f"{URL_VARIABLE}: must be postgresql://user:password@host/name, or sqlite:///file for one machine"
+        f"{URL_VARIABLE}: must be postgresql://user:password@host/name, or sqlite:///file on one machine"
     )
 
 
@@ -160,8 +165,8 @@ def _engine_options(is_file: bool) -> dict[str, object]:
     return {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10, **network}}
 
 
-def _is_passing(error: BaseException) -> bool:
-    """Whether trying again may help: connections lost or refused, locks; not a wrong password."""
+def _is_retryable(error: BaseException) -> bool:
+    """Return whether a retry may help: after a lost connection or a lock, but not after a wrong password."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, filelock.Timeout):
         return True

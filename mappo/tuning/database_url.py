@@ -4,14 +4,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-RUNS = Path("runs")  # where the file with studies is, on a machine without a database
+RUNS = Path("runs")  # the directory of the file with studies, on a machine without a database
 URL_VARIABLE = "MAPPO_DATABASE"
 FILE = "studies.db"
 
 
 def database_url(directory: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """From MAPPO_DATABASE in the environment, as postgresql://user:password@host/name; or a file in a directory.
+    """Return MAPPO_DATABASE from the environment, or the URL of a SQLite file in `directory`.
 
-    It is never a parameter or a flag, which others can read.
+    The variable has the form postgresql://user:password@host/name. The URL is never a parameter or a flag, because
+    other users can read those.
     """
     return environment.get(URL_VARIABLE, "") or f"sqlite:///{directory / FILE}"

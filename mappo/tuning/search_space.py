@@ -1,31 +1,30 @@
-"""What is tuned, in which ranges, and how trials are judged; JSON in and out."""
+"""The search space of a study: the configuration fields that it tunes, and their ranges. JSON in and out."""
 
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 from pydantic.dataclasses import dataclass
 
-from mappo.config import ExperimentConfig, Seed, Seeds, override
+from mappo.config import ExperimentConfig, override
 from mappo.errors import ConfigError
-from mappo.strict_json import checked, to_dict
+from mappo.strict_json import STRICT, checked, to_dict
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_UNTUNABLE = {  # what a study may not change, and why
-    "environment": "another task",
-    "selection": "what trials are judged by",
-    "evaluation": "what trials are judged by",
-    "collection.total_frames": "more training, not better training",
-    "seed": "chance",
-    "threads": "part of what makes a run repeatable",
-    "device": "part of what makes a run repeatable",
+_UNTUNABLE = {  # sections and fields that a study may not change, with the reason
+    "environment": "it would change the task",
+    "selection": "it judges the trials",
+    "evaluation": "it judges the trials",
+    "collection.total_frames": "more training is not better training",
+    "seed": "a better result would be chance",
+    "threads": "it is part of what makes a run repeatable",
+    "device": "it is part of what makes a run repeatable",
 }
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class FloatRange:
-    """Real numbers, both ends included; with log, drawn evenly by order of magnitude."""
+    """A range of real numbers, both ends included; with `log`, drawn uniformly on a logarithmic scale."""
 
     type: Literal["float"]
     low: float
@@ -33,13 +32,13 @@ class FloatRange:
     log: bool = False
 
     def __post_init__(self) -> None:
-        """The ends must be in order."""
+        """Require low < high, and low > 0 with `log`."""
         _require_range(self.low, self.high, self.log)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class IntRange:
-    """Whole numbers, both ends included; with log, drawn evenly by order of magnitude."""
+    """A range of whole numbers, both ends included; with `log`, drawn uniformly on a logarithmic scale."""
 
     type: Literal["int"]
     low: int
@@ -48,76 +47,41 @@ class IntRange:
     step: Annotated[int, Field(ge=1)] = 1
 
     def __post_init__(self) -> None:
-        """The ends must be in order, and an end of the steps."""
+        """Require low < high, steps that reach `high`, and not both `log` and `step`."""
         _require_range(self.low, self.high, self.log)
         if self.log and self.step > 1:
-            raise ConfigError("log and step exclude each other")
+            raise ConfigError(f"log = true, step = {self.step}: log and step exclude each other; leave one out")
         if (self.high - self.low) % self.step:
             raise ConfigError(f"high = {self.high}: not reached from low = {self.low} in steps of {self.step}")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Choices:
-    """Some values, without an order."""
+    """A set of values without an order."""
 
     type: Literal["categorical"]
     choices: Annotated[tuple[JsonValue, ...], Field(min_length=2)]
 
     def __post_init__(self) -> None:
-        """Each may be there once."""
+        """Require different values."""
         if len({json.dumps(choice) for choice in self.choices}) < len(self.choices):
-            raise ConfigError("choices: every one may appear once")
+            raise ConfigError("choices: a value is repeated; list each value once")
 
 
 Dimension = FloatRange | IntRange | Choices
-Space = dict[str, Dimension]  # by the dotted path of the field
+Space = dict[str, Dimension]  # keys are dotted paths of fields, such as learner.epochs
 _KINDS: dict[str, type[Dimension]] = {"float": FloatRange, "int": IntRange, "categorical": Choices}
 
 
-@dataclass(frozen=True, config=_STRICT)
-class TuningConfig:
-    """How trials are judged, pruned and looked after."""
-
-    training_seeds: Annotated[
-        Seeds, Field(description="seeds that each trial trains from; its value is the mean over them")
-    ] = (0,)
-    evaluation_seeds: Annotated[
-        Seeds, Field(description="tuning seeds: of the episodes that trials are judged by; used for nothing else")
-    ] = (1, 2)
-    episodes_per_seed: Annotated[int, Field(ge=1, le=100_000, description="episodes of each tuning seed")] = 64
-    pruner: Annotated[
-        Literal["median", "halving", "hyperband", "wilcoxon", "none"],
-        Field(
-            description="what ends a trial early: below the median of earlier ones at the same frame; successive "
-            "halving or hyperband by frames; wilcoxon: worse than the best over training seeds; or nothing"
-        ),
-    ] = "median"
-    sampler_seed: Annotated[Seed, Field(description="seed of the sampler, which is Optuna's TPE")] = 0
-    grace_seconds: Annotated[
-        int, Field(ge=2, le=86_400, description="a worker that was silent for so long has lost its trial")
-    ] = 90
-    max_losses: Annotated[
-        int, Field(ge=0, le=1000, description="a trial fails when it lost more workers than this")
-    ] = 3
-
-    def __post_init__(self) -> None:
-        """Wilcoxon compares over training seeds."""
-        if self.pruner == "wilcoxon" and len(self.training_seeds) < 4:
-            raise ConfigError(
-                f"pruner = wilcoxon: compares over training seeds, of which there are {len(self.training_seeds)}; "
-                "it takes at least 4 to tell anything"
-            )
-
-
 def read_space(values: Mapping[str, Any], config: ExperimentConfig) -> Space:
-    """A search space, from a JSON object such as {"learner.epochs": {"type": "int", "low": 2, "high": 30}}.
+    """Read a search space from a JSON object such as {"learner.epochs": {"type": "int", "low": 2, "high": 30}}.
 
     Raises:
-        ConfigError: a field that is not there or may not be tuned, a range that the configuration's bounds do not
-            allow, or one that leaves out the configuration's own value, which is the first trial.
+        ConfigError: a field does not exist or may not be tuned, a range exceeds the configuration's bounds, or a
+            range leaves out the configuration's own value, which is the first trial.
     """
     if not values:
-        raise ConfigError("space: names no field")
+        raise ConfigError("space: names no field; name at least one to tune")
     space: Space = {}
     for path, declared in values.items():
         _require_tunable(path, config)
@@ -127,16 +91,16 @@ def read_space(values: Mapping[str, Any], config: ExperimentConfig) -> Space:
                 applied(config, {path: value})
             except ConfigError as error:
                 raise ConfigError(f"space: {error}") from None
-        if not contains(dimension, own := value_of(config, path)):
+        if not contains(dimension, default := value_of(config, path)):
             raise ConfigError(
-                f"space.{path}: leaves out {json.dumps(own)}, the configuration's own value, which is the first "
-                "trial: widen the range, or change the configuration"
+                f"space.{path}: leaves out {json.dumps(default)}, the configuration's own value, which is the "
+                "first trial: widen the range, or change the configuration"
             )
     return space
 
 
 def default_space(config: ExperimentConfig) -> Space:
-    """clip_epsilon, gae_lambda and epochs, in ranges that hold the configuration's own values."""
+    """Return the ranges of clip_epsilon, gae_lambda and epochs, widened to hold the configuration's own values."""
     learner = config.learner
     epsilon, lambda_, epochs = learner.clip_epsilon, learner.gae_lambda, learner.epochs
     return {
@@ -147,26 +111,27 @@ def default_space(config: ExperimentConfig) -> Space:
 
 
 def extended_space(changes: Mapping[str, Any], config: ExperimentConfig) -> Space:
-    """The default space with what is given in JSON added or in its place; null leaves a field out.
+    """Return the default space with changes from JSON: a new or changed field, or null to remove a field.
 
     Raises:
-        ConfigError: as `read_space`.
+        ConfigError: a change removes a field that the default space does not have, or `read_space` refuses the
+            result.
     """
     default = default_space(config)
     for path, value in changes.items():
         if value is None and path not in default:
             raise ConfigError(
-                f"space: {path} = null: leaves out one of {', '.join(default)}, and this is none of them"
+                f"space: {path} = null: null removes a default field, which is one of {', '.join(default)}"
             )
-    given = {path: to_dict(dimension) for path, dimension in default.items()} | dict(changes)
-    return read_space({path: value for path, value in given.items() if value is not None}, config)
+    merged = {path: to_dict(dimension) for path, dimension in default.items()} | dict(changes)
+    return read_space({path: value for path, value in merged.items() if value is not None}, config)
 
 
 def applied(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
-    """The configuration with these values, by dotted path.
+    """Return the configuration with these values; the keys are dotted paths of fields.
 
     Raises:
-        ConfigError: one is not allowed, or they contradict each other.
+        ConfigError: a value is not allowed, or the values contradict each other.
     """
     changes: dict[str, Any] = {}
     for path, value in values.items():
@@ -179,7 +144,7 @@ def applied(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentCo
 
 
 def value_of(config: ExperimentConfig, path: str) -> Any:
-    """A field's value as JSON, by its dotted path."""
+    """Return the JSON value of the field at a dotted path."""
     value: Any = to_dict(config)
     for name in path.split("."):
         value = value[name]
@@ -210,18 +175,18 @@ def _require_tunable(path: str, config: ExperimentConfig) -> None:
         if path == name or path.startswith(f"{name}."):
             raise ConfigError(f"space.{path}: may not be tuned: {reason}")
     try:
-        own = value_of(config, path)
+        value = value_of(config, path)
     except (KeyError, TypeError):
-        own = {}
-    if isinstance(own, dict):  # nothing, or a whole section
-        known = [
+        value = {}
+    if isinstance(value, dict):  # the path names no field, or a whole section
+        tunable = [
             f"{section}.{name}"
             for section, fields in to_dict(config).items()
             if isinstance(fields, dict)
             for name in fields
             if not {section, f"{section}.{name}"} & _UNTUNABLE.keys()
         ]
-        raise ConfigError(f"space.{path}: not a field of the configuration; tunable: {', '.join(known)}")
+        raise ConfigError(f"space.{path}: not a field of the configuration; tunable: {', '.join(tunable)}")
 
 
 def _ends(dimension: Dimension) -> tuple[Any, ...]:
@@ -229,7 +194,7 @@ def _ends(dimension: Dimension) -> tuple[Any, ...]:
 
 
 def contains(dimension: Dimension, value: Any) -> bool:
-    """Whether a value, as in JSON, is in a range or among choices."""
+    """Return whether a JSON value lies in a range or among the choices."""
     if isinstance(dimension, Choices):
         return value in dimension.choices
     if not isinstance(value, int if isinstance(dimension, IntRange) else int | float):

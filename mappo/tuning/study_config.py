@@ -1,47 +1,118 @@
-"""The settings of a study."""
+"""The settings of a study: typed, range-checked, strict JSON in and out.
 
-from dataclasses import dataclass, field
+They travel as one JSON object from the flags to every stage, as the configuration of an experiment does. A new
+setting needs a field here and the line that uses it: flags, help texts, defaults and checks follow from the field.
+"""
 
-from mappo.config import require_run_name
+import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+from pydantic.dataclasses import dataclass
+
+from mappo.config import Seed, Seeds, require_run_name
 from mappo.errors import ConfigError
 from mappo.promotion.gate import Gate
+from mappo.strict_json import STRICT, canonical_json, checked, parse_json_object, to_dict
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How much is tried: trials that a session asks for, and hours after which none is started; 0 for no limit."""
+@dataclass(frozen=True, config=STRICT)
+class TuningConfig:
+    """The way in which trials are judged, pruned and looked after."""
 
-    num_trials: int = 20
-    hours: float = 0.0
+    training_seeds: Annotated[
+        Seeds, Field(description="seeds that each trial trains from; its value is the mean over them")
+    ] = (0,)
+    evaluation_seeds: Annotated[
+        Seeds, Field(description="tuning seeds: seeds of the episodes that judge trials; nothing else uses them")
+    ] = (1, 2)
+    episodes_per_seed: Annotated[int, Field(ge=1, le=100_000, description="episodes of each tuning seed")] = 64
+    pruner: Annotated[
+        Literal["median", "halving", "hyperband", "wilcoxon", "none"],
+        Field(
+            description="rule that ends a trial early: median (below the median of earlier trials at the same "
+            "frame), halving or hyperband (successive halving by frames), wilcoxon (worse than the best trial "
+            "over training seeds), or none"
+        ),
+    ] = "median"
+    sampler_seed: Annotated[Seed, Field(description="seed of Optuna's TPE sampler")] = 0
+    grace_seconds: Annotated[
+        int, Field(ge=2, le=86_400, description="seconds without a heartbeat after which a worker loses its trial")
+    ] = 90
+    max_losses: Annotated[
+        int, Field(ge=0, le=1000, description="lost workers that a trial survives; one more, and the trial fails")
+    ] = 3
 
     def __post_init__(self) -> None:
-        """Something must be tried."""
-        if self.num_trials < 1:
-            raise ConfigError(f"trials = {self.num_trials}: must be 1 or more")
-        if not 0 <= self.hours < 10_000:
-            raise ConfigError(f"hours = {self.hours}: must be 0 or more")
+        """Require enough training seeds for the Wilcoxon pruner."""
+        if self.pruner == "wilcoxon" and len(self.training_seeds) < 4:
+            raise ConfigError(
+                f"pruner = wilcoxon: compares over training seeds, of which there are {len(self.training_seeds)}; "
+                "give at least 4 in training_seeds, or another pruner"
+            )
 
 
-@dataclass(frozen=True)
-class Retraining:
-    """What becomes of a study on this machine once its trials are done.
+@dataclass(frozen=True, config=STRICT)
+class BudgetConfig:
+    """The trials that a session requests, and the time in which they may start."""
 
-    num_seeds: how often the best configuration and the default are trained again; champions: where the best is to
-    be promoted, if the gate says so; empty for nowhere.
+    num_trials: Annotated[int, Field(ge=1, description="trials of the study")] = 20
+    hours: Annotated[
+        float, Field(ge=0, lt=10_000, description="hours after which no trial starts; 0 sets no limit")
+    ] = 0.0
+
+
+@dataclass(frozen=True, config=STRICT)
+class RetrainingConfig:
+    """The training of the best configuration and of the default after the trials."""
+
+    num_seeds: Annotated[
+        int,
+        Field(
+            ge=2,
+            description="fresh seeds from which the best configuration and the default are each trained again; "
+            "one alone would have no interval",
+        ),
+    ] = 3
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyConfig:
+    """The settings of a study, complete. `space` changes the default search space: see `extended_space`."""
+
+    space: Annotated[
+        dict[str, JsonValue],
+        Field(
+            description="changes to the search space, as a JSON object or a file with one, such as "
+            '{"learner.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": true}}; null removes a '
+            "field; without changes, the learner's clip_epsilon, gae_lambda and epochs are tuned"
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    tuning: TuningConfig = dataclasses.field(default_factory=TuningConfig)
+    budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
+    retraining: RetrainingConfig = dataclasses.field(default_factory=RetrainingConfig)
+    gate: Gate = dataclasses.field(default_factory=Gate)
+
+
+def study_config_from_json(text: str) -> StudyConfig:
+    """Read a study's settings; fields that the text leaves out keep their defaults.
+
+    Raises:
+        ConfigError: the text is not JSON, or a key or value is not allowed; the message names the field.
     """
+    try:
+        return checked(StudyConfig, parse_json_object(text))
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"study_config: {line}" for line in str(error).splitlines())) from None
 
-    num_seeds: int = 3
-    champions: str = ""
-    gate: Gate = field(default_factory=Gate)
 
-    def __post_init__(self) -> None:
-        """One training alone has no interval."""
-        if self.num_seeds < 2:
-            raise ConfigError(f"retraining seeds = {self.num_seeds}: at least 2, or there is no interval")
+def study_config_to_json(settings: StudyConfig) -> str:
+    """Return a study's settings as canonical JSON: one line, sorted keys, every field present."""
+    return canonical_json(to_dict(settings))
 
 
 def study_name(series: str, edition: str) -> str:
-    """Return the name of a study: that of its series, or of one edition of it, as a schedule makes them.
+    """Return the name of a study: the series itself, or one edition of it, as a schedule makes them.
 
     Raises:
         ConfigError: the name is not allowed.

@@ -1,4 +1,4 @@
-"""A trial as the database keeps it."""
+"""A trial as the database stores it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +19,10 @@ STATE_NAMES = {state: name for name, state in STATES.items()} | {
 
 @dataclass(frozen=True)
 class Turn:
-    """One worker's time with a trial, in seconds since 1970.
+    """The time that one worker held a trial. `began` and `ended` are seconds since 1970.
 
-    outcome: complete, pruned or failed ended the trial; released: the worker ended and gave it back; lost: it fell
-    silent; empty while it lasts.
+    `outcome` is complete, pruned or failed if the turn ended the trial; released if the worker gave the trial
+    back; lost if the worker sent no heartbeat in time; empty while the turn lasts.
     """
 
     worker: str
@@ -33,9 +33,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is known of a trial. values: by dotted path. curve: what it reported, by frames of training.
+    """A trial's values, results and turns.
 
-    origin: default, warm start or sampled. reason: why it failed or was pruned.
+    `values`: the tuned values by dotted path. `curve`: the reported values by frames of training, or by index of
+    the training seed for the wilcoxon pruner. `origin`: default, warm start or sampled. `reason`: why the trial
+    failed or was pruned. `attempts`: the turns of its workers, the earliest first.
     """
 
     number: int
@@ -49,5 +51,5 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float:
-        """What workers spent on it, as far as they said so."""
-        return sum(attempt.ended - attempt.began for attempt in self.attempts if attempt.ended is not None)
+        """The seconds that workers held the trial. A lost turn ends with its last heartbeat."""
+        return sum(turn.ended - turn.began for turn in self.attempts if turn.ended is not None)

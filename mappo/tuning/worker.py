@@ -1,4 +1,4 @@
-"""Trials of a study, one after the other: train with the values of each, and say how good the policy became."""
+"""A worker of a study: claim one trial after the other, train with its values and report the policy's return."""
 
 import errno
 import math
@@ -21,17 +21,19 @@ from mappo.strict_json import json_hash
 from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training import train
 from mappo.tuning.claim import Claim
-from mappo.tuning.search_space import TuningConfig, applied
+from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import TuningConfig
 from mappo.tuning.trial import TrialOutcome
 
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# Errors of this machine: a full or broken disk, too many open files, no memory. The trial is not their cause.
+_MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RunListeners:
-    """What hears of the training of one run."""
+    """The history file and the callbacks of one training."""
 
     history: HistoryFile
     on_begin: Callable[[TrainingStarted], object]
@@ -41,23 +43,23 @@ class RunListeners:
 
 @dataclass(frozen=True)
 class TrialListeners:
-    """What hears of a worker's trials.
+    """The callbacks of a worker.
 
-    run is given the trial, the configuration and the place of each run, for whose time it is entered; it yields
-    the history to write and what hears of the beginning and of iterations. ended hears how each trial ended, and
-    why; for a completed one that is its value.
+    `run` is a context manager around each training; it takes the trial, the configuration and the run, and yields
+    the listeners of that training. `on_end` is called after each trial with its outcome and the reason; the reason
+    of a complete trial is its value.
     """
 
     run: Callable[[Claim, ExperimentConfig, Run], AbstractContextManager[RunListeners]]
-    ended: Callable[[Claim, TrialOutcome, str], object]
+    on_end: Callable[[Claim, TrialOutcome, str], object]
 
 
-def work(study: Study, worker: str, training: TrialListeners) -> int:
-    """Claim trials and finish them until none is left, here or with other workers; how many that were.
+def work(study: Study, worker: str, listeners: TrialListeners) -> int:
+    """Claim and finish trials until none is left for any worker. Return the number of trials that ended here.
 
-    A trial whose training fails is a failed trial. Where the store, the database or the machine fails, or this
-    process is asked to end, the trial is released, for another worker to go on with, and the error raised. A
-    worker that finds nothing to do stays while others are busy, in case one falls silent.
+    If a training fails, its trial is failed. If the store, the database or this machine fails, or this process
+    receives SIGINT or SIGTERM, the worker releases the trial for another worker and raises the error. A worker
+    without a trial polls while other workers are busy, because one of them may lose its trial.
 
     Raises:
         DatabaseError: the database does not answer.
@@ -77,34 +79,34 @@ def work(study: Study, worker: str, training: TrialListeners) -> int:
             continue
         try:
             with claim:
-                outcome, reason = _finish(study, claim, training)
+                outcome, reason = _finish(study, claim, listeners)
         except TrialLost:
             continue
-        training.ended(claim, outcome, reason)
+        listeners.on_end(claim, outcome, reason)
         finished += 1
 
 
 def trial_label(number: int, values: Mapping[str, Any]) -> str:
-    """What runs of a trial are known by: its number, and its values, should its database come from a dump."""
+    """Return a trial's name: its number and a hash of its values, so that a restored dump cannot mix runs up."""
     return f"{number:04d}-{json_hash(dict(values))[:8]}"
 
 
 def trial_run(number: int, values: Mapping[str, Any], seed: int) -> str:
-    """Where the run of a trial from one training seed is, below the study's place."""
+    """Return the path, below the study's store, of the run of a trial from one training seed."""
     return f"trial-{trial_label(number, values)}/seed-{seed}"
 
 
 def fresh_seeds(study: Study, number: int) -> list[int]:
-    """Seeds to train the best configuration from again: always the same, and none of those of trials."""
+    """Return seeds for retraining the best configuration: the same in each call, and none of the trials' seeds."""
     used = set(study.plan.tuning.training_seeds)
     drawn = (int(json_hash({"study": study.name, "seed": index})[:7], 16) for index in range(number + len(used)))
     return [seed for seed in dict.fromkeys(drawn) if seed not in used][:number]
 
 
-def _finish(study: Study, claim: Claim, training: TrialListeners) -> tuple[TrialOutcome, str]:
-    """Train and end the trial; how it ended, and why."""
+def _finish(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[TrialOutcome, str]:
+    """Train and end the trial. Return its outcome and the reason."""
     try:
-        value = _value(study, claim, training)
+        value = _value(study, claim, listeners)
         if not math.isfinite(value):
             raise NonFiniteReturn(f"the mean return is {value}")
         claim.finish("complete", value)
@@ -116,10 +118,10 @@ def _finish(study: Study, claim: Claim, training: TrialListeners) -> tuple[Trial
     except Superseded as error:
         raise TrialLost(str(error)) from error
     except Exception as error:
-        if _is_of_the_machine(error):
+        if _is_machine_fault(error):
             _release(claim, error)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
         claim.finish("failed", reason=reason)
         return "failed", reason
     except BaseException as error:
@@ -127,72 +129,77 @@ def _finish(study: Study, claim: Claim, training: TrialListeners) -> tuple[Trial
     return "complete", f"{value:.4g}"
 
 
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether the store, the database or this machine failed, which another worker may not meet."""
+def _is_machine_fault(error: Exception) -> bool:
+    """Return whether the store, the database or this machine failed, so that another worker may succeed."""
     if isinstance(error, DatabaseError | StoreError):
         return True
-    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
 
 
 def _release(claim: Claim, error: BaseException) -> NoReturn:
-    """Give the trial back, as well as can be, and raise what happened."""
+    """Release the trial and raise `error`. A failed release becomes a note of the error."""
     try:
         claim.release()
-    except (DatabaseError, TrialLost) as unreleased:
-        error.add_note(f"trial {claim.number} could not be released: {unreleased}")
+    except (DatabaseError, TrialLost) as release_error:
+        error.add_note(f"trial {claim.number} could not be released: {release_error}")
     raise error
 
 
-def _value(study: Study, claim: Claim, training: TrialListeners) -> float:
-    """The mean return on tuning seeds, over training seeds."""
+def _value(study: Study, claim: Claim, listeners: TrialListeners) -> float:
+    """Train from each training seed. Return the mean over these runs of the mean return on tuning seeds."""
     plan, values = study.plan, list[float]()
-    total = plan.config.collection.total_frames
-    config = applied(plan.config, claim.values)
+    frames_per_seed = plan.config.collection.total_frames
+    trial_config = applied(plan.config, claim.values)
     for index, seed in enumerate(plan.tuning.training_seeds):
-        of_seed = replace(config, seed=seed)
-        place = Run.at(joined(study.place, trial_run(claim.number, claim.values, seed)))
-        judge = _during(plan.tuning, claim, index * total, len(plan.tuning.training_seeds) * total, values)
-        with training.run(claim, of_seed, place) as listening:
-            _train(of_seed, place, listening, judge)
-        values.append(_tuning_return(of_seed, plan.tuning, place))
-        may_go_on = index + 1 < len(plan.tuning.training_seeds)
-        if plan.tuning.pruner == "wilcoxon" and claim.report(index, values[-1]) and may_go_on:
+        config = replace(trial_config, seed=seed)
+        run = Run.at(joined(study.store, trial_run(claim.number, claim.values, seed)))
+        total_frames = len(plan.tuning.training_seeds) * frames_per_seed
+        judge = _make_judge(plan.tuning, claim, index * frames_per_seed, total_frames, values)
+        with listeners.run(claim, config, run) as run_listeners:
+            _train(config, run, run_listeners, judge)
+        values.append(_tuning_return(config, plan.tuning, run))
+        has_more_seeds = index + 1 < len(plan.tuning.training_seeds)
+        if plan.tuning.pruner == "wilcoxon" and claim.report_seed(index, values[-1]) and has_more_seeds:
             raise Pruned(f"worse than the best over {index + 1} training seeds")
     return math.fsum(values) / len(values)
 
 
 def _train(
-    config: ExperimentConfig, place: Run, listening: RunListeners, judge: Callable[[IterationReport], None]
+    config: ExperimentConfig, run: Run, listeners: RunListeners, judge: Callable[[IterationReport], None]
 ) -> None:
-    def hear(report: IterationReport) -> None:
-        listening.on_report(report)
+    def on_report(report: IterationReport) -> None:
+        listeners.on_report(report)
         judge(report)
 
-    train(config, place, listening.history, hear, on_begin=listening.on_begin, on_save=listening.on_save)
+    train(config, run, listeners.history, on_report, on_begin=listeners.on_begin, on_save=listeners.on_save)
 
 
-def _during(
+def _make_judge(
     tuning: TuningConfig, claim: Claim, frames_before: int, total_frames: int, values: list[float]
 ) -> Callable[[IterationReport], None]:
-    """What judges a trial while it trains: by the mean of earlier seeds' values and of this one's evaluation."""
+    """Make the callback that reports the trial's value after each evaluation during training, or prunes the trial.
+
+    The value is the mean of the earlier seeds' `values` and of the current seed's evaluation. `frames_before`: the
+    frames of the earlier seeds.
+    """
 
     def judge(report: IterationReport) -> None:
-        evaluated = report.evaluation_return_mean
+        return_mean = report.evaluation_return_mean
         if claim.is_lost:
-            raise TrialLost(f"trial {claim.number}: this worker could not say in time that it is alive")
-        if math.isnan(evaluated) or tuning.pruner == "wilcoxon":
+            raise TrialLost(f"trial {claim.number}: this worker sent no heartbeat in time")
+        if math.isnan(return_mean) or tuning.pruner == "wilcoxon":
             return
         frames = frames_before + report.progress.frames
-        is_last = frames >= total_frames  # nothing is spared any more
-        if claim.report(frames, (math.fsum(values) + evaluated) / (len(values) + 1)) and not is_last:
+        is_last = frames >= total_frames  # pruning a finished training would save nothing
+        if claim.report_frames(frames, (math.fsum(values) + return_mean) / (len(values) + 1)) and not is_last:
             raise Pruned(f"after {frames:,} frames, by {tuning.pruner}")
 
     return judge
 
 
-def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, place: Run) -> float:
-    """The mean return of a run's best checkpoint on tuning seeds."""
-    best = place.load(place.choose("best"))
+def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, run: Run) -> float:
+    """Return the mean return of a run's best checkpoint on tuning seeds."""
+    best = run.load(run.choose("best"))
     episodes = EvaluationConfig(
         tuning.evaluation_seeds, tuning.episodes_per_seed, deterministic=config.evaluation.deterministic
     )

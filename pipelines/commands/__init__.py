@@ -1,1 +1,1 @@
-"""One file, one command of `python -m pipelines`: its flags, and what it prints. The work is done elsewhere."""
+"""The commands of `python -m pipelines`, one file each: flags and printed output. Other modules do the work."""

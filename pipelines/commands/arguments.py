@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,12 @@ from mappo.cli.arguments import (
     add_study_arguments,
     changes_from_arguments,
     config_from_arguments,
-    gate_from_arguments,
-    tuning_from_arguments,
+    study_config_from_arguments,
 )
 from mappo.config import to_json
 from mappo.errors import ConfigError
-from mappo.strict_json import to_dict
-from pipelines.commands.output import show_trying
+from mappo.tuning.study_config import study_config_to_json
+from pipelines.commands.output import show_retry
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
 from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.connection import Connection
@@ -34,8 +32,8 @@ _DEFAULT_STUDY = "tuning"
 
 
 def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    """A command, or a group of them, with examples below its help."""
-    made: argparse.ArgumentParser = commands.add_parser(
+    """Add a command, or a group of commands, with `epilog` (examples) at the end of its help."""
+    command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
@@ -43,7 +41,7 @@ def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    return made
+    return command
 
 
 def add_seeds_argument(command: argparse.ArgumentParser) -> None:
@@ -51,112 +49,127 @@ def add_seeds_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seeds",
         metavar="N,N,...",
-        help="train and evaluate each of these seeds and compare them, instead of one run with --seed",
+        help="train and evaluate one run for each of these seeds, and compare them (default: one run with --seed)",
     )
 
 
 def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
-    """Add `--seeds` and `--study`, which choose the pipeline, and the flags that belong to them."""
+    """Add `--seeds` and `--study`, which select the pipeline, and the flags of a study."""
     add_seeds_argument(command)
-    add_study_arguments(command, is_required=False)
-    command.add_argument(
+    group = add_study_arguments(command, is_required=False)
+    group.add_argument(
         "--edition",
         default="",
         metavar="TEXT",
-        help="with --study NAME: a new study each time, NAME-TEXT, that begins with the best of the last one; "
-        "[[ScheduledTime]] stands for the time of the run",
+        help="with --study NAME: create the study NAME-TEXT, which starts from the best configuration of the "
+        "latest study in this series; [[ScheduledTime]] in TEXT becomes the time of the run",
     )
 
 
 def add_site_arguments(command: argparse.ArgumentParser) -> None:
-    """Add `--site` and `--image`: where stages run."""
+    """Add `--site`, `--image` and `--parallel-seeds`: the settings of the stages' pods."""
     group = command.add_argument_group("where stages run")
     group.add_argument(
         "--site",
         type=Path,
         metavar="FILE",
         default=os.environ.get("MAPPO_SITE") or None,
-        help="the site's YAML: image, resources, nodes, secrets, retries (default: MAPPO_SITE in the environment)",
+        help="YAML file of the site: image, resources, nodes, secrets, retries (default: MAPPO_SITE in the "
+        "environment)",
     )
     group.add_argument(
         "--image",
         metavar="IMAGE",
-        help="container image of the stages, with a tag or digest, in place of the site's",
+        help="container image of the stages, with a tag or digest (default: the image in the site's file)",
     )
     group.add_argument(
         "--parallel-seeds",
         type=int,
         default=0,
         metavar="N",
-        help="with several seeds: train at most N at once (default: all)",
+        help="maximum number of seeds that train at once (default: all)",
     )
 
 
 def add_connection_arguments(command: argparse.ArgumentParser) -> None:
-    """Add where Kubeflow is, and with which credentials to ask."""
+    """Add the address of Kubeflow and the credentials for it."""
     group = command.add_argument_group(
         "Kubeflow",
-        "Without an endpoint: the cluster that this pod is in, or that of the kubeconfig. A token may also be in "
-        "KF_PIPELINES_TOKEN, and the cookie of a session in the browser in KF_PIPELINES_COOKIE.",
+        "Without an endpoint, the command uses the cluster of its own pod, or else that of the kubeconfig. "
+        "Credentials may also be in the environment: a bearer token in KF_PIPELINES_TOKEN, or the cookie of a "
+        "browser session in KF_PIPELINES_COOKIE.",
     )
     for flag, variable, metavar, text in (
-        ("--endpoint", "KF_PIPELINES_ENDPOINT", "URL", "of Kubeflow Pipelines' API"),
-        ("--namespace", "KF_PIPELINES_NAMESPACE", "NAME", "yours, in a Kubeflow of several users"),
-        ("--token-file", "KF_PIPELINES_TOKEN_FILE", "FILE", "holds a bearer token; read again when it changes"),
-        ("--ca-file", "KF_PIPELINES_CA_FILE", "FILE", "certificates to trust, as PEM"),
-        ("--context", "KF_PIPELINES_CONTEXT", "NAME", "of the kubeconfig; without it, the current one"),
+        ("--endpoint", "KF_PIPELINES_ENDPOINT", "URL", "URL of the Kubeflow Pipelines API"),
+        ("--namespace", "KF_PIPELINES_NAMESPACE", "NAME", "your namespace, in a multi-user Kubeflow"),
+        (
+            "--token-file",
+            "KF_PIPELINES_TOKEN_FILE",
+            "FILE",
+            "file with a bearer token; read again when it changes",
+        ),
+        ("--ca-file", "KF_PIPELINES_CA_FILE", "FILE", "PEM file with the certificates to trust"),
+        ("--context", "KF_PIPELINES_CONTEXT", "NAME", "context of the kubeconfig; empty for the current one"),
     ):
         group.add_argument(
-            flag, metavar=metavar, default=os.environ.get(variable, ""), help=f"{text} (or {variable})"
+            flag,
+            metavar=metavar,
+            default=os.environ.get(variable, ""),
+            help=f"{text} (default: {variable} in the environment)",
         )
     group.add_argument(
         "--api-namespace",
         metavar="NAME",
         default="kubeflow",
-        help="where Kubeflow Pipelines is installed (default: kubeflow)",
+        help="namespace in which Kubeflow Pipelines is installed (default: kubeflow)",
     )
 
 
 def add_submission_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what runs, besides the configuration."""
+    """Add the pipeline to run, its parameters, and the settings of the run."""
     group = command.add_argument_group("what runs")
-    group.add_argument(
-        "--file", type=Path, metavar="YAML", help="a compiled pipeline, instead of compiling one now"
-    )
+    group.add_argument("--file", type=Path, metavar="YAML", help="a compiled pipeline (default: compile one now)")
     group.add_argument(
         "--parameter",
         "-p",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter of the pipeline, such as train_gpu_count=1 or store=s3://bucket/runs; may be repeated",
+        help="set a parameter, such as train_gpu_count=1 or store=s3://bucket/runs; may be repeated",
     )
     group.add_argument(
-        "--experiment", default="Default", metavar="NAME", help="made if need be (default: Default)"
+        "--experiment",
+        default="Default",
+        metavar="NAME",
+        help="experiment of the run, created if it does not exist (default: Default)",
     )
     group.add_argument(
         "--pipeline-root",
         default="",
         metavar="URI",
-        help="where artifacts go (default: as the server is configured)",
+        help="store of the run's artifacts (default: set by the server)",
     )
     group.add_argument(
-        "--service-account", default="", metavar="NAME", help="of the pods (default: as the server is configured)"
+        "--service-account",
+        default="",
+        metavar="NAME",
+        help="service account of the pods (default: set by the server)",
     )
     group.add_argument(
         "--upload",
         nargs="?",
         const="",
         metavar="VERSION",
-        help="upload the pipeline as a version and refer to it; without a name, one that follows from its content",
+        help="upload the pipeline as a version of this name, and run that version; without a name, it is mappo's "
+        "version and a hash of the pipeline (default: send the pipeline with the run)",
     )
 
 
 def site_of(arguments: argparse.Namespace) -> Site:
-    """The site's file, with the image that was given.
+    """Read the site's file, or take the default site; `--image` replaces its image.
 
     Raises:
-        ConfigError: the file or the image is not allowed.
+        ConfigError: the site's file or the image is not allowed.
         OSError: the file cannot be read.
     """
     site = read_site(Path(arguments.site)) if arguments.site else Site()
@@ -164,10 +177,13 @@ def site_of(arguments: argparse.Namespace) -> Site:
 
 
 def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
-    """The pipeline that the arguments ask for: a file, or compiled now.
+    """Return the compiled pipeline: that of `--file`, or else the one called `name`, compiled now.
+
+    Without a name, `--seeds` and `--study` select the pipeline.
 
     Raises:
-        ConfigError: they contradict each other, or it has a known defect.
+        ConfigError: flags exclude each other, a value is not allowed, or the pipeline has a known defect.
+        OSError: a file cannot be read.
     """
     if getattr(arguments, "file", None):
         return read_compiled(arguments.file)
@@ -178,56 +194,51 @@ def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
 
 
 def pipeline_of(arguments: argparse.Namespace) -> str:
-    """Return the name of the pipeline that was asked for.
+    """Return the name of the pipeline that `--seeds` or `--study` selects: training without either.
 
     Raises:
-        ConfigError: flags that exclude or need each other.
+        ConfigError: flags exclude each other, or one needs another.
     """
-    chosen = [name for name in ("seed", "seeds", "study") if getattr(arguments, name) is not None]
-    if len(chosen) > 1:
-        raise ConfigError(f"{' and '.join(f'--{name}' for name in chosen)} exclude each other")
+    selectors = [name for name in ("seed", "seeds", "study") if getattr(arguments, name) is not None]
+    if len(selectors) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in selectors)} exclude each other")
     if arguments.edition and arguments.study is None:
-        raise ConfigError(f"--edition {arguments.edition}: it is one of a study; give --study NAME too")
-    return {"seeds": "seeds", "study": "tuning"}.get("".join(chosen), "training")
+        raise ConfigError(f"--edition {arguments.edition}: an edition belongs to a study; give --study NAME too")
+    return {"seeds": "seeds", "study": "tuning"}.get("".join(selectors), "training")
 
 
 def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """The parameters of a pipeline that the flags stand for.
+    """Return the parameters of the pipeline called `name` that the flags set.
 
     Raises:
-        ConfigError: a value that is not allowed.
+        ConfigError: a value is not allowed.
     """
     config = config_from_arguments(arguments)
     parameters: dict[str, Any] = {"config": to_json(config)}
     if name == "seeds":
         parameters["seeds"] = read_seeds(_DEFAULT_SEEDS if arguments.seeds is None else arguments.seeds, config)
     if name == "tuning":
-        space, tuning = tuning_from_arguments(arguments, config)
         parameters |= {
             "study": arguments.study or _DEFAULT_STUDY,
             "edition": arguments.edition,
-            "num_trials": arguments.trials,
-            "hours": arguments.hours,
+            "study_config": study_config_to_json(study_config_from_arguments(arguments, config)),
             "workers": [str(index + 1) for index in range(arguments.workers)],
-            "retrain_seeds": arguments.retrain_seeds,
-            "space": json.dumps(space),
-            "tuning": json.dumps(to_dict(tuning)),
             "champions": arguments.champions,
-            "gate": json.dumps(to_dict(gate_from_arguments(arguments))),
         }
     return parameters
 
 
 def submission_of(arguments: argparse.Namespace) -> Submission:
-    """Return what is to run, with parameters that the server and the stages take.
+    """Return the pipeline to submit, with checked parameters and the settings of the run.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: flags exclude each other, the server or a stage would refuse a parameter, or the workflow
+            would be too large.
     """
     compiled = compiled_of(arguments)
-    parameters = dict(parse_parameter(compiled.specification, each) for each in arguments.parameter)
+    parameters = dict(parse_parameter(compiled.specification, text) for text in arguments.parameter)
     if arguments.file:
-        parameters |= _given_beside_a_file(arguments)
+        parameters |= _parameters_beside_file(arguments)
     check_parameters(compiled.documents, parameters)
     check_size(compiled.body, parameters)
     version = arguments.upload
@@ -238,26 +249,26 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     )
 
 
-def _given_beside_a_file(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags that are parameters of a pipeline that was compiled before."""
-    given: dict[str, Any] = {}
+def _parameters_beside_file(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters that flags set for the compiled pipeline of `--file`."""
+    parameters: dict[str, Any] = {}
     if arguments.site or arguments.parallel_seeds:
         raise ConfigError("--site and --parallel-seeds are for compiling: leave out --file, or them")
     if arguments.recipe or any(changes_from_arguments(arguments)):
-        given["config"] = to_json(config_from_arguments(arguments))
+        parameters["config"] = to_json(config_from_arguments(arguments))
     if arguments.image:
-        given["image"] = arguments.image
+        parameters["image"] = arguments.image
     if arguments.seeds is not None:
-        given["seeds"] = read_seeds(arguments.seeds, config_from_arguments(arguments))
+        parameters["seeds"] = read_seeds(arguments.seeds, config_from_arguments(arguments))
     if arguments.study is not None:
-        given |= parameters_of(arguments, "tuning")
+        parameters |= parameters_of(arguments, "tuning")
     elif arguments.edition:
-        given["edition"] = arguments.edition
-    return given
+        parameters["edition"] = arguments.edition
+    return parameters
 
 
 def connection_of(arguments: argparse.Namespace) -> Connection:
-    """Return what the flags and the environment say about Kubeflow."""
+    """Return the connection to Kubeflow that flags and environment variables describe."""
     return Connection(
         endpoint=arguments.endpoint,
         namespace=arguments.namespace,
@@ -271,9 +282,9 @@ def connection_of(arguments: argparse.Namespace) -> Connection:
 
 
 def connect(arguments: argparse.Namespace, patience_seconds: float = 60.0) -> Api:
-    """The API.
+    """Connect to Kubeflow's API; transient errors are retried until `patience_seconds` have passed.
 
     Raises:
-        ConfigError: flags and environment say too little, or what cannot be.
+        ConfigError: the settings of the connection are incomplete or wrong.
     """
-    return Api(connection_of(arguments), patience_seconds=patience_seconds, announce=show_trying)
+    return Api(connection_of(arguments), patience_seconds=patience_seconds, on_retry=show_retry)

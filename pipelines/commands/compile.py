@@ -1,4 +1,4 @@
-"""`compile`: the YAML of one pipeline or of all, or whether files are up to date."""
+"""The command `compile`: write the YAML of one pipeline or of all, or check that files are up to date."""
 
 import argparse
 import sys
@@ -11,15 +11,15 @@ from pipelines.commands.arguments import add_pipeline_arguments, add_site_argume
 from pipelines.compiling import NAMES, difference
 
 _EPILOG = """examples:
-  python -m pipelines compile --image ghcr.io/you/mappo:1.0                all pipelines, into compiled/
-  python -m pipelines compile --site site.yaml --output training.yaml      one; with --seeds or --study, another
-  python -m pipelines compile --site site.yaml --check                     1 if the files in compiled/ are not that
+  python -m pipelines compile --image ghcr.io/you/mappo:1.0                write all pipelines into compiled/
+  python -m pipelines compile --site site.yaml --output training.yaml      write one pipeline into a file
+  python -m pipelines compile --site site.yaml --check                     exit with 1 if compiled/ is out of date
 """
 _SHOWN_LINES = 20
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the command `compile`."""
     summary = "compile pipelines for Kubeflow"
     command = commands.add_parser(
         "compile",
@@ -33,17 +33,17 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--pipeline",
         choices=("all", *NAMES),
-        help="training: one run; seeds: several and their comparison; tuning: a study (default: all; for a file, "
-        "as --seeds or --study says)",
+        help="training: one run; seeds: several runs and their comparison; tuning: a study (default: all, or if "
+        "--output is a file, the one that --seeds or --study selects)",
     )
     command.add_argument(
         "--output",
         type=Path,
         default=Path("compiled"),
         metavar="PATH",
-        help="a directory, or for one pipeline a .yaml file (default: compiled)",
+        help="a directory, or a .yaml file for one pipeline (default: compiled)",
     )
-    command.add_argument("--check", action="store_true", help="write nothing; exit with 1 if files would change")
+    command.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     add_pipeline_arguments(command)
     add_site_arguments(command)
     add_config_arguments(command)
@@ -52,24 +52,25 @@ def add(commands: Any) -> None:
 
 def _compile(arguments: argparse.Namespace) -> int:
     is_file = arguments.output.suffix in (".yaml", ".yml")
-    chosen = arguments.pipeline or (pipeline_of(arguments) if is_file else "all")
-    if is_file and chosen == "all":
-        raise ConfigError(f"--output {arguments.output}: one file for one pipeline: give --pipeline {NAMES[0]}")
-    names = NAMES if chosen == "all" else (chosen,)
-    outdated = 0
+    selected = arguments.pipeline or (pipeline_of(arguments) if is_file else "all")
+    if is_file and selected == "all":
+        raise ConfigError(f"--output {arguments.output}: a file holds one pipeline: give --pipeline {NAMES[0]}")
+    names = NAMES if selected == "all" else (selected,)
+    num_outdated = 0
     for name in names:
         path = arguments.output if is_file else arguments.output / f"{name}.yaml"
         compiled = compiled_of(arguments, name)
         if arguments.check:
-            outdated += _is_outdated(difference(path, compiled))
+            num_outdated += _show_difference(difference(path, compiled))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(compiled.text)
             print(f"wrote {path}")
-    return 1 if outdated else 0
+    return 1 if num_outdated else 0
 
 
-def _is_outdated(lines: list[str]) -> bool:
+def _show_difference(lines: list[str]) -> bool:
+    """Print the first lines of a difference; return whether there is one."""
     if lines:
         print("\n".join(lines[:_SHOWN_LINES]), file=sys.stderr)
         if len(lines) > _SHOWN_LINES:

@@ -1,4 +1,4 @@
-"""`doctor`: check a cluster for what a run needs."""
+"""The command `doctor`: check that a cluster has everything that a run needs."""
 
 import argparse
 import textwrap
@@ -22,25 +22,30 @@ _EPILOG = """examples:
   python -m pipelines doctor --namespace team --service-account mappo-runner
   python -m pipelines doctor --endpoint http://localhost:8888 --output json
 
-exit status: 0 no check failed, though warnings may remain; 1 something is missing that a run needs
+exit status: 0 no check failed (there may be warnings), 1 something that a run needs is missing
 """
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 _PATIENCE_SECONDS = 10.0
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
-    summary = "check API, versions, credentials, secrets, rights, retries, nodes and stores; each with its fix"
+    """Add the command `doctor`."""
+    summary = "check API, versions, credentials, secrets, rights, retries, nodes and stores, and show fixes"
     command = add_command(commands, "doctor", summary, _EPILOG)
-    command.add_argument("--store", default="", metavar="URI", help="store of runs to try from here")
+    command.add_argument(
+        "--store", default="", metavar="URI", help="store of runs; check from here that it can be read and written"
+    )
     command.add_argument(
         "--pipeline-root",
         default="",
         metavar="URI",
-        help="store of artifacts to try from here (default: the root of config map kfp-launcher, not tried)",
+        help="store of artifacts; check it from here (default: only show the root of config map kfp-launcher)",
     )
     command.add_argument(
-        "--service-account", default="", metavar="NAME", help="account of the pods (default: Kubeflow's own)"
+        "--service-account",
+        default="",
+        metavar="NAME",
+        help="service account of the pods (default: Kubeflow's own)",
     )
     add_site_arguments(command)
     add_connection_arguments(command)
@@ -49,18 +54,18 @@ def add(commands: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    found = []
+    results = []
     for finding in findings(
         connection_of(arguments),
         lambda: connect(arguments, _PATIENCE_SECONDS),
         Target(site_of(arguments), arguments.service_account, arguments.store, arguments.pipeline_root),
     ):
-        found.append(finding)
+        results.append(finding)
         if arguments.output == "table":
             _print(finding)
     if arguments.output == "json":
-        show_rows(arguments, [asdict(each) for each in found], "")
-    return int(any(each.state == "failed" for each in found))
+        show_rows(arguments, [asdict(finding) for finding in results], "")
+    return int(any(finding.state == "failed" for finding in results))
 
 
 def _print(finding: Finding) -> None:

@@ -1,4 +1,4 @@
-"""The commands `run` and `observe`: the pipeline on this machine, without a cluster."""
+"""The commands `run` and `observe`: run a pipeline on this machine, without a cluster."""
 
 import argparse
 import csv
@@ -23,12 +23,14 @@ from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, 
 
 
 def add(commands: Any) -> None:
-    """Add both commands."""
+    """Add the commands `run` and `observe`."""
     for name, execute, summary in (
-        ("run", _run, "run the training pipeline on this machine, without a cluster"),
-        ("observe", _observe, "run it watched by a Prometheus and a Pushgateway, which go on until Ctrl-C"),
+        ("run", _run, "run a pipeline on this machine, without a cluster"),
+        ("observe", _observe, "run a pipeline here, with a Prometheus and a Pushgateway that serve until Ctrl-C"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         add_run_arguments(command)
         add_pipeline_arguments(command)
         if name == "run":
@@ -47,13 +49,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from pipelines.errors import PipelineFailed
     from pipelines.local import run_locally
 
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         artifacts = run_locally(pipeline, parameters, directory)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
         return 1
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
     return 0
 
@@ -62,12 +64,13 @@ def _observe(arguments: argparse.Namespace) -> int:
     from pipelines.observe import observers
 
     _fill_in_time(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the servers
-    with observers(run_directory(arguments) / "observers") as watching:
-        os.environ.update(watching.environment)
-        print("\n".join([*watching.lines(), ""]), flush=True)
+    # Exit by an exception on SIGTERM, so that the servers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with observers(run_directory(arguments) / "observers") as servers:
+        os.environ.update(servers.environment)
+        print("\n".join([*servers.lines(), ""]), flush=True)
         status = _run(arguments)
-        print("\n".join(["", *watching.lines(), "", "until Ctrl-C"]), flush=True)
+        print("\n".join(["", *servers.lines(), "", "running until Ctrl-C"]), flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
@@ -76,14 +79,14 @@ def _observe(arguments: argparse.Namespace) -> int:
 
 
 def _fill_in_time(arguments: argparse.Namespace) -> None:
-    """Put the time of this command in the place of [[ScheduledTime]], once, so that all stages agree."""
+    """Replace [[ScheduledTime]] by the time of this command, once, so that all stages use the same time."""
     now = datetime.now(UTC).isoformat()
     for name in ("run", "store", "edition"):
         setattr(arguments, name, fill(getattr(arguments, name), now))
 
 
 def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
-    """The name of the pipeline that the arguments ask for, the pipeline, and its parameters."""
+    """Return name and function of the pipeline that the arguments select, and its parameters."""
     name = pipeline_of(arguments)
     parameters = parameters_of(arguments, name)
     if name == "training":
@@ -104,7 +107,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     report = json.loads(artifacts["evaluation_report"].read_text())
     with artifacts["training_history"].open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
-    episodes = len(report["trained"]["episode_returns"])
+    num_episodes = len(report["trained"]["episode_returns"])
     frames, training_seconds = int(last["frames"]), float(last["elapsed_seconds"])
     lines = [
         "",
@@ -115,7 +118,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
             for policy in ("random", "heuristic", "trained")
             if report[policy]
         ),
-        f"95 % intervals over {episodes} held-out episodes of this one trained policy, after "
+        f"95 % intervals over {num_episodes} held-out episodes of this one trained policy, after "
         f"{report['training_frames']:,} frames",
         "",
         f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
@@ -127,7 +130,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
 
 
 def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """The last stage has printed its table; here is where everything lies."""
+    """Return the duration and the paths of the artifacts; the last stage has printed its table itself."""
     return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
 
 

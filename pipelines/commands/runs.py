@@ -1,4 +1,4 @@
-"""`runs`: list, show, watch, read logs of, cancel and retry what was submitted."""
+"""The command `runs`: list, show, watch, cancel and retry submitted runs, and print their logs."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ from pipelines.kubeflow.progress import Logs, stages_of, was_cancelled
 from pipelines.kubeflow.stages import StageProgress
 
 _WATCH_PATIENCE_SECONDS = 600.0
-_RUN_HELP = "its ID, its name, or latest"
+_RUN_HELP = "ID or name of the run, or latest"
 _EPILOG = """examples:
   python -m pipelines runs list --limit 5
   python -m pipelines runs watch latest
@@ -33,37 +33,46 @@ exit status of watch: 0 the run succeeded, 1 it failed or was cancelled, 130 det
 
 
 def add(commands: Any) -> None:
-    """Add the commands."""
-    summary = "list, show, watch, read logs of, cancel or retry runs"
+    """Add the commands of `runs`."""
+    summary = "list, show, watch, cancel or retry runs, or print their logs"
     group = add_command(commands, "runs", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listing = _verb(verbs, "list", "the newest runs", _list)
-    listing.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many (default: 20)")
-    listing.add_argument("--experiment", default="", metavar="NAME", help="only those of an experiment")
-    _verb(verbs, "show", "one run and its stages", _show).add_argument("run", help=_RUN_HELP)
-    watching = _verb(verbs, "watch", "a run until it ends", _watch)
+    listing = _verb(verbs, "list", "list the newest runs", _list)
+    listing.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="maximum number of runs to list (default: 20)"
+    )
+    listing.add_argument(
+        "--experiment",
+        default="",
+        metavar="NAME",
+        help="list only the runs of this experiment (default: of all experiments)",
+    )
+    _verb(verbs, "show", "show a run and its stages", _show).add_argument("run", help=_RUN_HELP)
+    watching = _verb(verbs, "watch", "show the progress of a run until it ends", _watch)
     watching.add_argument("run", help=_RUN_HELP)
     add_watch_arguments(watching)
-    logs = _verb(verbs, "logs", "what a stage has printed", _logs)
-    logs.add_argument("stage", help="validate, train, evaluate ...; train[1] for the second of several")
+    logs = _verb(verbs, "logs", "print the log of a stage", _logs)
+    logs.add_argument(
+        "stage", help="name of the stage: validate, train, evaluate ...; train[1] is the second of several"
+    )
     logs.add_argument("run", nargs="?", default="latest", help=f"{_RUN_HELP} (default: latest)")
     logs.add_argument(
         "--attempt", type=int, metavar="N", help="the log of attempt N, counted from 0 (default: the newest)"
     )
     _verb(verbs, "cancel", "end a run", _cancel).add_argument("run", help=_RUN_HELP)
-    retrying = _verb(verbs, "retry", "run the stages again that failed; training resumes", _retry)
+    retrying = _verb(verbs, "retry", "run the failed stages of a run again; training resumes", _retry)
     retrying.add_argument("run", help=_RUN_HELP)
 
 
 def add_watch_arguments(command: argparse.ArgumentParser) -> None:
-    """Add `--interval`."""
+    """Add `--interval`, the time between two polls of a watched run."""
     command.add_argument(
         "--interval", type=float, default=5.0, metavar="SECONDS", help="seconds between polls (default: 5)"
     )
 
 
-def described(kubeflow: Api, run: Any) -> dict[str, Any]:
-    """A run, for people and scripts."""
+def run_summary(kubeflow: Api, run: Any) -> dict[str, Any]:
+    """Return the fields of a run that commands print."""
     return {
         "name": run.display_name,
         "id": run.run_id,
@@ -75,12 +84,12 @@ def described(kubeflow: Api, run: Any) -> dict[str, Any]:
 
 
 def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
-    """Show a run until it ends; the exit status."""
+    """Show the progress of a run until it ends; return the exit status."""
     kubeflow = connect(arguments, _WATCH_PATIENCE_SECONDS)
     logs = Logs(kubeflow, run.run_id)
     try:
         specification = _specification(kubeflow, run)
-        with _shown(arguments) as show:
+        with _progress_display(arguments) as show:
             while True:
                 stages = _stages(kubeflow, run, specification, logs)
                 show(run, stages)
@@ -100,17 +109,17 @@ def watch(arguments: argparse.Namespace, kubeflow: Api, run: Any) -> int:
             f"{error}\nthe run continues; to watch it again: runs watch {run.run_id}", error.status
         ) from None
     if arguments.output == "json":
-        show_one(arguments, {**described(kubeflow, run), "stages": _rows(stages)})
-    is_good = run.state in ("SUCCEEDED", "SKIPPED")
-    if not is_good and was_cancelled(run):
+        show_one(arguments, {**run_summary(kubeflow, run), "stages": _rows(stages)})
+    has_succeeded = run.state in ("SUCCEEDED", "SKIPPED")
+    if not has_succeeded and was_cancelled(run):
         print(f"run {run.run_id} was cancelled", file=sys.stderr)
-    elif not is_good:
+    elif not has_succeeded:
         print(f"run {run.run_id} ended as {run.state}", file=sys.stderr)
-    return 0 if is_good else 1
+    return 0 if has_succeeded else 1
 
 
 def _verb(verbs: Any, name: str, summary: str, execute: Callable[[argparse.Namespace], int]) -> Any:
-    verb = verbs.add_parser(name, help=summary, description=f"Show {summary}." if " " in summary else summary)
+    verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
     add_connection_arguments(verb)
     add_output_argument(verb)
     verb.set_defaults(execute=execute)
@@ -138,15 +147,15 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    run = client.run_of(kubeflow, arguments.run)
+    run = client.find_run(kubeflow, arguments.run)
     rows = _rows(_stages(kubeflow, run, _specification(kubeflow, run), Logs(kubeflow, run.run_id)))
     if arguments.output == "json":
         config = run.runtime_config
         show_one(
-            arguments, {**described(kubeflow, run), "parameters": config and config.parameters, "stages": rows}
+            arguments, {**run_summary(kubeflow, run), "parameters": config and config.parameters, "stages": rows}
         )
         return 0
-    show_one(arguments, described(kubeflow, run))
+    show_one(arguments, run_summary(kubeflow, run))
     print()
     show_rows(arguments, rows, "no stage has begun")
     return 0
@@ -154,32 +163,35 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    return watch(arguments, kubeflow, client.run_of(kubeflow, arguments.run))
+    return watch(arguments, kubeflow, client.find_run(kubeflow, arguments.run))
 
 
 def _logs(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    run = client.run_of(kubeflow, arguments.run)
+    run = client.find_run(kubeflow, arguments.run)
     stages = stages_of(kubeflow, run, _specification(kubeflow, run))
-    chosen = [each for each in stages if arguments.stage in (each.name, each.name.partition("[")[0], each.task)]
-    if not chosen:
-        there = ", ".join(each.name for each in stages) or "none yet"
-        raise ConfigError(f"stage {arguments.stage!r}: there is {there}")
+    selected = [
+        stage for stage in stages if arguments.stage in (stage.name, stage.name.partition("[")[0], stage.task)
+    ]
+    if not selected:
+        names = ", ".join(stage.name for stage in stages) or "none yet"
+        raise ConfigError(f"stage {arguments.stage!r}: no such stage; the run has {names}")
     logs = Logs(kubeflow, run.run_id)
-    begun = [stage for stage in chosen if stage.attempts or stage.cause] or chosen
-    found = {stage.name: _chosen_log(logs, stage, arguments.attempt) for stage in begun}
+    # Without a started stage, ask for all of them, so that the error tells why there is no log.
+    started = [stage for stage in selected if stage.attempts or stage.cause] or selected
+    texts = {stage.name: _log_text(logs, stage, arguments.attempt) for stage in started}
     if arguments.output == "json":
-        show_rows(arguments, [{"stage": name, "log": log} for name, log in found.items()], "")
+        show_rows(arguments, [{"stage": name, "log": log} for name, log in texts.items()], "")
         return 0
-    for name, log in found.items():
-        if len(found) > 1:
+    for name, log in texts.items():
+        if len(texts) > 1:
             print(f"==> {name} <==")
         sys.stdout.write(log)
     return 0
 
 
-def _chosen_log(logs: Logs, stage: StageProgress, attempt: int | None) -> str:
-    """Return the log of an attempt; of the newest without a number."""
+def _log_text(logs: Logs, stage: StageProgress, attempt: int | None) -> str:
+    """Return the log of a stage's attempt; None stands for the newest."""
     texts = logs.of_attempts(stage if attempt is not None else replace(stage, attempts=stage.attempts[-1:]))
     if attempt is not None and not 0 <= attempt < len(texts):
         raise ConfigError(f"--attempt {attempt}: stage {stage.name} has attempts 0 to {len(texts) - 1}")
@@ -188,27 +200,27 @@ def _chosen_log(logs: Logs, stage: StageProgress, attempt: int | None) -> str:
 
 def _cancel(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    run = client.run_of(kubeflow, arguments.run)
+    run = client.find_run(kubeflow, arguments.run)
     client.cancel(kubeflow, run)
-    show_one(arguments, described(kubeflow, client.get_run(kubeflow, run.run_id)))
+    show_one(arguments, run_summary(kubeflow, client.get_run(kubeflow, run.run_id)))
     return 0
 
 
 def _retry(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    run = client.run_of(kubeflow, arguments.run)
+    run = client.find_run(kubeflow, arguments.run)
     client.retry(kubeflow, run)
-    show_one(arguments, described(kubeflow, client.get_run(kubeflow, run.run_id)))
+    show_one(arguments, run_summary(kubeflow, client.get_run(kubeflow, run.run_id)))
     return 0
 
 
 def _stages(kubeflow: Api, run: Any, specification: Mapping[str, Any], logs: Logs) -> list[StageProgress]:
-    """Return the stages of a run with what their logs tell: attempts within one pod, and reasons."""
-    return [logs.told_by(stage) for stage in stages_of(kubeflow, run, specification)]
+    """Return the stages of a run, completed by details from their logs: attempts within one pod, and reasons."""
+    return [logs.add_details(stage) for stage in stages_of(kubeflow, run, specification)]
 
 
 def _specification(kubeflow: Api, run: Any) -> Mapping[str, Any]:
-    """Return what the run is made from; empty if the server does not know it any more."""
+    """Return the specification of the run's pipeline; empty if the server no longer has it."""
     try:
         return client.specification_of(kubeflow, run)
     except ConfigError:
@@ -220,31 +232,31 @@ def _specification(kubeflow: Api, run: Any) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _shown(arguments: argparse.Namespace) -> Any:
-    """A function that shows how far a run is: a live table in a terminal, else a line for each change."""
+def _progress_display(arguments: argparse.Namespace) -> Any:
+    """Yield a function that shows a run's progress: a live table on a terminal, else a line for each change."""
     if sys.stdout.isatty() and arguments.output == "table":
         with Live(console=console(), auto_refresh=False) as live:
-            yield lambda run, stages: live.update(_live(run, stages), refresh=True)
+            yield lambda run, stages: live.update(_progress_table(run, stages), refresh=True)
         return
-    before: dict[str, tuple[Any, ...]] = {}
-    out = sys.stderr if arguments.output == "json" else sys.stdout
+    previous: dict[str, tuple[Any, ...]] = {}
+    stream = sys.stderr if arguments.output == "json" else sys.stdout
 
-    def lines(run: Any, stages: list[StageProgress]) -> None:
+    def print_changes(run: Any, stages: list[StageProgress]) -> None:
         for row in [*_rows(stages), {"stage": "run", "state": run.state or "PENDING"}]:
-            now = (row["state"], row.get("attempt"), row.get("message"))
+            current = (row["state"], row.get("attempt"), row.get("message"))
             is_silent = row["state"] == "PENDING" and not row.get("message")
-            if before.get(row["stage"]) != now and not is_silent:
-                before[row["stage"]] = now
-                shown = [row["stage"], row["state"], row.get("duration", ""), row.get("message", "")]
-                print("  ".join(str(each) for each in shown if each), file=out, flush=True)
+            if previous.get(row["stage"]) != current and not is_silent:
+                previous[row["stage"]] = current
+                fields = [row["stage"], row["state"], row.get("duration", ""), row.get("message", "")]
+                print("  ".join(str(field) for field in fields if field), file=stream, flush=True)
 
-    yield lines
+    yield print_changes
 
 
-def _live(run: Any, stages: list[StageProgress]) -> Any:
-    shown = table(_rows(stages))
-    shown.title, shown.title_justify = f"{run.display_name}: {run.state or 'PENDING'}", "left"
-    return shown
+def _progress_table(run: Any, stages: list[StageProgress]) -> Any:
+    result = table(_rows(stages))
+    result.title, result.title_justify = f"{run.display_name}: {run.state or 'PENDING'}", "left"
+    return result
 
 
 def _rows(stages: list[StageProgress]) -> list[dict[str, Any]]:

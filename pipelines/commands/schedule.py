@@ -1,4 +1,4 @@
-"""The command `schedule`: runs that start again and again."""
+"""The command `schedule`: create, show, change and delete recurring runs."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from pipelines.commands.arguments import (
     submission_of,
 )
 from pipelines.commands.output import add_output_argument, moment, show_one, show_rows
-from pipelines.commands.runs import described
+from pipelines.commands.runs import run_summary
 from pipelines.kubeflow import schedules
 from pipelines.kubeflow.cron import Cron
 
@@ -33,29 +33,29 @@ _EPILOG = """examples:
   python -m pipelines schedule list
   python -m pipelines schedule pause nightly
 
-Creating again under the same name replaces it if anything is different. The parameters run, store and edition
-may hold [[ScheduledTime]]: the stages put in the time at which the run was scheduled, such as 20261128204800, or
-at which it was created. Runs that were missed are not made up for.
+Creating a schedule again under the same name replaces it if anything differs. The parameters run, store and
+edition may hold [[ScheduledTime]]. The stages replace it by the time for which the run was scheduled, such as
+20261128204800, or at which it was created. Missed runs are not made up for.
 """
 
 
 def add(commands: Any) -> None:
-    """Add the commands."""
-    summary = "runs that start again and again"
+    """Add the commands of `schedule`."""
+    summary = "create, show, change or delete recurring runs"
     group = add_command(commands, "schedule", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_create(verbs)
     for name, summary, execute in (
-        ("list", "all schedules", _list),
-        ("show", "one schedule, and when it fires next", _show),
-        ("pause", "fire no more, until it is resumed", _pause),
-        ("resume", "fire again", _resume),
+        ("list", "list all schedules", _list),
+        ("show", "show a schedule and the times of its next runs", _show),
+        ("pause", "start no runs until the schedule is resumed", _pause),
+        ("resume", "start runs again after a pause", _resume),
         ("delete", "delete a schedule; its runs stay", _delete),
         ("trigger", "start a run now, as the schedule would", _trigger),
     ):
         verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name != "list":
-            verb.add_argument("name", help="of the schedule, or its ID")
+            verb.add_argument("name", help="name or ID of the schedule")
         _add_zone_argument(verb)
         add_connection_arguments(verb)
         add_output_argument(verb)
@@ -63,19 +63,27 @@ def add(commands: Any) -> None:
 
 
 def _add_create(verbs: Any) -> None:
-    summary = "create a schedule, or make the one of this name be as given"
+    summary = "create a schedule, or replace the schedule of this name"
     verb = verbs.add_parser("create", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    verb.add_argument("name", help="of the schedule; there is one of a name")
+    verb.add_argument("name", help="name of the schedule, which is unique")
     verb.add_argument(
         "--cron",
         required=True,
         metavar="CRON",
-        help="5 fields (minute hour day month weekday), 6 (seconds first), or @daily and the like",
+        help="5 fields (minute hour day month weekday), 6 (seconds first), or a word such as @daily",
     )
     verb.add_argument(
-        "--max-concurrency", type=int, default=1, metavar="N", help="of its runs at once, 1 to 10 (default: 1)"
+        "--max-concurrency",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs of the schedule at once, 1 to 10 (default: 1)",
     )
-    verb.add_argument("--dry-run", action="store_true", help="check everything and show when it would fire")
+    verb.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and show the times of the next runs; create nothing",
+    )
     _add_zone_argument(verb)
     add_submission_arguments(verb)
     add_pipeline_arguments(verb)
@@ -91,8 +99,8 @@ def _add_zone_argument(verb: argparse.ArgumentParser) -> None:
         "--time-zone",
         default="UTC",
         metavar="ZONE",
-        help="in which the server reads cron, one for all schedules: CRON_SCHEDULE_TIMEZONE of its "
-        "ml-pipeline-scheduledworkflow (default: UTC)",
+        help="time zone in which the server reads --cron; all schedules share it: CRON_SCHEDULE_TIMEZONE of the "
+        "server's ml-pipeline-scheduledworkflow (default: UTC)",
     )
 
 
@@ -101,64 +109,64 @@ def _create(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--max-concurrency {arguments.max_concurrency}: must be 1 to 10")
     schedule = schedules.Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency)
     submission = submission_of(arguments)
-    _note_fixed_name(submission.parameters)
+    _warn_of_fixed_name(submission.parameters)
     times = _times(schedule.cron, arguments.time_zone)
     if arguments.dry_run:
         show_one(
             arguments, {"schedule": f"{schedule.name}, not created", "cron": schedule.cron.expression, **times}
         )
         return 0
-    outcome, made = schedules.apply_schedule(connect(arguments), schedule, submission)
-    show_one(arguments, {"schedule": f"{schedule.name}, {outcome}", **_described(made), **times})
+    outcome, stored = schedules.apply_schedule(connect(arguments), schedule, submission)
+    show_one(arguments, {"schedule": f"{schedule.name}, {outcome}", **_summary(stored), **times})
     return 0
 
 
-def _note_fixed_name(parameters: Mapping[str, Any]) -> None:
-    """Note that a schedule under one run name trains once: the second run finds the first one finished."""
+def _warn_of_fixed_name(parameters: Mapping[str, Any]) -> None:
+    """Print a note if all runs have the same name, since only the first of them trains."""
     name = str(parameters.get("run") or "")
     if name and SCHEDULED_TIME not in name:
-        text = f"run = {name}: every run of this schedule resumes the same one, which is finished after the first"
+        text = f"run = {name}: all runs of this schedule resume this one training, which the first run finishes"
         print(f"note: {text}; run={name}-{SCHEDULED_TIME} trains anew each time", file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [_described(each) for each in schedules.schedules(connect(arguments))]
+    rows = [_summary(schedule) for schedule in schedules.schedules(connect(arguments))]
     show_rows(arguments, rows, "no schedules yet; `python -m pipelines schedule create` makes one")
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    found = []
-    for each in schedules.schedules_named(connect(arguments), arguments.name):
-        config = each.runtime_config
-        values = {
-            **_described(each),
-            "experiment": each.experiment_id,
-            "catch up": "no" if each.no_catchup else "yes",
-            "updated": moment(each.updated_at),
+    summaries = []
+    for schedule in schedules.schedules_named(connect(arguments), arguments.name):
+        config, trigger = schedule.runtime_config, schedule.trigger
+        summary = {
+            **_summary(schedule),
+            "experiment": schedule.experiment_id,
+            "catch up": "no" if schedule.no_catchup else "yes",
+            "updated": moment(schedule.updated_at),
             "parameters": json.dumps(config.parameters if config else {}),
         }
-        text = each.trigger.cron_schedule.cron if each.trigger and each.trigger.cron_schedule else ""
+        text = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""
         cron = Cron.stored(text)
-        found.append({**values, **(_times(cron, arguments.time_zone) if cron else {})})
+        summaries.append({**summary, **(_times(cron, arguments.time_zone) if cron else {})})
     if arguments.output == "json":
-        print(json.dumps(found, indent=1))
+        print(json.dumps(summaries, indent=1))
         return 0
-    for each in found:
-        show_one(arguments, each)
+    for summary in summaries:
+        show_one(arguments, summary)
     return 0
 
 
 def _pause(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     schedules.pause_schedule(kubeflow, arguments.name)
-    return _shown(arguments, kubeflow)
+    return _show_named(arguments, kubeflow)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
     schedules.resume_schedule(kubeflow, arguments.name)
-    return _shown(arguments, kubeflow)
+    return _show_named(arguments, kubeflow)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
@@ -169,35 +177,36 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 def _trigger(arguments: argparse.Namespace) -> int:
     kubeflow = connect(arguments)
-    show_one(arguments, described(kubeflow, schedules.trigger_schedule(kubeflow, arguments.name)))
+    show_one(arguments, run_summary(kubeflow, schedules.trigger_schedule(kubeflow, arguments.name)))
     return 0
 
 
-def _shown(arguments: argparse.Namespace, kubeflow: Any) -> int:
-    show_rows(arguments, [_described(each) for each in schedules.schedules_named(kubeflow, arguments.name)], "")
+def _show_named(arguments: argparse.Namespace, kubeflow: Any) -> int:
+    rows = [_summary(schedule) for schedule in schedules.schedules_named(kubeflow, arguments.name)]
+    show_rows(arguments, rows, "")
     return 0
 
 
-def _described(each: Any) -> dict[str, Any]:
-    trigger = each.trigger
-    when = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""
+def _summary(schedule: Any) -> dict[str, Any]:
+    trigger = schedule.trigger
+    cron = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""
     if trigger and trigger.periodic_schedule:
-        when = f"every {trigger.periodic_schedule.interval_second} s"
+        cron = f"every {trigger.periodic_schedule.interval_second} s"
     return {
-        "name": each.display_name,
-        "id": each.recurring_run_id,
-        "status": each.status or each.mode,
-        "cron": when,
-        "max concurrency": each.max_concurrency,
-        "created": moment(each.created_at),
+        "name": schedule.display_name,
+        "id": schedule.recurring_run_id,
+        "status": schedule.status or schedule.mode,
+        "cron": cron,
+        "max concurrency": schedule.max_concurrency,
+        "created": moment(schedule.created_at),
     }
 
 
 def _times(cron: Cron, zone: str) -> dict[str, str]:
-    """Return when a schedule fires next, and in which time zone."""
+    """Return the times of the next runs, and their time zone, as fields to print."""
     try:
         now = datetime.now(ZoneInfo(zone))
     except (ZoneInfoNotFoundError, ValueError):
         raise ConfigError(f"--time-zone {zone!r}: unknown; give one such as UTC or Europe/Berlin") from None
-    times = [when.strftime("%a %Y-%m-%d %H:%M:%S %Z") for when in cron.next(now, _NUM_TIMES)]
+    times = [time.strftime("%a %Y-%m-%d %H:%M:%S %Z") for time in cron.next(now, _NUM_TIMES)]
     return {"time zone": f"{zone}, if the server's is that", "fires next": ", ".join(times)}

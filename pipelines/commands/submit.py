@@ -14,7 +14,7 @@ from pipelines.commands.arguments import (
     submission_of,
 )
 from pipelines.commands.output import add_output_argument, show_one
-from pipelines.commands.runs import add_watch_arguments, described, watch
+from pipelines.commands.runs import add_watch_arguments, run_summary, watch
 from pipelines.kubeflow import client
 
 _EPILOG = """examples:
@@ -25,8 +25,8 @@ _EPILOG = """examples:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
-    summary = "start a run on Kubeflow, of a pipeline compiled now or before; parameters are checked here first"
+    """Add the command `submit`."""
+    summary = "start a run on Kubeflow, after checking its parameters; the pipeline is compiled now or is a file"
     command = add_command(commands, "submit", summary, _EPILOG)
     command.add_argument(
         "--name",
@@ -49,6 +49,6 @@ def _submit(arguments: argparse.Namespace) -> int:
     submission = submission_of(arguments)
     kubeflow = connect(arguments)
     run = client.submit(kubeflow, submission, arguments.name)
-    if not (arguments.watch and arguments.output == "json"):  # which prints one object, at the end
-        show_one(arguments, described(kubeflow, run))
+    if not (arguments.watch and arguments.output == "json"):  # watch prints one JSON object at the end
+        show_one(arguments, run_summary(kubeflow, run))
     return watch(arguments, kubeflow, run) if arguments.watch else 0

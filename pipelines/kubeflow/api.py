@@ -17,35 +17,36 @@ from mappo.errors import ConfigError
 from pipelines.errors import ApiError
 from pipelines.kubeflow.connection import Connection, client_configuration, in_pod
 
-_PAGE = 100
+_PAGE_SIZE = 100
 
 
 T = TypeVar("T")
-_TIMEOUT_SECONDS = (10.0, 60.0)  # to connect, to answer
-_NOT_DONE = (429, 503)  # refused before anything was done
-_PERHAPS_DONE = (500, 502, 504)
-_LONGEST_PAUSE_SECONDS = 10.0
+_TIMEOUT_SECONDS = (10.0, 60.0)  # for the connection, for the answer
+_NOT_DONE = (429, 503)  # the server refused the request before it did anything
+_PERHAPS_DONE = (500, 502, 504)  # the server may have carried the request out
+_MAX_PAUSE_SECONDS = 10.0
 _TRIES_AT_500 = 3
 _MEANINGS = {
     401: "the credentials are missing, wrong or expired",
     403: "these credentials may not do that here",
-    404: "there is no such thing",
-    407: "the proxy wants a user and a password, in HTTPS_PROXY or HTTP_PROXY",
-    409: "it is there already",
+    404: "it does not exist",
+    407: "the proxy needs a user and a password, in HTTPS_PROXY or HTTP_PROXY",
+    409: "it exists already",
     429: "too many requests",
 }
 _CERTIFICATE = "its certificate is not trusted: give the authority's by --ca-file or KF_PIPELINES_CA_FILE"
 _LOGIN = (
     "a login page answered instead of the API: give a token (KF_PIPELINES_TOKEN, --token-file) or the cookie of a "
-    "session in the browser (KF_PIPELINES_COOKIE), or go past it with kubectl port-forward"
+    "session in the browser (KF_PIPELINES_COOKIE), or bypass the gateway with kubectl port-forward"
 )
 
 
 @dataclass(frozen=True)
-class Trying:
-    """A request that has failed and is tried again: how often so far, for how long, and why.
+class RetryNotice:
+    """A notice that a request failed and is retried.
 
-    The last one of a request, which then has been answered or given up, has no reason.
+    reason: the last failure; empty in the last notice of a request. tries, seconds: number and total time of the
+    tries so far. is_over: whether the retries have ended, with an answer or an error.
     """
 
     reason: str
@@ -55,26 +56,28 @@ class Trying:
 
 
 class Api:
-    """Calls to the API as one user. Transient errors are tried again until `patience_seconds` have passed."""
+    """The API as one user sees it. Requests with transient errors are retried for up to `patience_seconds`."""
 
     def __init__(
         self,
         connection: Connection,
         *,
         patience_seconds: float = 60.0,
-        announce: Callable[[Trying], object] = lambda _: None,
+        on_retry: Callable[[RetryNotice], object] = lambda _: None,
     ):
-        """Connect. `announce` is called before each further try of a request, and when that request ends.
+        """Configure the client; send no request yet.
+
+        `on_retry` is called before each retry of a request, and once more when a retried request ends.
 
         Raises:
-            ConfigError: the endpoint is no URL, or there is none, or a file cannot be read.
+            ConfigError: the endpoint is no URL, no endpoint can be derived, or a file cannot be read.
         """
-        self.connection, self._patience, self._announce = connection, patience_seconds, announce
+        self.connection, self._patience, self._on_retry = connection, patience_seconds, on_retry
         self._connect()
 
     def _connect(self) -> None:
         configuration, self._own_namespace = client_configuration(self.connection)
-        configuration.retries = False  # urllib3's: no redirects, and trying again is done here
+        configuration.retries = False  # urllib3 neither follows redirects nor retries: `_retrying` retries
         self.url: str = configuration.host
         self.is_by_kubeconfig = not self.connection.endpoint and not in_pod()
         self._client = kfp_server_api.ApiClient(configuration, cookie=self.connection.cookie or None)
@@ -87,28 +90,28 @@ class Api:
 
     @property
     def has_pages(self) -> bool:
-        """Return whether the endpoint is likely a gateway that people open, and not the API alone."""
+        """Return whether the endpoint is likely a gateway with pages for people, and not the API alone."""
         parts = urlsplit(self.connection.endpoint)
         return parts.path.endswith("/pipeline") or (bool(parts.hostname) and parts.port is None)
 
     @cached_property
     def is_multi_user(self) -> bool:
-        """Return whether namespaces of users are kept apart."""
+        """Return whether this Kubeflow has several users, with a namespace for each."""
         return bool(self.call(self._health.healthz_service_get_healthz).multi_user)
 
     @cached_property
     def namespace(self) -> str | None:
-        """The user's namespace; None in a Kubeflow of one user, which refuses to be told one.
+        """The user's namespace; None in a Kubeflow of one user, which refuses requests with a namespace.
 
         Raises:
-            ConfigError: there are several users, and nothing says which namespace is meant, or who asks.
+            ConfigError: Kubeflow has several users, and the namespace or the user is unknown.
         """
         if not self.is_multi_user:
             return None
         if self.is_by_kubeconfig:
             raise ConfigError(
-                "this Kubeflow has several users, and the cluster's own API does not pass on who asks: give the "
-                "gateway's address by --endpoint, with a token or cookie"
+                "this Kubeflow has several users, and the Kubernetes API does not pass on who the user is: give "
+                "the gateway's address by --endpoint, with a token or cookie"
             )
         namespace = self.connection.namespace or self._own_namespace
         if not namespace:
@@ -116,49 +119,50 @@ class Api:
         return namespace
 
     def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Ask for something that may be asked twice.
+        """Send an idempotent request, with retries; return the answer.
 
         Raises:
-            ApiError: it was refused, or not answered in time.
+            ApiError: the server refused the request, or did not answer in time.
         """
         return self._retrying(lambda: self._once(function, arguments, options))
 
     def create(self, function: Callable[..., T], body: Any, find: Callable[[], T | None]) -> T:
-        """Make something that must not be made twice.
+        """Create an object once, with retries; return the created object.
 
-        Where nobody knows whether it was made, as the answer was lost, `find` looks for it before the next try.
+        A lost answer leaves open whether the object was created. `find` then looks for the object before the next
+        try.
 
         Raises:
-            ApiError: it was refused, or not answered in time.
+            ApiError: the server refused the request, or did not answer in time.
         """
-        tried = False
+        is_perhaps_created = False
 
         def attempt() -> T:
-            nonlocal tried
-            if tried and (found := find()) is not None:
-                return found
+            nonlocal is_perhaps_created
+            if is_perhaps_created and (existing := find()) is not None:
+                return existing
             try:
                 return self._once(function, (body,), {})
             except _Transient as error:
-                tried = tried or not error.surely_not_done
+                is_perhaps_created = is_perhaps_created or not error.surely_not_done
                 raise
 
         return self._retrying(attempt)
 
     def server_version(self) -> str:
-        """Return the server's version; empty if it does not tell."""
+        """Return the server's version; empty if the server does not tell its version."""
         try:
             answer = json.loads(self.text("/apis/v2beta1/healthz"))
         except (ApiError, ValueError):
             return ""
-        told = str(answer.get("tag_name", "")) if isinstance(answer, dict) else ""
-        return "" if told == "unknown" else told
+        version = str(answer.get("tag_name", "")) if isinstance(answer, dict) else ""
+        return "" if version == "unknown" else version
 
     def text(self, path: str) -> str:
-        """Return the text at a path of the server that the generated client does not know.
+        """Return the text at a path of the server that the generated client does not support, with retries.
 
         Raises:
-            ApiError: as `call`.
+            ApiError: the server refused the request, or did not answer in time.
         """
 
         def get(_request_timeout: tuple[float, float]) -> str:
@@ -180,8 +184,8 @@ class Api:
         try:
             answer = function(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
         except kfp_server_api.ApiException as error:
-            raise _meaning(error, self.url) from None
-        except AttributeError as error:  # the generated client's own, at a certificate that is not trusted
+            raise _translated(error, self.url) from None
+        except AttributeError as error:  # a bug of the generated client, at a certificate that is not trusted
             if not isinstance(error.__context__, kfp_server_api.ApiException):
                 raise
             raise ApiError(f"{self.url}: {_CERTIFICATE} ({_reason(error.__context__)})") from None
@@ -196,8 +200,8 @@ class Api:
         return answer
 
     def _retrying(self, attempt: Callable[[], T], tries_at_500: int = _TRIES_AT_500) -> T:
-        """Try until the patience is at an end; after 401, once more with the credentials read anew."""
-        renewed, tries, began = False, 0, time.monotonic()
+        """Retry transient errors until the patience ends; after a 401, renew the credentials and retry once."""
+        renewed, tries, started = False, 0, time.monotonic()
 
         def renewing() -> T:
             nonlocal renewed, tries
@@ -214,32 +218,35 @@ class Api:
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Transient),
             wait=_pause,
-            stop=partial(self._is_enough, tries_at_500),
-            before_sleep=self._announce_next,
+            stop=partial(self._is_exhausted, tries_at_500),
+            before_sleep=self._report_retry,
             reraise=True,
         )
         try:
             return retry(renewing)
         finally:
             if tries > 1:
-                self._announce(Trying("", tries, time.monotonic() - began, is_over=True))
+                self._on_retry(RetryNotice("", tries, time.monotonic() - started, is_over=True))
 
-    def _is_enough(self, tries_at_500: int, state: tenacity.RetryCallState) -> bool:
-        """The patience is at an end; sooner with error 500, which some mistakes of users give too."""
+    def _is_exhausted(self, tries_at_500: int, state: tenacity.RetryCallState) -> bool:
+        """Return whether the retries end: after the patience, or after few tries at error 500.
+
+        The server answers some mistakes of users with error 500 too, and retries do not mend these.
+        """
         assert state.outcome is not None
         assert state.seconds_since_start is not None
         error = state.outcome.exception()
         is_internal = isinstance(error, ApiError) and error.status == 500
         return state.seconds_since_start > self._patience or (is_internal and state.attempt_number >= tries_at_500)
 
-    def _announce_next(self, state: tenacity.RetryCallState) -> None:
+    def _report_retry(self, state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None
         assert state.seconds_since_start is not None
         reason = " ".join(str(state.outcome.exception()).split())
-        self._announce(Trying(reason, state.attempt_number, state.seconds_since_start))
+        self._on_retry(RetryNotice(reason, state.attempt_number, state.seconds_since_start))
 
     def _renew(self) -> None:
-        """Read tokens again; a kubeconfig's command makes a new one."""
+        """Read the tokens again; the command of a kubeconfig fetches a new token."""
         fresh, _ = client_configuration(self.connection)
         self._client.configuration.api_key = fresh.api_key
         self._client.configuration.api_key_prefix = fresh.api_key_prefix
@@ -247,7 +254,11 @@ class Api:
 
 
 class _Transient(ApiError):
-    """Worth trying again."""
+    """A transient error, after which a request is retried.
+
+    surely_not_done: whether the server certainly did not carry the request out. pause_seconds: the pause that the
+    server asks for.
+    """
 
     def __init__(self, message: str, status: int = 0, *, surely_not_done: bool, pause_seconds: float = 0.0):
         super().__init__(message, status)
@@ -255,23 +266,23 @@ class _Transient(ApiError):
 
 
 def unique_name(base: str) -> str:
-    """A name that nothing else has, by which what was made can be found again."""
+    """Return a unique name, which finds a created object again after a lost answer."""
     return f"{base} {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} {uuid.uuid4().hex[:6]}"
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Longer each time, and as long as the server asks for."""
+    """Return the pause before the next try: it doubles each time, and is at least what the server asks for."""
     assert state.outcome
     error = state.outcome.exception()
-    asked = error.pause_seconds if isinstance(error, _Transient) else 0.0
-    return float(min(max(asked, 0.25 * 2**state.attempt_number), _LONGEST_PAUSE_SECONDS))
+    requested = error.pause_seconds if isinstance(error, _Transient) else 0.0
+    return float(min(max(requested, 0.25 * 2**state.attempt_number), _MAX_PAUSE_SECONDS))
 
 
-def _meaning(error: kfp_server_api.ApiException, url: str) -> ApiError:
-    status, said = int(error.status or 0), _said(error)
+def _translated(error: kfp_server_api.ApiException, url: str) -> ApiError:
+    status, text = int(error.status or 0), _server_message(error)
     if 300 <= status < 400:
         return ApiError(f"{url}: {_LOGIN}", 401)
-    message = f"{url}: {_MEANINGS.get(status, f'error {status}')}: {said}" if said else f"{url}: error {status}"
+    message = f"{url}: {_MEANINGS.get(status, f'error {status}')}: {text}" if text else f"{url}: error {status}"
     if status in _NOT_DONE + _PERHAPS_DONE or status == 0:
         wait = str((error.headers or {}).get("Retry-After", ""))
         seconds = float(wait) if wait.isdecimal() else 0.0
@@ -279,8 +290,8 @@ def _meaning(error: kfp_server_api.ApiException, url: str) -> ApiError:
     return ApiError(message, status)
 
 
-def _said(error: kfp_server_api.ApiException) -> str:
-    """The server's own words, without what is around them."""
+def _server_message(error: kfp_server_api.ApiException) -> str:
+    """Return the server's message from the body of its answer."""
     body = error.body or ""
     try:
         answer = json.loads(body)
@@ -294,15 +305,16 @@ def _said(error: kfp_server_api.ApiException) -> str:
 
 
 def _reason(error: BaseException) -> str:
+    """Return the last part of an error's message, which names the cause."""
     return " ".join(str(error).split()).rpartition(": ")[2] or type(error).__name__
 
 
 def pages(kubeflow: Api, function: Callable[..., Any], name: str, **options: Any) -> Iterator[Any]:
-    """Yield everything that a list has, page after page."""
-    given = {key: value for key, value in options.items() if value is not None}
+    """Yield all items of a list, page by page. name: the field of the answer that holds the items."""
+    options = {key: value for key, value in options.items() if value is not None}
     token = ""
     while True:
-        page = kubeflow.call(function, page_size=_PAGE, page_token=token, **given)
+        page = kubeflow.call(function, page_size=_PAGE_SIZE, page_token=token, **options)
         yield from getattr(page, name) or []
         token = page.next_page_token
         if not token:
@@ -310,8 +322,10 @@ def pages(kubeflow: Api, function: Callable[..., Any], name: str, **options: Any
 
 
 def predicate(operation: str, key: str, value: str) -> str:
+    """Return a list's filter with one condition, as JSON. operation: such as EQUALS or IS_SUBSTRING."""
     return json.dumps({"predicates": [{"operation": operation, "key": key, "string_value": value}]})
 
 
 def experiment_filter(kubeflow: Api) -> dict[str, Any]:
+    """Return the options that restrict a list to the user's namespace."""
     return {"namespace": kubeflow.namespace} if kubeflow.namespace else {}

@@ -1,8 +1,8 @@
-"""The artifacts of a run: where they are in the store, how large, and how to copy them.
+"""The artifacts of a run: list their locations and sizes in the store, and copy them.
 
-The workflow of v1beta1 has the URI of each artifact, whatever the pipeline's root is. A server without v1beta1
-tells no URIs (kubeflow/pipelines #9858). Then the layout must do: `<root>/<pipeline>/<run ID>/<stage>/<execution>/
-<artifact>`. An artifact is one object or a folder of them.
+The workflow of v1beta1 holds the URI of each artifact, whatever the pipeline's root is. A server without v1beta1
+does not tell where artifacts lie (kubeflow/pipelines #9858). Their paths then follow KFP's layout:
+`<root>/<pipeline>/<run ID>/<stage>/<execution>/<artifact>`. An artifact is one object or a folder of objects.
 """
 
 import re
@@ -21,20 +21,20 @@ from pipelines.kubeflow.client import pipeline_name
 from pipelines.kubeflow.workflow import Workflow, workflow_of
 
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
-LOGS = "executor-logs"  # announced for every stage, and there only where Kubeflow is told to keep logs
-MAX_BYTES = 2 * 1024**3  # of one object
-_LIST_SECONDS = 5.0  # of patience with a store that does not answer: a person waits
+LOGS = "executor-logs"  # declared for every stage, but written only where Kubeflow is configured to keep logs
+MAX_BYTES = 2 * 1024**3  # maximum size of one object
+_LIST_SECONDS = 5.0  # patience with a store that does not answer; short, since a person waits
 _READABLE = ("s3://", "minio://")
-_LEDGER = re.compile(r"attempts-[0-9a-f]{12}\.json")  # of a stage, beside its artifacts
+_LEDGER = re.compile(r"attempts-[0-9a-f]{12}\.json")  # the ledger of a stage's attempts, beside its artifacts
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One output of a stage, which has the name that `runs show` gives it.
+    """An output of a stage.
 
-    entries: the objects in the store, with keys below the location; the key is empty where the location itself is
-    the object. None until the store is asked.
+    stage: name of the stage, as in `runs show`. entries: the artifact's objects in the store, with keys relative
+    to the location; the key is empty if the location itself is the object. None before the store is listed.
     """
 
     stage: str
@@ -44,12 +44,12 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """The size of all objects together."""
+        """The total size of the artifact's objects."""
         return sum(entry.size_bytes for entry in self.entries or ())
 
 
-def announced(kubeflow: Api, run: Any) -> list[Artifact] | None:
-    """Return what a run's stages write, also those that have not written yet; None where the server does not tell.
+def declared_artifacts(kubeflow: Api, run: Any) -> list[Artifact] | None:
+    """Return the artifacts that a run's stages write, written or not yet; None if the server does not tell them.
 
     Raises:
         ApiError: the server did not answer.
@@ -59,7 +59,7 @@ def announced(kubeflow: Api, run: Any) -> list[Artifact] | None:
 
 
 def artifacts_of(workflow: Workflow) -> list[Artifact]:
-    """Return what the stages of a workflow write, also stages that have written nothing yet."""
+    """Return the artifacts that the stages of a workflow write, including those that are not written yet."""
     return [
         Artifact(stage, name, output["uri"].partition("?")[0])
         for stage, executor_input in workflow.executor_inputs()
@@ -68,42 +68,42 @@ def artifacts_of(workflow: Workflow) -> list[Artifact]:
     ]
 
 
-def found(kubeflow: Api, run: Any, artifacts: list[Artifact] | None, root: str = "") -> list[Artifact]:
-    """Return the artifacts with their objects in the store. Logs that are not there are left out.
+def stored_artifacts(kubeflow: Api, run: Any, artifacts: list[Artifact] | None, root: str = "") -> list[Artifact]:
+    """List the objects of a run's artifacts in the store; leave out logs that were not written.
 
-    artifacts: what is announced; None to look below the pipeline's root, by default the run's own.
+    artifacts: the declared artifacts; None to list the folder of the run below `root`, by default the run's root.
 
     Raises:
-        StoreError: the store does not answer, or cannot be read from here; the message says how to reach it.
+        StoreError: the store does not answer or cannot be read from here; the message tells how to reach it.
     """
-    place = _folder_of(artifacts) if artifacts is not None else _place_of(kubeflow, run, root)
+    folder = _folder_of(artifacts) if artifacts is not None else _run_folder(kubeflow, run, root)
     try:
-        return _laid_out(place) if artifacts is None else _with_entries(artifacts, place)
+        return _list_layout(folder) if artifacts is None else _with_entries(artifacts, folder)
     except StoreError as error:
-        raise StoreError("\n".join(filter(None, [str(error), _way_to(kubeflow, place)]))) from error
+        raise StoreError("\n".join(filter(None, [str(error), _access_hint(kubeflow, folder)]))) from error
 
 
-def chosen(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Artifact]:
-    """Return the artifacts of these names that are there: `best`, `train[1]`, `train/best`; without names, all.
+def select(artifacts: Iterable[Artifact], names: Iterable[str]) -> list[Artifact]:
+    """Return the written artifacts with these names (`best`, `train[1]`, `train/best`); without names, all.
 
     Raises:
-        ConfigError: an artifact has no such name, or is not there yet.
+        ConfigError: no artifact has one of the names, or its stage has not written it yet.
     """
     listed, wanted = list(artifacts), set(names)
-    there = [artifact for artifact in listed if artifact.entries]
-    for name in wanted - _names(there):
+    written = [artifact for artifact in listed if artifact.entries]
+    for name in wanted - _names(written):
         if name in _names(listed):
-            raise ConfigError(f"artifact {name!r}: nothing there yet: its stage has written none")
-        available = ", ".join(sorted({f"{each.stage}/{each.name}" for each in there})) or "nothing"
-        raise ConfigError(f"artifact {name!r}: there is none; there is {available}")
-    return [artifact for artifact in there if not wanted or wanted & _names([artifact])]
+            raise ConfigError(f"artifact {name!r}: nothing is written yet: wait until its stage writes it")
+        available = ", ".join(sorted({f"{artifact.stage}/{artifact.name}" for artifact in written})) or "nothing"
+        raise ConfigError(f"artifact {name!r}: no artifact has this name; available: {available}")
+    return [artifact for artifact in written if not wanted or wanted & _names([artifact])]
 
 
 def fetch(artifacts: Iterable[Artifact], directory: Path) -> Iterator[tuple[Artifact, Path]]:
-    """Copy artifacts into a directory, one after the other; yield each one when it is there.
+    """Copy artifacts into a directory, one after the other; yield each artifact with its path once it is copied.
 
     Raises:
-        StoreError: the store does not answer, or a name leads out of the directory.
+        StoreError: the store does not answer, or the key of an object leads out of the directory.
         OSError: the directory cannot be written.
     """
     listed = list(artifacts)
@@ -121,25 +121,25 @@ def fetch(artifacts: Iterable[Artifact], directory: Path) -> Iterator[tuple[Arti
 def _with_entries(artifacts: list[Artifact], folder: str) -> list[Artifact]:
     entries: dict[str, list[Entry]] = {artifact.location: [] for artifact in artifacts}
     for entry in _entries(folder) if artifacts else ():
-        places = accumulate(entry.key.split("/"), joined, initial=folder)
-        location = next((place for place in places if place in entries), None)
+        parents = accumulate(entry.key.split("/"), joined, initial=folder)
+        location = next((parent for parent in parents if parent in entries), None)
         if location:
             key = joined(folder, entry.key).removeprefix(location).strip("/")
             entries[location].append(replace(entry, key=key))
-    full = (replace(artifact, entries=tuple(entries[artifact.location])) for artifact in artifacts)
-    return [artifact for artifact in full if artifact.entries or artifact.name != LOGS]
+    listed = (replace(artifact, entries=tuple(entries[artifact.location])) for artifact in artifacts)
+    return [artifact for artifact in listed if artifact.entries or artifact.name != LOGS]
 
 
-def _place_of(kubeflow: Api, run: Any, root: str) -> str:
-    """Return the folder of a run's artifacts, for servers that tell no URIs."""
+def _run_folder(kubeflow: Api, run: Any, root: str) -> str:
+    """Return the folder of a run's artifacts by KFP's layout, for servers that tell no URIs."""
     root = root or (run.runtime_config.pipeline_root if run.runtime_config else "") or DEFAULT_ROOT
     return joined(joined(root.partition("?")[0], pipeline_name(kubeflow, run)), run.run_id)
 
 
-def _laid_out(place: str) -> list[Artifact]:
-    """Return the artifacts below the folder of a run, by Kubeflow's layout."""
+def _list_layout(folder: str) -> list[Artifact]:
+    """Return the artifacts below the folder of a run, recognised by KFP's layout."""
     entries: dict[tuple[str, str, str], list[Entry]] = {}
-    for entry in _entries(place):
+    for entry in _entries(folder):
         stage, *rest = entry.key.split("/")
         if len(rest) == 1 and _LEDGER.fullmatch(rest[0]):
             continue
@@ -147,13 +147,13 @@ def _laid_out(place: str) -> list[Artifact]:
         name = rest.pop(0) if rest else stage
         entries.setdefault((stage, execution, name), []).append(replace(entry, key="/".join(rest)))
     return [
-        Artifact(stage, name, "/".join(filter(None, [place, stage, execution, name])), tuple(below))
-        for (stage, execution, name), below in sorted(entries.items())
+        Artifact(stage, name, "/".join(filter(None, [folder, stage, execution, name])), tuple(objects))
+        for (stage, execution, name), objects in sorted(entries.items())
     ]
 
 
-def _way_to(kubeflow: Api, location: str) -> str:
-    """Return how a person reaches Kubeflow's own store from outside the cluster; empty for any other store."""
+def _access_hint(kubeflow: Api, location: str) -> str:
+    """Return the commands that reach Kubeflow's own store from outside the cluster; empty for any other store."""
     if not location.startswith("minio://"):
         return ""
     connection = kubeflow.connection
@@ -174,7 +174,7 @@ def _entries(folder: str) -> list[Entry]:
     if "://" in folder and not folder.startswith(_READABLE):
         scheme = folder.partition("://")[0]
         raise StoreError(
-            f"{folder}: {scheme}:// cannot be read from here, only s3:// and minio:// can: use the store's tool"
+            f"{folder}: {scheme}:// cannot be read from here; only s3:// and minio:// can: use the store's tool"
         )
     return open_store(folder, _LIST_SECONDS).entries()
 
@@ -191,15 +191,16 @@ def _copy(store: Store, artifact: Artifact, base: str, target: Path, directory: 
     for entry in artifact.entries or ():
         path = target / entry.key if entry.key else target
         if not path.is_relative_to(directory) or ".." in path.relative_to(directory).parts:
-            raise StoreError(f"{artifact.location}/{entry.key}: leads out of the directory")
+            raise StoreError(f"{artifact.location}/{entry.key}: this key leads out of the directory {directory}")
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A rename completes the copy, so that an interrupted copy leaves no file that looks complete.
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(store.read("/".join(filter(None, [base, entry.key])), MAX_BYTES))
         partial.replace(path)
 
 
 def _names(artifacts: Iterable[Artifact]) -> set[str]:
-    """Return the names by which people may ask for artifacts; `train` stands for `train[0]` and `a/train[1]`."""
+    """Return the names that select artifacts; `train` selects `train[0]` and `a/train[1]` too."""
     names: set[str] = set()
     for artifact in artifacts:
         in_loop = artifact.stage.rpartition("/")[2]

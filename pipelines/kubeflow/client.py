@@ -1,4 +1,4 @@
-"""Submit, list, cancel, retry and schedule runs over the API of Kubeflow Pipelines."""
+"""Submit, list, cancel and retry runs through the API of Kubeflow Pipelines."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,49 +13,55 @@ from pipelines.kubeflow.api import Api, pages, predicate, unique_name
 from pipelines.kubeflow.submission import Submission, find_experiment, run_fields
 
 ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-_UNIQUE_SUFFIX = re.compile(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{6}")  # of `unique_name`
+_UNIQUE_SUFFIX = re.compile(
+    r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{6}"
+)  # the suffix that `unique_name` appends
 
 
 def submit(kubeflow: Api, submission: Submission, name: str = "") -> Any:
-    """Start a run; the `V2beta1Run`.
+    """Start a run and return its `V2beta1Run`.
 
     Raises:
-        ApiError: the server refused, or did not answer.
+        ApiError: the server refused the run or did not answer.
     """
     name = unique_name(name or submission.compiled.name)
     run = api.V2beta1Run(display_name=name, **run_fields(kubeflow, submission))
 
     def find() -> Any:
-        found = find_named(kubeflow, name, run.experiment_id)
-        return found[0] if found else None
+        named = find_named(kubeflow, name, run.experiment_id)
+        return named[0] if named else None
 
     return kubeflow.create(kubeflow.runs.run_service_create_run, run, find)
 
 
 def runs(kubeflow: Api, limit: int, experiment: str = "") -> list[Any]:
-    """The newest runs that are not archived, newest first."""
-    where: dict[str, Any] = {"namespace": kubeflow.namespace}
+    """Return up to `limit` runs that are not archived, newest first.
+
+    Raises:
+        ConfigError: no experiment has the name `experiment`.
+    """
+    scope: dict[str, Any] = {"namespace": kubeflow.namespace}
     if experiment:
-        found = find_experiment(kubeflow, experiment)
-        if found is None:
-            raise ConfigError(f"experiment {experiment!r}: there is none of that name")
-        where = {"experiment_id": found.experiment_id}
-    newest = pages(kubeflow, kubeflow.runs.run_service_list_runs, "runs", sort_by="created_at desc", **where)
+        listed = find_experiment(kubeflow, experiment)
+        if listed is None:
+            raise ConfigError(f"experiment {experiment!r}: no experiment has this name")
+        scope = {"experiment_id": listed.experiment_id}
+    newest = pages(kubeflow, kubeflow.runs.run_service_list_runs, "runs", sort_by="created_at desc", **scope)
     return list(islice((run for run in newest if run.storage_state != "ARCHIVED"), limit))
 
 
-def run_of(kubeflow: Api, name_or_id: str) -> Any:
-    """Return the run with this ID, or the newest with this name; `latest` is the newest of all.
+def find_run(kubeflow: Api, name_or_id: str) -> Any:
+    """Return the run with this ID, or the newest run with this name; `latest` means the newest run of all.
 
-    A name is also that by which runs were submitted, to which `submit` adds the time; exact names go first.
+    Exact display names go first. The name given to `submit` finds a run too, although `submit` appends the time.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no run has this ID or name.
     """
     if name_or_id == "latest":
         newest = runs(kubeflow, 1)
         if not newest:
-            raise ConfigError("there is no run")
+            raise ConfigError("latest: there is no run yet; `submit` starts one")
         return get_run(kubeflow, newest[0].run_id)
     try:
         return get_run(kubeflow, name_or_id)
@@ -64,71 +70,69 @@ def run_of(kubeflow: Api, name_or_id: str) -> Any:
             raise
     named = find_named(kubeflow, name_or_id) or _find_submitted(kubeflow, name_or_id)
     if not named:
-        raise ConfigError(
-            f"run {name_or_id!r}: there is none of this ID or name; `runs list` shows those there are"
-        )
+        raise ConfigError(f"run {name_or_id!r}: no run has this ID or name; `runs list` shows the existing runs")
     return get_run(kubeflow, named[0].run_id)
 
 
 def get_run(kubeflow: Api, run_id: str) -> Any:
-    """The run as it is now."""
+    """Return the current state of a run."""
     return kubeflow.call(kubeflow.runs.run_service_get_run, run_id=run_id)
 
 
 def pipeline_name(kubeflow: Api, run: Any) -> str:
-    """The name of a run's pipeline, by which artifacts are kept."""
+    """Return the name of a run's pipeline, which is part of the path of its artifacts."""
     specification = specification_of(kubeflow, run)
     return str(specification.get("pipeline_spec", specification)["pipelineInfo"]["name"])
 
 
 def specification_of(kubeflow: Api, run: Any) -> Mapping[str, Any]:
-    """Return what a run is made from: the pipeline's specification, beside that of Kubernetes if there is one.
+    """Return the specification of a run's pipeline, together with that of Kubernetes if the pipeline has one.
 
     Raises:
-        ConfigError: the server does not tell.
+        ConfigError: the server does not return the specification.
     """
     specification = run.pipeline_spec
     reference = run.pipeline_version_reference
     if not isinstance(specification, Mapping) and reference:
-        found = kubeflow.call(
+        version = kubeflow.call(
             kubeflow.pipelines.pipeline_service_get_pipeline_version,
             reference.pipeline_id,
             reference.pipeline_version_id,
         )
-        specification = found.pipeline_spec
+        specification = version.pipeline_spec
     if not isinstance(specification, Mapping):
-        raise ConfigError(f"run {run.run_id}: the server does not say which pipeline it is of")
+        raise ConfigError(f"run {run.run_id}: the server does not return the run's pipeline")
     return specification
 
 
 def find_named(kubeflow: Api, name: str, experiment_id: str = "") -> list[Any]:
-    """Runs with a name, newest first."""
+    """Return the runs with exactly this name, newest first."""
     return list(_runs_whose_name(kubeflow, "EQUALS", name, experiment_id))
 
 
 def _find_submitted(kubeflow: Api, name: str) -> list[Any]:
-    """Return the runs that were submitted under a name, newest first."""
+    """Return the runs whose name is this name and the suffix that `submit` appends, newest first."""
     containing = _runs_whose_name(kubeflow, "IS_SUBSTRING", f"{name} ")
     return [run for run in containing if _UNIQUE_SUFFIX.fullmatch(run.display_name.removeprefix(name))]
 
 
 def _runs_whose_name(kubeflow: Api, operation: str, text: str, experiment_id: str = "") -> Iterator[Any]:
-    where = {"experiment_id": experiment_id} if experiment_id else {"namespace": kubeflow.namespace}
+    scope = {"experiment_id": experiment_id} if experiment_id else {"namespace": kubeflow.namespace}
     return pages(
         kubeflow,
         kubeflow.runs.run_service_list_runs,
         "runs",
         sort_by="created_at desc",
         filter=predicate(operation, "display_name", text),
-        **where,
+        **scope,
     )
 
 
 def cancel(kubeflow: Api, run: Any) -> None:
-    """Ask a run to end.
+    """Cancel a run.
 
     Raises:
-        ConfigError: it has ended.
+        ConfigError: the run has ended already.
     """
     if run.state in ENDED:
         raise ConfigError(f"run {run.run_id} has ended already: {run.state}")
@@ -136,11 +140,11 @@ def cancel(kubeflow: Api, run: Any) -> None:
 
 
 def retry(kubeflow: Api, run: Any) -> None:
-    """Run the stages of a run that failed, or were not reached, again; training resumes from its last checkpoint.
+    """Retry a run: run its failed and unreached stages again; training resumes from its last checkpoint.
 
     Raises:
-        ConfigError: it has not failed.
+        ConfigError: the run has neither failed nor been cancelled.
     """
     if run.state not in ("FAILED", "CANCELED"):
-        raise ConfigError(f"run {run.run_id} is {run.state}: only what failed or was cancelled can be tried again")
+        raise ConfigError(f"run {run.run_id} is {run.state}: only a failed or cancelled run can be retried")
     kubeflow.call(kubeflow.runs.run_service_retry_run, run_id=run.run_id)

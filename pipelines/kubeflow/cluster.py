@@ -1,4 +1,4 @@
-"""The Kubernetes cluster behind Kubeflow, as far as this user may look at it."""
+"""The Kubernetes cluster behind Kubeflow, as far as this user may read it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 15
 
 @dataclass(frozen=True)
 class Call:
-    """A request to the Kubernetes API. name: of one object; empty for any."""
+    """A request to the Kubernetes API. name: name of the object; empty for any object of the resource."""
 
     verb: str
     resource: str
@@ -28,9 +28,9 @@ class Call:
 
 
 class Cluster:
-    """Questions to the Kubernetes API, each asked once.
+    """A client of the Kubernetes API that sends each request once, without retries.
 
-    All methods raise UnreachableError, and ForbiddenError where this user may not ask.
+    All methods raise UnreachableError if the API does not answer, and ForbiddenError if this user lacks the right.
     """
 
     def __init__(self, connection: Connection):
@@ -45,21 +45,21 @@ class Cluster:
         self._authorization = kubernetes.client.AuthorizationV1Api(client)
 
     def read(self, kind: str, name: str, namespace: str = "") -> Mapping[str, str]:
-        """Return the data of a secret (base64) or config map; nothing for other kinds.
+        """Return the data of a secret (base64) or config map; an empty mapping for other kinds.
 
         Raises:
-            MissingError: it does not exist.
+            MissingError: the object does not exist.
         """
         if not namespace:
-            found = _ask(getattr(self._core, f"read_{kind}"), name)
+            item = _request(getattr(self._core, f"read_{kind}"), name)
         else:
-            found = _ask(getattr(self._core, f"read_namespaced_{kind}"), name, namespace)
-        return getattr(found, "data", None) or {}
+            item = _request(getattr(self._core, f"read_namespaced_{kind}"), name, namespace)
+        return getattr(item, "data", None) or {}
 
     def nodes(self, selector: Mapping[str, str]) -> list[Any]:
         """Return the nodes that have these labels."""
         labels = ",".join(f"{key}={value}" for key, value in selector.items())
-        return list(_ask(self._core.list_node, label_selector=labels).items)
+        return list(_request(self._core.list_node, label_selector=labels).items)
 
     def allows(self, account: str, namespace: str, call: Call) -> bool:
         """Return whether a service account may make a call in its namespace."""
@@ -84,7 +84,7 @@ class Cluster:
             },
         }
         create = self._authorization.create_namespaced_local_subject_access_review
-        return bool(_ask(create, namespace, review).status.allowed)
+        return bool(_request(create, namespace, review).status.allowed)
 
 
 def _load(configuration: Any, connection: Connection) -> None:
@@ -96,7 +96,7 @@ def _load(configuration: Any, connection: Connection) -> None:
         )
 
 
-def _ask(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _request(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     try:
         return function(*arguments, **options, _request_timeout=_TIMEOUT_SECONDS)
     except kubernetes.client.ApiException as error:

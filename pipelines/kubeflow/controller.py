@@ -1,6 +1,6 @@
 """The defaults of Argo's workflow controller, which decide whether Argo recreates lost pods.
 
-Kubeflow 2.17 gives every template a retry with policy OnError; before it, Argo's own policy OnFailure held.
+Kubeflow 2.17 gives every template a retry with policy OnError. Earlier versions keep Argo's own policy, OnFailure.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _KEY = "workflowDefaults"
 
 
 def retry_policy(data: Mapping[str, str]) -> tuple[str, str]:
-    """Return the policy and the limit that all templates get from the config map; empty if they get none.
+    """Return the retry policy and limit that the config map gives to all templates; both empty without a retry.
 
     Raises:
-        ConfigError: the controller cannot read the defaults.
+        ConfigError: the controller cannot read the defaults in the config map.
     """
     strategy = _templates(_defaults(data)).get("retryStrategy")
     if not strategy:
@@ -30,12 +30,13 @@ def retry_policy(data: Mapping[str, str]) -> tuple[str, str]:
 
 
 def with_lost_pods_retried(data: Mapping[str, str]) -> str:
-    """Return the config map as a patch under which Argo recreates lost pods; all its other settings stay.
+    """Return a patch of the config map with which Argo recreates lost pods; the patch keeps all other settings.
 
-    The defaults are a block of several lines, since the controller reads the config map line by line.
+    The patch writes the defaults as a block of several lines, since the controller reads the config map line by
+    line.
 
     Raises:
-        ConfigError: the controller cannot read the defaults.
+        ConfigError: the controller cannot read the defaults in the config map.
     """
     defaults = _defaults(data)
     existing = _templates(defaults).get("retryStrategy") or {}
@@ -49,7 +50,7 @@ def with_lost_pods_retried(data: Mapping[str, str]) -> str:
 def _defaults(data: Mapping[str, str]) -> dict[str, Any]:
     text = data.get(_KEY, "").strip()
     if text and "\n" not in text:
-        raise ConfigError(f"{_KEY} is one line, which stops Argo from reading the config map: write it as a block")
+        raise ConfigError(f"{_KEY} is one line, so Argo cannot read the config map: write {_KEY} as a YAML block")
     try:
         defaults = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

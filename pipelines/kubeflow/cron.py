@@ -1,8 +1,8 @@
-"""Read cron as Kubeflow's server does, which is not how crontab does, and tell when a schedule fires.
+"""Read cron expressions as Kubeflow's server does, unlike crontab, and compute when a schedule fires.
 
-The server reads six fields, seconds first. It takes five too and reads them as seconds to month: a schedule that
-was to run at 02:30 then runs every hour. The server uses robfig/cron 1.2.0 (the same code as 1.1.0); `Cron.times`
-searches as its `SpecSchedule.Next` does, because every library treats changes of the clock differently.
+The server reads six fields, seconds first. It accepts five fields too, but reads them as seconds to month: a
+schedule meant for 02:30 then fires every hour. The server uses robfig/cron 1.2.0 (the same code as 1.1.0).
+`Cron.times` searches as robfig's `SpecSchedule.Next` does, because libraries differ when the clock changes.
 """
 
 import re
@@ -36,26 +36,26 @@ _DESCRIPTORS = {
     "@midnight": "0 0 0 * * *",
     "@hourly": "0 0 * * * *",
 }
-_LONGEST_NUMBER = 9  # digits; longer ones are out of range anyway, and Python refuses to read very long ones
-_LONGEST_SHOWN = 80
-_YEARS = 5  # the server looks no further ahead
+_MAX_DIGITS = 9  # longer numbers are out of range anyway, and Python refuses to read very long ones
+_MAX_QUOTED = 80  # characters of an expression that an error message quotes
+_MAX_YEARS = 5  # the server searches no further ahead
 _PART = re.compile(r"(?P<low>[*?]|\w+)(-(?P<high>\w+))?(/(?P<step>[0-9]+))?")
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A schedule. `expression` has six fields, seconds first, as the server wants it."""
+    """A cron schedule. `expression` has six fields, seconds first, as the server expects."""
 
     expression: str
     _numbers: dict[str, set[int]]
-    _is_either_day: bool  # the day of month or of week may match; else both must
+    _is_either_day: bool  # whether one match, of day of month or day of week, suffices; otherwise both must match
 
     @classmethod
     def parse(cls, text: str) -> "Cron":
-        """Read five fields, as in crontab, or six, seconds first, or a name such as `@daily`.
+        """Read five fields as in crontab, six fields with seconds first, or a name such as `@daily`.
 
         Raises:
-            ConfigError: the server would refuse a field, which the message names, or the schedule never fires.
+            ConfigError: the server would refuse a field, or the schedule never fires; the message names the field.
         """
         fields = _DESCRIPTORS.get(text.strip().lower(), text).split()
         if len(fields) == 5:
@@ -70,14 +70,14 @@ class Cron:
             numbers[name], is_star[name] = _read(text, name, field)
         cron = cls(" ".join(fields), numbers, not (is_star["day of month"] or is_star["day of week"]))
         if not cron.next(datetime.now(UTC), 1):
-            raise ConfigError(f"cron {text!r}: no such day comes within {_YEARS} years")
+            raise ConfigError(f"cron {text!r}: never fires: there is no such day within {_MAX_YEARS} years")
         return cron
 
     @classmethod
     def stored(cls, text: str) -> "Cron | None":
-        """Read a schedule on the server as the server does; None for what is not known here (`@every`).
+        """Read an expression that the server stores, as the server does; return None for an unsupported `@every`.
 
-        Five fields are seconds to month there, since somebody else may have stored them.
+        Five fields mean seconds to month here, unlike in `parse`: another client may have stored them.
         """
         try:
             return cls.parse(f"{text} *" if len(text.split()) == 5 else text)
@@ -85,29 +85,32 @@ class Cron:
             return None
 
     def next(self, after: datetime, count: int) -> list[datetime]:
-        """Return the next times at which it fires, in the time zone of `after`."""
+        """Return the next `count` times at which the schedule fires, in the time zone of `after`."""
         return list(islice(self.times(after), count))
 
     def times(self, after: datetime) -> Iterator[datetime]:
-        """Yield the times at which it fires, in the time zone of `after`."""
+        """Yield the times at which the schedule fires, in the time zone of `after`."""
         while (moment := self._next(after)) is not None:
             yield moment
             after = moment
 
     def _next(self, after: datetime) -> datetime | None:
         moment, is_reset = _plus(after.replace(microsecond=0), timedelta(seconds=1)), False
-        limit = moment.year + _YEARS
+        limit = moment.year + _MAX_YEARS
         while moment.year <= limit:
             for field in _SEARCH:
                 moment, is_reset, has_wrapped = self._search(field, moment, is_reset)
-                if has_wrapped:  # a larger field has changed: check that one again
+                if has_wrapped:  # a larger field has changed: check the larger fields again
                     break
             else:
                 return moment
         return None
 
     def _search(self, field: "_Field", moment: datetime, is_reset: bool) -> tuple[datetime, bool, bool]:
-        """Step until a field matches or wraps around; smaller fields restart at 0 before the very first step."""
+        """Advance a field until it matches or wraps around; reset smaller fields before the search's first step.
+
+        Return the moment, whether smaller fields have been reset, and whether the field has wrapped around.
+        """
         while not self._matches(field.name, moment):
             moment = field.step(moment if is_reset else field.reset(moment))
             is_reset = True
@@ -127,7 +130,11 @@ class Cron:
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of the search: reset all smaller ones, go one step on, and tell whether it begins anew."""
+    """A field of the search.
+
+    reset: set all smaller fields to their minimum. step: advance the field by one. has_wrapped: return whether the
+    field has wrapped around to its minimum.
+    """
 
     name: str
     reset: Callable[[datetime], datetime]
@@ -136,15 +143,15 @@ class _Field:
 
 
 def _plus(moment: datetime, duration: timedelta) -> datetime:
-    """Add a duration that really passes, also where the clock changes."""
+    """Add a duration of elapsed time, which stays exact when the clock changes."""
     return (moment.astimezone(UTC) + duration).astimezone(moment.tzinfo)
 
 
 def _at(clock: datetime, zone: tzinfo | None) -> datetime:
-    """Return the moment at which a clock shows a time; if it never does or does twice, the one that Go chooses.
+    """Return the moment at which a clock in a zone shows a time; resolve skipped and repeated times as Go does.
 
-    Go takes the offset at that time in UTC; if it is not in force at the moment that follows from it, Go takes the
-    offset that is.
+    Go first applies the zone's offset at the same time in UTC. If another offset is in force at the resulting
+    moment, Go applies that offset instead.
     """
     assert zone is not None
     naive, offset = clock.replace(tzinfo=None, fold=0), clock.replace(tzinfo=UTC).astimezone(zone).utcoffset()
@@ -165,31 +172,36 @@ def _next_month(moment: datetime) -> datetime:
 
 
 _SEARCH = (
-    _Field("month", lambda at: _start_of_day(at, 1), _next_month, lambda at: at.month == 1),
+    _Field("month", lambda moment: _start_of_day(moment, 1), _next_month, lambda moment: moment.month == 1),
     _Field(
         "day",
-        lambda at: _start_of_day(at, at.day),
-        lambda at: _at(at.replace(tzinfo=None) + timedelta(days=1), at.tzinfo),
-        lambda at: at.day == 1,
+        lambda moment: _start_of_day(moment, moment.day),
+        lambda moment: _at(moment.replace(tzinfo=None) + timedelta(days=1), moment.tzinfo),
+        lambda moment: moment.day == 1,
     ),
     _Field(
         "hour",
-        lambda at: _at(at.replace(minute=0, second=0), at.tzinfo),
-        lambda at: _plus(at, timedelta(hours=1)),
-        lambda at: at.hour == 0,
+        lambda moment: _at(moment.replace(minute=0, second=0), moment.tzinfo),
+        lambda moment: _plus(moment, timedelta(hours=1)),
+        lambda moment: moment.hour == 0,
     ),
     _Field(
         "minute",
-        lambda at: at.replace(second=0),
-        lambda at: _plus(at, timedelta(minutes=1)),
-        lambda at: at.minute == 0,
+        lambda moment: moment.replace(second=0),
+        lambda moment: _plus(moment, timedelta(minutes=1)),
+        lambda moment: moment.minute == 0,
     ),
-    _Field("second", lambda at: at, lambda at: _plus(at, timedelta(seconds=1)), lambda at: at.second == 0),
+    _Field(
+        "second",
+        lambda moment: moment,
+        lambda moment: _plus(moment, timedelta(seconds=1)),
+        lambda moment: moment.second == 0,
+    ),
 )
 
 
 def _read(text: str, name: str, field: str) -> tuple[set[int], bool]:
-    """The numbers that a field means, and whether it begins with a star, however many that leaves out."""
+    """Return the numbers that a field matches, and whether the field has a star, even one with a step (`*/2`)."""
     numbers: set[int] = set()
     is_star = False
     for part in field.split(","):
@@ -215,11 +227,11 @@ def _number(text: str, name: str, word: str) -> int:
     known = _NAMES.get(name, {})
     if word.lower() in known:
         return known[word.lower()]
-    if not word.isdecimal() or not word.isascii() or len(word) > _LONGEST_NUMBER:
+    if not word.isdecimal() or not word.isascii() or len(word) > _MAX_DIGITS:
         kind = f"a number{' or a name' if known else ''}"
         raise ConfigError(f"cron {_cut(text)!r}: {name} {_cut(word)!r}: must be {kind}")
     return int(word)
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

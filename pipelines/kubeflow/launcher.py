@@ -1,6 +1,6 @@
-"""Access that the containers of a run need besides our own: Kubeflow's driver and launcher, and Argo's wait.
+"""The access that Kubeflow's and Argo's own containers in a run need: driver, launcher and Argo's wait container.
 
-After Kubeflow Pipelines 2.17 (backend/src/v2/config) and the audit log of a run on 2.17.0.
+Sources: Kubeflow Pipelines 2.17 (backend/src/v2/config) and the audit log of a run on 2.17.0.
 """
 
 from collections.abc import Mapping
@@ -19,53 +19,56 @@ from pipelines.placement import LAUNCHER_CONFIG_MAP
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a store: the secret that holds them, and under which names."""
+    """The keys of a store: the name of their secret, and their names in the secret."""
 
     secret: str
     names: tuple[str, ...]
 
 
-STORE_KEYS = Keys(KUBEFLOW_SECRET, ("accesskey", "secretkey"))  # of Kubeflow's own store
+STORE_KEYS = Keys(KUBEFLOW_SECRET, ("accesskey", "secretkey"))  # the keys of Kubeflow's own store
 
 
 def root_of(launcher: Mapping[str, str]) -> str:
-    """Return the pipeline root of a namespace. `launcher`: the data of its config map kfp-launcher, if any."""
+    """Return the pipeline root of a namespace.
+
+    launcher: the data of the namespace's config map kfp-launcher; empty if there is none.
+    """
     return launcher.get("defaultPipelineRoot") or DEFAULT_ROOT
 
 
 def keys_of(root: str, launcher: Mapping[str, str]) -> Keys | None:
-    """Return the keys that the launcher reads for a pipeline root; None where it takes them from its environment.
+    """Return the keys that the launcher reads for a pipeline root; None if it takes them from its environment.
 
     Raises:
-        ConfigError: the launcher cannot read the providers of the config map.
+        ConfigError: the launcher cannot read the providers in the config map.
     """
-    place = urlsplit(root)
-    provider = _provider(launcher.get("providers", ""), place.scheme)
-    if place.query or (not provider and place.scheme != "minio"):
+    address = urlsplit(root)
+    provider = _provider(launcher.get("providers", ""), address.scheme)
+    if address.query or (not provider and address.scheme != "minio"):
         return None
     if not provider:
         return STORE_KEYS
     try:
-        chosen = _override(provider, place.netloc, place.path.lstrip("/")) or provider["default"]
-        credentials = chosen["credentials"]
+        settings = _override(provider, address.netloc, address.path.lstrip("/")) or provider["default"]
+        credentials = settings["credentials"]
         if credentials.get("fromEnv"):
             return None
         secret = credentials["secretRef"]
         return Keys(str(secret["secretName"]), tuple(str(secret[key]) for key in secret if key != "secretName"))
     except (TypeError, KeyError, AttributeError):
         raise ConfigError(
-            f"providers: {place.scheme}: lacks credentials, with fromEnv: true or a secretRef"
+            f"providers: {address.scheme}: lacks credentials, with fromEnv: true or a secretRef"
         ) from None
 
 
 def calls(keys: Keys | None) -> list[Call]:
-    """Return every request of a run's containers to the Kubernetes API."""
-    asked = [
+    """Return the requests of a run's containers to the Kubernetes API. keys: the launcher's keys, if any."""
+    requests = [
         Call("create", "workflowtaskresults", group="argoproj.io"),
         Call("patch", "workflowtaskresults", group="argoproj.io"),
         Call("get", "configmaps", LAUNCHER_CONFIG_MAP),
     ]
-    return [*asked, *([Call("get", "secrets", keys.secret)] if keys else [])]
+    return [*requests, *([Call("get", "secrets", keys.secret)] if keys else [])]
 
 
 def _provider(text: str, scheme: str) -> Mapping[str, Any]:
@@ -79,9 +82,9 @@ def _provider(text: str, scheme: str) -> Mapping[str, Any]:
 
 
 def _override(provider: Mapping[str, Any], bucket: str, prefix: str) -> Any:
-    """Return the first override for a bucket and the beginning of a key, if there is one."""
-    listed = provider.get("overrides") or provider.get("Overrides") or []
-    return next((each for each in listed if _is_for(each, bucket, prefix)), None)
+    """Return the first override that matches a bucket and a key prefix, or None."""
+    overrides = provider.get("overrides") or provider.get("Overrides") or []
+    return next((override for override in overrides if _is_for(override, bucket, prefix)), None)
 
 
 def _is_for(override: Mapping[str, Any], bucket: str, prefix: str) -> bool:

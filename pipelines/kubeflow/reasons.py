@@ -1,18 +1,18 @@
-"""The messages of Argo and Kubernetes about a pod, in words that say what to do."""
+"""The translation of Argo's and Kubernetes' messages about a pod into plain words, with the fix."""
 
 import re
 from collections.abc import Callable
 
 _MEMORY = (
-    "out of memory: the pod was killed at its limit{limit}; give it more: -p {task}_memory=..., or "
+    "out of memory: the pod was killed at its memory limit{limit}; raise the limit by -p {task}_memory=..., or by "
     "stages.{task}.memory in the site's file"
 )
-_DEADLINE = "its time was up: stages.{task}.timeout_seconds in the site's file gives it more"
+_DEADLINE = "deadline exceeded: raise stages.{task}.timeout_seconds in the site's file"
 _DELETED = "its pod was deleted: evicted, preempted, or its node was lost"
-_GATED = "waits for its pod to be admitted, perhaps for quota of Kueue: kubectl get workloads"
-_SAYS_NOTHING = re.compile(r"omitted: |No more retries left|PodInitializing|ContainerCreating|$")
+_GATED = "waits until its pod is admitted, perhaps for quota of Kueue: kubectl get workloads"
+_UNINFORMATIVE = re.compile(r"omitted: |No more retries left|PodInitializing|ContainerCreating|$")
 _EXIT = re.compile(r"(?:main: )?Error \(exit code \d+\)")
-_WORDS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
+_EXPLANATIONS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     (re.compile(r"OOMKilled"), lambda _: _MEMORY),
     (re.compile(r"pod deleted"), lambda _: _DELETED),
     (re.compile(r"Evicted|evicted|The node was low on resource"), lambda match: f"{_DELETED}: {match.string}"),
@@ -34,39 +34,39 @@ _WORDS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     ),
     (
         re.compile(r"(?:CreateContainerConfigError|CreateContainerError): (?P<why>.*)"),
-        lambda match: f"waits, since its container cannot be made: {match['why']}",
+        lambda match: f"waits, since its container cannot be created: {match['why']}",
     ),
-    (re.compile(r"Backoff for (?P<why>.*)"), lambda match: f"the next attempt begins after {match['why']}"),
+    (re.compile(r"Backoff for (?P<why>.*)"), lambda match: f"the next attempt starts after {match['why']}"),
 ]
 
 
-def in_words(
+def explain(
     message: str, task: str, memory: str = "", *, is_cancelled: bool = False, is_gated: bool = False
 ) -> str:
-    """Return what a node's message means for its stage; empty for one that says nothing.
+    """Return what a node's message means for its stage; empty for a message without information.
 
-    task: the stage's name in parameters and in the site's file. memory: the limit of its pod. is_cancelled:
-    somebody ended the run, which Argo calls a deadline. is_gated: the pod joins a queue of Kueue, about which Argo
-    says nothing.
+    task: the stage's name in parameters and in the site's file. memory: the memory limit of the pod.
+    is_cancelled: the run was cancelled, which Argo reports as a deadline. is_gated: the pod waits in a queue of
+    Kueue, about which Argo reports no message.
     """
-    if _SAYS_NOTHING.match(message):
+    if _UNINFORMATIVE.match(message):
         return _GATED if is_gated and not message else ""
-    for pattern, words in _WORDS:
+    for pattern, explanation in _EXPLANATIONS:
         if match := (pattern.fullmatch(message) or pattern.search(message)):
-            found = words(match)
-            if found is _DEADLINE and is_cancelled:
+            text = explanation(match)
+            if text is _DEADLINE and is_cancelled:
                 return "ended, since the run was cancelled"
-            return found.replace("{task}", task).replace("{limit}", f" of {memory}" if memory else "")
+            return text.replace("{task}", task).replace("{limit}", f" of {memory}" if memory else "")
     return message
 
 
 def is_exit(message: str) -> bool:
-    """Return whether a message says only that a process ended badly: the log knows more."""
+    """Return whether a message gives only the exit code of a process; the reason is then in the log."""
     return bool(_EXIT.fullmatch(message))
 
 
 def _shortened(text: str) -> str:
-    """Return the image's name and the last cause of a chain."""
+    """Return the image's name and the last cause in a chain of errors."""
     image = re.search(r'image "([^"]+)"', text)
     cause = " ".join(text.split()).rstrip(".").rpartition(": ")[2]
     return f"{image[1]}: {cause}" if image else cause

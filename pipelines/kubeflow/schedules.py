@@ -1,4 +1,4 @@
-"""Schedules (recurring runs) over the API of Kubeflow Pipelines."""
+"""The schedules (recurring runs) of Kubeflow Pipelines: create, list, pause, resume, trigger and delete them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipelines.kubeflow.submission import Submission, run_fields
 
 @dataclass(frozen=True)
 class Schedule:
-    """The times at which a submission runs; at most `max_concurrency` of its runs at once, 1 to 10."""
+    """The times at which a submission runs. max_concurrency: how many of its runs may run at once, 1 to 10."""
 
     name: str
     cron: Cron
@@ -24,43 +24,45 @@ class Schedule:
 
 
 def schedules(kubeflow: Api) -> list[Any]:
-    """Return all schedules of the namespace, by name."""
+    """Return all schedules of the namespace, sorted by name."""
     listed = pages(
         kubeflow,
         kubeflow.recurring.recurring_run_service_list_recurring_runs,
         "recurring_runs",
         **experiment_filter(kubeflow),
     )
-    return sorted(listed, key=lambda each: (each.display_name, each.created_at))
+    return sorted(listed, key=lambda schedule: (schedule.display_name, schedule.created_at))
 
 
 def schedules_named(kubeflow: Api, name: str) -> list[Any]:
-    """The schedules of a name, oldest first; the server allows several.
+    """Return the schedules with this name or ID, oldest first; the server allows several of one name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no schedule has this name or ID.
     """
-    found = [each for each in schedules(kubeflow) if name in (each.display_name, each.recurring_run_id)]
-    if not found:
-        raise ConfigError(f"schedule {name!r}: there is none of that name; `schedule list` shows those there are")
-    return found
+    named = [
+        schedule for schedule in schedules(kubeflow) if name in (schedule.display_name, schedule.recurring_run_id)
+    ]
+    if not named:
+        raise ConfigError(f"schedule {name!r}: no schedule has this name; `schedule list` shows the existing ones")
+    return named
 
 
 def apply_schedule(kubeflow: Api, schedule: Schedule, submission: Submission) -> tuple[str, Any]:
-    """Make the schedule of this name be so; `created`, `replaced` or `unchanged`, and it.
+    """Create or replace the schedule of this name; return `created`, `replaced` or `unchanged`, and the schedule.
 
-    A schedule cannot be changed: the new one is made before the old one goes, so that there is always one. One
-    that is paused stays paused.
+    The server cannot change a schedule. So the new schedule is created before the old one is deleted, and there is
+    always one. A paused schedule stays paused.
     """
     marker = _marker(schedule, submission)
-    before = [each for each in schedules(kubeflow) if each.display_name == schedule.name]
-    same = [each for each in before if (each.description or "").endswith(marker)]
+    existing = [listed for listed in schedules(kubeflow) if listed.display_name == schedule.name]
+    same = [listed for listed in existing if (listed.description or "").endswith(marker)]
     if same:
-        for other in before:
+        for other in existing:
             if other is not same[-1]:
                 _delete_schedule(kubeflow, other)
         return "unchanged", same[-1]
-    is_paused = bool(before) and all(each.mode == "DISABLE" for each in before)
+    is_paused = bool(existing) and all(listed.mode == "DISABLE" for listed in existing)
     body = api.V2beta1RecurringRun(
         display_name=schedule.name,
         description=f"{submission.compiled.name} by python -m pipelines schedule {marker}",
@@ -72,71 +74,74 @@ def apply_schedule(kubeflow: Api, schedule: Schedule, submission: Submission) ->
     )
 
     def find() -> Any:
-        made = [each for each in schedules(kubeflow) if (each.description or "").endswith(marker)]
-        return made[0] if made else None
+        created = [listed for listed in schedules(kubeflow) if (listed.description or "").endswith(marker)]
+        return created[0] if created else None
 
-    made = kubeflow.create(kubeflow.recurring.recurring_run_service_create_recurring_run, body, find)
-    for each in before:
-        _delete_schedule(kubeflow, each)
-    return ("replaced" if before else "created"), made
+    created = kubeflow.create(kubeflow.recurring.recurring_run_service_create_recurring_run, body, find)
+    for listed in existing:
+        _delete_schedule(kubeflow, listed)
+    return ("replaced" if existing else "created"), created
 
 
 def pause_schedule(kubeflow: Api, name: str) -> None:
-    """Fire no more, until it is resumed."""
-    for each in schedules_named(kubeflow, name):
+    """Pause all schedules of a name: they start no runs until they are resumed."""
+    for schedule in schedules_named(kubeflow, name):
         kubeflow.call(
-            kubeflow.recurring.recurring_run_service_disable_recurring_run, recurring_run_id=each.recurring_run_id
+            kubeflow.recurring.recurring_run_service_disable_recurring_run,
+            recurring_run_id=schedule.recurring_run_id,
         )
 
 
 def resume_schedule(kubeflow: Api, name: str) -> None:
-    """Fire again; what was missed is not made up for."""
-    for each in schedules_named(kubeflow, name):
+    """Resume all schedules of a name; they do not make up for missed runs."""
+    for schedule in schedules_named(kubeflow, name):
         kubeflow.call(
-            kubeflow.recurring.recurring_run_service_enable_recurring_run, recurring_run_id=each.recurring_run_id
+            kubeflow.recurring.recurring_run_service_enable_recurring_run,
+            recurring_run_id=schedule.recurring_run_id,
         )
 
 
 def delete_schedule(kubeflow: Api, name: str) -> None:
     """Delete all schedules of a name; their runs stay."""
-    for each in schedules_named(kubeflow, name):
-        _delete_schedule(kubeflow, each)
+    for schedule in schedules_named(kubeflow, name):
+        _delete_schedule(kubeflow, schedule)
 
 
 def trigger_schedule(kubeflow: Api, name: str) -> Any:
-    """Start a run now, as the schedule would; the `V2beta1Run`.
+    """Start a run of a schedule now and return its `V2beta1Run`.
 
-    Its stages put the time of its creation where [[ScheduledTime]] stands.
+    The stages of the run replace [[ScheduledTime]] by the time of the run's creation.
     """
-    each = schedules_named(kubeflow, name)[-1]
-    run_name = unique_name(each.display_name)
+    schedule = schedules_named(kubeflow, name)[-1]
+    run_name = unique_name(schedule.display_name)
     run = api.V2beta1Run(
         display_name=run_name,
-        experiment_id=each.experiment_id,
-        pipeline_spec=each.pipeline_spec,
-        pipeline_version_reference=each.pipeline_version_reference,
-        runtime_config=each.runtime_config,
-        service_account=each.service_account,
+        experiment_id=schedule.experiment_id,
+        pipeline_spec=schedule.pipeline_spec,
+        pipeline_version_reference=schedule.pipeline_version_reference,
+        runtime_config=schedule.runtime_config,
+        service_account=schedule.service_account,
     )
 
     def find() -> Any:
-        found = find_named(kubeflow, run_name, each.experiment_id)
-        return found[0] if found else None
+        named = find_named(kubeflow, run_name, schedule.experiment_id)
+        return named[0] if named else None
 
     return kubeflow.create(kubeflow.runs.run_service_create_run, run, find)
 
 
 def _marker(schedule: Schedule, submission: Submission) -> str:
-    """Return the end of a schedule's description, which differs when anything about the schedule differs."""
+    """Return the end of a schedule's description; two schedules have the same marker only if all else is equal."""
     text = f"{schedule.cron.expression} {schedule.max_concurrency} {submission.fingerprint}"
     return f"[{hashlib.sha256(text.encode()).hexdigest()[:12]}]"
 
 
-def _delete_schedule(kubeflow: Api, each: Any) -> None:
+def _delete_schedule(kubeflow: Api, schedule: Any) -> None:
     try:
         kubeflow.call(
-            kubeflow.recurring.recurring_run_service_delete_recurring_run, recurring_run_id=each.recurring_run_id
+            kubeflow.recurring.recurring_run_service_delete_recurring_run,
+            recurring_run_id=schedule.recurring_run_id,
         )
     except ApiError as error:
-        if error.status != 404:  # somebody else was faster
+        if error.status != 404:  # somebody else has deleted the schedule already
             raise

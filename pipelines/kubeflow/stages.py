@@ -1,4 +1,4 @@
-"""One stage of a run on Kubeflow, as far as it is known."""
+"""The state of one stage of a run on Kubeflow, as far as the API tells it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,7 +6,11 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class StageAttempt:
-    """One pod of a stage. pods: names under which the API may know it; state: as of a stage; reason: in words."""
+    """A pod that tries to run a stage.
+
+    pods: names under which the API may know the pod, likeliest first. state: one of the states of a stage. reason:
+    the cause of the state in plain words; empty if there is none.
+    """
 
     pods: tuple[str, ...]
     state: str
@@ -14,24 +18,24 @@ class StageAttempt:
 
     @property
     def has_ended(self) -> bool:
-        """True if its log grows no more."""
+        """Return whether the pod has ended, so that its log is complete."""
         return self.state in ("SUCCEEDED", "FAILED", "SKIPPED")
 
 
 @dataclass(frozen=True)
 class StageProgress:
-    """One stage of a run.
+    """The progress of one stage of a run.
 
     name: `train`, `train[0]` in a loop, `retrain-best/train[0]` where pipelines share a name. state: PENDING (not
-    begun, or waiting, as reason says), RUNNING, SUCCEEDED, FAILED, SKIPPED, NOT REACHED. attempts: its pods,
-    oldest first. num_attempts: how often it was tried so far, also within one pod. cause: the attempt, or the
-    driver, that the reason is about.
+    started, or waiting for what `reason` names), RUNNING, SUCCEEDED, FAILED, SKIPPED, NOT REACHED. attempts: the
+    stage's pods, oldest first. num_attempts: number of attempts so far; a pod may hold several. cause: the pod of
+    the stage, or of its driver, that `reason` describes.
     """
 
     name: str
     state: str
-    began: datetime | None
-    ended: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
     attempts: tuple[StageAttempt, ...]
     num_attempts: int
     reason: str
@@ -39,9 +43,9 @@ class StageProgress:
 
     @property
     def task(self) -> str:
-        """The name without nested pipeline and iteration."""
+        """The name of the stage without the nested pipeline and the iteration."""
         return self.name.rpartition("/")[2].partition("[")[0]
 
     def seconds(self, now: datetime) -> float | None:
-        """Return the seconds since it began, or that it took; None before it begins."""
-        return ((self.ended or now) - self.began).total_seconds() if self.began else None
+        """Return how many seconds the stage has run until now, or until its end; None before its start."""
+        return ((self.ended_at or now) - self.started_at).total_seconds() if self.started_at else None

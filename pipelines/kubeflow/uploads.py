@@ -1,4 +1,4 @@
-"""Upload a compiled pipeline as a version, once."""
+"""Upload a compiled pipeline as a version, unless the server has this version already."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,14 +12,14 @@ from pipelines.kubeflow.api import Api, pages, predicate
 
 
 def upload(kubeflow: Api, compiled: Compiled, version: str) -> tuple[str, str]:
-    """Make a pipeline's version, unless it is there; IDs of both.
+    """Upload a version of a pipeline unless it exists; return the IDs of the pipeline and of the version.
 
     Raises:
-        ConfigError: a version of that name is there, with another content.
+        ConfigError: a version of this name exists with another content.
     """
     pipeline = _pipeline(kubeflow, compiled)
-    found = _version_named(kubeflow, pipeline.pipeline_id, version)
-    if found is None:
+    existing = _version_named(kubeflow, pipeline.pipeline_id, version)
+    if existing is None:
         with TemporaryDirectory() as directory:
             path = Path(directory, f"{compiled.name}.yaml")
             path.write_text(compiled.text)
@@ -32,34 +32,36 @@ def upload(kubeflow: Api, compiled: Compiled, version: str) -> tuple[str, str]:
             def find() -> Any:
                 return _version_named(kubeflow, pipeline.pipeline_id, version)
 
-            found = kubeflow.create(make, version, find)
-    elif not _is_same(found.pipeline_spec, compiled):
+            existing = kubeflow.create(make, version, find)
+    elif not _is_same(existing.pipeline_spec, compiled):
         raise ConfigError(
-            f"version {version!r} of {compiled.name} is there with another content: give --version another name"
+            f"version {version!r} of {compiled.name} exists with another content: give --version another name"
         )
-    return pipeline.pipeline_id, found.pipeline_version_id
+    return pipeline.pipeline_id, existing.pipeline_version_id
 
 
 def _is_same(specification: Any, compiled: Compiled) -> bool:
-    """Return whether a version holds this pipeline, with all that concerns Kubernetes; 2 equals 2.0."""
-    there = specification if isinstance(specification, dict) else {}
-    return bool((there if "pipeline_spec" in there else {"pipeline_spec": there}) == compiled.body)
+    """Return whether a version holds this pipeline, including its part for Kubernetes; 2 equals 2.0."""
+    stored = specification if isinstance(specification, dict) else {}
+    return bool((stored if "pipeline_spec" in stored else {"pipeline_spec": stored}) == compiled.body)
 
 
 def _pipeline(kubeflow: Api, compiled: Compiled) -> Any:
+    """Return the pipeline of this name; create it if it does not exist."""
+
     def find() -> Any:
-        where = {"namespace": kubeflow.namespace} if kubeflow.namespace else {}
-        listed = pages(
+        scope = {"namespace": kubeflow.namespace} if kubeflow.namespace else {}
+        pipelines = pages(
             kubeflow,
             kubeflow.pipelines.pipeline_service_list_pipelines,
             "pipelines",
             filter=predicate("EQUALS", "display_name", compiled.name),
-            **where,
+            **scope,
         )
-        return next(listed, None)
+        return next(pipelines, None)
 
-    if (found := find()) is not None:
-        return found
+    if (existing := find()) is not None:
+        return existing
     body = api.V2beta1Pipeline(
         display_name=compiled.name,
         name=compiled.name,
@@ -70,10 +72,10 @@ def _pipeline(kubeflow: Api, compiled: Compiled) -> Any:
 
 
 def _version_named(kubeflow: Api, pipeline_id: str, version: str) -> Any:
-    listed = pages(
+    versions = pages(
         kubeflow,
         lambda **options: kubeflow.pipelines.pipeline_service_list_pipeline_versions(pipeline_id, **options),
         "pipeline_versions",
         filter=predicate("EQUALS", "display_name", version),
     )
-    return next(listed, None)
+    return next(versions, None)

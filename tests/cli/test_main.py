@@ -27,8 +27,8 @@ TINY = [
 ]
 
 
-def kept_in(directory):
-    """Flags for a run in this directory."""
+def run_flags(directory):
+    """Return the flags that put a run into this directory."""
     return ["--store", str(directory.parent), "--run", directory.name]
 
 
@@ -39,40 +39,40 @@ def fields(values, path=""):
 
 
 @pytest.mark.parametrize("command", ["validate", "train", "evaluate", "show-config"])
-def test_help_explains_every_knob(command, capsys):
+def test_help_explains_every_setting(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for path in fields(to_dict(recipe("navigation"))):
-        assert f"--{path.replace('_', '-')} " in shown
+        assert f"--{path.replace('_', '-')} " in output
 
 
-def test_help_gives_ranges(capsys):
+def test_help_gives_the_range_of_a_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
-        assert limits in shown
+        assert limits in output
 
 
-def test_a_candidate_becomes_champion_and_gives_way_again(tmp_path, monkeypatch, capsys):
-    """As a user gives the commands, with defaults wherever there are some."""
+def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypatch, capsys):
+    """Give the commands as a user does, with the defaults of the other flags."""
     monkeypatch.chdir(tmp_path)
-    named = ["--environment.scenario", "tests.support.scenarios:PushRight"]
-    eager = ["--learner.learning-rate=0.02", "--learner.epochs=20", "--collection.total-frames=1200"]
+    scenario = ["--environment.scenario", "tests.support.scenarios:PushRight"]
+    fast_learner = ["--learner.learning-rate=0.02", "--learner.epochs=20", "--collection.total-frames=1200"]
     for name, seed in (("first", "0"), ("second", "1")):
-        assert main(["train", *TINY, *named, *eager, "--run", name, "--seed", seed]) == 0
-    assert main(["promote", "runs/first", *named, "--gate.num-seeds", "4", "--output", "decision.json"]) == 0
+        assert main(["train", *TINY, *scenario, *fast_learner, "--run", name, "--seed", seed]) == 0
+    assert main(["promote", "runs/first", *scenario, "--gate.num-seeds", "4", "--output", "decision.json"]) == 0
     decision = read_json(tmp_path / "decision.json")
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (decision["opponent"], decision["champion"]) == ("random", 1)
-    assert f"difference {decision['difference']:.4g}, with 95% confidence above" in shown
-    assert "[promote] the candidate is promoted; champion is decision 1" in shown
+    assert f"difference {decision['difference']:.4g}, with 95% confidence above" in output
+    assert "[promote] the candidate is promoted; the champion is decision 1" in output
     assert main(["champion", "rollback"]) == 1
 
     champions = Champions("champions", decision["task"])
-    second = champions.keep(load_checkpoint("runs/second"), {})
+    second = champions.save_policy(load_checkpoint("runs/second"), {})
     champions.decide(champions.current(), "promoted", second, {})
     assert main(["champion", "rollback", "--reason", "it rams walls"]) == 0
     capsys.readouterr()
@@ -84,13 +84,13 @@ def test_a_candidate_becomes_champion_and_gives_way_again(tmp_path, monkeypatch,
     assert main(["champion", "show"]) == 0
     policy = json.loads(capsys.readouterr().out)
     assert (policy["number"], policy["policy"]) == (3, decision["candidate"]["policy"])
-    assert main(["evaluate", policy["place"], *named]) == 0
+    assert main(["evaluate", policy["place"], *scenario]) == 0
     assert main(["champion", "export", "--output", "mine"]) == 0
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"policy.pt2", "model-card.md"}
     assert main(["champion", "list"]) == 0
 
 
-def test_a_wrong_gate_or_an_empty_place_is_one_line(tmp_path, monkeypatch, capsys):
+def test_wrong_gate_or_missing_champion_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["promote", "runs/none", "--gate.confidence", "95"]) == 2
     assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
@@ -104,13 +104,13 @@ def test_abbreviated_flag_is_refused(capsys):
     assert end.value.code == 2
 
 
-def test_recipes_lists_each_with_its_description(capsys):
+def test_recipes_command_lists_every_recipe(capsys):
     assert main(["recipes"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in RECIPES)
+    output = capsys.readouterr().out
+    assert all(name in output for name in RECIPES)
 
 
-def show(capsys, *arguments):
+def show_config(capsys, *arguments):
     assert main(["show-config", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -118,15 +118,17 @@ def show(capsys, *arguments):
 def test_flags_override_the_file_which_overrides_the_recipe(capsys, tmp_path):
     file = tmp_path / "changes.json"
     file.write_text('{"seed": 3, "learner": {"epochs": 7}}')
-    shown = show(capsys, "balance", "--config", str(file), "--learner.epochs=9", "--learner.clip_epsilon", "0.1")
+    config = show_config(
+        capsys, "balance", "--config", str(file), "--learner.epochs=9", "--learner.clip_epsilon", "0.1"
+    )
     expected = to_dict(recipe("balance"))
     expected["seed"] = 3
     expected["learner"] |= {"epochs": 9, "clip_epsilon": 0.1}
-    assert shown == expected
+    assert config == expected
 
 
 def test_flags_of_every_kind_are_understood(capsys):
-    shown = show(
+    config = show_config(
         capsys,
         "--environment.scenario=wheel",
         '--environment.scenario-kwargs={"n_agents": 3}',
@@ -135,23 +137,23 @@ def test_flags_of_every_kind_are_understood(capsys):
         "--evaluation.deterministic=false",
         "--device=cpu",
     )
-    assert shown["environment"]["scenario"] == "wheel"
-    assert shown["environment"]["scenario_kwargs"] == {"n_agents": 3}
-    assert shown["networks"]["hidden_sizes"] == [64, 32]
-    assert shown["evaluation"]["seeds"] == [5]
-    assert shown["evaluation"]["deterministic"] is False
-    assert shown["device"] == "cpu"
+    assert config["environment"]["scenario"] == "wheel"
+    assert config["environment"]["scenario_kwargs"] == {"n_agents": 3}
+    assert config["networks"]["hidden_sizes"] == [64, 32]
+    assert config["evaluation"]["seeds"] == [5]
+    assert config["evaluation"]["deterministic"] is False
+    assert config["device"] == "cpu"
 
 
 def test_printed_configuration_can_be_read_back(capsys, tmp_path):
-    shown = show(capsys, "balance", "--seed=4")
+    config = show_config(capsys, "balance", "--seed=4")
     file = tmp_path / "config.json"
-    file.write_text(json.dumps(shown))
-    assert show(capsys, "--config", str(file)) == shown
+    file.write_text(json.dumps(config))
+    assert show_config(capsys, "--config", str(file)) == config
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (["train", "navigatoin"], "recipe = 'navigatoin'"),
         (["train", "--learner.clip-epsilon=2"], "learner.clip_epsilon = 2: input should be less than 1"),
@@ -161,9 +163,9 @@ def test_printed_configuration_can_be_read_back(capsys, tmp_path):
         (["train", "--learner.discount=NaN"], "learner.discount: NaN: numbers must be finite"),
     ],
 )
-def test_wrong_command_exits_with_2_and_says_what_is_wrong(arguments, named, capsys):
+def test_wrong_command_exits_with_2_and_names_the_cause(arguments, message, capsys):
     assert main(arguments) == 2
-    assert named in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_flag_is_refused(capsys):
@@ -173,44 +175,44 @@ def test_unknown_flag_is_refused(capsys):
     assert "--learner.clip-epsilom" in capsys.readouterr().err
 
 
-def test_train_then_evaluate_then_look(capsys, tmp_path):
+def test_train_then_evaluate_writes_a_run_and_a_report(capsys, tmp_path):
     run = tmp_path / "run"
-    assert main(["train", *kept_in(run), *TINY]) == 0
+    assert main(["train", *run_flags(run), *TINY]) == 0
     assert {path.name for path in run.iterdir()} == {
         *("attempts", "blobs", "checkpoints", "latest.json", "history.csv")
     }
-    shown = capsys.readouterr().out
-    assert "[train] navigation: 120 frames in 2 iterations of 60" in shown
-    assert "120 of 120 frames" in shown
+    output = capsys.readouterr().out
+    assert "[train] navigation: 120 frames in 2 iterations of 60" in output
+    assert "120 of 120 frames" in output
     assert main(["evaluate", str(run), "--evaluation.seeds=3,4", "--output", str(tmp_path / "report.json")]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     report = read_json(tmp_path / "report.json")
     assert report["config"]["evaluation"]["seeds"] == [3, 4]
     assert report["training_frames"] == 120
-    assert f"mean return {report['trained']['mean']['value']:.3g}" in shown
-    assert "resampled: evaluation episodes" in shown
+    assert f"mean return {report['trained']['mean']['value']:.3g}" in output
+    assert "resampled: evaluation episodes" in output
 
 
-def test_training_under_the_same_name_goes_on_and_a_finished_run_is_left_as_it_is(capsys, tmp_path):
-    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+def test_finished_run_stays_unchanged_when_trained_again(capsys, tmp_path):
+    command = ["train", *run_flags(tmp_path / "run"), *TINY]
     assert main(command) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    contents = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(command) == 0
-    assert "this run had finished already, after 120 frames" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert "this run has already finished, after 120 frames" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == contents
 
 
-def test_name_of_a_run_with_another_configuration_is_refused_naming_the_field(capsys, tmp_path):
-    command = ["train", *kept_in(tmp_path / "run"), *TINY]
+def test_existing_run_refuses_another_configuration_naming_the_field(capsys, tmp_path):
+    command = ["train", *run_flags(tmp_path / "run"), *TINY]
     assert main(command) == 0
     assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
-    shown = capsys.readouterr().out
-    assert "was begun with another configuration: learner.epochs = 1 -> 2; give it that one" in shown
+    output = capsys.readouterr().out
+    assert "started with another configuration: learner.epochs = 1 -> 2; use that configuration" in output
 
 
 @pytest.mark.parametrize("name", ["", "Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
-def test_name_that_cannot_be_that_of_a_run_is_refused(name, capsys, tmp_path):
+def test_invalid_run_name_is_refused(name, capsys, tmp_path):
     assert main(["train", f"--run={name}", "--store", str(tmp_path), *TINY]) == 2
     assert f"run {name!r}: a name has" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -219,52 +221,52 @@ def test_name_that_cannot_be_that_of_a_run_is_refused(name, capsys, tmp_path):
 @pytest.mark.parametrize(
     "store", ["http://bucket/x", "s3://", "s3://UPPER/x", "s3://bucket/x?endpoint=y", "s3://b/../x"]
 )
-def test_store_that_is_none_is_refused(store, capsys, tmp_path, monkeypatch):
+def test_invalid_store_location_is_refused(store, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--store", store, *TINY]) == 1
     assert "not a location: give a directory, s3://bucket/prefix" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoints_are_listed_shown_verified_pruned_and_collected(capsys, tmp_path):
+def test_checkpoints_are_listed_shown_verified_pruned_and_garbage_collected(capsys, tmp_path):
     run = tmp_path / "run"
     longer = ["--collection.total-frames=300", "--selection.interval-iterations=2"]
-    assert main(["train", *kept_in(run), *TINY, *longer]) == 0
+    assert main(["train", *run_flags(run), *TINY, *longer]) == 0
     capsys.readouterr()
 
-    def shown(*arguments, status=0):
+    def output_of(*arguments, status=0):
         assert main(["checkpoints", arguments[0], str(run), *arguments[1:]]) == status
         return capsys.readouterr().out
 
-    lines = shown("list").splitlines()
+    lines = output_of("list").splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["5", "4", "3"]
     assert lines[1].split()[1] == "300"
     assert "last" in lines[1]
     assert sum("best" in line for line in lines) == 1
-    manifest = json.loads(shown("show", "--checkpoint", "4"))
+    manifest = json.loads(output_of("show", "--checkpoint", "4"))
     assert (manifest["iteration"], manifest["frames"], manifest["seed"]) == (4, 240, 0)
     assert {"torch", "torchrl", "vmas", "mappo"} <= manifest["platform"]["versions"].keys()
-    assert shown("verify").count("good") == len(lines) - 1
+    assert output_of("verify").count("good") == len(lines) - 1
 
     files = {path for path in run.rglob("*") if path.is_file()}
-    assert "would delete iteration 3 of attempt 1" in shown("prune", "--keep", "1")
+    assert "would delete iteration 3 of attempt 1" in output_of("prune", "--keep", "1")
     assert {path for path in run.rglob("*") if path.is_file()} == files
-    shown("prune", "--keep", "1", "--delete")
-    assert len(shown("list").splitlines()) <= 3
-    assert "0 to delete" in shown("gc")  # they are younger than a day
-    assert "deleted blobs/" in shown("gc", "--grace-hours", "-1", "--delete")
-    assert "damaged" not in shown("verify")
+    output_of("prune", "--keep", "1", "--delete")
+    assert len(output_of("list").splitlines()) <= 3
+    assert "0 to delete" in output_of("gc")  # the files are younger than a day
+    assert "deleted blobs/" in output_of("gc", "--grace-hours", "-1", "--delete")
+    assert "damaged" not in output_of("verify")
 
     newest = next(path for path in run.glob("checkpoints/*/0000000005-*.json"))
     newest.write_text("{}")
-    assert "damaged  iteration 5 of attempt 1" in shown("verify", status=1)
-    assert "no checkpoint '77'" in shown("show", "--checkpoint", "77", status=1)
+    assert "damaged  iteration 5 of attempt 1" in output_of("verify", status=1)
+    assert "no checkpoint '77'" in output_of("show", "--checkpoint", "77", status=1)
     assert main(["checkpoints", "list", str(tmp_path / "none")]) == 0
     assert capsys.readouterr().out == "none\n"
 
 
-def test_evaluate_takes_the_checkpoint_that_is_asked_for(capsys, tmp_path):
-    assert main(["train", *kept_in(tmp_path / "run"), *TINY]) == 0
+def test_evaluate_uses_the_requested_checkpoint(capsys, tmp_path):
+    assert main(["train", *run_flags(tmp_path / "run"), *TINY]) == 0
     for which in ("1", "last"):
         output = str(tmp_path / f"{which}.json")
         assert main(["evaluate", str(tmp_path / "run"), "--checkpoint", which, "--output", output]) == 0
@@ -282,8 +284,8 @@ def test_failed_validation_exits_with_1_and_still_writes_its_report(capsys, tmp_
     assert [check["outcome"] for check in read_json(report)["checks"]].count("failed") == 1
 
 
-def test_diverging_training_exits_with_1_naming_the_term(capsys, tmp_path):
-    arguments = ["--environment.scenario=tests.support.scenarios:NanReward", *kept_in(tmp_path / "run"), *TINY]
+def test_diverging_training_exits_with_1_naming_the_losses(capsys, tmp_path):
+    arguments = ["--environment.scenario=tests.support.scenarios:NanReward", *run_flags(tmp_path / "run"), *TINY]
     arguments += ["--environment.max-episode-frames=20", "--collection.rollout-frames=20"]
     assert main(["train", *arguments]) == 1
     assert "[train] failed: loss_policy = nan, loss_critic = nan" in capsys.readouterr().out
@@ -296,38 +298,38 @@ def test_missing_checkpoint_exits_with_2(capsys, tmp_path):
 
 
 def test_code_named_by_a_checkpoint_is_not_imported_unless_the_user_names_it(capsys, tmp_path):
-    own = "--environment.scenario=tests.support.scenarios:Endless"
+    own_scenario = "--environment.scenario=tests.support.scenarios:Endless"
     run = str(tmp_path / "run")
-    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert main(["train", own_scenario, *run_flags(tmp_path / "run"), *TINY]) == 0
     assert main(["evaluate", run]) == 2
     assert "--environment.scenario" in capsys.readouterr().err
-    assert main(["evaluate", run, own]) == 0
+    assert main(["evaluate", run, own_scenario]) == 0
     file = tmp_path / "config.json"
     file.write_text('{"environment": {"scenario": "tests.support.scenarios:Endless"}}')
     assert main(["evaluate", run, "--config", str(file)]) == 0
 
 
-def test_closed_pipe_is_no_traceback():
+def test_closed_pipe_prints_no_traceback():
     command = f"{sys.executable} -m mappo show-config | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("{\n", "")
+    process = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (process.stdout, process.stderr) == ("{\n", "")
 
 
 def test_terminal_gets_a_progress_bar(tmp_path):
-    command = [sys.executable, "-m", "mappo", "train", *kept_in(tmp_path / "run"), *TINY]
+    command = [sys.executable, "-m", "mappo", "train", *run_flags(tmp_path / "run"), *TINY]
     parent, child = pty.openpty()
     process = subprocess.Popen(command, stdout=child, stderr=child)
     os.close(child)
-    shown = b""
+    output = b""
     while True:
         try:
-            shown += os.read(parent, 4096)
+            output += os.read(parent, 4096)
         except OSError:
             break
     os.close(parent)
     assert process.wait() == 0
-    assert b"100%" in shown
-    assert b"return " in shown
+    assert b"100%" in output
+    assert b"return " in output
 
 
 def test_help_does_not_import_torch():
@@ -340,38 +342,40 @@ def test_importing_mappo_needs_no_kubeflow():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_extend_and_warm_start_from_the_terminal(capsys, tmp_path):
+def test_extend_and_warm_start_begin_with_another_run(capsys, tmp_path):
     first, second = (str(tmp_path / name) for name in ("first", "second"))
-    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
-    assert main(["train", "--extend", first, *kept_in(tmp_path / "second"), "--collection.total-frames=240"]) == 0
-    shown = capsys.readouterr().out
-    assert "goes on after 120 frames" in shown
-    assert "240 of 240 frames" in shown
-    assert main(["train", "--warm-start", second, *kept_in(tmp_path / "third"), "--seed=3", *TINY]) == 0
-    assert "begins with the networks of a run after 240 frames" in capsys.readouterr().out
-    assert main(["train", "--extend", first, *kept_in(tmp_path / "x"), "--seed=5"]) == 1
+    assert main(["train", *run_flags(tmp_path / "first"), *TINY]) == 0
+    assert (
+        main(["train", "--extend", first, *run_flags(tmp_path / "second"), "--collection.total-frames=240"]) == 0
+    )
+    output = capsys.readouterr().out
+    assert "extends a run of 120 frames" in output
+    assert "240 of 240 frames" in output
+    assert main(["train", "--warm-start", second, *run_flags(tmp_path / "third"), "--seed=3", *TINY]) == 0
+    assert "starts with the networks of a run of 240 frames" in capsys.readouterr().out
+    assert main(["train", "--extend", first, *run_flags(tmp_path / "x"), "--seed=5"]) == 1
     assert "seed = 0 -> 5" in capsys.readouterr().out
     assert main(["train", "balance", "--extend", first]) == 2
     assert "leave the recipe balance out" in capsys.readouterr().err
-    assert main(["train", "--extend", first, "--warm-start", first, *kept_in(tmp_path / "y")]) == 1
+    assert main(["train", "--extend", first, "--warm-start", first, *run_flags(tmp_path / "y")]) == 1
     assert "exclude each other" in capsys.readouterr().out
 
 
 def test_extending_never_imports_code_that_only_the_checkpoint_names(capsys, tmp_path):
-    own = "--environment.scenario=tests.support.scenarios:Endless"
+    own_scenario = "--environment.scenario=tests.support.scenarios:Endless"
     run = str(tmp_path / "run")
-    assert main(["train", own, *kept_in(tmp_path / "run"), *TINY]) == 0
-    longer = ["train", "--extend", run, "--collection.total-frames=240", *kept_in(tmp_path / "longer")]
+    assert main(["train", own_scenario, *run_flags(tmp_path / "run"), *TINY]) == 0
+    longer = ["train", "--extend", run, "--collection.total-frames=240", *run_flags(tmp_path / "longer")]
     assert main(longer) == 2
     assert "--environment.scenario" in capsys.readouterr().err
-    assert main([*longer, own]) == 0
+    assert main([*longer, own_scenario]) == 0
 
 
-def test_compare_from_the_terminal(capsys, tmp_path):
+def test_compare_prints_and_writes_a_comparison_of_training_seeds(capsys, tmp_path):
     reports = []
     for seed in ("1", "2"):
         run, report = str(tmp_path / seed), str(tmp_path / f"{seed}.json")
-        assert main(["train", *kept_in(tmp_path / seed), "--seed", seed, *TINY]) == 0
+        assert main(["train", *run_flags(tmp_path / seed), "--seed", seed, *TINY]) == 0
         assert main(["evaluate", run, "--output", report]) == 0
         reports.append(report)
     assert main(["compare", *reports, "--output", str(tmp_path / "comparison.json")]) == 0
@@ -381,23 +385,23 @@ def test_compare_from_the_terminal(capsys, tmp_path):
     assert "none.json" in capsys.readouterr().out
 
 
-def test_swarm_is_a_scenario_by_name_that_a_checkpoint_may_name(capsys, tmp_path):
+def test_checkpoint_may_name_the_scenario_swarm(capsys, tmp_path):
     run = str(tmp_path / "run")
-    assert main(["train", "--environment.scenario=swarm", *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert main(["train", "--environment.scenario=swarm", *run_flags(tmp_path / "run"), *TINY]) == 0
     assert main(["evaluate", run]) == 0
     assert "heuristic mean return" in capsys.readouterr().out
 
 
-def test_failed_start_leaves_nothing_behind_so_that_the_corrected_command_works(tmp_path, capsys):
-    first, second = str(tmp_path / "first"), kept_in(tmp_path / "second")
-    assert main(["train", *kept_in(tmp_path / "first"), *TINY]) == 0
+def test_corrected_command_works_after_a_failed_start(tmp_path, capsys):
+    first, second = str(tmp_path / "first"), run_flags(tmp_path / "second")
+    assert main(["train", *run_flags(tmp_path / "first"), *TINY]) == 0
     assert main(["train", "--extend", first, *second]) == 1
-    assert "ask for more" in capsys.readouterr().out
+    assert "set a larger number" in capsys.readouterr().out
     assert not (tmp_path / "second").exists()
     assert main(["train", "--extend", first, *second, "--collection.total-frames=240"]) == 0
 
 
-def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
+def test_compare_explains_what_to_give_when_a_file_is_no_report(tmp_path, capsys):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert main(["compare", str(tmp_path)]) == 1
     assert "give the file that evaluate --output wrote" in capsys.readouterr().out
@@ -406,16 +410,16 @@ def test_comparing_something_else_says_what_to_give(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--metrics-port", "http"), ("--pushgateway", "nowhere")])
-def test_wrong_way_to_be_watched_exits_with_2_naming_it(flag, value, capsys, tmp_path, monkeypatch):
+def test_invalid_monitoring_setting_exits_with_2_naming_it(flag, value, capsys, tmp_path, monkeypatch):
     for name in ("MAPPO_METRICS_PORT", "MAPPO_PUSHGATEWAY", "MAPPO_STUDY"):
         monkeypatch.setenv(name, "")
-    assert main(["train", flag, value, *kept_in(tmp_path / "run"), *TINY]) == 2
+    assert main(["train", flag, value, *run_flags(tmp_path / "run"), *TINY]) == 2
     assert f"error: MAPPO_{flag[2:].upper().replace('-', '_')}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_training_serves_its_metrics_where_it_is_told(capsys, tmp_path, monkeypatch):
+def test_training_prints_the_address_of_its_metrics(capsys, tmp_path, monkeypatch):
     for name, value in (("MAPPO_METRICS_PORT", ""), ("MAPPO_LINGER_SECONDS", "0")):
         monkeypatch.setenv(name, value)
-    assert main(["train", "--metrics-port", "0", *kept_in(tmp_path / "run"), *TINY]) == 0
+    assert main(["train", "--metrics-port", "0", *run_flags(tmp_path / "run"), *TINY]) == 0
     assert re.search(r"\[train\] metrics: http://localhost:\d+/metrics", capsys.readouterr().out)

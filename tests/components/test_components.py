@@ -1,4 +1,4 @@
-"""Stages as their pods run them: the compiled command with the executor input of the test server's driver."""
+"""Run stages as their pods do: the compiled command with the executor input of the test server's driver."""
 
 import json
 import os
@@ -32,7 +32,7 @@ CONFIG = {**TINY, "collection": {"num_envs": 6, "rollout_frames": 20, "total_fra
 
 
 class Cluster:
-    """A run of the training pipeline, whose stages a test starts as the launcher would."""
+    """A run of the training pipeline, whose stages a test starts as Kubeflow's launcher would."""
 
     def __init__(self, server: KubeflowServer, directory: Path, **parameters: Any):
         self.server, self.directory = server, directory
@@ -42,11 +42,11 @@ class Cluster:
         self.run_id = submit(api, Submission(self.compiled, parameters, pipeline_root=root)).run_id
 
     def start(self, stage: str, pod: str = "pod-0", **environment: str) -> "subprocess.Popen[str]":
-        """The container of a stage in a pod of this name."""
+        """Start the container of a stage in a pod of this name."""
         self.server.reach(self.run_id, stage)
-        given = json.dumps(self.server.driver_outputs_of(self.run_id, stage))
+        executor_input = json.dumps(self.server.executor_input_of(self.run_id, stage))
         container = self.compiled.specification["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-        command = [each.replace("{{$}}", given) for each in [*container["command"], *container["args"]]]
+        command = [word.replace("{{$}}", executor_input) for word in [*container["command"], *container["args"]]]
         assert command[:3] == ["python3", "-m", "components"]
         return subprocess.Popen(
             [sys.executable, *command[1:]],
@@ -58,19 +58,19 @@ class Cluster:
         )
 
     def finish(self, stage: str, pod: str = "pod-0", **environment: str) -> tuple[int, str]:
-        """Run a stage to its end; its exit status and its log."""
+        """Run a stage to its end; return its exit status and its log."""
         process = self.start(stage, pod, **environment)
         log, _ = process.communicate(timeout=120)
         return process.returncode, log
 
     def artifact(self, stage: str, name: str) -> Path:
-        outputs = self.server.driver_outputs_of(self.run_id, stage)["outputs"]["artifacts"]
+        outputs = self.server.executor_input_of(self.run_id, stage)["outputs"]["artifacts"]
         return Path(outputs[name]["artifacts"][0]["uri"])
 
 
 @pytest.fixture
 def server(kubeflow: KubeflowServer, monkeypatch: pytest.MonkeyPatch) -> KubeflowServer:
-    """The test server; stages are started in the repository."""
+    """Return the test server; stages started by the test import the repository."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return kubeflow
 
@@ -79,8 +79,8 @@ def config() -> str:
     return to_json(from_dict(CONFIG))
 
 
-def parts(run: Path) -> dict[str, str]:
-    """The hashes of everything in a run's last checkpoint."""
+def part_hashes(run: Path) -> dict[str, str]:
+    """Return the hash of each part of a run's last checkpoint."""
     stored = Run.at(run)
     return {name: part.sha256 for name, part in stored.manifest(stored.choose("last")).parts.items()}
 
@@ -89,7 +89,7 @@ def lines(log: str) -> list[str]:
     return [line for line in log.splitlines() if line.startswith("[")]
 
 
-def test_killed_process_is_restarted_in_its_pod_and_ends_with_the_same_bits(server, tmp_path):
+def test_process_restarted_after_a_kill_ends_with_bit_identical_checkpoints(server, tmp_path):
     undisturbed = Cluster(server, tmp_path / "undisturbed")
     assert undisturbed.finish("train")[0] == 0
     killed = Cluster(server, tmp_path / "killed")
@@ -102,12 +102,12 @@ def test_killed_process_is_restarted_in_its_pod_and_ends_with_the_same_bits(serv
     assert supervisor.returncode == 0, log
     assert "[train] attempt 0 ended: signal 9 ended its process (SIGKILL); attempt 1 begins in 1 s" in log
     assert "[train] attempt 1; 1 left" in log
-    learned = ("networks", "optimiser", "simulation")
-    one, other = (parts(each.artifact("train", "checkpoints")) for each in (undisturbed, killed))
-    assert {name: one[name] for name in learned} == {name: other[name] for name in learned}
+    compared = ("networks", "optimiser", "simulation")
+    expected, actual = (part_hashes(cluster.artifact("train", "checkpoints")) for cluster in (undisturbed, killed))
+    assert {name: actual[name] for name in compared} == {name: expected[name] for name in compared}
 
 
-def test_lost_pod_goes_on_counting_in_the_next_one_and_the_page_tells_it(server, tmp_path):
+def test_attempts_of_a_lost_pod_count_in_the_next_pod_and_in_the_metadata(server, tmp_path):
     cluster = Cluster(server, tmp_path)
     process = cluster.start("train")
     while not list(cluster.artifact("train", "checkpoints").glob("checkpoints/*/*")):
@@ -118,7 +118,7 @@ def test_lost_pod_goes_on_counting_in_the_next_one_and_the_page_tells_it(server,
     status, log = cluster.finish("train", pod="pod-1", KFP_RETRY_INDEX="1")
     assert status == 0, log
     assert "[train] attempt 1; 1 left" in log
-    output = server.driver_outputs_of(cluster.run_id, "train")["outputs"]["outputFile"]
+    output = server.executor_input_of(cluster.run_id, "train")["outputs"]["outputFile"]
     labels = json.loads(Path(output).read_text())
     assert labels["artifacts"]["best"]["artifacts"][0]["metadata"]["attempts"] == "2"
 
@@ -126,7 +126,11 @@ def test_lost_pod_goes_on_counting_in_the_next_one_and_the_page_tells_it(server,
 @pytest.mark.parametrize(
     ("parameters", "stage", "reason"),
     [
-        ({"run": "first"}, "train", "run = 'first': a name needs a store to be found in again"),
+        (
+            {"run": "first"},
+            "train",
+            "run = 'first': a name needs a store, in which a later start finds the run again",
+        ),
         ({"train_gpu_count": "1"}, "train", "gpu_count = 1, and the stage would run on the CPU: "),
         (
             {"config": config().replace('"navigation"', '"nowhere"')},
@@ -135,29 +139,29 @@ def test_lost_pod_goes_on_counting_in_the_next_one_and_the_page_tells_it(server,
         ),
     ],
 )
-def test_what_cannot_get_better_is_tried_once_and_says_why(server, tmp_path, parameters, stage, reason):
+def test_permanent_failure_is_not_retried_and_its_reason_is_logged(server, tmp_path, parameters, stage, reason):
     cluster = Cluster(server, tmp_path, **parameters)
     status, log = cluster.finish(stage)
     assert status == 1
-    told = lines(log)
-    assert told[0].startswith(f"[{stage}] attempt 0; ")
-    assert any(line.startswith(f"[{stage}] failed: {reason}") for line in told), log
-    assert told[-1] == f"[{stage}] not tried again: another attempt would fail in the same way"
+    messages = lines(log)
+    assert messages[0].startswith(f"[{stage}] attempt 0; ")
+    assert any(line.startswith(f"[{stage}] failed: {reason}") for line in messages), log
+    assert messages[-1] == f"[{stage}] not tried again: another attempt would fail in the same way"
     assert "Traceback" not in log
-    again = lines(cluster.finish(stage, pod="pod-1")[1])
-    assert again[0].startswith(f"[{stage}] failed: {reason}")
-    assert again[-1].startswith(f"[{stage}] not tried again: 1 of at most ")
+    later_messages = lines(cluster.finish(stage, pod="pod-1")[1])
+    assert later_messages[0].startswith(f"[{stage}] failed: {reason}")
+    assert later_messages[-1].startswith(f"[{stage}] not tried again: 1 of at most ")
 
 
-def test_missing_store_is_tried_again_since_it_may_come_back(server, tmp_path):
-    place = tmp_path / "artifacts"
-    place.write_text("a file where a directory should be, as a volume that is not mounted yet")
+def test_missing_store_is_retried_since_it_may_come_back(server, tmp_path):
+    root = tmp_path / "artifacts"
+    root.write_text("a file where a directory should be, as a volume that is not mounted yet")
     cluster = Cluster(server, tmp_path)
     status, log = cluster.finish("validate")
     assert status == 1
-    told = lines(log)
-    assert told[0].startswith("[validate] warning: attempts are counted in this pod alone: ")
-    assert "[validate] attempt 1; 0 left" in told
+    messages = lines(log)
+    assert messages[0].startswith("[validate] warning: attempts are counted in this pod alone: ")
+    assert "[validate] attempt 1; 0 left" in messages
 
 
 def test_run_without_a_name_is_kept_in_the_store_under_its_id(server, tmp_path):
@@ -170,5 +174,5 @@ def test_scheduled_time_is_the_same_in_every_stage(server, tmp_path):
     cluster = Cluster(server, tmp_path, run="n-[[ScheduledTime]]", store=str(tmp_path / "runs"))
     assert cluster.finish("train")[0] == 0
     (run,) = (tmp_path / "runs").iterdir()
-    given = server.driver_outputs_of(cluster.run_id, "train")["inputs"]["parameterValues"]["scheduled_at"]
-    assert run.name == "n-" + "".join(character for character in given if character.isdigit())
+    scheduled_at = server.executor_input_of(cluster.run_id, "train")["inputs"]["parameterValues"]["scheduled_at"]
+    assert run.name == "n-" + "".join(character for character in scheduled_at if character.isdigit())

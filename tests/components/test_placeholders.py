@@ -1,14 +1,14 @@
-"""The time of a scheduled run in names."""
+"""The placeholder for the time of a run in names."""
 
 import pytest
 
 from components.placeholders import SCHEDULED_TIME, fill, has_placeholder
 from mappo.errors import ConfigError
 
-AT = "2026-11-28T20:48:00Z"  # as the driver of Kubeflow Pipelines 2.17.0 gave it
+AT = "2026-11-28T20:48:00Z"  # the format of the driver of Kubeflow Pipelines 2.17.0
 
 
-def test_fill_puts_the_time_in_the_place_of_the_placeholder():
+def test_fill_replaces_the_placeholder_by_the_time():
     assert fill("nightly-[[ScheduledTime]]", AT) == "nightly-20261128204800"
     assert fill("[[ScheduledTime]]/[[ScheduledTime]]", AT) == "20261128204800/20261128204800"
 
@@ -18,7 +18,7 @@ def test_fill_converts_to_utc():
 
 
 @pytest.mark.parametrize("text", ["", "first", "s3://bucket/runs", '[["a"]]', "[[1]]"])
-def test_fill_returns_other_text_as_it_is(text):
+def test_fill_returns_other_text_unchanged(text):
     assert fill(text, "") == text
     assert not has_placeholder(text)
 
@@ -35,7 +35,7 @@ def test_fill_returns_other_text_as_it_is(text):
         "[[ScheduledTime",
     ],
 )
-def test_fill_refuses_other_placeholders_naming_the_right_one(placeholder):
+def test_fill_refuses_other_placeholders_and_names_the_right_one(placeholder):
     with pytest.raises(ConfigError, match=r"write \[\[ScheduledTime\]\]") as error:
         fill(f"run-{placeholder}", AT)
     assert placeholder in str(error.value)

@@ -1,4 +1,4 @@
-"""Compiled graphs against the functions that they were recorded from, run by PyTorch."""
+"""Check that compiled graphs give the results of the functions from which they were traced."""
 
 import signal
 import sys
@@ -10,8 +10,8 @@ from mappo.compute.compiler import compile_graph, trace_graph
 
 
 @pytest.mark.parametrize("factor", [2.0, 3.0])
-def test_compiled_graph_does_what_the_function_does(factor, monkeypatch):
-    """Random numbers and constants, in this process and, without the compiler, in a later one."""
+def test_compiled_graph_gives_the_results_of_the_function(factor, monkeypatch):
+    """Random numbers and constants are the same, also when the library comes from the cache."""
 
     def function(values):
         shape = values.shape
@@ -30,41 +30,43 @@ def test_compiled_graph_does_what_the_function_does(factor, monkeypatch):
     values = torch.linspace(-1, 1, 120).reshape(40, 3)
     graph = trace_graph(function, [values])
     compare(compile_graph(graph, [values]), function, values)
-    monkeypatch.setattr("mappo.compute.compiler._compile_elsewhere", None)
-    later = compile_graph(graph, [values])
-    compare(later, function, values.flip(0))
-    assert torch.equal(later(values.t().contiguous().t())[0], function(values)[0])
+    monkeypatch.setattr("mappo.compute.compiler._compile_in_subprocess", None)  # the compiler must not run again
+    cached = compile_graph(graph, [values])
+    compare(cached, function, values.flip(0))
+    assert torch.equal(cached(values.t().contiguous().t())[0], function(values)[0])
     with pytest.raises(TypeError, match="other shapes"):
-        later(values[:20])
+        cached(values[:20])
 
 
 def compare(compiled, function, values):
     torch.manual_seed(0)
     expected, state = function(values), torch.get_rng_state()
     torch.manual_seed(0)
-    for one, other in zip(compiled(values), expected, strict=True):
-        torch.testing.assert_close(one, other)
+    for actual, wanted in zip(compiled(values), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_who_asks_to_end_while_a_function_is_recorded_is_heard_when_it_is(number, raised):
-    """An exception may come to C++ code of PyTorch there that ends the process upon it."""
+@pytest.mark.parametrize(
+    ("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_signal_that_arrives_during_tracing_is_delivered_afterwards(number, exception):
+    """An exception during tracing may reach PyTorch's C++ code, which would abort the process."""
 
-    def end(*_):
+    def stop(*_):
         sys.exit(143)
 
     def double(values):
         signal.raise_signal(number)
-        reached.append(True)
+        is_finished.append(True)
         return 2 * values
 
-    reached, before = [], signal.signal(signal.SIGTERM, end)
+    is_finished, previous_handler = [], signal.signal(signal.SIGTERM, stop)
     try:
-        with pytest.raises(raised):
+        with pytest.raises(exception):
             trace_graph(double, [torch.ones(2)])
-        assert reached
-        assert signal.getsignal(signal.SIGTERM) is end
+        assert is_finished
+        assert signal.getsignal(signal.SIGTERM) is stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,5 +1,8 @@
-"""What is recorded and played from fixed memory does what direct calls do. On a CPU, PyTorch's operations are
-recorded one by one in place of a CUDA graph; tests/test_gpu.py has the real one."""
+"""Check that a replayed CUDA graph gives the results of direct calls.
+
+These tests run on a CPU: instead of a CUDA graph, a list records PyTorch's operations one by one.
+tests/test_gpu.py tests real CUDA graphs.
+"""
 
 import pytest
 import torch
@@ -17,22 +20,22 @@ from tests.conftest import CPU, Operations
 
 
 class CpuGraph:
-    """Operations and their results; played, each writes where its result was when it was recorded."""
+    """A list of captured operations; in a replay, each one writes into the memory of its first result."""
 
     def __init__(self):
         self.operations = []
 
     def replay(self):
-        with _disable_current_modes():  # a host launches all of it by one call
-            for function, arguments, named, results in self.operations:
-                again = tree_leaves(function(*arguments, **named))
-                for result, value in zip(tree_leaves(results), again, strict=True):
+        with _disable_current_modes():  # a host launches a graph by one call, so that its operations do not count
+            for function, arguments, options, results in self.operations:
+                values = tree_leaves(function(*arguments, **options))
+                for result, value in zip(tree_leaves(results), values, strict=True):
                     if result is not None:
                         result.copy_(value)
 
 
 class Capture(TorchDispatchMode):
-    """Draws no random numbers, as what a CUDA graph records is not computed yet."""
+    """The capture of operations, which leaves the random state unchanged like the capture of a CUDA graph."""
 
     def __init__(self, graph, capture_error_mode):
         super().__init__()
@@ -42,8 +45,8 @@ class Capture(TorchDispatchMode):
         self._random_state = torch.get_rng_state()
         return super().__enter__()
 
-    def __exit__(self, *raised):
-        super().__exit__(*raised)
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
         torch.set_rng_state(self._random_state)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -54,33 +57,34 @@ class Capture(TorchDispatchMode):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr("mappo.compute.cuda_graphs._WITH_GRAPHS", "cpu")
+    monkeypatch.setattr("mappo.compute.cuda_graphs._GRAPH_DEVICE", "cpu")
     monkeypatch.setattr("torch.cuda.CUDAGraph", CpuGraph)
     monkeypatch.setattr("torch.cuda.graph", Capture)
 
 
-def moved(one, other, third):
-    """Results are the next arguments, of which two change places; and one as it was before."""
-    return [other, one, one + third, one]
+def swap_and_add(first, second, third):
+    """Return the next three arguments, the first two of which are swapped, and the old first argument."""
+    return [second, first, first + third, first]
 
 
-def test_what_goes_on_is_played_from_where_it_is(graphs):
-    played, given = CudaGraphed(moved, is_chained=True), [torch.randn(4) for _ in range(3)]
-    expected = chained = given
+def test_chained_calls_give_the_results_of_direct_calls(graphs):
+    graphed, arguments = CudaGraphed(swap_and_add, is_chained=True), [torch.randn(4) for _ in range(3)]
+    expected = chained = arguments
     for _ in range(5):
-        expected, chained = moved(*expected[:3]), played(*chained[:3])
+        expected, chained = swap_and_add(*expected[:3]), graphed(*chained[:3])
         assert all(map(torch.equal, chained, expected))
-    assert torch.equal(played(*given)[2], given[0] + given[2])
+    assert torch.equal(graphed(*arguments)[2], arguments[0] + arguments[2])
 
 
-def test_arguments_are_not_written_over(graphs):
-    played, given = CudaGraphed(moved, is_chained=True), [torch.ones(4) for _ in range(3)]
-    played(*played(*given)[:3])
-    assert all(torch.equal(each, torch.ones(4)) for each in given)
+def test_arguments_of_the_caller_are_not_overwritten(graphs):
+    graphed, arguments = CudaGraphed(swap_and_add, is_chained=True), [torch.ones(4) for _ in range(3)]
+    graphed(*graphed(*arguments)[:3])
+    assert all(torch.equal(argument, torch.ones(4)) for argument in arguments)
 
 
-def environment_and_policy(is_played, monkeypatch, scenario, max_episode_frames):
-    monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)  # in which Python asks what tensors hold
+def environment_and_policy(is_replayed, monkeypatch, scenario, max_episode_frames):
+    # Direct calls read values of tensors in Python, which a CUDA graph cannot capture: trace the policy at once.
+    monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)
     config = EnvironmentConfig(
         scenario=f"tests.support.scenarios:{scenario}", max_episode_frames=max_episode_frames
     )
@@ -88,36 +92,38 @@ def environment_and_policy(is_played, monkeypatch, scenario, max_episode_frames)
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), plain).policy
     simulation = make_fast_simulation(config, plain, is_compiled=False)
     environment = FastEnvironment(simulation, plain, config.max_episode_frames)
-    if is_played:
-        monkeypatch.setattr(simulation, "_is_waited_for", False)
-        environment._plays[policy] = CudaGraphed(environment._make_play(policy), is_chained=True)
+    if is_replayed:
+        monkeypatch.setattr(simulation, "_is_on_cpu", False)
+        environment._frame_functions[policy] = CudaGraphed(
+            environment._make_frame_function(policy), is_chained=True
+        )
     return environment, policy
 
 
-def collected(is_played, monkeypatch):
-    """Three batches in which episodes end at different times, and what is carried before and after each."""
+def collect(is_replayed, monkeypatch):
+    """Return three batches whose episodes end at different times, and all values of `carried`."""
     with private_random_streams(0, Stream.TRAINING, CPU):
-        environment, policy = environment_and_policy(is_played, monkeypatch, "SoundRace", max_episode_frames=12)
+        environment, policy = environment_and_policy(is_replayed, monkeypatch, "SoundRace", max_episode_frames=12)
         batches, carried = [], [environment.reset()]
         for _ in range(3):
-            batch, following = environment.collect(policy, 50, carried[-1])
+            batch, next_carried = environment.collect(policy, 50, carried[-1])
             batches.append(batch)
-            carried.append(following)
+            carried.append(next_carried)
     return [torch.cat(batches, 1), *carried]
 
 
-def test_played_frames_are_those_of_direct_calls(graphs, monkeypatch):
-    direct, played = (collected(is_played, monkeypatch) for is_played in (False, True))
+def test_replayed_frames_equal_those_of_direct_calls(graphs, monkeypatch):
+    direct, replayed = (collect(is_replayed, monkeypatch) for is_replayed in (False, True))
     ends = direct[0]["next", DONE].squeeze(-1)
     assert ends.sum() > 10 * len(ends)
     assert ends.any(0).sum() > 6
-    for one, other in zip(direct, played, strict=True):
-        for key in one.keys(True, True):
-            assert torch.equal(one[key], other[key]), key
+    for expected, actual in zip(direct, replayed, strict=True):
+        for key in expected.keys(True, True):
+            assert torch.equal(expected[key], actual[key]), key
 
 
-def test_few_operations_of_a_frame_are_left_to_the_host(graphs, monkeypatch):
-    """Copies into the batch, of numbers, counts and flags, and the note of how many fresh states are taken."""
+def test_host_launches_six_operations_for_each_frame(graphs, monkeypatch):
+    """The host copies numbers, counts and flags into the batch, and reads how many fresh states were used."""
     with private_random_streams(0, Stream.TRAINING, CPU):
         environment, policy = environment_and_policy(True, monkeypatch, "PushRight", max_episode_frames=100)
         _, carried = environment.collect(policy, 5, environment.reset())

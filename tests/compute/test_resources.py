@@ -12,7 +12,7 @@ from tests.conftest import CPU
 
 
 def cgroup(tmp_path, lines, files):
-    """A process's membership and the directories that it names."""
+    """Write a process's membership and the directories that it names; return both as arguments."""
     membership = tmp_path / "membership"
     membership.write_text("".join(f"{line}\n" for line in lines))
     for name, content in files.items():
@@ -47,7 +47,7 @@ def _many_cpus(monkeypatch):
         (["3:memory:/pod"], {"memory/pod/cpu.max": "100000 100000\n"}, 64),
     ],
 )
-def test_cpu_limit_is_the_least_quota_from_the_process_up(tmp_path, lines, files, limit):
+def test_cpu_limit_is_the_smallest_quota_of_the_process_and_its_parents(tmp_path, lines, files, limit):
     assert cpu_limit(**cgroup(tmp_path, lines, files)) == limit
 
 
@@ -73,33 +73,33 @@ def test_cpu_limit_is_never_above_the_affinity_mask(tmp_path):
         ),
     ],
 )
-def test_free_memory_is_what_the_cgroup_leaves_page_cache_included(tmp_path, lines, files):
+def test_free_memory_includes_page_cache_within_the_limit_of_the_cgroup(tmp_path, lines, files):
     assert free_memory_bytes(CPU, **cgroup(tmp_path, lines, files)) == 500
 
 
-def test_free_memory_without_a_limit_is_that_of_the_machine(tmp_path):
+def test_free_memory_is_that_of_the_machine_when_there_is_no_limit(tmp_path):
     free = free_memory_bytes(CPU, **cgroup(tmp_path, ["0::/"], {"memory.max": "max\n"}))
     assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_peak_memory_covers_what_was_held_and_freed():
+def test_peak_memory_includes_memory_that_is_freed():
     script = (
         "import torch; from mappo.compute.resources import peak_memory_bytes as peak; "
-        "held = torch.ones(300_000_000); one = peak(); del held; print(one, peak())"
+        "tensor = torch.ones(300_000_000); first = peak(); del tensor; print(first, peak())"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    held, after = map(int, done.stdout.split())
-    assert 1.2e9 < held < 2.5e9
-    assert after >= held
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    with_tensor, without_tensor = map(int, process.stdout.split())
+    assert 1.2e9 < with_tensor < 2.5e9
+    assert without_tensor >= with_tensor
     assert peak_memory_bytes() >= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def test_gibibytes_are_for_people():
+def test_gibibytes_are_formatted_with_two_decimals():
     assert gibibytes(3 * 2**29) == "1.50 GiB"
 
 
-def own_cpu_cgroup():
-    """A new cgroup with a CPU quota, where this process may make one; version 1 or 2."""
+def make_cpu_cgroup():
+    """Make a cgroup (version 1 or 2) with a CPU quota of one CPU, or return None if this process may not."""
     for parent, quota in ((Path("/sys/fs/cgroup/cpu"), "cfs"), (Path("/sys/fs/cgroup"), "max")):
         directory = parent / f"mappo-test-{os.getpid()}"
         try:
@@ -116,9 +116,9 @@ def own_cpu_cgroup():
     return None
 
 
-def test_threads_follow_a_real_cpu_quota(tiny, tmp_path):
-    """In a cgroup with a quota of one CPU, two threads are cut to one, and that is said."""
-    directory = own_cpu_cgroup()
+def test_cpu_limit_follows_a_real_cpu_quota(tiny, tmp_path):
+    """In a cgroup with a quota of one CPU, the limit is one CPU."""
+    directory = make_cpu_cgroup()
     if directory is None:
         pytest.skip(
             "this process may not make a cgroup with a CPU quota (needs root and a writable /sys/fs/cgroup)"
@@ -128,13 +128,13 @@ def test_threads_follow_a_real_cpu_quota(tiny, tmp_path):
         "from mappo.compute.resources import cpu_limit; print(cpu_limit())"
     )
     try:
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     finally:
         directory.rmdir()
-    assert done.stdout == "1\n"
+    assert process.stdout == "1\n"
 
 
-def test_no_gpu_means_no_gpu_memory():
+def test_peak_gpu_memory_is_zero_on_a_cpu():
     from mappo.compute.resources import peak_gpu_memory_bytes
 
     assert peak_gpu_memory_bytes(torch.device("cpu")) == 0

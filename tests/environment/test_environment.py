@@ -21,10 +21,10 @@ def make(scenario, num_envs=3, seed=0, stream=Stream.TRAINING, **kwargs):
 def test_time_limit_is_truncation_and_not_termination():
     environment = make("tests.support.scenarios:Endless", max_episode_frames=4)
     rollout = environment.rollout(6, break_when_any_done=False)["next"]
-    at_limit = torch.tensor([False, False, False, True, False, False])
+    is_at_limit = torch.tensor([False, False, False, True, False, False])
     for env in range(3):
-        assert torch.equal(rollout[TRUNCATED][env, :, 0], at_limit)
-        assert torch.equal(rollout[DONE][env, :, 0], at_limit)
+        assert torch.equal(rollout[TRUNCATED][env, :, 0], is_at_limit)
+        assert torch.equal(rollout[DONE][env, :, 0], is_at_limit)
     assert not rollout[TERMINATED].any()
 
 
@@ -49,27 +49,27 @@ def test_same_seed_and_stream_give_the_same_episodes():
         with private_random_streams(5, Stream.TRAINING, CPU):
             return make("balance", seed=5).rollout(10)
 
-    one, other = episode(), episode()
+    first, second = episode(), episode()
     for key in (OBSERVATION, ACTION, ("next", *REWARD)):
-        assert torch.equal(one[key], other[key])
+        assert torch.equal(first[key], second[key])
 
 
-def test_private_random_streams_leave_those_outside_as_they_were():
+def test_private_random_streams_do_not_change_random_numbers_outside():
     environment = make("navigation")
 
     def draw():
         state = environment.reset()  # draws from VMAS's own state
         return torch.rand(1).item(), np.random.rand(), random.random(), state[OBSERVATION].sum().item()
 
-    def seeded():
+    def seed():
         torch.manual_seed(1)
         np.random.seed(1)
         random.seed(1)
         environment.set_seed(1)
 
-    seeded()
+    seed()
     expected = [draw(), draw()]
-    seeded()
+    seed()
     first = draw()
     with pytest.raises(KeyError), private_random_streams(3, Stream.EVALUATION, CPU):
         make("balance", seed=3).rollout(5)
@@ -77,19 +77,19 @@ def test_private_random_streams_leave_those_outside_as_they_were():
     assert [first, draw()] == expected
 
 
-def test_scenario_that_draws_while_it_is_built_is_reproducible():
-    def landmarks():
+def test_scenario_that_draws_random_numbers_in_its_construction_is_reproducible():
+    def observations():
         with private_random_streams(5, Stream.TRAINING, CPU):
             np.random.rand()
             return make("football", num_envs=2).rollout(2)[OBSERVATION]
 
-    one = landmarks()
+    first = observations()
     np.random.rand(17)
-    assert torch.equal(one, landmarks())
+    assert torch.equal(first, observations())
 
 
 @pytest.mark.parametrize(
-    ("config", "named"),
+    ("config", "words"),
     [
         ({"scenario": "navigtion"}, ["navigtion", "did you mean navigation?"]),
         ({"scenario": "zzz"}, ["zzz", "balance", "wheel"]),
@@ -109,15 +109,15 @@ def test_scenario_that_draws_while_it_is_built_is_reproducible():
         ({"scenario": "json:JSONDecoder"}, ["json:JSONDecoder", "BaseScenario"]),
     ],
 )
-def test_task_that_cannot_be_trained_is_refused_naming_the_field(config, named):
+def test_unusable_task_raises_an_error_that_names_the_field(config, words):
     with pytest.raises(ConfigError) as error:
         make(**config)
-    for words in ["environment", *named]:
-        assert words in str(error.value)
+    for word in ["environment", *words]:
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("scenario", ["balance", "dropout", "football", "simple_reference", "wheel"])
-def test_any_scenario_with_equal_agents_is_a_group_of_agents(scenario):
+def test_scenario_with_equal_agents_has_one_group_of_agents(scenario):
     environment = make(scenario)
     rollout = environment.rollout(2)
     num_agents = environment.n_agents
@@ -125,11 +125,11 @@ def test_any_scenario_with_equal_agents_is_a_group_of_agents(scenario):
     assert rollout["next", *REWARD].shape == (3, rollout.shape[1], num_agents, 1)
 
 
-def test_scenario_list_holds_the_named_recipes():
+def test_scenario_list_contains_the_scenarios_of_the_recipes():
     assert {"navigation", "balance"} <= set(SCENARIOS)
 
 
-def test_cuda_is_refused_where_there_is_none():
+def test_cuda_is_refused_when_there_is_no_gpu():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ConfigError, match="device = 'cuda'"):
@@ -137,14 +137,14 @@ def test_cuda_is_refused_where_there_is_none():
     assert resolve_device("auto") == CPU
 
 
-def test_own_scenario_takes_its_arguments():
+def test_custom_scenario_receives_its_arguments():
     environment = make_environment(
         endless(scenario_kwargs={"n_agents": 4}).environment, 2, 0, Stream.TRAINING, CPU
     )
     assert environment.rollout(1)[OBSERVATION].shape == (2, 1, 4, 1)
 
 
-def test_warning_of_a_scenario_is_shown_once_a_process():
+def test_warning_of_a_scenario_is_issued_once_per_process():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):

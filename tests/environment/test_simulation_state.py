@@ -32,12 +32,12 @@ def environment_of(scenario, stream=Stream.TRAINING, **options):
 
 
 def play(environment, carried, frames):
-    """What random play shows [envs, time], with resets on the way; and what is carried."""
-    played = []
+    """Return a batch [envs, time] of random actions, with resets of finished episodes, and `carried`."""
+    batch = []
     for _ in range(frames):
         frame, carried = environment.step_and_maybe_reset(environment.rand_action(carried))
-        played.append(frame)
-    return torch.stack(played, 1), carried
+        batch.append(frame)
+    return torch.stack(batch, 1), carried
 
 
 def through_json(state):
@@ -52,11 +52,11 @@ def through_json(state):
     )
 
 
-def same(one, other):
-    return torch.equal(one.nan_to_num(7), other.nan_to_num(7))
+def is_same(first, second):
+    return torch.equal(first.nan_to_num(7), second.nan_to_num(7))
 
 
-def assert_goes_on_the_same(scenario, **options):
+def assert_continues_identically(scenario, **options):
     with private_random_streams(0, Stream.TRAINING, CPU):
         original = environment_of(scenario, **options)
         _, carried = play(original, original.reset(), 17)
@@ -66,35 +66,35 @@ def assert_goes_on_the_same(scenario, **options):
         _, carried = play(restored, restored.reset(), 3)
         others = restore(state, restored)
         set_random_states(others["random"], CPU)
-        again = capture(restored, carried=others["carried"], random=random_states(CPU))
+        recaptured = capture(restored, carried=others["carried"], random=random_states(CPU))
         for name, value in others["carried"].items():
             carried[name] = value
-        found, _ = play(restored, carried, 30)
+        actual, _ = play(restored, carried, 30)
     assert expected["next", DONE].any()
     for key in (ACTION, ("next", *OBSERVATION), ("next", *REWARD), ("next", DONE)):
-        assert same(expected[key], found[key]), key
-    assert again.structure == state.structure
-    assert all(same(again.tensors[name], value) for name, value in state.tensors.items())
+        assert is_same(expected[key], actual[key]), key
+    assert recaptured.structure == state.structure
+    assert all(is_same(recaptured.tensors[name], value) for name, value in state.tensors.items())
 
 
 @pytest.mark.filterwarnings("ignore:Force limits")
 @pytest.mark.parametrize("scenario", WITH_MUCH_STATE)
-def test_restored_simulation_goes_on_bit_by_bit(scenario):
-    assert_goes_on_the_same(scenario)
+def test_restored_simulation_continues_bit_identically(scenario):
+    assert_continues_identically(scenario)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Force limits")
 @pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - set(WITH_MUCH_STATE)))
-def test_restored_simulation_goes_on_bit_by_bit_in_every_other_scenario(scenario):
+def test_restored_simulation_continues_bit_identically_in_every_other_scenario(scenario):
     try:
         environment_of(scenario)
     except ConfigError as error:
         pytest.skip(str(error)[:80])
-    assert_goes_on_the_same(scenario)
+    assert_continues_identically(scenario)
 
 
-def test_slots_that_shared_a_tensor_or_memory_still_do():
+def test_slots_that_share_a_tensor_or_memory_share_it_after_restore():
     environment = environment_of("tests.support.scenarios:ManyKindsOfState")
     environment.reset()
     scenario = environment.base_env._env.scenario
@@ -113,12 +113,12 @@ def test_captured_state_is_a_copy():
     environment = environment_of("navigation")
     _, carried = play(environment, environment.reset(), 2)
     state = capture(environment)
-    before = {name: value.clone() for name, value in state.tensors.items()}
+    tensors = {name: value.clone() for name, value in state.tensors.items()}
     play(environment, carried, 3)
-    assert all(same(state.tensors[name], value) for name, value in before.items())
+    assert all(is_same(state.tensors[name], value) for name, value in tensors.items())
 
 
-def test_simulation_of_another_task_is_refused_naming_the_place():
+def test_restore_of_another_task_raises_an_error_that_names_the_path():
     state = capture(environment_of("navigation"))
     with pytest.raises(SimulationStateError, match=r"world\._|scenario"):
         restore(state, environment_of("balance"))
@@ -134,7 +134,7 @@ def test_hostile_state_is_refused():
     def scenario(structure):
         return structure["objects"]["scenario"][1]
 
-    refuses(lambda structure: scenario(structure).update({"reward": 5}))  # in the place of a method
+    refuses(lambda structure: scenario(structure).update({"reward": 5}))  # would replace a method
     refuses(lambda structure: scenario(structure).update({"__class__": 5}))
     refuses(lambda structure: scenario(structure).update({"age": {"run": "rm"}}))
     refuses(lambda structure: scenario(structure).update({"age": {"tensor": 10_000}}))

@@ -29,21 +29,21 @@ def test_sound_environment_fails_no_check(scenario):
     assert [check for check in checks.values() if check.outcome == "failed"] == []
 
 
-def test_random_events_of_one_environment_are_no_leak_into_the_others():
-    """Targets of discovery that are found are placed anew, by the random state that all environments share."""
-    found = outcomes("discovery", actions="multi-discrete")["independence"]
-    assert found.outcome == "passed", found
+def test_independence_passes_when_environments_share_a_random_state():
+    """In discovery, a target that an agent has reached moves to a position from the shared random state."""
+    check = outcomes("discovery", actions="multi-discrete")["independence"]
+    assert check.outcome == "passed", check
 
 
-def test_environment_that_keeps_state_out_of_sight_gets_a_warning_about_resumption():
-    found = outcomes("tests.support.scenarios:HiddenState")["resumption"]
-    assert found.outcome == "warning"
-    assert "observation at frame 1 after it" in found.detail
-    assert "keep in attributes" in found.detail
+def test_resumption_is_a_warning_when_a_closure_holds_state():
+    check = outcomes("tests.support.scenarios:HiddenState")["resumption"]
+    assert check.outcome == "warning"
+    assert "observation at frame 1 after it" in check.detail
+    assert "keep in attributes" in check.detail
 
 
 def test_environment_with_joints_passes():
-    """VMAS moves the joints of all environments when one is reset, which shows a little in the others."""
+    """VMAS moves the joints of all environments when one is reset, which slightly changes the others."""
     assert outcomes("joint_passage_size")["partial reset"].outcome == "passed"
 
 
@@ -62,7 +62,7 @@ def test_environment_with_joints_passes():
         ),
         ("LazyReset", "partial reset", "left agent_0 at the origin"),
         ("ForgetsOneAgent", "partial reset", "left agent_1 at the origin"),
-        ("AlwaysDone", "time limit", "terminated at frame 1, whatever was done: done() must be false"),
+        ("AlwaysDone", "time limit", "terminated at frame 1, whatever the actions: done() must return false"),
         (
             "Exploding",
             "interface",
@@ -78,74 +78,74 @@ def test_environment_with_joints_passes():
             "interface",
             "done() returned float32 [8]; with 8 environments it must return a tensor bool",
         ),
-        ("TerminatingTimeLimit", "time limit", "terminated at frame 20, whatever was done"),
+        ("TerminatingTimeLimit", "time limit", "terminated at frame 20, whatever the actions"),
         ("UnboundedReward", "reward scale", "rewards grow with the frame"),
     ],
 )
-def test_broken_scenario_fails_the_check_that_is_for_it(scenario, check, advice):
-    found = outcomes(f"tests.support.scenarios:{scenario}")[check]
-    assert found.outcome == "failed"
-    assert advice in found.detail
+def test_broken_scenario_fails_its_check(scenario, check, advice):
+    result = outcomes(f"tests.support.scenarios:{scenario}")[check]
+    assert result.outcome == "failed"
+    assert advice in result.detail
 
 
-def test_time_limit_reported_as_termination_is_told_where_it_belongs():
-    found = outcomes("tests.support.scenarios:TerminatingTimeLimit")["time limit"]
-    assert "environment.max_episode_frames = 20" in found.detail
+def test_failure_names_the_right_option_when_a_time_limit_is_a_termination():
+    check = outcomes("tests.support.scenarios:TerminatingTimeLimit")["time limit"]
+    assert "environment.max_episode_frames = 20" in check.detail
 
 
 @pytest.mark.parametrize("scenario", ["GreedyClock", "GreedyAgentAttribute"])
 def test_reset_that_writes_attributes_of_other_environments_is_a_warning(scenario):
-    """Some of VMAS's own scenarios do so a little, football for one; entities that move are a failure."""
-    found = outcomes(f"tests.support.scenarios:{scenario}")["partial reset"]
-    assert found.outcome == "warning"
-    assert "changed the others (observation at frame 1 after it): reset_world_at(env_index) must" in found.detail
+    """Some VMAS scenarios, such as football, have a small effect of this kind. Moved entities are a failure."""
+    check = outcomes(f"tests.support.scenarios:{scenario}")["partial reset"]
+    assert check.outcome == "warning"
+    assert "changed the others (observation at frame 1 after it): reset_world_at(env_index) must" in check.detail
 
 
-def test_end_that_agents_see_coming_is_a_warning():
-    found = outcomes("tests.support.scenarios:FiniteHorizon")["time limit"]
-    assert found.outcome == "warning"
-    assert "terminated at frame 20" in found.detail
+def test_fixed_end_of_the_task_is_a_warning_when_observations_show_the_time():
+    check = outcomes("tests.support.scenarios:FiniteHorizon")["time limit"]
+    assert check.outcome == "warning"
+    assert "terminated at frame 20" in check.detail
 
 
 def test_sparse_large_reward_is_a_warning():
     assert outcomes("tests.support.scenarios:SparseReward")["reward scale"].outcome == "warning"
 
 
-def test_nothing_is_checked_after_an_answer_of_the_wrong_shape():
+def test_checks_end_when_a_result_has_the_wrong_shape():
     assert list(outcomes("tests.support.scenarios:NumberAsReward")) == ["device", "environment", "interface"]
 
 
 def test_large_but_bounded_reward_is_a_warning():
-    found = outcomes("tests.support.scenarios:Endless", scenario_kwargs={"reward": 5_000.0})["reward scale"]
-    assert found.outcome == "warning"
-    assert "scale rewards to about 1" in found.detail
+    check = outcomes("tests.support.scenarios:Endless", scenario_kwargs={"reward": 5_000.0})["reward scale"]
+    assert check.outcome == "warning"
+    assert "scale rewards to about 1" in check.detail
 
 
 def test_batch_that_cannot_fit_fails_before_training():
     config = from_dict({"collection": {"num_envs": 1_000_000, "rollout_frames": 1_000_000}})
-    last = validate(config, on_check=print).checks[-1]
-    assert (last.name, last.outcome) == ("memory", "failed")
-    assert "collect fewer frames at once" in last.detail
+    last_check = validate(config, on_check=print).checks[-1]
+    assert (last_check.name, last_check.outcome) == ("memory", "failed")
+    assert "collect fewer frames at once" in last_check.detail
 
 
 def test_episodes_that_do_not_depend_on_the_seed_are_a_warning():
-    found = outcomes("tests.support.scenarios:Endless")["seeding"]
-    assert found.outcome == "warning"
+    check = outcomes("tests.support.scenarios:Endless")["seeding"]
+    assert check.outcome == "warning"
 
 
-def test_environment_that_cannot_be_built_ends_the_checks_there():
+def test_checks_end_when_the_environment_cannot_be_built():
     checks = outcomes("navigtion")
     assert list(checks) == ["device", "environment"]
     assert "did you mean navigation?" in checks["environment"].detail
 
 
-def test_missing_device_ends_the_checks_there():
+def test_checks_end_when_the_device_is_missing():
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    heard = []
-    report = validate(from_dict({"device": "cuda"}), heard.append)
+    reported = []
+    report = validate(from_dict({"device": "cuda"}), reported.append)
     assert [(check.name, check.outcome) for check in report.checks] == [("device", "failed")]
-    assert heard == report.failures
-    assert isinstance(heard[0], Check)
+    assert reported == report.failures
+    assert isinstance(reported[0], Check)

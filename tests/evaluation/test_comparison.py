@@ -11,9 +11,9 @@ from mappo.strict_json import to_dict
 
 
 def report(config, returns, heuristic=None, started_from=""):
-    """An evaluation of `config` in which every policy earned known returns."""
+    """Return an evaluation of `config` in which every policy has known returns."""
 
-    def earned(values):
+    def summary(values):
         return EpisodeReturns(values, mean(values), mean(values), 10.0)
 
     return EvaluationReport(
@@ -24,9 +24,9 @@ def report(config, returns, heuristic=None, started_from=""):
         training_frames=1,
         started_from=started_from,
         resampled="",
-        trained=earned(returns),
-        random=earned([0.0, 1.0]),
-        heuristic=heuristic and earned(heuristic),
+        trained=summary(returns),
+        random=summary([0.0, 1.0]),
+        heuristic=heuristic and summary(heuristic),
         no_heuristic="",
     )
 
@@ -35,7 +35,7 @@ def seeds(config, means):
     return [report(override(config, {"seed": seed}), [value - 1, value + 1]) for seed, value in means.items()]
 
 
-def test_interval_over_seeds_is_students_t_by_hand(tiny):
+def test_interval_over_seeds_equals_students_t_computed_by_hand(tiny):
     """Means 1, 2, 3: deviation 1, standard error 1/sqrt(3), t(2, 97.5 %) = 4.302653."""
     result = compare(seeds(tiny, {0: 1.0, 1: 2.0, 7: 3.0}))
     (only,) = result.configurations
@@ -47,8 +47,8 @@ def test_interval_over_seeds_is_students_t_by_hand(tiny):
     assert only.differs == {}
 
 
-def test_gain_over_the_first_configuration_is_welchs_by_hand(tiny):
-    """1, 2, 3 against 5, 6, 7: difference 4, error sqrt(2/3), 4 degrees of freedom, t = 2.776445."""
+def test_gain_over_the_first_configuration_has_welchs_interval_computed_by_hand(tiny):
+    """Means 1, 2, 3 against 5, 6, 7: difference 4, error sqrt(2/3), 4 degrees of freedom, t = 2.776445."""
     other = override(tiny, {"learner": {"clip_epsilon": 0.1}})
     result = compare(seeds(tiny, {0: 1.0, 1: 2.0, 2: 3.0}) + seeds(other, {0: 5.0, 1: 6.0, 2: 7.0}))
     second = result.configurations[1]
@@ -68,9 +68,9 @@ def test_equal_returns_have_an_interval_of_no_width(tiny):
     assert only.mean == Estimate(1.5, 1.5, 1.5)
 
 
-def test_threads_and_device_make_no_other_configuration(tiny):
-    elsewhere = override(tiny, {"threads": 2, "device": "cpu"})
-    result = compare(seeds(tiny, {0: 1.0}) + seeds(elsewhere, {1: 2.0}))
+def test_threads_and_device_do_not_distinguish_configurations(tiny):
+    other_machine = override(tiny, {"threads": 2, "device": "cpu"})
+    result = compare(seeds(tiny, {0: 1.0}) + seeds(other_machine, {1: 2.0}))
     assert [configuration.training_seeds for configuration in result.configurations] == [[0, 1]]
 
 
@@ -85,19 +85,19 @@ def test_reports_on_other_episodes_are_refused_naming_the_difference(tiny):
         compare(seeds(tiny, {0: 1.0}) + seeds(other, {1: 2.0}))
 
 
-def test_nothing_to_compare_is_refused():
+def test_comparison_without_reports_is_refused():
     with pytest.raises(ConfigError, match="no evaluation report"):
         compare([])
 
 
-def test_baselines_are_taken_over(tiny):
+def test_comparison_has_the_baselines_of_the_reports(tiny):
     result = compare([report(tiny, [1.0], heuristic=[5.0, 6.0])])
     assert result.random.mean.value == 0.5
     assert result.heuristic.mean.value == 5.5
     assert dataclasses.asdict(result)["intervals"].startswith("95 % Student's t")
 
 
-def test_warm_started_run_is_no_other_seed_of_the_runs_from_scratch(tiny):
+def test_warm_started_run_is_another_configuration_than_the_runs_from_scratch(tiny):
     warm = report(
         override(tiny, {"seed": 1}), [3.0], started_from="warm start from configuration abc after 10 frames"
     )

@@ -27,10 +27,10 @@ def make_checkpoint(config):
         environment = make_environment(config.environment, 1, 0, Stream.TRAINING, CPU)
         networks = make_networks(config.networks, environment)
     tensors = dict(networks.modules().state_dict())
-    return Checkpoint(config, 0, 0, tensors, {}, SimulationState(), "", Platform.here(CPU)), networks.policy
+    return Checkpoint(config, 0, 0, tensors, {}, SimulationState(), "", Platform.current(CPU)), networks.policy
 
 
-def test_returns_of_the_endless_task_are_its_length():
+def test_return_of_an_episode_of_the_endless_task_is_its_length():
     assert play_randomly(endless(max_episode_frames=17)) == ([17.0] * 6, [17.0] * 6)
 
 
@@ -98,7 +98,7 @@ def test_return_that_is_not_finite_is_an_error_naming_seed_and_episode():
         evaluate(config, make_checkpoint(config)[0])
 
 
-def test_report_tells_the_configuration_evaluated_from_the_one_trained(tiny):
+def test_report_distinguishes_the_configurations_of_evaluation_and_training(tiny):
     checkpoint, _ = make_checkpoint(tiny)
     other = override(tiny, {"environment": {"max_episode_frames": 5}})
     report = evaluate(other, checkpoint)
@@ -111,7 +111,7 @@ def test_checkpoint_of_another_size_is_refused(tiny):
         evaluate(override(tiny, {"networks": {"hidden_sizes": [17]}}), checkpoint)
 
 
-def test_report_says_what_its_intervals_resample(tiny):
+def test_report_names_the_values_that_its_intervals_resample(tiny):
     report = dataclasses.asdict(evaluate(tiny, make_checkpoint(tiny)[0]))
     assert "episodes" in report["resampled"]
     trained = report["trained"]
@@ -119,8 +119,8 @@ def test_report_says_what_its_intervals_resample(tiny):
     assert len(trained["episode_returns"]) == 8
 
 
-def test_heuristic_policy_of_the_scenario_stands_beside_the_others():
-    """VMAS's heuristic for wheel is better than random actions, on the same episodes, every time the same."""
+def test_heuristic_policy_of_the_scenario_is_evaluated_on_the_same_episodes():
+    """Check that VMAS's heuristic for wheel beats random actions, and that its returns are repeatable."""
     config = endless(scenario="wheel", max_episode_frames=100)
     report = evaluate(config, make_checkpoint(config)[0])
     assert list(report.policies()) == ["random", "heuristic", "trained"]
@@ -145,8 +145,8 @@ def test_missing_heuristic_is_explained_in_the_report(environment, reason):
     assert list(report.policies()) == ["random", "trained"]
 
 
-def test_what_environments_show_after_their_end_is_not_acted_upon():
-    """Observations of SoundRace are NaN after the end, which comes at another time in each environment."""
+def test_observations_after_the_end_of_an_episode_do_not_reach_the_policy():
+    """The observations of SoundRace are NaN after the end, which comes at another time in each environment."""
     config = endless(scenario="tests.support.scenarios:SoundRace", max_episode_frames=40)
     report = evaluate(config, make_checkpoint(config)[0])
     assert len(set(report.trained.episode_returns)) > 1

@@ -21,32 +21,32 @@ from tests.conftest import TINY
 
 @pytest.fixture(scope="module")
 def recorded(checkpoint):
-    """Of navigation with two agents."""
+    """The report of an evaluation of navigation with two agents, and its recorded episodes."""
     report = evaluate(checkpoint.config, checkpoint)
     return report, record(checkpoint.config, checkpoint, report)
 
 
-def test_recorded_episodes_are_those_that_were_evaluated(recorded):
-    report, seen = recorded
+def test_recorded_episodes_are_those_of_the_evaluation(recorded):
+    report, recordings = recorded
     returns = report.trained.episode_returns
-    trained = {episode.label: episode for episode in seen.episodes if episode.policy == "trained"}
+    trained = {episode.label: episode for episode in recordings.episodes if episode.policy == "trained"}
     per_seed = len(returns) // 2
     for label, expected in (("best", max(returns)), ("worst", min(returns)), ("median", sorted(returns)[3])):
         episode = trained[label]
         assert episode.episode_return == pytest.approx(expected, abs=1e-4)
         index = [1, 2].index(episode.seed) * per_seed + episode.number
         assert returns[index] == pytest.approx(expected)
-    assert [(episode.policy, episode.label) for episode in seen.episodes] == [
+    assert [(episode.policy, episode.label) for episode in recordings.episodes] == [
         (policy, label) for policy in ("trained", "random") for label in ("best", "median", "worst")
     ]
 
 
-def test_both_policies_begin_in_the_same_place_which_is_the_simulators(recorded, checkpoint):
-    """Beside a simulator that is only reset, by hand."""
-    _, seen = recorded
+def test_both_policies_start_at_the_simulators_initial_positions(recorded, checkpoint):
+    """Compare the first poses with those of a simulator that is only reset."""
+    _, recordings = recorded
     config, device = checkpoint.config, resolve_device("cpu")
     for label in ("best", "worst"):
-        trained, random = (episode for episode in seen.episodes if episode.label == label)
+        trained, random = (episode for episode in recordings.episodes if episode.label == label)
         with private_random_streams(trained.seed, Stream.EVALUATION, device):
             environment = make_environment(config.environment, 4, trained.seed, Stream.EVALUATION, device)
             environment.reset()
@@ -60,17 +60,16 @@ def test_both_policies_begin_in_the_same_place_which_is_the_simulators(recorded,
 
 
 def test_agents_move_and_goals_do_not(recorded):
-    _, seen = recorded
-    episode = seen.episodes[0]
-    moved = np.abs(np.diff(values(episode.poses)[..., :2], axis=0)).sum(axis=(0, 2))
-    for entity, distance in zip(episode.entities, moved, strict=True):
+    _, recordings = recorded
+    episode = recordings.episodes[0]
+    distances = np.abs(np.diff(values(episode.poses)[..., :2], axis=0)).sum(axis=(0, 2))
+    for entity, distance in zip(episode.entities, distances, strict=True):
         assert (distance > 0) == (entity.kind == "agent")
 
 
-def test_rays_end_at_what_is_there(recorded):
-    """A ray is as long as the range, or ends at another agent's edge."""
-    _, seen = recorded
-    for episode in seen.episodes:
+def test_rays_end_at_their_range_or_at_another_agent(recorded):
+    _, recordings = recorded
+    for episode in recordings.episodes:
         assert len(episode.lidars) == 2
         for lidar in episode.lidars:
             distances = values(lidar.distances)
@@ -78,19 +77,19 @@ def test_rays_end_at_what_is_there(recorded):
             assert distances.min() >= 0
             assert distances.max() <= lidar.max_range + 1e-3
     positions = values(episode.poses)[:, :2, :2]
-    apart = np.linalg.norm(positions[:, 0] - positions[:, 1], axis=-1)
+    gaps = np.linalg.norm(positions[:, 0] - positions[:, 1], axis=-1)
     hits = values(episode.lidars[0].distances).min(axis=1) < episode.lidars[0].max_range - 1e-3
-    assert not hits[apart > episode.lidars[0].max_range + 0.2].any()
+    assert not hits[gaps > episode.lidars[0].max_range + 0.2].any()
 
 
-def test_a_series_keeps_its_numbers_to_a_part_in_thirty_thousand():
+def test_series_keeps_its_numbers_to_a_30000th_of_the_largest():
     numbers = np.array([[0.0, -2.5, math.pi], [1e-3, 2.5, -math.inf]])
     series = rollouts._series(numbers)
     assert values(series) == pytest.approx(np.array([[0.0, -2.5, math.pi], [1e-3, 2.5, 0.0]]), abs=1e-4)
     assert len(base64.b64decode(series.data)) == 2 * numbers.size
 
 
-def test_what_is_recorded_is_json_without_nan(recorded):
+def test_recording_is_valid_json_without_nan(recorded):
     json.dumps(asdict(recorded[1]), allow_nan=False)
 
 
@@ -115,17 +114,18 @@ def test_scenarios_of_all_kinds_are_recorded(scenario, kwargs, tmp_path):
     }
     config = override(from_dict(TINY), changes)
     trained = train(config, Run.at(tmp_path), HistoryFile(tmp_path / "history.csv"), lambda _: None)
-    seen = record(config, trained, evaluate(config, trained))
-    assert {episode.label for episode in seen.episodes} == {"best", "median", "worst"}  # of one episode, all three
-    heuristic = scenario in {"balance", "swarm", "discovery"}
-    assert ("heuristic" in {episode.policy for episode in seen.episodes}) == heuristic
-    for episode in seen.episodes:
+    recordings = record(config, trained, evaluate(config, trained))
+    # The evaluation has one episode, which has all three labels.
+    assert {episode.label for episode in recordings.episodes} == {"best", "median", "worst"}
+    has_heuristic = scenario in {"balance", "swarm", "discovery"}
+    assert ("heuristic" in {episode.policy for episode in recordings.episodes}) == has_heuristic
+    for episode in recordings.episodes:
         assert np.isfinite(values(episode.poses)).all()
         assert all(entity.size and min(entity.size) >= 0 for entity in episode.entities)
         assert len(episode.rewards) == episode.num_frames
 
 
-def test_a_long_episode_leaves_frames_out_but_not_the_last(checkpoint, monkeypatch):
+def test_long_episode_omits_frames_but_keeps_the_last(checkpoint, monkeypatch):
     report = evaluate(checkpoint.config, checkpoint)
     monkeypatch.setattr(rollouts, "MAX_BYTES", 400)
     episode = record(checkpoint.config, checkpoint, report).episodes[0]

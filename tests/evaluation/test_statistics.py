@@ -25,13 +25,13 @@ def test_mean_interval_agrees_with_the_normal_one_on_many_values():
     assert estimate.high == pytest.approx(np.mean(values) + half, abs=0.02)
 
 
-def test_interval_holds_the_truth_in_about_95_of_100_samples():
+def test_interval_contains_the_true_mean_in_about_95_of_100_samples():
     generator = np.random.default_rng(1)
-    held = 0
+    num_hits = 0
     for _ in range(100):
         estimate = mean(generator.exponential(1.0, 60).tolist())
-        held += estimate.low <= 1.0 <= estimate.high
-    assert 88 <= held <= 98
+        num_hits += estimate.low <= 1.0 <= estimate.high
+    assert 88 <= num_hits <= 98
 
 
 def test_interval_is_the_same_every_time():
@@ -48,15 +48,15 @@ def test_one_value_has_no_interval():
     assert (estimate.value, estimate.low, estimate.high) == (2.0, None, None)
 
 
-def test_interval_over_four_seeds_holds_the_truth_as_often_as_it_says_where_a_bootstrap_does_not():
+def test_interval_over_four_seeds_has_its_nominal_coverage_and_a_bootstrap_has_not():
     generator = np.random.default_rng(2)
     samples = [generator.normal(0.0, 1.0, 4).tolist() for _ in range(150)]
 
-    def held(interval):
+    def coverage(interval):
         return sum(estimate.low <= 0 <= estimate.high for estimate in map(interval, samples)) / len(samples)
 
-    assert 0.91 <= held(mean_over_seeds) <= 0.99
-    assert held(mean) < 0.88
+    assert 0.91 <= coverage(mean_over_seeds) <= 0.99
+    assert coverage(mean) < 0.88
 
 
 def test_difference_over_seeds_of_one_seed_has_no_interval():
@@ -64,7 +64,7 @@ def test_difference_over_seeds_of_one_seed_has_no_interval():
 
 
 def test_probability_of_improvement_is_the_mann_whitney_statistic_of_all_pairs():
-    """Against scipy's own, and counted by hand with a tie: 5 of 6 pairs, and half of one."""
+    """Compare with scipy's statistic, and with a count by hand that has a tie: 5 of 6 pairs, and half of one."""
     generator = np.random.default_rng(3)
     values, reference = generator.integers(0, 20, 30).tolist(), generator.integers(0, 20, 17).tolist()
     expected = mannwhitneyu(values, reference).statistic / (30 * 17)
@@ -72,12 +72,12 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic_of_all_pairs()
     assert probability_of_improvement([2.0, 3.0], [1.0, 2.0, 1.0]).value == pytest.approx(5.5 / 6)
 
 
-def test_probability_of_improvement_has_an_interval_that_holds_the_truth():
-    """For two normal distributions one deviation apart, the truth is Phi(1 / sqrt(2))."""
-    generator, truth, held = np.random.default_rng(4), norm.cdf(1 / np.sqrt(2)), 0
+def test_interval_of_the_probability_of_improvement_contains_the_true_value():
+    """The true value is Phi(1 / sqrt(2)) for two normal distributions that are one deviation apart."""
+    generator, true_value, num_hits = np.random.default_rng(4), norm.cdf(1 / np.sqrt(2)), 0
     for _ in range(60):
         estimate = probability_of_improvement(
             generator.normal(1, 1, 40).tolist(), generator.normal(0, 1, 40).tolist()
         )
-        held += estimate.low <= truth <= estimate.high
-    assert held >= 52
+        num_hits += estimate.low <= true_value <= estimate.high
+    assert num_hits >= 52

@@ -52,7 +52,7 @@ def test_alert_says_what_is_wrong_and_what_to_do(alert):
 
 @pytest.mark.parametrize("rule", [rule for rules in GROUPS.values() for rule in rules])
 def test_rule_uses_metrics_that_there_are_and_rates_of_counters_only(rule):
-    recorded = {rule["record"] for rule in GROUPS["mappo.compute.traced_function"]}
+    recorded = {rule["record"] for rule in GROUPS["mappo.recording"]}
     require_known_metrics(rule["expr"], recorded)
 
 

@@ -80,7 +80,7 @@ def test_variables_narrow_each_other_down(dashboard):
 
 @by_name
 def test_queries_use_metrics_that_there_are_and_rates_of_counters_only(dashboard):
-    recorded = {rule["record"] for rule in GROUPS["mappo.compute.traced_function"]}
+    recorded = {rule["record"] for rule in GROUPS["mappo.recording"]}
     for _, expression, _ in expressions(dashboard):
         require_known_metrics(filled_in(expression, dashboard, 3600), recorded)
 
@@ -118,7 +118,7 @@ def test_what_a_run_does_now_is_what_its_newest_process_does(tmp_path):
     expected = {
         "Progress": [(0.6, 0.444)],
         "Time left": [(100, 100)],
-        "Return now": [(10, 30)],
+        "Current return": [(10, 30)],
         "Best evaluation": [(40, 40)],
         "Attempt": [(2, 1)],
         "Runs": [(600, 400), (1000, 900), (10, 30), (20, 20), (4, 5), (2, 1)],

@@ -1,4 +1,4 @@
-"""Recorded gradients against those of TorchRL's loss, called directly and differentiated by autograd."""
+"""Check that traced gradients equal those of TorchRL's loss, which autograd computes."""
 
 import os
 import subprocess
@@ -29,36 +29,36 @@ CASES = {
 
 
 @pytest.fixture(autouse=True)
-def recorded_at_once(monkeypatch):
+def _traced_in_the_first_call(monkeypatch):
     monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_recorded_gradients_are_those_of_autograd_bit_by_bit(tiny, changes):
-    learner, minibatches = after_an_update(override(tiny, changes))
-    for minibatch in minibatches:  # the second is recorded here
-        for recorded, direct in zip(*both(learner, minibatch), strict=True):
-            assert torch.equal(recorded, direct)
+def test_traced_gradients_are_bit_identical_to_those_of_autograd(tiny, changes):
+    learner, minibatches = learner_after_an_update(override(tiny, changes))
+    for minibatch in minibatches:  # the second size is traced here
+        for traced, direct in zip(*traced_and_direct(learner, minibatch), strict=True):
+            assert torch.equal(traced, direct)
         observation, action = minibatch[OBSERVATION], minibatch[ACTION]
         with torch.no_grad():
             direct = learner.networks.policy.get_dist(minibatch.select(OBSERVATION)).log_prob(action)
         assert torch.equal(learner._log_prob(observation, action)[0], direct)
 
 
-def test_function_is_recorded_once_it_has_been_called_for_a_while(monkeypatch):
-    """What Python does it does until then; random numbers go on in their order."""
+def test_function_is_traced_after_some_direct_calls(monkeypatch):
+    """Python runs the function until then. Tracing does not change the order of random numbers."""
     monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 2)
-    module, called = nn.Linear(3, 2), []
+    module, calls = nn.Linear(3, 2), []
 
     def noisy(values):
-        called.append(len(values))
+        calls.append(len(values))
         return [module(values) + torch.randn(len(values), 2)]
 
-    recorded = TracedFunction(noisy, module, CPU)
+    traced = TracedFunction(noisy, module, CPU)
     inputs = torch.randn(5, 3)
     torch.manual_seed(0)
-    values = [recorded(inputs)[0] for _ in range(5)] + [recorded(inputs[:4])[0]]
-    assert called == [5, 5, 5, 4], "two direct calls, one to record, and one of another shape"
+    values = [traced(inputs)[0] for _ in range(5)] + [traced(inputs[:4])[0]]
+    assert calls == [5, 5, 5, 4], "two direct calls, one call to trace, and one with another shape"
     torch.manual_seed(0)
     expected = [noisy(inputs)[0] for _ in range(5)] + [noisy(inputs[:4])[0]]
     assert all(torch.equal(*pair) for pair in zip(values, expected, strict=True))
@@ -68,39 +68,39 @@ def test_function_is_recorded_once_it_has_been_called_for_a_while(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_compiled_gradients_agree_with_those_of_autograd(tiny, changes):
-    learner, minibatches = after_an_update(override(tiny, changes, {"learner": {"update": "fast"}}))
+    learner, minibatches = learner_after_an_update(override(tiny, changes, {"learner": {"update": "fast"}}))
     for minibatch in minibatches:
-        for compiled, direct in zip(*both(learner, minibatch), strict=True):
+        for compiled, direct in zip(*traced_and_direct(learner, minibatch), strict=True):
             torch.testing.assert_close(compiled, direct, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("shares", [True, False])
-def test_mixed_gradients_agree_with_those_of_autograd_to_what_bfloat16_holds(tiny, monkeypatch, shares):
+def test_mixed_gradients_agree_with_those_of_autograd_to_the_precision_of_bfloat16(tiny, monkeypatch, shares):
     monkeypatch.setattr("mappo.compute.traced_function.compile_graph", lambda graph, _: graph)
-    differences_of_mixed_gradients(tiny, shares)
+    assert_mixed_gradients_agree(tiny, shares)
 
 
 @pytest.mark.long
-def test_compiled_mixed_gradients_agree_with_those_of_autograd_to_what_bfloat16_holds(tiny):
-    differences_of_mixed_gradients(tiny, shares=True)
+def test_compiled_mixed_gradients_agree_with_those_of_autograd_to_the_precision_of_bfloat16(tiny):
+    assert_mixed_gradients_agree(tiny, shares=True)
 
 
-def differences_of_mixed_gradients(tiny, shares):
+def assert_mixed_gradients_agree(tiny, shares):
     networks = {"hidden_sizes": [64, 64], "share_policy": shares}
     config = override(tiny, {"networks": networks, "learner": {"update": "mixed", "minibatch_frames": 100}})
-    learner, minibatches = after_an_update(config)
+    learner, minibatches = learner_after_an_update(config)
     minibatch = torch.cat(minibatches)
     assert len(minibatch) >= 64
     ratios = []
-    for mixed, direct in zip(*both(learner, minibatch), strict=True):
+    for mixed, direct in zip(*traced_and_direct(learner, minibatch), strict=True):
         assert mixed.dtype == torch.float32
         ratios.append(float((mixed - direct).norm() / direct.norm().clamp_min(1e-3)))
     assert max(ratios) < 0.05, ratios
     assert max(ratios) > 1e-4, "nothing was multiplied in bfloat16"
 
 
-def after_an_update(config):
-    """A learner whose networks have left the collecting policy, and minibatches of two sizes."""
+def learner_after_an_update(config):
+    """Return a learner whose policy differs from the collecting policy, and minibatches of two sizes."""
     _, _, learner, batch = make(config)
     torch.manual_seed(0)
     learner.update(batch)
@@ -109,15 +109,15 @@ def after_an_update(config):
     return learner, [frames[:50], frames[:40], frames[40:90], frames[100:]]
 
 
-def both(learner, minibatch):
-    """Terms and gradients, recorded and computed directly from the same random state."""
+def traced_and_direct(learner, minibatch):
+    """Return loss terms and gradients, once traced and once computed directly from the same random state."""
     parameters = list(learner.networks.modules().parameters())
-    state = torch.get_rng_state()
+    initial_state = torch.get_rng_state()
     values = learner._gradients(*tensors(minibatch))
-    recorded = [*values, *(parameter.grad for parameter in parameters)]
+    traced = [*values, *(parameter.grad for parameter in parameters)]
     learner.optimiser.zero_grad()
-    after = torch.get_rng_state()
-    torch.set_rng_state(state)
+    state_after_traced = torch.get_rng_state()
+    torch.set_rng_state(initial_state)
     output = learner._loss(minibatch)
     total = sum(value for name, value in output.items() if name.startswith("loss_"))
     total.backward()
@@ -129,16 +129,17 @@ def both(learner, minibatch):
     output = {**dict(output.items()), **norms}
     names = [LOSS_OUTPUTS.get(name, name) for name in learner._gradients.names]
     direct = [*(output[name].detach() for name in names), *(parameter.grad for parameter in parameters)]
-    assert torch.equal(after, torch.get_rng_state()), "they draw the same random numbers"
-    return recorded, direct
+    assert torch.equal(state_after_traced, torch.get_rng_state()), "both draw the same random numbers"
+    return traced, direct
 
 
 @pytest.mark.long
-def test_without_a_compiler_training_says_what_is_missing(tmp_path):
+def test_error_names_the_missing_compiler(tmp_path):
     variables = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     options = [*TINY, "--learner.update", "fast", "--run", "first", "--store", str(tmp_path)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mappo", "train", *options], capture_output=True, text=True, env=variables
     )
-    assert done.returncode == 1
-    assert "learner.update = fast or mixed need a C++ compiler and Python's headers" in done.stdout + done.stderr
+    assert process.returncode == 1
+    message = "learner.update = fast or mixed need a C++ compiler and Python's headers"
+    assert message in process.stdout + process.stderr

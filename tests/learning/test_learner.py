@@ -12,8 +12,8 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NonFiniteLoss
 from mappo.learning.learner import (
     ADVANTAGE,
-    LEARNED_FROM,
     LOG_PROB,
+    LOSS_INPUTS,
     VALUE_TARGET,
     Learner,
     explained_variance,
@@ -25,7 +25,7 @@ from tests.support.runs import batches
 
 
 def make(config):
-    """Environment, networks, learner and the first batch of a configuration."""
+    """Return the environment, the networks, the learner and the first batch of a configuration."""
     with private_random_streams(config.seed, Stream.TRAINING, CPU):
         environment = make_environment(
             config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, CPU
@@ -36,40 +36,40 @@ def make(config):
 
 
 def make_policy(num_features):
-    """A shared policy for observations of this many features and two action values."""
+    """Return a shared policy for observations of `num_features` features and two action values."""
     environment = make_environment(endless().environment, 1, 0, Stream.TRAINING, CPU)
     assert environment.full_observation_spec_unbatched[OBSERVATION].shape[-1] == num_features
     return make_networks(endless().networks, environment).policy
 
 
 def prepare(learner, batch):
-    """The frames that `learner.update` makes of a batch, before it learns from them."""
+    """Return the frames that `learner.update` makes from a batch before it shuffles them."""
     learner._estimate(batch)
-    return learner._frames(batch)
+    return learner._prepare_frames(batch)
 
 
 def tensors(minibatch):
-    """What a step takes."""
-    return [minibatch[key].clone() for key in LEARNED_FROM]
+    """Return the arguments of a step."""
+    return [minibatch[key].clone() for key in LOSS_INPUTS]
 
 
 def numbered(frames):
-    """Frames whose observations are their numbers."""
+    """Replace the observations of frames by the frames' numbers."""
     return frames.set(OBSERVATION, torch.arange(len(frames)))
 
 
 def observation_is_value():
-    """A critic whose value of an agent is the only feature of its observation."""
+    """Return a critic that uses the only feature of an agent's observation as the agent's value."""
     critic = CentralisedCritic(torch.nn.Identity(), torch.nn.Identity(), moments=None)
     return TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE])
 
 
 def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tiny):
-    """One environment, two agents, five frames; discount 0.5, lambda 0.5.
+    """The batch has one environment, two agents and five frames; discount and lambda are 0.5.
 
-    Values V = 1, 2, 3, 4, 5 for agent 0 and twice that for agent 1; the next values after each frame are given
-    below; rewards 1 and 2. Frame 2 terminates (no bootstrap, trace cut), frame 3 is truncated (bootstrap from
-    the last observation 10, trace cut), the batch ends after frame 5 (bootstrap from 6).
+    The values of agent 0 are V = 1, 2, 3, 4, 5, and its rewards are 1; those of agent 1 are twice as large.
+    Frame 2 terminates (no bootstrap, trace cut). Frame 3 is truncated (bootstrap from the last value 10,
+    trace cut). The batch ends after frame 5 (bootstrap from 6).
     """
     value = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     next_value = torch.tensor([2.0, 9.0, 10.0, 5.0, 6.0])
@@ -97,7 +97,8 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
     frames = prepare(Learner(config, Networks(policy, critic), num_iterations=1), batch)
 
-    # delta = reward + 0.5 V' (not after termination) - V; advantage = delta + 0.25 advantage' (not after an end)
+    # delta = reward + 0.5 next V (0 after a termination) - V
+    # advantage = delta + 0.25 next advantage (0 after the end of an episode)
     delta = [1 + 1.0 - 1, 1 - 2.0, 1 + 5.0 - 3, 1 + 2.5 - 4, 1 + 3.0 - 5]
     advantage = [
         delta[0] + 0.25 * delta[1],
@@ -112,7 +113,7 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
 
 
 def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
-    """Schulman et al. (2017), equation 7: the clipped surrogate, and the squared error of the values."""
+    """The formulas are the clipped surrogate (Schulman et al. 2017, equation 7) and the values' squared error."""
     config = override(tiny, {"learner": {"clip_epsilon": 0.1, "value_coefficient": 0.5}})
     _, networks, learner, batch = make(config)
     frames = prepare(learner, batch)
@@ -142,8 +143,8 @@ def test_first_minibatch_has_ratio_one(tiny):
     assert losses.loss_policy == pytest.approx(0, abs=1e-5)  # minus the mean of standardised advantages
 
 
-def test_first_minibatch_has_ratio_one_even_where_actions_saturate(tiny):
-    """At such means tanh rounds to its bounds in float32, and the sampled action no longer tells its origin."""
+def test_first_minibatch_has_ratio_one_when_actions_saturate(tiny):
+    """For large means, tanh rounds to its bounds in float32, so its argument cannot be found from the action."""
     config = override(tiny, {"learner": {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}})
     environment, networks, learner, _ = make(config)
     with torch.no_grad():
@@ -164,38 +165,38 @@ def values_after_training(config):
 
 
 def test_endless_task_is_worth_one_over_one_minus_discount():
-    """Reward 1 for ever at discount 0.9 is worth 10, but only if the time limit of 20 frames bootstraps."""
+    """An endless reward of 1 is worth 10 at discount 0.9 if values bootstrap at the time limit of 20 frames."""
     assert torch.allclose(values_after_training(endless()), torch.tensor(10.0), rtol=0.03)
 
 
-def test_terminating_task_is_worth_its_own_rewards_only():
-    """Every episode terminates after one frame: the value is that frame's reward, nothing beyond."""
+def test_terminating_task_is_worth_the_rewards_before_its_end():
+    """Every episode terminates after one frame, so the value is the reward of this frame."""
     config = endless(scenario_kwargs={"terminate_after": 1})
     config = override(config, {"collection": {"total_frames": 4_000}})
     assert torch.allclose(values_after_training(config), torch.tensor(1.0), rtol=0.03)
 
 
 @pytest.mark.parametrize("minibatch_frames", [120, 50, 7, 1])
-def test_every_epoch_visits_every_frame_once_remainder_included(tiny, minibatch_frames):
+def test_every_epoch_visits_every_frame_once_including_the_remainder(tiny, minibatch_frames):
     config = override(tiny, {"learner": {"epochs": 2, "minibatch_frames": minibatch_frames}})
     _, _, learner, batch = make(config)
     frames = numbered(prepare(learner, batch))
     for _ in range(2):
-        seen = [minibatch[0] for minibatch in learner._shuffled(frames)]
-        assert torch.equal(torch.cat(seen).sort().values, torch.arange(120))
-        assert {len(numbers) for numbers in seen[:-1]} <= {minibatch_frames}
-    assert len(seen) == math.ceil(120 / minibatch_frames)
+        minibatches = [minibatch[0] for minibatch in learner._shuffled(frames)]
+        assert torch.equal(torch.cat(minibatches).sort().values, torch.arange(120))
+        assert {len(numbers) for numbers in minibatches[:-1]} <= {minibatch_frames}
+    assert len(minibatches) == math.ceil(120 / minibatch_frames)
 
 
 def test_epochs_are_shuffled_differently(tiny):
     _, _, learner, batch = make(tiny)
     frames = numbered(prepare(learner, batch))
-    one, other = ([minibatch[0].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
-    assert one != other
+    first, second = ([minibatch[0].tolist() for minibatch in learner._shuffled(frames)] for _ in range(2))
+    assert first != second
 
 
 @pytest.mark.parametrize(("key", "term"), [(("next", *REWARD), "loss_critic"), (ACTION, "loss_policy")])
-def test_non_finite_loss_stops_before_the_optimiser_steps_and_names_the_term(tiny, key, term):
+def test_non_finite_loss_raises_before_the_optimiser_steps_and_names_the_term(tiny, key, term):
     _, networks, learner, batch = make(tiny)
     batch[key][0, 0] = float("nan")
     with pytest.raises(NonFiniteLoss, match=f"{term} = nan"):
@@ -206,45 +207,45 @@ def test_non_finite_loss_stops_before_the_optimiser_steps_and_names_the_term(tin
 def test_non_finite_loss_in_the_only_minibatch_changes_no_parameter(tiny):
     config = override(tiny, {"learner": {"minibatch_frames": 120}})
     _, networks, learner, batch = make(config)
-    before = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    initial = {name: value.clone() for name, value in networks.modules().state_dict().items()}
     batch["next", *REWARD][0, 0] = float("inf")
     with pytest.raises(NonFiniteLoss):
         learner.update(batch)
-    after = networks.modules().state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    parameters = networks.modules().state_dict()
+    assert all(torch.equal(initial[name], parameters[name]) for name in initial)
 
 
-def test_parameters_stay_those_of_the_last_good_step(tiny):
-    """Though the steps after it, whose losses are finite, are made before anybody looks."""
+def test_parameters_stay_those_of_the_last_finite_step(tiny):
+    """Later steps with finite losses change nothing either, because the check comes after all steps."""
     _, networks, learner, batch = make(tiny)
     frames = prepare(learner, batch)
-    good, bad = frames[:40], frames[40:80].clone()
-    bad[VALUE_TARGET][0] = float("nan")
-    learner._step(*tensors(good))
-    after_good = {name: value.clone() for name, value in networks.modules().state_dict().items()}
-    remembered = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
-    steps = [learner._step(*tensors(each))[0] for each in (bad, good)]
-    assert all(torch.equal(value, after_good[name]) for name, value in networks.modules().state_dict().items())
-    assert all(torch.equal(value, remembered[name]) for name, value in learner.optimiser_tensors().items())
+    finite, non_finite = frames[:40], frames[40:80].clone()
+    non_finite[VALUE_TARGET][0] = float("nan")
+    learner._step(*tensors(finite))
+    parameters = {name: value.clone() for name, value in networks.modules().state_dict().items()}
+    optimiser_state = {name: value.clone() for name, value in learner.optimiser_tensors().items()}
+    steps = [learner._step(*tensors(minibatch))[0] for minibatch in (non_finite, finite)]
+    assert all(torch.equal(value, parameters[name]) for name, value in networks.modules().state_dict().items())
+    assert all(torch.equal(value, optimiser_state[name]) for name, value in learner.optimiser_tensors().items())
     with pytest.raises(NonFiniteLoss, match="loss_critic = nan, gradient_norm_critic = nan; training stopped"):
         learner._require_finite(steps)
 
 
-def test_steps_do_not_wait_for_a_gpu(tiny, monkeypatch):
-    """However many steps and frames an update has, it asks for as many numbers, once all is recorded."""
+def test_number_of_waits_for_a_gpu_does_not_depend_on_the_number_of_steps(tiny, monkeypatch):
+    """Once its functions are traced, every update reads the same number of values from the device."""
     monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)
     waits = {}
     for minibatch_frames in (20, 40, 120):
         _, _, learner, batch = make(override(tiny, {"learner": {"minibatch_frames": minibatch_frames}}))
-        learner.update(batch.clone())  # recording asks, too
+        learner.update(batch.clone())  # traces the functions, which also reads numbers
         with counted_waits() as mode:
             learner.update(batch)
         waits[minibatch_frames] = mode.count
     assert len(set(waits.values())) == 1, waits
 
 
-def test_entropy_is_that_of_the_distribution(tiny):
-    """The estimate -log pi(a|o) over many frames agrees with one from fresh samples."""
+def test_entropy_equals_that_of_the_distribution(tiny):
+    """The estimate -log pi(a|o) over many frames agrees with an estimate from fresh samples."""
     config = override(tiny, {"collection": {"num_envs": 100, "rollout_frames": 20, "total_frames": 1}})
     _, networks, learner, batch = make(config)
     with torch.no_grad():
@@ -263,13 +264,13 @@ def test_entropy_bonus_keeps_the_policy_more_random():
                 losses = learner.update(batch)
         return losses
 
-    plain, encouraged = last_losses(0.0), last_losses(0.1)
-    assert encouraged.entropy > plain.entropy
-    assert encouraged.loss_entropy == pytest.approx(-0.1 * encouraged.entropy, abs=0.05)
-    assert plain.loss_entropy == 0
+    without_bonus, with_bonus = last_losses(0.0), last_losses(0.1)
+    assert with_bonus.entropy > without_bonus.entropy
+    assert with_bonus.loss_entropy == pytest.approx(-0.1 * with_bonus.entropy, abs=0.05)
+    assert without_bonus.loss_entropy == 0
 
 
-def test_gradients_of_actor_and_critic_are_clipped_each(tiny):
+def test_gradients_of_actor_and_critic_are_clipped_separately(tiny):
     config = override(tiny, {"learner": {"max_gradient_norm": 1e-3, "minibatch_frames": 120, "epochs": 1}})
     _, networks, learner, batch = make(config)
     losses = learner.update(batch)
@@ -292,20 +293,25 @@ def test_learning_rate_follows_its_schedule_over_the_run(tiny, schedule, expecte
 
 
 @pytest.mark.parametrize("kind", ["none", "minibatch", "batch", "agent"])
-def test_advantages_are_standardised_over_what_the_option_names(tiny, kind):
+def test_advantages_are_standardised_over_the_configured_group(tiny, kind):
     config = override(tiny, {"learner": {"advantage_normalisation": kind, "epochs": 1}})
     _, _, learner, batch = make(config)
     unchanged = override(config, {"learner": {"advantage_normalisation": "none"}}).learner
     raw = Learner(unchanged, learner.networks, num_iterations=1)
     plain = prepare(raw, batch.clone())[ADVANTAGE]
     prepared = prepare(learner, batch.clone())[ADVANTAGE]
-    seen = []
-    gradients, index = learner._gradients, LEARNED_FROM.index(ADVANTAGE)
-    learn = gradients._differentiate
-    gradients._differentiate = lambda *minibatch: (seen.append(minibatch[index].clone()), learn(*minibatch))[1]
+    minibatches = []
+    gradients, index = learner._gradients, LOSS_INPUTS.index(ADVANTAGE)
+    differentiate = gradients._differentiate
+
+    def record_advantages(*minibatch):
+        minibatches.append(minibatch[index].clone())
+        return differentiate(*minibatch)
+
+    gradients._differentiate = record_advantages
     learner.update(batch.clone())
-    over = {"none": [], "minibatch": seen, "batch": [prepared], "agent": list(prepared.unbind(-2))}[kind]
-    for values in over:
+    groups = {"none": [], "minibatch": minibatches, "batch": [prepared], "agent": list(prepared.unbind(-2))}
+    for values in groups[kind]:
         assert values.mean().item() == pytest.approx(0, abs=1e-5)
         assert values.std(correction=0).item() == pytest.approx(1, abs=1e-4)
     if kind in ("none", "minibatch"):
@@ -324,8 +330,8 @@ def test_explained_variance_is_one_for_perfect_and_zero_for_constant_values():
     assert math.isnan(explained_variance(target, torch.ones(3)))
 
 
-def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_reward():
-    """As the endless task above, with a reward of 1000 a frame: worth 10,000, which no plain critic reaches."""
+def test_critic_with_standardised_values_predicts_in_units_of_the_reward():
+    """An endless reward of 1000 is worth 10,000, which a critic without standardised values does not reach."""
     config = override(
         endless(scenario_kwargs={"reward": 1_000.0}),
         {"networks": {"normalise_values": True}, "collection": {"total_frames": 12_000}},
@@ -336,7 +342,7 @@ def test_standardised_values_give_the_value_of_the_endless_task_in_units_of_the_
 
 
 def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
-    """Yu et al. (2022): advantages of restored values; then targets count in; then both are standardised."""
+    """Yu et al. (2022) estimate advantages in reward units, update the moments, and then standardise both."""
     config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_loss": "l2"}})
     _, networks, learner, batch = make(config)
     with torch.no_grad():
@@ -354,25 +360,25 @@ def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
     assert torch.allclose(restored, prediction * deviation + target.mean(), atol=1e-4)
 
 
-def test_observations_are_standardised_by_all_batches_before(tiny):
+def test_observations_are_standardised_by_the_moments_of_all_previous_batches(tiny):
     config = override(tiny, {"networks": {"normalise_observations": True}})
     environment, networks, learner, _ = make(config)
-    seen = []
+    observations = []
     with private_random_streams(0, Stream.TRAINING, CPU):
         for batch in batches(environment, networks.policy, config.collection):
-            seen.append(batch[OBSERVATION].flatten(0, 2))
+            observations.append(batch[OBSERVATION].flatten(0, 2))
             losses = learner.update(batch)
-    everything = torch.cat(seen)
+    values = torch.cat(observations)
     for network in (networks.policy.module[0].module[0], networks.critic.module.observation_normaliser):
-        expected = (everything - everything.mean(0)) / everything.var(0, correction=0).clamp_min(1e-2).sqrt()
-        assert torch.allclose(network(everything), expected, atol=1e-3)
+        expected = (values - values.mean(0)) / values.var(0, correction=0).clamp_min(1e-2).sqrt()
+        assert torch.allclose(network(values), expected, atol=1e-3)
     assert losses.kl != 0
 
 
 @pytest.mark.parametrize(
     "networks", [{"normalise_observations": True}, {"normalise_values": True}, {"share_policy": False}]
 )
-def test_first_minibatch_of_a_later_batch_has_ratio_one_with(tiny, networks):
+def test_first_minibatch_of_a_later_batch_has_ratio_one(tiny, networks):
     learner = {"epochs": 1, "minibatch_frames": 120, "learning_rate": 1e-9}
     config = override(tiny, {"networks": networks, "learner": learner})
     environment, networks, learner, _ = make(config)
@@ -383,9 +389,10 @@ def test_first_minibatch_of_a_later_batch_has_ratio_one_with(tiny, networks):
 
 
 def test_clipped_values_equal_the_formula_of_the_paper(tiny):
-    """Yu et al. (2022), section 3: the larger error of the value and of the value clipped around the old one.
+    """The loss takes the larger error of the value and of the value clipped around the old one.
 
-    Every target is 1 above the old value. A new value 0.5 above it errs by 0.5, the clipped one by 0.95.
+    Every target is 1 above the old value. A new value that is 0.5 above the old one has an error of 0.5, its
+    clipped value an error of 0.95. Source: Yu et al. (2022), section 3.
     """
     config = override(tiny, {"learner": {"value_clip_epsilon": 0.05}})
     _, networks, learner, batch = make(config)
@@ -398,8 +405,8 @@ def test_clipped_values_equal_the_formula_of_the_paper(tiny):
         assert learner._loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
 
 
-def test_values_are_clipped_around_what_the_critic_did_predict_in_its_own_units(tiny):
-    """Also in later batches, when the moments of the value targets have moved on since the prediction."""
+def test_values_are_clipped_around_the_critics_own_predictions(tiny):
+    """The predictions are in standardised units, also when the moments have changed since the prediction."""
     config = override(tiny, {"networks": {"normalise_values": True}, "learner": {"value_clip_epsilon": 0.2}})
     environment, networks, learner, _ = make(config)
     for batch in batches(environment, networks.policy, config.collection):
@@ -410,21 +417,21 @@ def test_values_are_clipped_around_what_the_critic_did_predict_in_its_own_units(
         networks.critic.module.moments.update(torch.full((10, 1), 100.0))
 
 
-def test_target_kl_ends_the_epochs_on_a_batch_as_if_fewer_had_been_configured(tiny):
-    def after(**learner):
+def test_target_kl_has_the_effect_of_fewer_epochs(tiny):
+    def update(**learner):
         _, networks, learner, batch = make(override(tiny, {"learner": {"learning_rate": 0.01, **learner}}))
         with private_random_streams(1, Stream.TRAINING, CPU):
             losses = learner.update(batch)
         return losses, networks.modules().state_dict()
 
-    stopped, parameters = after(epochs=5, target_kl=1e-6)
-    short, expected = after(epochs=1)
-    full, _ = after(epochs=5, target_kl=100.0)
+    stopped, parameters = update(epochs=5, target_kl=1e-6)
+    short, expected = update(epochs=1)
+    full, _ = update(epochs=5, target_kl=100.0)
     assert (stopped.epochs, short.epochs, full.epochs) == (1, 1, 5)
     assert all(torch.equal(parameters[name], expected[name]) for name in expected)
 
 
-def test_policies_of_their_own_learn_from_their_own_agent_only(tiny):
+def test_policy_learns_only_from_its_agent_when_policies_are_not_shared(tiny):
     config = override(tiny, {"networks": {"share_policy": False}})
     _, networks, learner, batch = make(config)
     frames = prepare(learner, batch)
@@ -444,7 +451,7 @@ def test_policies_of_their_own_learn_from_their_own_agent_only(tiny):
     [("continuous", True), ("discrete", True), ("multi-discrete", True), ("continuous", False)],
 )
 def test_learns_to_move_right_and_to_say_the_second_word(actions, share_policy):
-    """A reward for speed to the right and for the second of three words; random actions earn about 1/3."""
+    """The task rewards force to the right and the second of three words; random actions earn about 1/3."""
     config = override(
         endless(),
         {
@@ -455,10 +462,10 @@ def test_learns_to_move_right_and_to_say_the_second_word(actions, share_policy):
         },
     )
     environment, networks, learner, batch = make(config)
-    before = batch["next", *REWARD].mean().item()
+    initial_reward = batch["next", *REWARD].mean().item()
     with private_random_streams(0, Stream.TRAINING, CPU):
         for batch in batches(environment, networks.policy, config.collection):
             assert learner.update(batch).entropy < 10
-    after = batch["next", *REWARD].mean().item()
-    assert before < 0.6
-    assert after > 0.85
+    final_reward = batch["next", *REWARD].mean().item()
+    assert initial_reward < 0.6
+    assert final_reward > 0.85

@@ -26,29 +26,29 @@ def networks(environment):
     return make_networks(NetworksConfig(hidden_sizes=(8,)), environment)
 
 
-def disturbed(state, agent):
-    other = state.clone()
-    other[OBSERVATION][:, agent] += 1
-    return other
+def disturb(state, agent):
+    changed = state.clone()
+    changed[OBSERVATION][:, agent] += 1
+    return changed
 
 
-def test_actor_is_blind_to_the_observations_of_other_agents(environment, networks):
+def test_action_does_not_depend_on_the_observations_of_other_agents(environment, networks):
     state = environment.reset()
-    before = networks.policy.get_dist(state).deterministic_sample
-    after = networks.policy.get_dist(disturbed(state, agent=1)).deterministic_sample
-    assert torch.equal(before[:, [0, 2]], after[:, [0, 2]])
-    assert not torch.equal(before[:, 1], after[:, 1])
+    plain = networks.policy.get_dist(state).deterministic_sample
+    disturbed = networks.policy.get_dist(disturb(state, agent=1)).deterministic_sample
+    assert torch.equal(plain[:, [0, 2]], disturbed[:, [0, 2]])
+    assert not torch.equal(plain[:, 1], disturbed[:, 1])
 
 
-def test_critic_of_each_agent_sees_the_observations_of_all(environment, networks):
+def test_value_of_each_agent_depends_on_the_observations_of_all(environment, networks):
     state = environment.reset()
-    before = networks.critic(state.clone())[VALUE]
+    plain = networks.critic(state.clone())[VALUE]
     for agent in range(3):
-        after = networks.critic(disturbed(state, agent))[VALUE]
-        assert (before != after).all()
+        disturbed = networks.critic(disturb(state, agent))[VALUE]
+        assert (plain != disturbed).all()
 
 
-def test_policy_is_shared_so_that_swapping_agents_swaps_their_actions(environment, networks):
+def test_swapping_observations_swaps_actions_when_the_policy_is_shared(environment, networks):
     state = environment.reset()
     swapped = state.clone()
     swapped[OBSERVATION] = state[OBSERVATION].flip(1)
@@ -59,7 +59,7 @@ def test_policy_is_shared_so_that_swapping_agents_swaps_their_actions(environmen
     )
 
 
-def test_shapes_are_environments_agents_features(environment, networks):
+def test_actions_and_values_have_the_axes_environments_agents_features(environment, networks):
     state = networks.critic(networks.policy(environment.reset()))
     assert state[ACTION].shape == (5, 3, 2)
     assert state[VALUE].shape == (5, 3, 1)
@@ -80,18 +80,18 @@ def test_same_random_stream_gives_the_same_weights(environment):
         torch.manual_seed(3)
         return make_networks(NetworksConfig(hidden_sizes=(8,)), environment).modules().state_dict()
 
-    one, other = weights(), weights()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    first, second = weights(), weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(params=["discrete", "multi-discrete"])
 def talking(request):
-    """Agents with five moves in all combinations and ten words."""
+    """Return an environment whose agents have three moves along each of two axes, and ten words."""
     config = EnvironmentConfig(scenario="simple_reference", actions=request.param)
     return make_environment(config, 5, 0, Stream.TRAINING, CPU)
 
 
-def test_choices_follow_the_action_space_communication_included(talking):
+def test_choices_follow_the_action_space_including_communication(talking):
     networks = make_networks(NetworksConfig(hidden_sizes=(8,)), talking)
     choices = action_choices(talking)
     assert choices in [(90,), (3, 3, 10)]
@@ -108,13 +108,13 @@ def test_choices_follow_the_action_space_communication_included(talking):
 
 
 def test_multi_categorical_is_the_product_of_its_components():
-    """Two components with 2 and 3 choices; every probability is computed by hand from the logits."""
+    """The components have 2 and 3 choices; every probability is computed by hand from the logits."""
     logits = torch.tensor([[0.0, math.log(3.0), 0.0, math.log(2.0), 0.0]], requires_grad=True)
     distribution = MultiCategorical(logits, (2, 3))
     first, second = [0.25, 0.75], [0.25, 0.5, 0.25]
-    for one, two in itertools.product(range(2), range(3)):
-        probability = distribution.log_prob(torch.tensor([[one, two]])).exp().item()
-        assert probability == pytest.approx(first[one] * second[two])
+    for choice, other_choice in itertools.product(range(2), range(3)):
+        probability = distribution.log_prob(torch.tensor([[choice, other_choice]])).exp().item()
+        assert probability == pytest.approx(first[choice] * second[other_choice])
     entropy = -sum(p * math.log(p) for p in first + second)
     assert distribution.entropy().item() == pytest.approx(entropy)
     assert distribution.deterministic_sample.tolist() == [[1, 1]]
@@ -125,8 +125,8 @@ def test_multi_categorical_is_the_product_of_its_components():
     assert logits.grad.isfinite().all()
 
 
-def test_running_moments_equal_the_debiased_ones_of_the_papers_code():
-    """Its equations: running = beta running + (1 - beta) batch, divided by a debiasing term run the same way."""
+def test_running_moments_equal_the_debiased_moments_of_the_papers_code():
+    """The code updates moments and a debiasing term as beta x old + (1 - beta) x new; it divides by the term."""
     beta, mean, square, debias = 0.99999, np.zeros(2), np.zeros(2), 0.0
     moments, random = RunningMoments(2, CPU), np.random.default_rng(0)
     values = torch.tensor([[3.0, -1.0]])
@@ -143,7 +143,7 @@ def test_running_moments_equal_the_debiased_ones_of_the_papers_code():
     assert torch.allclose(moments.restore(moments.standardise(values)), values, atol=1e-4)
 
 
-def test_own_policies_act_by_weights_of_their_own(environment):
+def test_agents_have_different_weights_when_they_share_no_policy(environment):
     networks = make_networks(NetworksConfig(hidden_sizes=(8,), share_policy=False), environment)
     state = environment.reset()
     state[OBSERVATION][:] = 1.0

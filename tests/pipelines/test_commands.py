@@ -1,4 +1,4 @@
-"""Every command against a server that behaves as Kubeflow's, as a user gives it."""
+"""Run every command as a user does, against a test server that behaves like Kubeflow's."""
 
 import json
 import os
@@ -16,6 +16,7 @@ import pytest
 import mappo
 from mappo.config import from_json, override, to_json
 from mappo.recipes import recipe
+from mappo.tuning.study_config import BudgetConfig, StudyConfig, study_config_from_json
 from pipelines.__main__ import main
 from tests.conftest import endless
 from tests.support.argo import ALWAYS, BEFORE_2_17, STOCK, Workflow
@@ -31,15 +32,15 @@ QUICK = ["--interval", "0.1"]
 # --- submit ---
 
 
-def test_a_pipeline_compiled_now_runs_with_the_configuration_as_its_default(kubeflow, read):
-    made = read(
+def test_pipeline_compiled_on_submission_has_the_configuration_as_its_default(kubeflow, read):
+    submitted = read(
         *("submit", "balance", "--image", "a:1", "--name", "mine", "--learner.epochs=7"),
         *("-p", "store=s3://a1b/c", "-p", "run=first"),
     )
     (run,) = kubeflow.runs.values()
-    assert made["id"] == run["run_id"]
-    assert made["name"].startswith("mine ")
-    assert made["state"] == "PENDING"
+    assert submitted["id"] == run["run_id"]
+    assert submitted["name"].startswith("mine ")
+    assert submitted["state"] == "PENDING"
     parameters = run["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
     expected = override(recipe("balance"), {"learner": {"epochs": 7}})
     assert from_json(parameters["config"]["defaultValue"]) == expected
@@ -48,16 +49,16 @@ def test_a_pipeline_compiled_now_runs_with_the_configuration_as_its_default(kube
     assert "platforms" in run["pipeline_spec"]["platform_spec"]
 
 
-def test_flags_beside_a_compiled_pipeline_become_its_parameters(kubeflow, read):
+def test_flags_set_parameters_of_a_compiled_pipeline(kubeflow, read):
     read(*SUBMIT, "balance", "--seed=3", "--image", "b:2", "-p", "train_gpu_count=1", "--experiment", "mine")
     (run,) = kubeflow.runs.values()
-    given = run["runtime_config"]["parameters"]
-    assert from_json(given.pop("config")) == override(recipe("balance"), {"seed": 3})
-    assert given == {"image": "b:2", "train_gpu_count": "1"}
+    parameters = run["runtime_config"]["parameters"]
+    assert from_json(parameters.pop("config")) == override(recipe("balance"), {"seed": 3})
+    assert parameters == {"image": "b:2", "train_gpu_count": "1"}
     assert kubeflow.experiments[run["experiment_id"]]["display_name"] == "mine"
 
 
-def test_several_seeds_submit_the_pipeline_of_seeds(kubeflow, read):
+def test_flag_seeds_submits_the_seeds_pipeline(kubeflow, read):
     read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "1")
     (run,) = kubeflow.runs.values()
     specification = run["pipeline_spec"]["pipeline_spec"]
@@ -65,7 +66,7 @@ def test_several_seeds_submit_the_pipeline_of_seeds(kubeflow, read):
     assert specification["root"]["inputDefinitions"]["parameters"]["seeds"]["defaultValue"] == ["4", "5"]
 
 
-def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli, tmp_path):
+def test_pipeline_version_is_uploaded_once_and_referenced_by_its_runs(kubeflow, read, cli, tmp_path):
     for _ in range(2):
         read(*SUBMIT, "--upload")
     (pipeline,), (version,) = kubeflow.pipelines.values(), kubeflow.versions.values()
@@ -79,7 +80,7 @@ def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli, t
     read(*SUBMIT, "--upload", "mine")
     status, _, err = cli("submit", "--image", "other:1", "--upload", "mine")
     assert status == 2
-    assert "version 'mine' of mappo-training is there with another content" in err
+    assert "version 'mine' of mappo-training exists with another content" in err
     placed = tmp_path / "placed.yaml"
     placed.write_text(GOLDEN.read_text().replace("sizeLimit: 2Gi", "sizeLimit: 64Gi"))
     status, _, err = cli("submit", "--file", str(placed), "--upload", "mine")
@@ -108,14 +109,14 @@ def test_an_uploaded_version_is_made_once_and_referred_to(kubeflow, read, cli, t
         (["--edition", "a"], "parameter edition: unknown"),
     ],
 )
-def test_a_wrong_submission_is_refused_before_the_server_is_asked(kubeflow, cli, arguments, reason):
+def test_wrong_submission_is_refused_without_a_request(kubeflow, cli, arguments, reason):
     status, _, err = cli(*SUBMIT, *arguments)
     assert status == 2
     assert reason in err
     assert not kubeflow.requests
 
 
-def test_a_file_that_is_no_compiled_pipeline_is_refused(kubeflow, cli, tmp_path):
+def test_file_that_is_not_a_compiled_pipeline_is_refused(kubeflow, cli, tmp_path):
     for text in ("a: 1", "- 1", "a: [", ""):
         (tmp_path / "x.yaml").write_text(text)
         status, _, err = cli("submit", "--file", str(tmp_path / "x.yaml"))
@@ -131,7 +132,7 @@ def test_pipeline_root_and_service_account_reach_the_server(kubeflow, read):
     assert run["service_account"] == "trainer"
 
 
-def test_in_a_kubeflow_of_several_users_everything_is_in_ones_own_namespace(monkeypatch, kubeflow, read, cli):
+def test_multi_user_kubeflow_keeps_everything_in_the_users_namespace(monkeypatch, kubeflow, read, cli):
     with KubeflowServer(multi_user=True, tokens={"mine"}) as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
         monkeypatch.setenv("KF_PIPELINES_TOKEN", "mine")
@@ -139,9 +140,9 @@ def test_in_a_kubeflow_of_several_users_everything_is_in_ones_own_namespace(monk
         assert status == 2
         assert "--namespace" in err
         monkeypatch.setenv("KF_PIPELINES_NAMESPACE", "team")
-        made = read(*SUBMIT, "--upload")
+        submitted = read(*SUBMIT, "--upload")
         read("schedule", "create", "nightly", "--cron", "@daily", "--file", str(GOLDEN))
-        assert [row["id"] for row in read("runs", "list")] == [made["id"]]
+        assert [row["id"] for row in read("runs", "list")] == [submitted["id"]]
         assert [row["name"] for row in read("schedule", "list")] == ["nightly"]
         (experiment,) = server.experiments.values()
         assert experiment["namespace"] == "team"
@@ -160,59 +161,59 @@ def run_id(kubeflow, read) -> str:
     return read(*SUBMIT)["id"]
 
 
-def test_listed_runs_are_the_newest_first_over_all_pages(kubeflow, read, cli):
-    made = [read(*SUBMIT, "--name", str(index))["id"] for index in range(3)]
+def test_runs_of_all_pages_are_listed_newest_first(kubeflow, read, cli):
+    run_ids = [read(*SUBMIT, "--name", str(index))["id"] for index in range(3)]
     for index, run in enumerate(kubeflow.runs.values()):
         run["created_at"] = f"2026-01-0{index + 1}T00:00:00Z"
-    assert [row["id"] for row in read("runs", "list")] == made[::-1]
-    assert [row["id"] for row in read("runs", "list", "--limit", "2")] == made[:0:-1]
-    assert [row["id"] for row in read("runs", "list", "--experiment", "Default")] == made[::-1]
-    assert read("runs", "show", "latest")["id"] == made[-1]
+    assert [row["id"] for row in read("runs", "list")] == run_ids[::-1]
+    assert [row["id"] for row in read("runs", "list", "--limit", "2")] == run_ids[:0:-1]
+    assert [row["id"] for row in read("runs", "list", "--experiment", "Default")] == run_ids[::-1]
+    assert read("runs", "show", "latest")["id"] == run_ids[-1]
     assert cli("runs", "list", "--limit", "-1")[0] == 2
 
 
-def test_a_run_is_shown_with_all_its_stages_in_order(kubeflow, read, run_id):
+def test_run_is_shown_with_all_its_stages_in_order(kubeflow, read, run_id):
     kubeflow.retry_stage(run_id, "train")
-    shown = read("runs", "show", run_id)
-    assert [(row["stage"], row["state"], row["attempt"]) for row in shown["stages"]] == [
+    summary = read("runs", "show", run_id)
+    assert [(row["stage"], row["state"], row["attempt"]) for row in summary["stages"]] == [
         ("validate", "SUCCEEDED", 1),
         ("train", "RUNNING", 2),
         ("evaluate", "PENDING", ""),
     ]
-    assert read("runs", "show", shown["name"])["id"] == run_id
+    assert read("runs", "show", summary["name"])["id"] == run_id
 
 
-def test_a_run_is_found_by_the_name_it_was_submitted_under_and_the_newest_counts(kubeflow, read, cli):
-    made = [read(*SUBMIT, "--name", name)["id"] for name in ("c3", "c3", "c3 x", "xc3", "c30", "C3")]
+def test_run_is_found_by_its_submitted_name_and_the_newest_wins(kubeflow, read, cli):
+    run_ids = [read(*SUBMIT, "--name", name)["id"] for name in ("c3", "c3", "c3 x", "xc3", "c30", "C3")]
     for index, run in enumerate(kubeflow.runs.values()):
         run["created_at"] = f"2026-01-0{index + 1}T00:00:00Z"
-    assert read("runs", "show", "c3")["id"] == made[1]
-    assert read("runs", "show", "c3 x")["id"] == made[2]
-    kubeflow.runs[made[0]]["display_name"] = "c3"
-    assert read("runs", "show", "c3")["id"] == made[0]
-    assert "there is none" in cli("runs", "show", "3")[2]
+    assert read("runs", "show", "c3")["id"] == run_ids[1]
+    assert read("runs", "show", "c3 x")["id"] == run_ids[2]
+    kubeflow.runs[run_ids[0]]["display_name"] = "c3"
+    assert read("runs", "show", "c3")["id"] == run_ids[0]
+    assert "no run has this ID or name" in cli("runs", "show", "3")[2]
 
 
-def test_stages_of_a_loop_are_shown_one_by_one(kubeflow, read):
-    made = read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "1")
-    kubeflow.fail_stage(made["id"], "evaluate")
-    rows = read("runs", "show", made["id"])["stages"]
-    found = {row["stage"]: row["state"] for row in rows}
-    assert found["validate"] == found["train[0]"] == "SUCCEEDED"
-    assert found["evaluate[0]"] == "FAILED"
-    assert list(found) == ["validate", "train[0]", "evaluate[0]", "train[1]", "evaluate[1]", "compare"]
+def test_stages_of_a_loop_are_shown_with_their_index(kubeflow, read):
+    submitted = read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "1")
+    kubeflow.fail_stage(submitted["id"], "evaluate")
+    rows = read("runs", "show", submitted["id"])["stages"]
+    states = {row["stage"]: row["state"] for row in rows}
+    assert states["validate"] == states["train[0]"] == "SUCCEEDED"
+    assert states["evaluate[0]"] == "FAILED"
+    assert list(states) == ["validate", "train[0]", "evaluate[0]", "train[1]", "evaluate[1]", "compare"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_stage_without_pods_is_never_taken_for_that_of_another_seed(monkeypatch, kubeflow, read, reverse):
-    """The API tells which entry is whose only by their pods, in no order; one that is left out has none."""
-    made = read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "2")
-    told = Workflow.details
-    monkeypatch.setattr(Workflow, "details", lambda flow: sorted(told(flow), key=_state, reverse=reverse))
-    kubeflow.fail_stage(made["id"], "train")
-    kubeflow.reach(made["id"], "evaluate")
-    found = {row["stage"]: row["state"] for row in read("runs", "show", made["id"])["stages"]}
-    assert found == {
+def test_stage_without_pods_does_not_get_the_state_of_another_seed(monkeypatch, kubeflow, read, reverse):
+    """The API returns details in no order, and only pods assign them to stages; an omitted stage has no pod."""
+    submitted = read("submit", "--image", "a:1", "--seeds", "4,5", "--parallel-seeds", "2")
+    details = Workflow.details
+    monkeypatch.setattr(Workflow, "details", lambda flow: sorted(details(flow), key=_state, reverse=reverse))
+    kubeflow.fail_stage(submitted["id"], "train")
+    kubeflow.reach(submitted["id"], "evaluate")
+    states = {row["stage"]: row["state"] for row in read("runs", "show", submitted["id"])["stages"]}
+    assert states == {
         "validate": "SUCCEEDED",
         "train[0]": "FAILED",
         "evaluate[0]": "PENDING",
@@ -226,16 +227,16 @@ def _state(detail: dict) -> str:
     return str(detail.get("state", ""))
 
 
-def test_a_run_whose_pipeline_version_was_deleted_is_still_shown_and_watched(kubeflow, read, cli):
-    made = read("submit", "--image", "a:1", "--upload")
-    kubeflow.finish(made["id"])
+def test_run_of_a_deleted_pipeline_version_is_shown_and_watched(kubeflow, read, cli):
+    submitted = read("submit", "--image", "a:1", "--upload")
+    kubeflow.finish(submitted["id"])
     kubeflow.versions.clear()
-    assert {row["stage"] for row in read("runs", "show", made["id"])["stages"]} == {
+    assert {row["stage"] for row in read("runs", "show", submitted["id"])["stages"]} == {
         "validate",
         "train",
         "evaluate",
     }
-    assert cli("runs", "watch", made["id"], *QUICK)[0] == 0
+    assert cli("runs", "watch", submitted["id"], *QUICK)[0] == 0
 
 
 def test_archived_runs_are_not_listed(kubeflow, read):
@@ -245,7 +246,7 @@ def test_archived_runs_are_not_listed(kubeflow, read):
     assert read("runs", "show", "latest")["id"] == first
 
 
-def test_a_run_that_succeeds_is_watched_to_its_end(kubeflow, cli, run_id):
+def test_watch_ends_with_status_0_when_the_run_succeeds(kubeflow, cli, run_id):
     threading.Timer(0.5, kubeflow.finish, [run_id]).start()
     status, out, _ = cli("runs", "watch", run_id, *QUICK)
     assert status == 0
@@ -253,7 +254,7 @@ def test_a_run_that_succeeds_is_watched_to_its_end(kubeflow, cli, run_id):
     assert "evaluate  SUCCEEDED" in out
 
 
-def test_a_run_that_fails_says_which_stage_why_and_ends_with_1(kubeflow, cli, run_id):
+def test_watch_of_a_failing_run_shows_stage_and_reason_and_ends_with_status_1(kubeflow, cli, run_id):
     kubeflow.fail_stage(run_id, "train", "[train] iteration 3\n[train] failed: s3://a/b: access denied")
     status, out, err = cli("runs", "watch", run_id, *QUICK)
     assert status == 1
@@ -264,8 +265,8 @@ def test_a_run_that_fails_says_which_stage_why_and_ends_with_1(kubeflow, cli, ru
 
 
 @pytest.mark.parametrize("ends_as", ["CANCELED", "FAILED"])
-def test_a_run_that_is_cancelled_elsewhere_ends_the_watching_with_1(monkeypatch, kubeflow, cli, ends_as):
-    """What the server calls its end depends on its version."""
+def test_watch_ends_with_status_1_when_the_run_is_cancelled(monkeypatch, kubeflow, cli, ends_as):
+    """The state of a cancelled run depends on the server's version."""
     with KubeflowServer(terminated_state=ends_as) as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
         assert cli(*SUBMIT)[0] == 0
@@ -278,7 +279,7 @@ def test_a_run_that_is_cancelled_elsewhere_ends_the_watching_with_1(monkeypatch,
     assert "was cancelled" in err
 
 
-def test_watching_goes_on_through_errors_a_restart_and_a_new_token(monkeypatch, kubeflow, cli, run_id, tmp_path):
+def test_watch_continues_through_errors_a_restart_and_a_new_token(monkeypatch, kubeflow, cli, run_id, tmp_path):
     (tmp_path / "token").write_text("old")
     kubeflow.tokens = {"old"}
 
@@ -301,9 +302,7 @@ def test_watching_goes_on_through_errors_a_restart_and_a_new_token(monkeypatch, 
     assert "trying again" in err
 
 
-def test_a_token_that_expires_for_good_ends_the_watching_and_says_that_the_run_goes_on(
-    monkeypatch, kubeflow, cli, run_id
-):
+def test_watch_ends_with_status_3_when_the_token_expires_for_good(monkeypatch, kubeflow, cli, run_id):
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "old")
     kubeflow.tokens = {"old"}
     threading.Timer(0.5, setattr, [kubeflow, "tokens", {"new"}]).start()
@@ -313,7 +312,7 @@ def test_a_token_that_expires_for_good_ends_the_watching_and_says_that_the_run_g
     assert "the run continues" in err
 
 
-def test_submitting_and_watching_as_json_prints_one_object_at_the_end(kubeflow, cli):
+def test_submit_and_watch_as_json_print_one_object_at_the_end(kubeflow, cli):
     def finish() -> None:
         while not kubeflow.runs:
             time.sleep(0.1)
@@ -325,7 +324,7 @@ def test_submitting_and_watching_as_json_prints_one_object_at_the_end(kubeflow, 
     assert json.loads(out)["state"] == "SUCCEEDED"
 
 
-def test_control_c_detaches_and_says_how_to_cancel(kubeflow, run_id):
+def test_control_c_detaches_and_shows_how_to_cancel(kubeflow, run_id):
     kubeflow.reach(run_id, "train")
     process = _process("runs", "watch", run_id, *QUICK)
     assert process.stdout
@@ -339,16 +338,16 @@ def test_control_c_detaches_and_says_how_to_cancel(kubeflow, run_id):
 
 
 def _read_until_closed(terminal: int) -> str:
-    shown = b""
+    output = b""
     try:
         while chunk := os.read(terminal, 4096):
-            shown += chunk
+            output += chunk
     except OSError:  # the terminal's other end is closed
         pass
-    return shown.decode()
+    return output.decode()
 
 
-def test_in_a_terminal_there_is_one_table_that_changes(kubeflow, run_id):
+def test_watch_on_a_terminal_updates_one_table(kubeflow, run_id):
     kubeflow.reach(run_id, "train")
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -366,7 +365,7 @@ def test_in_a_terminal_there_is_one_table_that_changes(kubeflow, run_id):
     assert text.rstrip().rpartition("stage")[2].count("SUCCEEDED") == 3
 
 
-def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, read, run_id):
+def test_logs_shows_the_newest_attempt(kubeflow, cli, read, run_id):
     kubeflow.retry_stage(run_id, "train")
     kubeflow.write_log(run_id, "train", "second attempt\n")
     assert cli("runs", "logs", "train", run_id)[:2] == (0, "second attempt\n")
@@ -374,13 +373,13 @@ def test_logs_are_those_of_the_newest_attempt(kubeflow, cli, read, run_id):
     assert row == {"stage": "train", "log": "second attempt\n"}
     status, _, err = cli("runs", "logs", "evaluate", run_id)
     assert status == 3
-    assert "no pod has been started" in err
+    assert "the stage has no pod yet" in err
     status, _, err = cli("runs", "logs", "tune", run_id)
     assert status == 2
     assert "validate, train, evaluate" in err
 
 
-def test_each_attempt_has_a_log_also_an_hour_after_the_end(kubeflow, cli, run_id):
+def test_logs_of_all_attempts_are_shown_after_the_workflow_is_removed(kubeflow, cli, run_id):
     kubeflow.write_log(run_id, "train", "first\n")
     kubeflow.retry_stage(run_id, "train", "lost")
     kubeflow.write_log(run_id, "train", "[train] attempt 1; 2 left\nsecond\n[train] attempt 2; 1 left\nthird\n")
@@ -406,21 +405,21 @@ def test_stages_are_shown_under_every_policy_and_without_v1beta1(kubeflow, read,
     kubeflow.template_defaults, kubeflow.v1beta1 = policy, has_v1beta1
     run_id = read(*SUBMIT)["id"]
     kubeflow.write_log(run_id, "train", "words\n")
-    found = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
-    assert found == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
+    states = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
+    assert states == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
     assert cli("runs", "logs", "train", run_id)[1] == "words\n"
 
 
-def test_five_seeds_are_watched_to_the_end_though_argo_compresses_their_nodes(kubeflow, read, cli):
+def test_five_seeds_are_watched_to_the_end_when_argo_compresses_their_nodes(kubeflow, read, cli):
     kubeflow.max_bytes = 300_000
-    made = read("submit", "--image", "a:1", "--seeds", "0,1,2,3,4")
-    threading.Timer(1, kubeflow.finish, [made["id"]]).start()
-    status, out, _ = cli("runs", "watch", made["id"], "--output", "json", *QUICK)
+    submitted = read("submit", "--image", "a:1", "--seeds", "0,1,2,3,4")
+    threading.Timer(1, kubeflow.finish, [submitted["id"]]).start()
+    status, out, _ = cli("runs", "watch", submitted["id"], "--output", "json", *QUICK)
     stages = json.loads(out)["stages"]
     assert status == 0
     assert len(stages) == 12
     assert {stage["state"] for stage in stages} == {"SUCCEEDED"}
-    manifest = kubeflow.workflows[made["id"]].manifest()
+    manifest = kubeflow.workflows[submitted["id"]].manifest()
     assert "compressedNodes" in manifest["status"]
 
 
@@ -435,12 +434,12 @@ def test_five_seeds_are_watched_to_the_end_though_argo_compresses_their_nodes(ku
         (
             lambda server, run: server.fail_stage(run, "train", reason="OOMKilled"),
             "FAILED",
-            "out of memory: the pod was killed at its limit of 20Gi; give it more: -p train_memory=..., or ",
+            "out of memory: the pod was killed at its memory limit of 20Gi; raise the limit by -p train_memory=",
         ),
         (
             lambda server, run: server.fail_stage(run, "train", reason="DeadlineExceeded"),
             "FAILED",
-            "its time was up: stages.train.timeout_seconds in the site's file gives it more",
+            "deadline exceeded: raise stages.train.timeout_seconds in the site's file",
         ),
         (
             lambda server, run: server.fail_driver(run, "train", "no such config map"),
@@ -450,26 +449,26 @@ def test_five_seeds_are_watched_to_the_end_though_argo_compresses_their_nodes(ku
         (
             lambda server, run: [server.delete_pod(run, "train"), server.reach(run, "train")],
             "RUNNING",
-            "tried again: its pod was deleted: evicted, preempted, or its node was lost",
+            "retried: its pod was deleted: evicted, preempted, or its node was lost",
         ),
     ],
 )
-def test_a_stage_says_why_it_waits_failed_or_is_tried_again(kubeflow, read, run_id, act, state, message):
+def test_stage_has_the_reason_why_it_waits_failed_or_is_retried(kubeflow, read, run_id, act, state, message):
     act(kubeflow, run_id)
     train = read("runs", "show", run_id)["stages"][1]
     assert train["state"] == state
     assert train["message"].startswith(message), train["message"]
 
 
-def test_stages_of_a_run_that_is_being_cancelled_are_shown_as_they_are(monkeypatch, kubeflow, read, cli, run_id):
+def test_stages_keep_their_states_while_the_run_is_being_cancelled(monkeypatch, kubeflow, read, cli, run_id):
     kubeflow.reach(run_id, "train")
     monkeypatch.setattr(kubeflow, "_end_terminated", lambda _: None)
     assert cli("runs", "cancel", run_id)[0] == 0
-    found = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
-    assert found == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
+    states = {row["stage"]: row["state"] for row in read("runs", "show", run_id)["stages"]}
+    assert states == {"validate": "SUCCEEDED", "train": "RUNNING", "evaluate": "PENDING"}
 
 
-def test_a_run_that_would_not_fit_is_refused_before_it_is_sent(kubeflow, cli):
+def test_too_large_run_is_refused_before_it_is_sent(kubeflow, cli):
     seeds = ",".join(map(str, range(200)))
     status, _, err = cli("submit", "--image", "a:1", "--seeds", seeds)
     assert status == 2
@@ -477,16 +476,16 @@ def test_a_run_that_would_not_fit_is_refused_before_it_is_sent(kubeflow, cli):
     assert kubeflow.count("POST") == 0
 
 
-def test_a_failed_run_is_tried_again_and_one_that_runs_is_not(kubeflow, cli, run_id):
+def test_retry_accepts_a_failed_run_and_refuses_a_running_one(kubeflow, cli, run_id):
     kubeflow.fail_stage(run_id, "train")
     assert cli("runs", "retry", run_id)[0] == 0
     assert kubeflow.runs[run_id]["state"] == "RUNNING"
     status, _, err = cli("runs", "retry", run_id)
     assert status == 2
-    assert "only what failed or was cancelled" in err
+    assert "only a failed or cancelled run can be retried" in err
 
 
-def test_a_run_is_cancelled_once(kubeflow, cli, run_id):
+def test_cancel_refuses_a_run_that_has_ended(kubeflow, cli, run_id):
     kubeflow.reach(run_id, "train")
     assert cli("runs", "cancel", run_id)[0] == 0
     kubeflow.advance(run_id)
@@ -495,12 +494,12 @@ def test_a_run_is_cancelled_once(kubeflow, cli, run_id):
     assert "has ended already" in err
 
 
-def test_a_run_that_is_not_there_is_an_error(kubeflow, cli):
+def test_unknown_run_is_an_error(kubeflow, cli):
     for verb in ("show", "watch", "cancel", "retry"):
         status, _, err = cli("runs", verb, "nothing")
         assert status == 2
-        assert "run 'nothing': there is none" in err
-    assert "there is no run" in cli("runs", "show", "latest")[2]
+        assert "run 'nothing': no run has this ID or name" in err
+    assert "there is no run yet" in cli("runs", "show", "latest")[2]
     assert "no runs yet" in cli("runs", "list")[1]
 
 
@@ -509,7 +508,7 @@ def test_a_run_that_is_not_there_is_an_error(kubeflow, cli):
 CREATE = ["schedule", "create", "nightly", "--cron", "30 2 * * *", "--file", str(GOLDEN)]
 
 
-def test_creating_a_schedule_twice_leaves_one(kubeflow, read):
+def test_schedule_created_twice_exists_once(kubeflow, read):
     assert read(*CREATE)["schedule"] == "nightly, created"
     assert read(*CREATE)["schedule"] == "nightly, unchanged"
     (job,) = kubeflow.recurring_runs.values()
@@ -529,27 +528,27 @@ def test_creating_a_schedule_twice_leaves_one(kubeflow, read):
         ["--seed=1"],
     ],
 )
-def test_creating_a_schedule_with_any_difference_replaces_it(kubeflow, read, change):
+def test_schedule_created_with_a_difference_is_replaced(kubeflow, read, change):
     first = read(*CREATE)["id"]
     second = read(*CREATE, *change)
     assert second["schedule"] == "nightly, replaced"
     assert list(kubeflow.recurring_runs) == [second["id"]] != [first]
 
 
-def test_a_schedule_that_cannot_be_replaced_is_still_there(kubeflow, read, cli):
+def test_schedule_is_kept_when_its_replacement_fails(kubeflow, read, cli):
     first = read(*CREATE)["id"]
     kubeflow.fail(400, method="POST", path="/recurringruns")
     assert cli(*CREATE, "--max-concurrency", "2")[0] == 3
     assert list(kubeflow.recurring_runs) == [first]
 
 
-def test_a_schedule_whose_answer_was_lost_is_made_once(kubeflow, read):
+def test_schedule_is_created_once_when_the_servers_answer_is_lost(kubeflow, read):
     kubeflow.drop(method="POST", path="/recurringruns", after=True)
     read(*CREATE)
     assert len(kubeflow.recurring_runs) == 1
 
 
-def test_a_paused_schedule_stays_paused_when_it_is_replaced(kubeflow, read):
+def test_paused_schedule_stays_paused_when_it_is_replaced(kubeflow, read):
     read(*CREATE)
     (row,) = read("schedule", "pause", "nightly")
     assert row["status"] == "DISABLED"
@@ -558,22 +557,22 @@ def test_a_paused_schedule_stays_paused_when_it_is_replaced(kubeflow, read):
     assert row["status"] == "ENABLED"
 
 
-def test_next_times_and_the_time_zone_are_stated(kubeflow, read, cli):
-    shown = read(*CREATE, "--time-zone", "Europe/Berlin")
-    assert shown["fires next"].count(", ") == 4
-    assert shown["fires next"].count("02:30:00 CE") == 5
-    assert shown["time zone"].startswith("Europe/Berlin")
+def test_next_times_and_time_zone_are_shown(kubeflow, read, cli):
+    summary = read(*CREATE, "--time-zone", "Europe/Berlin")
+    assert summary["fires next"].count(", ") == 4
+    assert summary["fires next"].count("02:30:00 CE") == 5
+    assert summary["time zone"].startswith("Europe/Berlin")
     status, _, err = cli(*CREATE, "--time-zone", "Mars/Base")
     assert status == 2
     assert "--time-zone 'Mars/Base'" in err
 
 
-def test_a_dry_run_asks_the_server_nothing(kubeflow, read):
+def test_dry_run_sends_no_request(kubeflow, read):
     assert read(*CREATE, "--dry-run")["schedule"] == "nightly, not created"
     assert not kubeflow.requests
 
 
-def test_a_wrong_schedule_is_refused(kubeflow, cli):
+def test_wrong_schedule_is_refused(kubeflow, cli):
     for arguments in (
         ["--cron", "* * * *"],
         ["--max-concurrency", "11"],
@@ -586,10 +585,10 @@ def test_a_wrong_schedule_is_refused(kubeflow, cli):
     assert not kubeflow.requests
 
 
-def test_a_triggered_schedule_runs_what_it_would_run(kubeflow, read):
+def test_triggered_run_equals_a_scheduled_run(kubeflow, read):
     read(*CREATE, "-p", "run=nightly-[[ScheduledTime]]", *IN_STORE, "--pipeline-root", "s3://a/root")
-    made = read("schedule", "trigger", "nightly")
-    run = kubeflow.runs[made["id"]]
+    triggered = read("schedule", "trigger", "nightly")
+    run = kubeflow.runs[triggered["id"]]
     assert run["runtime_config"]["pipeline_root"] == "s3://a/root"
     assert run["runtime_config"]["parameters"]["run"] == "nightly-[[ScheduledTime]]"
     (job,) = kubeflow.recurring_runs
@@ -599,33 +598,33 @@ def test_a_triggered_schedule_runs_what_it_would_run(kubeflow, read):
     assert fired["runtime_config"]["parameters"] == run["runtime_config"]["parameters"]
 
 
-def test_a_schedule_without_parameters_is_triggered(kubeflow, read):
+def test_schedule_without_parameters_is_triggered(kubeflow, read):
     read(*CREATE)
     assert kubeflow.runs[read("schedule", "trigger", "nightly")["id"]]["state"] == "PENDING"
 
 
 @pytest.mark.parametrize(("cron", "fires"), [("30 2 * * *", ":02:30 UTC"), ("@every 2h", None)])
-def test_a_schedule_that_somebody_else_made_is_shown_as_the_server_reads_it(kubeflow, read, cron, fires):
+def test_schedule_from_another_client_is_shown_as_the_server_reads_it(kubeflow, read, cron, fires):
     read(*CREATE)
     (job,) = kubeflow.recurring_runs.values()
     job["trigger"]["cron_schedule"]["cron"] = cron
-    (shown,) = read("schedule", "show", "nightly")
-    assert shown["cron"] == cron
-    assert shown.get("fires next", "").count(fires or "-") == (5 if fires else 0)
+    (summary,) = read("schedule", "show", "nightly")
+    assert summary["cron"] == cron
+    assert summary.get("fires next", "").count(fires or "-") == (5 if fires else 0)
 
 
-def test_a_schedule_is_shown_and_deleted(kubeflow, read, cli):
-    made = read(*CREATE)
-    (shown,) = read("schedule", "show", made["id"])
-    assert shown["name"] == "nightly"
-    assert shown["catch up"] == "no"
+def test_schedule_is_shown_and_deleted(kubeflow, read, cli):
+    created = read(*CREATE)
+    (summary,) = read("schedule", "show", created["id"])
+    assert summary["name"] == "nightly"
+    assert summary["catch up"] == "no"
     assert "nightly" in cli("schedule", "list")[1]
     assert cli("schedule", "delete", "nightly")[0] == 0
     assert not kubeflow.recurring_runs
     for verb in ("show", "pause", "resume", "delete", "trigger"):
         status, _, err = cli("schedule", verb, "nightly")
         assert status == 2
-        assert "schedule 'nightly': there is none" in err
+        assert "schedule 'nightly': no schedule has this name" in err
 
 
 # --- all ---
@@ -648,7 +647,29 @@ def test_every_command_has_help_with_its_flags(capsys):
         assert f"python -m pipelines {' '.join(command)}" in capsys.readouterr().out
 
 
-def test_no_server_is_one_line_and_status_3(monkeypatch, kubeflow, cli):
+@pytest.mark.parametrize(
+    ("command", "description"),
+    [
+        (["run"], "Run a pipeline on this machine, without a cluster."),
+        (["runs", "list"], "List the newest runs."),
+        (["runs", "show"], "Show a run and its stages."),
+        (["runs", "watch"], "Show the progress of a run until it ends."),
+        (["runs", "logs"], "Print the log of a stage."),
+        (["runs", "cancel"], "End a run."),
+        (["runs", "retry"], "Run the failed stages of a run again; training resumes."),
+        (["schedule", "list"], "List all schedules."),
+        (["schedule", "delete"], "Delete a schedule; its runs stay."),
+        (["artifacts", "fetch"], "Copy artifacts into a directory."),
+    ],
+)
+def test_help_describes_the_command_in_one_sentence(capsys, command, description):
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    paragraphs = [" ".join(text.split()) for text in capsys.readouterr().out.split("\n\n")]
+    assert description in paragraphs
+
+
+def test_missing_server_gives_one_line_and_status_3(monkeypatch, kubeflow, cli):
     kubeflow.fail(404, path="/healthz")
     status, out, err = cli("runs", "list")
     assert (status, out) == (3, "")
@@ -666,51 +687,53 @@ def _process(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_schedule_of_tuning_makes_an_edition_each_time(kubeflow, read, cli):
+def test_schedule_of_a_study_passes_the_edition_to_each_run(kubeflow, read, cli):
     site = ["--site", str(GOLDEN.parent / "site.yaml")]
     study = ["--study", "weekly", "--edition", "[[ScheduledTime]]", "--trials", "30", "--workers", "3"]
     champions = ["--champions", "s3://bucket/champions"]
     create = ["schedule", "create", "tuning", "--cron", "0 3 * * 6", *site, *study, *champions]
     assert read(*create)["schedule"] == "tuning, created"
     assert read(*create)["schedule"] == "tuning, unchanged"
-    made = read("schedule", "trigger", "tuning")
-    given = _defaults(kubeflow, made["id"])
-    assert given["edition"] == "[[ScheduledTime]]"
-    assert (given["study"], given["num_trials"], given["workers"]) == ("weekly", 30, ["1", "2", "3"])
-    assert given["champions"] == "s3://bucket/champions"
-    assert json.loads(given["tuning"])["pruner"] == "median"
+    triggered = read("schedule", "trigger", "tuning")
+    parameters = _defaults(kubeflow, triggered["id"])
+    assert parameters["edition"] == "[[ScheduledTime]]"
+    assert (parameters["study"], parameters["workers"]) == ("weekly", ["1", "2", "3"])
+    settings = study_config_from_json(parameters["study_config"])
+    assert settings == StudyConfig(budget=BudgetConfig(num_trials=30))
+    assert parameters["champions"] == "s3://bucket/champions"
 
 
 def _defaults(kubeflow, run_id: str) -> dict:
     specification = kubeflow.runs[run_id]["pipeline_spec"]
     specification = specification.get("pipeline_spec", specification)
     declared = specification["root"]["inputDefinitions"]["parameters"]
-    return {name: each.get("defaultValue") for name, each in declared.items()}
+    return {name: definition.get("defaultValue") for name, definition in declared.items()}
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("parameter", "reason"),
     [
-        ("num_trials=0", "num_trials: 0: must be 1 or more"),
-        ("retrain_seeds=1", "must be 2 or more"),
-        ("hours=-1", "must be 0 or more"),
+        (
+            'study_config={"budget": {"num_trials": 0}}',
+            "budget.num_trials = 0: input should be greater than or equal to 1",
+        ),
         ("study=A b", "study 'A b'"),
         ("workers=[]", "must be different names"),
-        ('tuning={"pruner": "magic"}', "pruner"),
-        ('gate={"margin": -1}', "margin"),
-        ("space={", "not JSON"),
+        ('study_config={"tuning": {"pruner": "magic"}}', "pruner"),
+        ('study_config={"gate": {"margin": -1}}', "margin"),
+        ("study_config={", "not JSON"),
         ("tune_memory=lots", "amount of memory"),
         ("database_secret=A_B", "Kubernetes name"),
     ],
 )
-def test_parameters_of_tuning_that_a_stage_would_refuse_are_refused_here(kubeflow, cli, given, words):
+def test_tuning_parameter_that_a_stage_would_refuse_is_refused(kubeflow, cli, parameter, reason):
     golden = str(GOLDEN.parent / "tuning.yaml")
-    status, _, error = cli("submit", "--file", golden, "-p", given)
+    status, _, error = cli("submit", "--file", golden, "-p", parameter)
     assert status == 2
-    assert words in error
+    assert reason in error
 
 
-def test_a_compiled_pipeline_has_the_known_placeholder_as_a_default_and_no_other(cli, tmp_path):
+def test_compiled_pipeline_may_have_only_the_known_placeholder_as_a_default(cli, tmp_path):
     compile_ = ["compile", "--image", "a:1", "--output", str(tmp_path / "a.yaml"), "--study", "weekly"]
     assert cli(*compile_, "--edition", "[[ScheduledTime]]")[0] == 0
     status, _, error = cli(*compile_, "--edition", "[[CurrentTime]]")
@@ -721,9 +744,9 @@ def test_a_compiled_pipeline_has_the_known_placeholder_as_a_default_and_no_other
 
 
 @pytest.mark.long
-def test_a_run_on_this_machine_fills_in_the_time_once(monkeypatch, cli, tmp_path):
+def test_local_run_replaces_the_scheduled_time_once_for_all_stages(monkeypatch, cli, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # for the stages, which are processes of their own
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the stages run in their own processes
     status, _, err = cli("run", "--run", "n-[[ScheduledTime]]", "--config", str(_tiny(tmp_path)))
     assert status == 0, err
     (run,) = (tmp_path / "runs").iterdir()
@@ -739,7 +762,7 @@ def _tiny(directory: Path) -> Path:
     return path
 
 
-def test_output_into_a_pipe_that_is_closed_ends_quietly_with_the_status_of_the_signal(kubeflow, read):
+def test_closed_output_pipe_ends_the_command_quietly_with_the_status_of_sigpipe(kubeflow, read):
     for _ in range(3):
         read(*SUBMIT)
     for arguments in (
@@ -760,7 +783,7 @@ def test_output_into_a_pipe_that_is_closed_ends_quietly_with_the_status_of_the_s
         assert (process.returncode, process.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_a_server_that_does_not_answer_is_two_lines_in_a_file(kubeflow, cli):
+def test_retries_of_a_request_are_reported_in_two_lines_in_a_file(kubeflow, cli):
     kubeflow.fail(503, times=4)
     status, _, err = cli("runs", "list")
     assert status == 0
@@ -770,7 +793,7 @@ def test_a_server_that_does_not_answer_is_two_lines_in_a_file(kubeflow, cli):
     assert re.fullmatch(r"note: tried 5 times in \d+ s", last)
 
 
-def test_a_server_that_does_not_answer_is_one_line_that_counts_on_a_terminal(kubeflow):
+def test_retries_of_a_request_are_counted_in_one_line_on_a_terminal(kubeflow):
     kubeflow.fail(503, times=3)
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -789,7 +812,7 @@ def test_a_server_that_does_not_answer_is_one_line_that_counts_on_a_terminal(kub
     assert all(len(line.strip()) < 60 for line in lines)
 
 
-def test_a_token_of_several_lines_is_refused_and_not_shown(monkeypatch, kubeflow, cli):
+def test_token_of_several_lines_is_refused_and_not_shown(monkeypatch, kubeflow, cli):
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "secret\nsecret")
     status, _, err = cli("runs", "list")
     assert status == 2

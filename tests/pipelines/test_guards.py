@@ -52,24 +52,24 @@ def take(number: int, item: str):
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_our_own_pipelines_have_no_known_defect(name):
+def test_golden_pipelines_have_no_known_defect(name):
     check_specification(GOLDEN[name], list(yaml.safe_load_all(GOLDEN[name])))
 
 
-def test_an_outer_output_inside_a_loop_is_refused(tmp_path):
-    """Run locally, `take` gets the loop's item as number; see test_pipelines."""
+def test_output_of_an_outer_task_inside_a_loop_is_refused(tmp_path):
+    """In a local run, `take` would get the loop's item as `number`; see test_pipelines."""
 
     @dsl.pipeline(name="trap")
     def trap():
-        given = give().set_caching_options(False)
+        number = give().set_caching_options(False)
         with dsl.ParallelFor(["a", "b"]) as item:
-            take(number=given.output, item=item).set_caching_options(False)
+            take(number=number.output, item=item).set_caching_options(False)
 
     assert "local runs replace by the loop's item" in refused(compiled(trap, tmp_path))
 
 
 def test_resources_that_do_not_reach_into_a_loop_are_refused(tmp_path):
-    """Kubeflow's compiler forgets them; the driver then fails: parent DAG does not have input parameter."""
+    """Kubeflow's compiler omits them, and the driver fails: parent DAG does not have input parameter."""
 
     @dsl.pipeline(name="trap")
     def trap(cpu: str = "1"):
@@ -81,7 +81,7 @@ def test_resources_that_do_not_reach_into_a_loop_are_refused(tmp_path):
     )
 
 
-def test_a_placeholder_in_the_environment_is_refused(tmp_path):
+def test_placeholder_in_the_environment_is_refused(tmp_path):
     @dsl.pipeline(name="trap")
     def trap(name: str = "a"):
         take(number=1, item="b").set_caching_options(False).set_env_variable("WHO", f"hello {name}")
@@ -89,7 +89,7 @@ def test_a_placeholder_in_the_environment_is_refused(tmp_path):
     assert "environment WHO" in refused(compiled(trap, tmp_path))
 
 
-def test_a_task_that_is_cached_is_refused(tmp_path):
+def test_cached_task_is_refused(tmp_path):
     @dsl.pipeline(name="trap")
     def trap():
         give()
@@ -97,7 +97,7 @@ def test_a_task_that_is_cached_is_refused(tmp_path):
     assert "task give: is cached" in refused(compiled(trap, tmp_path))
 
 
-def test_resources_from_what_is_no_text_are_refused(tmp_path):
+def test_resources_from_a_parameter_that_is_not_text_are_refused(tmp_path):
     @dsl.pipeline(name="trap")
     def trap(count: int = 1):
         give().set_caching_options(False).set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(count)
@@ -147,18 +147,18 @@ def _large_default(specification: dict) -> None:
         (_unknown_placeholder_in_default, "parameter run: 'n-[[CurrentTime]]': nothing replaces [[CurrentTime]]"),
     ],
 )
-def test_a_defect_is_refused_naming_where_it_is(defect, reason):
+def test_defect_is_refused_with_its_location(defect, reason):
     broken = copy.deepcopy(specification())
     defect(broken)
     assert reason in refused(broken)
 
 
-def test_a_specification_too_large_for_kubernetes_is_refused():
+def test_specification_too_large_for_kubernetes_is_refused():
     assert "bytes" in refused(specification(), GOLDEN["training"] + "#" * 1_000_000)
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("parameters", "reason"),
     [
         ({"train_gpus": "1"}, "parameter train_gpus: unknown; did you mean train_"),
         ({"zzz": "1"}, "parameter zzz: unknown; there is: config,"),
@@ -177,9 +177,9 @@ def test_a_specification_too_large_for_kubernetes_is_refused():
         ({"store": "x" * 10_000}, "the server takes 10000"),
     ],
 )
-def test_a_wrong_parameter_is_refused_naming_it(given, reason):
+def test_wrong_parameter_is_refused_with_its_name(parameters, reason):
     with pytest.raises(ConfigError) as error:
-        check_parameters(documents(), given)
+        check_parameters(documents(), parameters)
     assert reason in str(error.value)
 
 
@@ -188,7 +188,7 @@ TIME = "[[ScheduledTime]]"
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("parameters", "reason"),
     [
         ({**STORE, "run": "Nightly_1"}, "run 'Nightly_1': a name has 1 to 63 lower-case letters"),
         ({**STORE, "run": "n" * 64}, "a name has 1 to 63"),
@@ -225,14 +225,14 @@ TIME = "[[ScheduledTime]]"
         ({"train_gpu_count": "9" * 5000}, "gpu_count"),
     ],
 )
-def test_parameters_that_a_stage_would_refuse_together_are_refused(given, reason):
+def test_combination_of_parameters_that_a_stage_would_refuse_is_refused(parameters, reason):
     with pytest.raises(ConfigError) as error:
-        check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **given})
+        check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **parameters})
     assert reason in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "parameters",
     [
         {},
         {**STORE, "run": f"nightly-{TIME}"},
@@ -243,11 +243,11 @@ def test_parameters_that_a_stage_would_refuse_together_are_refused(given, reason
         {"config": '{"device": "cuda"}', "train_gpu_count": "1"},
     ],
 )
-def test_parameters_that_stages_take_are_taken(given):
-    check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **given})
+def test_parameters_that_stages_accept_are_accepted(parameters):
+    check_parameters(documents(), {"train_gpu_count": "0", "evaluate_gpu_count": "0", **parameters})
 
 
-def test_names_of_several_seeds_are_checked_with_the_seed():
+def test_names_of_runs_are_checked_with_the_seed_appended():
     name = "n" * 61
     check_parameters(documents("seeds"), {**STORE, "run": name, "seeds": ["1", "2"]})
     with pytest.raises(ConfigError, match="a name has 1 to 63"):
@@ -255,7 +255,7 @@ def test_names_of_several_seeds_are_checked_with_the_seed():
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("parameters", "reason"),
     [
         ({"study": "Weekly"}, "study 'Weekly': a name has"),
         ({"edition": "A b"}, "A b': a name has"),
@@ -267,19 +267,19 @@ def test_names_of_several_seeds_are_checked_with_the_seed():
         ({"config": '{"device": "cpu"}', "tune_gpu_count": "1"}, "tune_gpu_count to 0"),
     ],
 )
-def test_parameters_of_tuning_that_a_stage_would_refuse_together_are_refused(given, reason):
+def test_combination_of_tuning_parameters_that_a_stage_would_refuse_is_refused(parameters, reason):
     check_parameters(documents("tuning"), {"edition": TIME, "store": f"s3://bucket/{TIME}"})
     with pytest.raises(ConfigError) as error:
-        check_parameters(documents("tuning"), given)
+        check_parameters(documents("tuning"), parameters)
     assert reason in str(error.value)
 
 
-def test_store_without_a_name_is_taken_since_the_runs_id_is_one():
+def test_store_without_a_run_name_is_accepted():
     check_parameters(documents(), STORE)
     check_parameters(documents("seeds"), {**STORE, "seeds": ["4294967295"]})
 
 
-def test_defaults_of_the_pipeline_count_with_what_is_given():
+def test_parameters_are_checked_together_with_the_pipelines_defaults():
     compiled = documents()
     compiled[0]["root"]["inputDefinitions"]["parameters"]["store"]["defaultValue"] = "s3://bucket/runs"
     check_parameters(compiled, {"run": "nightly"})
@@ -290,7 +290,7 @@ def test_defaults_of_the_pipeline_count_with_what_is_given():
         check_parameters(compiled, {"run": "nightly", "train_gpu_count": "0"})
 
 
-def test_memory_is_checked_against_the_shm_that_was_compiled(tmp_path):
+def test_memory_is_checked_against_the_compiled_shm(tmp_path):
     site = check_site({"image": "a:1", "stages": {"train": {"shm": "256Mi"}}})
     compiled = compile_pipeline("training", site, {"config": to_json(recipe("balance"))}).documents
     check_parameters(compiled, {"train_memory": "900Mi"})
@@ -305,16 +305,16 @@ def test_wrong_seeds_are_refused(seeds):
         check_parameters(documents("seeds"), {"seeds": seeds})
 
 
-def test_a_parameter_without_default_must_be_given():
-    needed = copy.deepcopy(specification())
-    del needed["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
-    needed["root"]["inputDefinitions"]["parameters"]["config"].pop("isOptional", None)
+def test_parameter_without_default_is_required():
+    required = copy.deepcopy(specification())
+    del required["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
+    required["root"]["inputDefinitions"]["parameters"]["config"].pop("isOptional", None)
     with pytest.raises(ConfigError, match="parameter config: missing"):
-        check_parameters([needed], {})
-    check_parameters([needed], {"config": to_json(recipe("balance"))})
+        check_parameters([required], {})
+    check_parameters([required], {"config": to_json(recipe("balance"))})
 
 
-def test_parameters_are_read_as_the_pipeline_declares_them():
+def test_parameters_are_parsed_by_their_declared_type():
     declared = specification()
     assert parse_parameter(declared, "train_gpu_count=1") == ("train_gpu_count", "1")
     assert parse_parameter(declared, "store=s3://a/b?c=d") == ("store", "s3://a/b?c=d")
@@ -324,44 +324,55 @@ def test_parameters_are_read_as_the_pipeline_declares_them():
             parse_parameter(declared, wrong)
 
 
-def test_what_is_taken_here_is_taken_by_the_server_too():
-    """Any values for any parameters: the server must refuse nothing that passed here, and its kinds pass here."""
-    chance, documents_, agreed = random.Random(6), documents("seeds"), 0
+def test_server_accepts_all_accepted_parameters():
+    """Try random values of random parameters; the server must accept all that `check_parameters` accepts."""
+    generator, documents_, num_accepted = random.Random(6), documents("seeds"), 0
     pipeline = documents_[0]
     declared = parameters_of(pipeline)
     values = ["", "1", "a", 1, 1.5, True, None, [], ["1"], [{}], {}, {"a": "b"}, {"key": 1}, "4Gi", "2", "a:1"]
     for _ in range(5000):
-        names = chance.sample([*declared, "unknown"], chance.randint(1, 3))
-        given = {name: chance.choice(values) for name in names}
+        names = generator.sample([*declared, "unknown"], generator.randint(1, 3))
+        parameters = {name: generator.choice(values) for name in names}
         try:
-            check_parameters(documents_, given)
+            check_parameters(documents_, parameters)
         except ConfigError:
             continue
-        agreed += bool(given)
+        num_accepted += bool(parameters)
         try:
-            server_checks_parameters(pipeline, given)
+            server_checks_parameters(pipeline, parameters)
         except Refused as error:
-            pytest.fail(f"{json.dumps(given)}: {error}")
-    assert agreed > 100
+            pytest.fail(f"{json.dumps(parameters)}: {error}")
+    assert num_accepted > 100
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("parameters", "reason"),
     [
-        ({"hours": 20000}, "parameter hours: 20000: must be 0 or more, at most 9999"),
-        ({"space": '{"x": 1}'}, "parameter space: "),
+        ({"study_config": "{"}, "parameter study_config: study_config: the configuration is not JSON"),
         (
-            {"space": '{"learner.clip_epsilon": {"type": "float", "low": 0.3, "high": 0.1}}'},
-            "parameter space: ",
+            {"study_config": '{"budget": {"hours": 20000}}'},
+            "budget.hours = 20000: input should be less than 10000",
+        ),
+        ({"study_config": '{"budget": {"num_trials": 0}}'}, "greater than or equal to 1"),
+        ({"study_config": '{"retraining": {"num_seeds": 1}}'}, "greater than or equal to 2"),
+        (
+            {"study_config": '{"tuning": {"prunner": "none"}}'},
+            'tuning.prunner = "none": unknown key; did you mean pruner?',
+        ),
+        ({"study_config": '{"gate": {"confidence": 2}}'}, "gate.confidence = 2: input should be less than 1"),
+        ({"study_config": '{"space": {"x": 1}}'}, "parameter study_config: space.x"),
+        (
+            {"study_config": '{"space": {"learner.clip_epsilon": {"type": "float", "low": 0.3, "high": 0.1}}}'},
+            "low must be below high",
         ),
         ({"workers": [1]}, "must be different names, each as text"),
         ({"workers": [{"a": 1}]}, "must be different names, each as text"),
         ({"edition": "A B"}, "study 'tuning-A B': a name has"),
     ],
 )
-def test_parameters_of_a_study_are_refused_as_its_stages_would(given, reason):
+def test_study_parameter_that_a_stage_would_refuse_is_refused(parameters, reason):
     with pytest.raises(ConfigError) as error:
-        check_parameters(documents("tuning"), {"study": "tuning", **given})
+        check_parameters(documents("tuning"), {"study": "tuning", **parameters})
     assert reason in str(error.value)
 
 

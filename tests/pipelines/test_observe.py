@@ -21,38 +21,38 @@ def _programs() -> None:
     require("prometheus-pushgateway")
 
 
-def test_what_observes_scrapes_training_and_pushes_and_knows_our_alerts(tmp_path):
-    with observers(tmp_path) as watching:
-        settings = MonitorSettings.from_environment(watching.environment)
+def test_prometheus_scrapes_training_and_pushed_results_and_loads_the_alerts(tmp_path):
+    with observers(tmp_path) as servers:
+        settings = MonitorSettings.from_environment(servers.environment)
         with Monitor("train", "r", settings, print) as training:
-            eventually(lambda: query(watching.prometheus, 'mappo_frames_total{run="r"}'), 60, "not scraped")
-            assert training.port == int(watching.environment["MAPPO_METRICS_PORT"])
+            eventually(lambda: query(servers.prometheus, 'mappo_frames_total{run="r"}'), 60, "not scraped")
+            assert training.port == int(servers.environment["MAPPO_METRICS_PORT"])
         with Monitor("evaluate", "r", settings, print):
             pass
-        (pushed,) = query(watching.prometheus, 'last_over_time(mappo_stage_success{stage="evaluate"}[1m])')
+        (pushed,) = query(servers.prometheus, 'last_over_time(mappo_stage_success{stage="evaluate"}[1m])')
         assert pushed["metric"]["namespace"] == "local"
-        groups = get(f"{watching.prometheus}/api/v1/rules")["data"]["groups"]
-        assert {group["name"] for group in groups} == {"mappo.compute.traced_function", "mappo.alerts"}
+        groups = get(f"{servers.prometheus}/api/v1/rules")["data"]["groups"]
+        assert {group["name"] for group in groups} == {"mappo.recording", "mappo.alerts"}
         assert all(rule["health"] == "ok" for group in groups for rule in group["rules"])
-        addresses = [watching.prometheus, watching.environment["MAPPO_PUSHGATEWAY"]]
+        addresses = [servers.prometheus, servers.environment["MAPPO_PUSHGATEWAY"]]
         assert [status(f"{address}/-/ready") for address in addresses] == [200, 200]
     assert [status(f"{address}/-/ready") for address in addresses] == [0, 0]
 
 
-def test_usual_ports_that_are_taken_are_left_to_their_owners(tmp_path):
+def test_servers_use_other_ports_when_the_usual_ones_are_taken(tmp_path):
     with socket.socket() as owner:
         owner.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             owner.bind(("", 9090))
             owner.listen()
         except OSError:
-            pass  # somebody has it already
-        with observers(tmp_path) as watching:
-            assert not watching.prometheus.endswith(":9090")
-            assert watching.prometheus in "\n".join(watching.lines())
+            pass  # another process has the port already
+        with observers(tmp_path) as servers:
+            assert not servers.prometheus.endswith(":9090")
+            assert servers.prometheus in "\n".join(servers.lines())
 
 
-def test_a_program_that_is_not_installed_is_named_with_its_package(tmp_path, monkeypatch):
+def test_missing_program_is_named_with_its_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with (
         pytest.raises(ConfigError, match="sudo apt install prometheus prometheus-pushgateway"),
@@ -61,19 +61,19 @@ def test_a_program_that_is_not_installed_is_named_with_its_package(tmp_path, mon
         pass
 
 
-def test_what_prometheus_refuses_is_said_in_its_own_words(tmp_path, monkeypatch):
+def test_error_of_prometheus_is_part_of_the_message(tmp_path, monkeypatch):
     broken = tmp_path / "rules.yaml"
     broken.write_text("groups: [{name: a, rules: [{record: a, expr: 'sum('}]}]")
     monkeypatch.setattr("pipelines.observe.RULES", broken)
     with (
-        pytest.raises(ConfigError, match="prometheus does not come up: .*error loading config.*whole log: "),
+        pytest.raises(ConfigError, match="prometheus does not start: .*error loading config.*whole log: "),
         observers(tmp_path),
     ):
         pass
 
 
 @pytest.mark.long
-def test_the_command_runs_the_pipeline_watched_until_control_c(tmp_path):
+def test_observe_runs_the_pipeline_and_the_servers_until_control_c(tmp_path):
     command = [sys.executable, "-u", "-m", "pipelines", "observe", "--run", "first", *TINY]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:

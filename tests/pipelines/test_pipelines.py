@@ -7,6 +7,14 @@ import pytest
 import yaml
 from kfp import dsl
 
+import components.choose
+import components.compare
+import components.evaluate
+import components.prepare
+import components.promote
+import components.report
+import components.train
+import components.tune
 import components.validate
 from mappo.cli.arguments import add_config_arguments, config_from_arguments
 from mappo.config import config_hash, from_dict, from_json, override, to_json
@@ -16,10 +24,11 @@ from mappo.runs.locations import run_location
 from mappo.tuning.database import Database
 from mappo.tuning.search_space import value_of
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import BudgetConfig, StudyConfig, study_config_to_json
 from mappo.tuning.worker import fresh_seeds
 from pipelines.__main__ import main
 from pipelines.local import run_locally
-from tests.cli.test_main import TINY, kept_in
+from tests.cli.test_main import TINY, run_flags
 from tests.conftest import read_json
 from tests.support.runs import iterations
 
@@ -46,7 +55,7 @@ def compile_pipeline(tmp_path, *arguments):
 
 
 def read_pipeline(path):
-    """The first document; the second is about Kubernetes."""
+    """Return the first document, the specification; the second has the settings for Kubernetes."""
     return next(yaml.safe_load_all(path.read_text()))
 
 
@@ -57,32 +66,32 @@ def artifact(run, stage, name):
 
 def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", *kept_in(run), *TINY]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"[{stage}] " in shown for stage in ("validate", "train", "evaluate"))
-    assert "KFP Executor" not in shown
+    assert main(["run", *run_flags(run), *TINY]) == 0
+    output = capsys.readouterr().out
+    assert all(f"[{stage}] " in output for stage in ("validate", "train", "evaluate"))
+    assert "KFP Executor" not in output
     assert "KFP Executor" in (run / "pipeline.log").read_text()
 
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
-    assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in shown
+    assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in output
     for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
-        assert str(artifact(run, stage, name)) in shown
+        assert str(artifact(run, stage, name)) in output
 
-    output = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
-    metadata = output["best"]["artifacts"][0]["metadata"]
-    assert output["checkpoints"]["artifacts"][0]["metadata"]["location"] == str(run)
+    artifacts = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
+    metadata = artifacts["best"]["artifacts"][0]["metadata"]
+    assert artifacts["checkpoints"]["artifacts"][0]["metadata"]["location"] == str(run)
     assert iterations(run) == [2, 1]
     assert len(iterations(artifact(run, "train", "best"))) == 1
     assert metadata["config_hash"] == report["config_hash"]
-    config = output["checkpoints"]["artifacts"][0]["metadata"]["config"]
+    config = artifacts["checkpoints"]["artifacts"][0]["metadata"]["config"]
     assert config_hash(from_json(config)) == metadata["config_hash"]
-    assert output["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
+    assert artifacts["metrics"]["artifacts"][0]["metadata"]["frames"] == 120
 
 
-def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsys):
+def test_failed_stage_stops_the_pipeline_with_stage_and_reason(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", *kept_in(run), "--environment.scenario=simple_tag", *TINY]) == 1
+    assert main(["run", *run_flags(run), "--environment.scenario=simple_tag", *TINY]) == 1
     error = capsys.readouterr().err
     assert "stage validate failed: environment: environment.scenario = 'simple_tag'" in error
     assert str(run / "pipeline.log") in error
@@ -90,20 +99,20 @@ def test_failed_stage_stops_the_pipeline_naming_stage_and_reason(tmp_path, capsy
 
 
 def test_wrong_configuration_is_refused_before_anything_runs(tmp_path, capsys):
-    assert main(["run", *kept_in(tmp_path / "run"), "--learner.epochs=0"]) == 2
+    assert main(["run", *run_flags(tmp_path / "run"), "--learner.epochs=0"]) == 2
     assert "learner.epochs = 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_output_that_cannot_be_written_is_one_line(tmp_path, capsys):
+def test_unwritable_output_is_an_error_of_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["run", *kept_in(tmp_path / "file" / "run"), *TINY]) == 2
+    assert main(["run", *run_flags(tmp_path / "file" / "run"), *TINY]) == 2
     assert main(["compile", "--image", "a:1", "--output", str(tmp_path / "file" / "compiled")]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
 
 
 def test_training_step_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(tmp_path):
-    """As on a cluster, where that URI is the same for every attempt of the step."""
+    """On a cluster, that URI is the same for every attempt of the step."""
 
     @dsl.pipeline(name="training-alone")
     def training_alone(config: str, store: str = "", run: str = "") -> dsl.Artifact:
@@ -116,7 +125,7 @@ def test_training_step_without_a_store_keeps_the_run_at_the_uri_of_its_artifact(
     assert iterations(checkpoints) == [2, 1]
 
 
-def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
+def test_run_location_is_store_and_name_or_the_artifacts_uri():
     assert run_location("", "", "s3://a/checkpoints") == "s3://a/checkpoints"
     assert run_location("s3://a/runs/", "first", "s3://a/checkpoints") == "s3://a/runs/first"
     assert run_location("runs", "first", "x", seed="7") == "runs/first-7"
@@ -124,16 +133,16 @@ def test_place_of_a_run_is_made_of_store_and_name_or_is_the_artifact():
         run_location("", "first", "x")
 
 
-def test_training_step_is_tried_again_on_a_cluster(tmp_path):
+def test_stages_are_retried_on_a_cluster(tmp_path):
     for arguments in ([], ["--seeds=1,2"]):
         specification = read_pipeline(compile_pipeline(tmp_path, *arguments))
         dags = [specification["root"], *specification["components"].values()]
         tasks = [task for dag in dags if "dag" in dag for task in dag["dag"]["tasks"].items()]
-        retried = {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks if "retryPolicy" in task}
-        assert retried == {"validate": 1, "train": 3, "evaluate": 2} | ({"compare": 2} if arguments else {})
+        retries = {name: task["retryPolicy"]["maxRetryCount"] for name, task in tasks if "retryPolicy" in task}
+        assert retries == {"validate": 1, "train": 3, "evaluate": 2} | ({"compare": 2} if arguments else {})
 
 
-def test_compiled_store_and_run_are_parameters_of_training_and_empty(tmp_path):
+def test_compiled_store_and_run_are_empty_parameters_passed_to_training(tmp_path):
     root = read_pipeline(compile_pipeline(tmp_path))["root"]
     parameters, training = root["inputDefinitions"]["parameters"], root["dag"]["tasks"]["train"]["inputs"]
     for name in ("store", "run"):
@@ -142,7 +151,7 @@ def test_compiled_store_and_run_are_parameters_of_training_and_empty(tmp_path):
         assert training["parameters"][name] == {"componentInputParameter": name}
 
 
-def test_compiled_parameters_survive_as_typed(tmp_path):
+def test_compiled_parameters_keep_type_and_value(tmp_path):
     path = compile_pipeline(tmp_path, "balance", "--learner.clip-epsilon=0.1")
     parameters = read_pipeline(path)["root"]["inputDefinitions"]["parameters"]
     assert parameters["image"]["parameterType"] == "STRING"
@@ -166,7 +175,7 @@ def test_compiled_stages_take_the_image_parameter_and_are_never_cached(tmp_path)
     assert tasks["evaluate"]["dependentTasks"] == ["train"]
 
 
-def test_compiling_twice_gives_the_same_text(tmp_path):
+def test_compiling_twice_gives_equal_text(tmp_path):
     first = compile_pipeline(tmp_path).read_text()
     assert compile_pipeline(tmp_path).read_text() == first
 
@@ -182,7 +191,7 @@ def test_image_without_tag_or_digest_is_refused(tmp_path, capsys, image):
 
 
 @pytest.mark.parametrize("image", ["mappo:1", "registry:5000/team/mappo:v1.0", f"ghcr.io/a/b@sha256:{'a' * 64}"])
-def test_image_with_tag_or_digest_is_taken(tmp_path, image):
+def test_image_with_tag_or_digest_is_accepted(tmp_path, image):
     assert main(["compile", "--image", image, "--output", str(tmp_path / "compiled")]) == 0
 
 
@@ -214,33 +223,33 @@ def note(directory: str, item: str, number: int, nested: dict):
 
 
 @dsl.pipeline(name="inner")
-def noted_in_a_pipeline_of_its_own(directory: str, number: int, nested: dict):
+def note_in_an_inner_pipeline(directory: str, number: int, nested: dict):
     with dsl.ParallelFor(["3", "4"], parallelism=1) as item:
         note(directory=directory, item=item, number=number, nested=nested)
 
 
 @dsl.pipeline(name="outer")
-def noted(directory: str, nested: dict):
-    given = give()
-    noted_in_a_pipeline_of_its_own(directory=directory, number=given.output, nested=nested)
+def note_in_a_nested_loop(directory: str, nested: dict):
+    number = give()
+    note_in_an_inner_pipeline(directory=directory, number=number.output, nested=nested)
 
 
 @dsl.pipeline(name="trap")
-def noted_in_a_trap(directory: str, nested: dict):
-    given = give()
+def note_in_a_trap(directory: str, nested: dict):
+    number = give()
     with dsl.ParallelFor(["3", "4"], parallelism=1) as item:
-        note(directory=directory, item=item, number=given.output, nested=nested)
+        note(directory=directory, item=item, number=number.output, nested=nested)
 
 
-def test_values_in_a_loop_are_those_that_the_specification_says(tmp_path):
-    """Here as on a cluster, since every loop of ours is in a pipeline of its own."""
-    run_locally(noted, {"directory": str(tmp_path), "nested": {"a": ["b"]}}, tmp_path / "run")
+def test_loop_in_an_inner_pipeline_gets_the_specified_values(tmp_path):
+    """Local runs and clusters agree, since every loop of our pipelines is in an inner pipeline."""
+    run_locally(note_in_a_nested_loop, {"directory": str(tmp_path), "nested": {"a": ["b"]}}, tmp_path / "run")
     assert [read_json(tmp_path / item) for item in ("3", "4")] == [[7, {"a": ["b"]}]] * 2
 
 
-def test_the_trap_that_is_refused_when_compiling_is_one(tmp_path):
-    """Should this fail, Kubeflow has mended it, and pipelines may loop where they like."""
-    run_locally(noted_in_a_trap, {"directory": str(tmp_path), "nested": {}}, tmp_path / "run")
+def test_loop_that_compiling_refuses_gets_wrong_values_in_a_local_run(tmp_path):
+    """If this test fails, Kubeflow has fixed the defect, and loops need no inner pipeline any more."""
+    run_locally(note_in_a_trap, {"directory": str(tmp_path), "nested": {}}, tmp_path / "run")
     assert [read_json(tmp_path / item)[0] for item in ("3", "4")] != [7, 7]
 
 
@@ -249,10 +258,10 @@ def test_missing_kubeflow_sdk_is_explained(tmp_path):
         "import sys; sys.modules['kfp'] = None; from pipelines.__main__ import main; "
         f"sys.exit(main(['compile', '--image', 'a:1', '--output', '{tmp_path}/compiled']))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "pip install" in done.stderr
-    assert "Traceback" not in done.stderr
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "pip install" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_parameter_descriptions_reach_the_run_form(tmp_path):
@@ -260,8 +269,8 @@ def test_parameter_descriptions_reach_the_run_form(tmp_path):
     assert all(parameter["description"] for parameter in parameters.values())
 
 
-def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
-    """A stage that dies by a signal says nothing; the runner then shows the log's last lines."""
+def test_error_shows_the_end_of_the_log_when_a_stage_is_killed(tmp_path):
+    """A stage that a signal ends prints no reason; the error then holds the last lines of the log."""
     module = tmp_path / "killed.py"
     module.write_text(
         "import sys\n"
@@ -284,72 +293,76 @@ def test_stage_killed_without_a_word_shows_the_end_of_the_log(tmp_path):
         "except PipelineFailed as error:\n"
         "    sys.exit(str(error))\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, module, tmp_path / "run"], capture_output=True, text=True, check=False, cwd="."
     )
-    assert done.returncode == 1
-    assert "stage die failed" in done.stderr
-    assert "the last words" in done.stderr
+    assert result.returncode == 1
+    assert "stage die failed" in result.stderr
+    assert "the last words" in result.stderr
 
 
 def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", "--environment.scenario=simple", "--seeds=3,5", *kept_in(run), *TINY]) == 0
-    shown = capsys.readouterr().out
+    assert main(["run", "--environment.scenario=simple", "--seeds=3,5", *run_flags(run), *TINY]) == 0
+    output = capsys.readouterr().out
     (path,) = run.glob("mappo-seeds-*/compare/report")
     report = read_json(path)
     (configuration,) = report["configurations"]
     assert configuration["training_seeds"] == [3, 5]
     evaluations = [read_json(path) for path in sorted(run.glob("mappo-seeds-*/*/evaluate/report"))]
-    assert configuration["episode_returns"] == [found["trained"]["mean"]["value"] for found in evaluations]
-    assert {found["training_config"]["seed"] for found in evaluations} == {3, 5}
-    assert "[compare] trained" in shown
-    assert str(path) in shown
+    assert configuration["episode_returns"] == [
+        evaluation["trained"]["mean"]["value"] for evaluation in evaluations
+    ]
+    assert {evaluation["training_config"]["seed"] for evaluation in evaluations} == {3, 5}
+    assert "[compare] trained" in output
+    assert str(path) in output
 
 
 @pytest.mark.long
 def test_tuning_pipeline_runs_end_to_end_with_two_workers(tmp_path, capsys, monkeypatch):
-    """The study is that of the database, the best is trained again beside the default, and promoted."""
+    """The study lies in the database; best and default are trained again, and the best is promoted."""
     monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db")
     run, champions = tmp_path / "run", tmp_path / "champions"
-    asked = ["--study=s", "--trials=4", "--workers=2", "--retrain-seeds=2", "--tuning.pruner=none"]
+    flags = ["--study=s", "--trials=4", "--workers=2", "--retrain-seeds=2", "--tuning.pruner=none"]
     task = ["--environment.scenario=tests.support.scenarios:PushRight", "--environment.max-episode-frames=10"]
-    asked += ["--gate.num-seeds=5", "--gate.episodes-per-seed=8", f"--champions={champions}"]
-    assert main(["run", *asked, *kept_in(run), *TINY, *task, "--learner.learning-rate=0.02"]) == 0
-    shown = capsys.readouterr().out
+    flags += ["--gate.num-seeds=5", "--gate.episodes-per-seed=8", f"--champions={champions}"]
+    assert main(["run", *flags, *run_flags(run), *TINY, *task, "--learner.learning-rate=0.02"]) == 0
+    output = capsys.readouterr().out
 
     database = Database(f"sqlite:///{tmp_path}/studies.db")
     study = Study.load(database, "s")
     trials, best = study.trials(), study.best()
     database.close()
     assert [trial.state for trial in trials] == ["complete"] * 4
-    assert "[tune] nothing left to start" in shown
+    assert "[tune] no trial is left to start" in output
 
-    def left(stage, name):
+    def tuning_artifact(stage, name):
         (path,) = run.glob(f"mappo-tuning-*/{stage}/{name}")
-        assert stage == "promote" or str(path) in shown
+        assert stage == "promote" or str(path) in output
         return path
 
-    chosen = read_json(left("choose", "best"))
+    chosen = read_json(tuning_artifact("choose", "best"))
     assert all(value_of(from_dict(chosen), path) == value for path, value in best.values.items())
-    comparison = read_json(left("report", "comparison"))
+    comparison = read_json(tuning_artifact("report", "comparison"))
     seeds = [str(seed) for seed in fresh_seeds(study, 2)]
     for configuration in comparison["configurations"]:
         assert [str(seed) for seed in configuration["training_seeds"]] == seeds
-    decision = read_json(left("promote", "decision"))
+    decision = read_json(tuning_artifact("promote", "decision"))
     assert decision["candidate"]["seed"] == int(seeds[0])
     assert (decision["opponent"], decision["action"]) == ("random", "promoted")
     (policy,) = champions.rglob("policy.pt2")
     assert (policy.parent / "model-card.md").exists()
-    assert "Study s: tests.support.scenarios:PushRight" in left("report", "page").read_text()
+    assert "Study s: tests.support.scenarios:PushRight" in tuning_artifact("report", "page").read_text()
     assert inspect.isbuiltin(print), "Kubeflow's runner replaces it"
 
 
-def test_compiled_tuning_pipeline_has_a_few_workers_and_not_a_task_a_trial(tmp_path):
+def test_compiled_tuning_pipeline_has_a_loop_over_workers_and_no_task_per_trial(tmp_path):
     specification = read_pipeline(compile_pipeline(tmp_path, "--study=s", "--workers=3", "--trials=50"))
     root = specification["root"]
     assert root["inputDefinitions"]["parameters"]["workers"]["defaultValue"] == ["1", "2", "3"]
-    assert root["inputDefinitions"]["parameters"]["num_trials"]["defaultValue"] == 50
+    assert root["inputDefinitions"]["parameters"]["study_config"]["defaultValue"] == study_config_to_json(
+        StudyConfig(budget=BudgetConfig(num_trials=50))
+    )
     names = {"prepare", "mappo-workers", "choose", "retrain-default", "retrain-best", "promote", "report"}
     assert set(root["dag"]["tasks"]) == names
     tasks = root["dag"]["tasks"]
@@ -359,8 +372,8 @@ def test_compiled_tuning_pipeline_has_a_few_workers_and_not_a_task_a_trial(tmp_p
     assert run_id == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 
 
-def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):
-    """Inside a loop, Kubeflow's local runner takes loop items for outputs of tasks around it."""
+def test_compiled_seeds_pipeline_has_its_loop_in_an_inner_pipeline(tmp_path):
+    """Kubeflow's local runner confuses loop items with outputs of tasks around the loop."""
     specification = read_pipeline(compile_pipeline(tmp_path, "--seeds=0,1,2", "--parallel-seeds=2"))
     root = specification["root"]
     assert root["inputDefinitions"]["parameters"]["seeds"]["defaultValue"] == ["0", "1", "2"]
@@ -376,17 +389,17 @@ def test_compiled_seeds_pipeline_loops_in_a_pipeline_of_its_own(tmp_path):
     ("seeds", "reason"),
     [("", "''"), ("1,1", "may appear once"), ("1,two", "'two'"), ("-1", "seed = -1"), ("1.5", "seed = 1.5")],
 )
-def test_wrong_seeds_are_refused_naming_them(tmp_path, capsys, seeds, reason):
-    assert main(["run", f"--seeds={seeds}", *kept_in(tmp_path / "run"), *TINY]) == 2
+def test_wrong_seeds_are_refused_with_the_reason(tmp_path, capsys, seeds, reason):
+    assert main(["run", f"--seeds={seeds}", *run_flags(tmp_path / "run"), *TINY]) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_one_seed_and_several_exclude_each_other(capsys):
+def test_flags_seed_and_seeds_exclude_each_other(capsys):
     assert main(["run", "--seeds=1,2", "--seed=3"]) == 2
     assert "exclude each other" in capsys.readouterr().err
 
 
-def test_stages_know_the_version_that_compiled_them(tmp_path):
+def test_stages_get_the_version_that_compiled_the_pipeline(tmp_path):
     import mappo
 
     specification = read_pipeline(compile_pipeline(tmp_path))

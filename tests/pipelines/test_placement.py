@@ -1,4 +1,4 @@
-"""What becomes of a site's choices, read in the compiled pipelines of tests/golden."""
+"""Check the effect of a site's settings in the compiled pipelines of tests/golden."""
 
 import json
 import re
@@ -30,19 +30,20 @@ def documents(name: str) -> tuple[dict, dict]:
     return specification, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-def test_compiled_pipelines_are_what_they_were(capsys):
-    """After a change that is meant: python -m pipelines compile --site tests/golden/site.yaml --seeds=0,1
-    --parallel-seeds=1 --output tests/golden; and read the difference.
+def test_compiled_pipelines_equal_the_golden_files(capsys):
+    """After an intended change, update the golden files and read the difference:
+
+    python -m pipelines compile --site tests/golden/site.yaml --seeds=0,1 --parallel-seeds=1 --output tests/golden
     """
     assert main([*COMPILE, "--check"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
-def test_every_choice_of_the_site_is_a_default_or_fixed(name):
+def test_every_setting_of_the_site_is_a_default_or_is_fixed(name):
     specification, executors = documents(name)
     defaults = {
-        key: each.get("defaultValue")
-        for key, each in specification["root"]["inputDefinitions"]["parameters"].items()
+        key: definition.get("defaultValue")
+        for key, definition in specification["root"]["inputDefinitions"]["parameters"].items()
     }
     site = read_site(GOLDEN / "site.yaml")
     assert defaults["image"] == site.image
@@ -75,20 +76,20 @@ def test_every_choice_of_the_site_is_a_default_or_fixed(name):
     assert train["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1001", "runAsNonRoot": True}
     dags = [specification["root"], *specification["components"].values()]
     policies = [
-        each["dag"]["tasks"]["train"]["retryPolicy"]
-        for each in dags
-        if "train" in each.get("dag", {}).get("tasks", {})
+        component["dag"]["tasks"]["train"]["retryPolicy"]
+        for component in dags
+        if "train" in component.get("dag", {}).get("tasks", {})
     ]
-    year = "31536000s"  # Argo ends every attempt so long after the first began
+    year = "31536000s"  # Argo ends every attempt that runs longer than this after the first began
     policy = {"maxRetryCount": 9, "backoffDuration": "5s", "backoffFactor": 3.0, "backoffMaxDuration": year}
     assert policies
-    assert all(each == policy for each in policies)
+    assert all(actual == policy for actual in policies)
     assert "activeDeadlineSeconds" not in executors.get("exec-compare", {})
 
 
 @pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
-def test_every_stage_gets_its_own_parameters_and_only_those(name):
-    """Each component's resources and each executor's nodes come from the parameters of its own stage."""
+def test_every_stage_gets_only_the_parameters_of_that_stage(name):
+    """The resources of a component and the nodes of an executor come from the parameters of the same stage."""
     specification, executors = documents(name)
     for label, executor in specification["deploymentSpec"]["executors"].items():
         stage = re.sub(r"-\d+$", "", label.removeprefix("exec-"))
@@ -96,17 +97,17 @@ def test_every_stage_gets_its_own_parameters_and_only_those(name):
         for field in ("cpu", "memory", *(["gpu_type", "gpu_count"] if stage in GPU_STAGES else [])):
             assert f"pipelinechannel--{stage}_{field}'" in resources
         assert all(f"--{stage}_" in part for part in resources.split("pipelinechannel")[1:])
-        placed = executors[label]
-        assert placed["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith(
+        kubernetes = executors[label]
+        assert kubernetes["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"].endswith(
             f"{stage}_node_selector"
         )
-        (toleration,) = placed["tolerations"]
+        (toleration,) = kubernetes["tolerations"]
         assert toleration["tolerationJson"]["componentInputParameter"].endswith(f"{stage}_tolerations")
-        (affinity,) = placed["nodeAffinity"]
+        (affinity,) = kubernetes["nodeAffinity"]
         assert affinity["nodeAffinityJson"]["componentInputParameter"].endswith(f"{stage}_node_affinity")
 
 
-def test_placement_reaches_into_the_loop_over_seeds():
+def test_placement_parameters_reach_into_the_loop_over_seeds():
     """Follow a parameter from the pipeline through the inner pipeline and the loop to the task that trains."""
     specification, _ = documents("seeds")
     components = specification["components"]
@@ -123,7 +124,7 @@ def test_placement_reaches_into_the_loop_over_seeds():
 def test_nothing_is_cached_at_any_level(name):
     specification, _ = documents(name)
     dags = [specification["root"], *specification["components"].values()]
-    tasks = [task for each in dags for task in each.get("dag", {}).get("tasks", {}).values()]
+    tasks = [task for component in dags for task in component.get("dag", {}).get("tasks", {}).values()]
     assert len(tasks) >= 3
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
 
@@ -132,59 +133,48 @@ def test_nothing_is_cached_at_any_level(name):
 def test_parameters_are_described_and_named_after_their_stage(name):
     specification, _ = documents(name)
     parameters = specification["root"]["inputDefinitions"]["parameters"]
-    assert all(each["description"].endswith(".") for each in parameters.values())
-    own = {"config", "store", "image", "image_pull_secret", "s3_secret"}
+    assert all(parameter["description"].endswith(".") for parameter in parameters.values())
+    general = {"config", "store", "image", "image_pull_secret", "s3_secret"}
     stages = ("validate_", "train_", "evaluate_", *(["compare_"] if name == "seeds" else []))
     if name == "tuning":
-        own |= {
-            "study",
-            "edition",
-            "session",
-            "num_trials",
-            "hours",
-            "workers",
-            "retrain_seeds",
-            "space",
-            "tuning",
-        }
-        own |= {"champions", "gate", "database_secret"}
+        general |= {"study", "edition", "study_config", "session", "workers", "champions", "database_secret"}
         stages = ("prepare_", "tune_", "choose_", "train_", "evaluate_", "promote_", "report_")
     else:
-        own |= {"run", "seeds"}
-    assert all(key in own or key.startswith(stages) for key in parameters)
+        general |= {"run", "seeds"}
+    assert all(key in general or key.startswith(stages) for key in parameters)
 
 
-def test_secrets_are_referred_to_and_never_held():
+def test_secrets_are_referenced_and_not_contained():
     _, executors = documents("training")
-    secret, of_kubeflow = executors["exec-train"]["secretAsEnv"]
+    secret, kubeflow_secret = executors["exec-train"]["secretAsEnv"]
     assert secret["secretNameParameter"] == {"componentInputParameter": "s3_secret"}
     assert secret["optional"]
     assert {"secretKey": "AWS_SECRET_ACCESS_KEY", "envVar": "AWS_SECRET_ACCESS_KEY"} in secret["keyToEnv"]
-    assert of_kubeflow["secretName"] == "mlpipeline-minio-artifact"
-    assert of_kubeflow["optional"]
-    assert {"secretKey": "secretkey", "envVar": "MAPPO_KUBEFLOW_SECRET_KEY"} in of_kubeflow["keyToEnv"]
+    assert kubeflow_secret["secretName"] == "mlpipeline-minio-artifact"
+    assert kubeflow_secret["optional"]
+    assert {"secretKey": "secretkey", "envVar": "MAPPO_KUBEFLOW_SECRET_KEY"} in kubeflow_secret["keyToEnv"]
 
 
-def test_endpoint_of_kubeflows_store_is_the_sites(tmp_path):
+def test_endpoint_of_kubeflows_store_comes_from_the_site(tmp_path):
     site = Site(image="a/b:1", minio_endpoint="http://minio-service.kubeflow:9000")
     compiled = compile_pipeline("training", site, {"config": "{}"})
     executors = compiled.specification["deploymentSpec"]["executors"]
     endpoints = [
-        each["value"]
+        variable["value"]
         for executor in executors.values()
-        for each in executor["container"]["env"]
-        if each["name"] == "MAPPO_MINIO_ENDPOINT"
+        for variable in executor["container"]["env"]
+        if variable["name"] == "MAPPO_MINIO_ENDPOINT"
     ]
     assert endpoints == ["http://minio-service.kubeflow:9000"] * 3
 
 
 def test_only_stages_of_studies_are_given_the_database():
     _, executors = documents("tuning")
-    given = {
+    stages = {
         label.removeprefix("exec-")
         for label, executor in executors.items()
         for secret in executor.get("secretAsEnv", [])
         if {"secretKey": "url", "envVar": "MAPPO_DATABASE"} in secret["keyToEnv"]
     }
-    assert given == {"prepare", "tune", "choose", "promote", "report"}
+    assert stages == {"prepare", "tune", "choose", "promote", "report"}
     assert "MAPPO_DATABASE" not in (GOLDEN / "training.yaml").read_text()

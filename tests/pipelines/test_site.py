@@ -15,24 +15,24 @@ def site(tmp_path, text: str) -> Site:
     return read_site(path)
 
 
-def test_what_a_site_leaves_out_keeps_the_default_of_its_stage(tmp_path):
-    found = site(tmp_path, "stages: {train: {gpu_count: 2}, evaluate: {cpu: 8}}")
+def test_omitted_settings_keep_the_defaults_of_their_stage(tmp_path):
+    changed = site(tmp_path, "stages: {train: {gpu_count: 2}, evaluate: {cpu: 8}}")
     default = Site().stages
-    assert found.stages.train.gpu_count == 2
-    assert found.stages.train.retries == default.train.retries > StagePod().retries
-    assert found.stages.evaluate.cpu == "8"
-    assert found.stages.validate == default.validate
+    assert changed.stages.train.gpu_count == 2
+    assert changed.stages.train.retries == default.train.retries > StagePod().retries
+    assert changed.stages.evaluate.cpu == "8"
+    assert changed.stages.validate == default.validate
 
 
-def test_the_example_is_a_site_whose_other_values_are_the_defaults():
-    """Its comments say what is no default."""
-    found, default = read_site(Path("k8s/site.yaml")), Site()
+def test_example_site_equals_the_defaults_except_for_the_commented_values():
+    """The comments of k8s/site.yaml mark the values that are not defaults."""
+    example, default = read_site(Path("k8s/site.yaml")), Site()
     gpu = {
         "gpu_count": 1,
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     }
-    assert found == replace(
-        default, image=found.image, stages=replace(default.stages, train=replace(default.stages.train, **gpu))
+    assert example == replace(
+        default, image=example.image, stages=replace(default.stages, train=replace(default.stages.train, **gpu))
     )
 
 
@@ -99,7 +99,7 @@ def test_the_example_is_a_site_whose_other_values_are_the_defaults():
         ("a: \tb: c", "not YAML"),
     ],
 )
-def test_a_wrong_site_is_refused_naming_file_and_field(tmp_path, text, reason):
+def test_wrong_site_is_refused_with_file_and_field(tmp_path, text, reason):
     with pytest.raises(ConfigError) as error:
         site(tmp_path, text)
     assert reason in str(error.value)
@@ -127,19 +127,18 @@ def train(tmp_path, **fields) -> StagePod:
         "+2Gi",
     ],
 )
-def test_memory_may_be_any_quantity_of_kubernetes(tmp_path, memory):
-    found = train(tmp_path, memory=memory, shm=None)
-    assert found.memory == str(memory)
+def test_memory_may_be_any_kubernetes_quantity(tmp_path, memory):
+    assert train(tmp_path, memory=memory, shm=None).memory == str(memory)
 
 
-def test_shm_fits_in_memory_in_whatever_unit(tmp_path):
+def test_shm_must_fit_in_memory_in_any_unit(tmp_path):
     assert train(tmp_path, memory="1Gi", shm="1073741824").shm
     with pytest.raises(ConfigError, match="must fit in it"):
         train(tmp_path, memory="1e9", shm="1Gi")
 
 
 @pytest.mark.parametrize("cpu", ["0.5", "500m", 2, 1.5, "1e1", ".5", "0.1k"])
-def test_cpu_may_be_any_quantity_of_kubernetes(tmp_path, cpu):
+def test_cpu_may_be_any_kubernetes_quantity(tmp_path, cpu):
     assert train(tmp_path, cpu=cpu).cpu == str(cpu)
 
 
@@ -157,7 +156,7 @@ DIGEST = "sha256:" + "0a" * 32
         "[::1]:5000/a:1",
     ],
 )
-def test_an_image_that_kubernetes_can_pull_is_taken(image):
+def test_image_that_kubernetes_can_pull_is_accepted(image):
     assert require_image(image) == image
 
 
@@ -183,7 +182,7 @@ def test_an_image_that_kubernetes_can_pull_is_taken(image):
         "https://ghcr.io/a:1",
     ],
 )
-def test_an_image_that_kubernetes_refuses_is_refused(image):
+def test_image_that_kubernetes_refuses_is_refused(image):
     with pytest.raises(ConfigError, match="must be NAME:TAG"):
         require_image(image)
 
@@ -206,7 +205,7 @@ def test_an_image_that_kubernetes_refuses_is_refused(image):
         ({"key": "a", "effect": "NoExecute", "tolerationSeconds": 2**63}, "tolerationSeconds"),
     ],
 )
-def test_a_toleration_that_kubernetes_refuses_is_refused(tmp_path, toleration, reason):
+def test_toleration_that_kubernetes_refuses_is_refused(tmp_path, toleration, reason):
     with pytest.raises(ConfigError, match=reason):
         train(tmp_path, tolerations=[toleration])
 
@@ -220,7 +219,7 @@ def test_a_toleration_that_kubernetes_refuses_is_refused(tmp_path, toleration, r
         {"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0},
     ],
 )
-def test_a_toleration_that_kubernetes_takes_is_taken(tmp_path, toleration):
+def test_toleration_that_kubernetes_accepts_is_accepted(tmp_path, toleration):
     assert train(tmp_path, tolerations=[toleration]).tolerations == [toleration]
 
 
@@ -250,7 +249,7 @@ def term(**expression) -> dict:
         ({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["x", "y"]}]}, "values"),
     ],
 )
-def test_a_node_affinity_that_kubernetes_refuses_is_refused(tmp_path, term, reason):
+def test_node_affinity_that_kubernetes_refuses_is_refused(tmp_path, term, reason):
     for affinity in (
         {REQUIRED: {"nodeSelectorTerms": [term]}},
         {PREFERRED: [{"weight": 1, "preference": term}]},
@@ -271,12 +270,12 @@ def test_a_node_affinity_that_kubernetes_refuses_is_refused(tmp_path, term, reas
         {PREFERRED: {}},
     ],
 )
-def test_a_node_affinity_without_term_or_weight_is_refused(tmp_path, affinity):
+def test_node_affinity_without_term_or_weight_is_refused(tmp_path, affinity):
     with pytest.raises(ConfigError, match=r"stages\.train\.node_affinity"):
         train(tmp_path, node_affinity=affinity)
 
 
-def test_a_node_affinity_that_kubernetes_takes_is_taken(tmp_path):
+def test_node_affinity_that_kubernetes_accepts_is_accepted(tmp_path):
     affinity = {
         REQUIRED: {
             "nodeSelectorTerms": [
@@ -289,7 +288,7 @@ def test_a_node_affinity_that_kubernetes_takes_is_taken(tmp_path):
     assert train(tmp_path, node_affinity=affinity).node_affinity == affinity
 
 
-def test_an_endpoint_of_minio_is_a_url_without_credentials(tmp_path):
+def test_minio_endpoint_must_be_a_url_without_credentials(tmp_path):
     url = "http://minio.team:9000"
     assert site(tmp_path, f"minio_endpoint: {url}").minio_endpoint == url
     with pytest.raises(ConfigError, match="no user and no password") as error:
@@ -297,12 +296,12 @@ def test_an_endpoint_of_minio_is_a_url_without_credentials(tmp_path):
     assert "secret" not in str(error.value).replace("they belong into a secret", "")
 
 
-def test_choices_may_be_merged_by_yaml(tmp_path):
-    found = site(tmp_path, "pod_labels: &all {a: b}\npod_annotations: {<<: *all, c: d}")
-    assert found.pod_annotations == {"a": "b", "c": "d"}
+def test_settings_may_be_merged_by_yaml(tmp_path):
+    merged = site(tmp_path, "pod_labels: &all {a: b}\npod_annotations: {<<: *all, c: d}")
+    assert merged.pod_annotations == {"a": "b", "c": "d"}
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path):
+def test_binary_file_is_refused(tmp_path):
     (tmp_path / "site.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"site\.yaml"):
         read_site(tmp_path / "site.yaml")

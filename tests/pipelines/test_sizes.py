@@ -1,4 +1,4 @@
-"""How large workflows become: estimates beside what a real Kubeflow recorded, and beside the test server."""
+"""Compare estimated sizes of workflows with recordings of a real Kubeflow and with the test server."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def seeds(count: int) -> dict[str, Any]:
 
 
 def workflow_at_its_end(compiled: Compiled, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The whole workflow of a run on the test server, whose nodes are as large as recorded ones."""
+    """Return the workflow of a finished run on the test server, whose nodes are as large as recorded ones."""
     with KubeflowServer() as server:
         api = Api(Connection(endpoint=server.url))
         run = submit(api, Submission(compiled, parameters))
@@ -45,20 +45,25 @@ def workflow_at_its_end(compiled: Compiled, parameters: dict[str, Any]) -> dict[
 
 
 def size_of(manifest: dict[str, Any]) -> int:
-    kept = {name: manifest["status"].get(name) for name in ("nodes", "compressedNodes")}
-    return len(json.dumps([manifest["spec"], kept], separators=(",", ":")))
+    nodes = {name: manifest["status"].get(name) for name in ("nodes", "compressedNodes")}
+    return len(json.dumps([manifest["spec"], nodes], separators=(",", ":")))
+
+
+def retraining(num_seeds: int) -> str:
+    """Return the settings of a study that trains its best from this number of seeds, as JSON."""
+    return json.dumps({"retraining": {"num_seeds": num_seeds}})
 
 
 def is_near(estimate: int, actual: int) -> bool:
-    """The estimate may be too high by a third, which refuses a little early, and hardly too low."""
+    """Return whether an estimate is at most 5 % too low, and at most a third too high (which refuses early)."""
     return 0.95 * actual <= estimate <= 1.34 * actual
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("raw-training", {}), ("raw-tuning-compressed", {"retrain_seeds": 2, "workers": ["1", "2"]})],
+    [("raw-training", {}), ("raw-tuning-compressed", {"study_config": retraining(2), "workers": ["1", "2"]})],
 )
-def test_estimate_is_near_what_a_real_kubeflow_recorded(name, parameters):
+def test_estimate_is_near_the_size_in_a_real_kubeflow(name, parameters):
     answer = raw(name)
     documents = list(yaml.safe_load_all(answer["run"]["pipeline_spec"]["pipeline_manifest"]))
     body = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
@@ -66,17 +71,17 @@ def test_estimate_is_near_what_a_real_kubeflow_recorded(name, parameters):
 
 
 @pytest.mark.parametrize("count", [1, 20])
-def test_estimate_is_near_what_the_test_server_makes_of_seeds(count):
+def test_estimate_is_near_the_size_on_the_test_server(count):
     pipeline = compiled("seeds")
     actual = size_of(workflow_at_its_end(pipeline, seeds(count)))
     assert is_near(workflow_bytes(pipeline.body, seeds(count)), actual)
 
 
-def test_largest_numbers_that_fit_are_those_of_the_documentation():
+def test_documented_numbers_of_seeds_and_workers_fit():
     """docs/kubeflow.md says 60 seeds, and a study of 8 workers whose best is trained from 20 seeds."""
     check_size(compiled("seeds").body, seeds(60))
     workers = [str(worker) for worker in range(8)]
-    check_size(compiled("tuning").body, {"study": "a", "workers": workers, "retrain_seeds": 20})
+    check_size(compiled("tuning").body, {"study": "a", "workers": workers, "study_config": retraining(20)})
 
 
 def test_run_that_does_not_fit_is_refused_with_its_size():
@@ -86,12 +91,12 @@ def test_run_that_does_not_fit_is_refused_with_its_size():
         check_size(compiled("seeds").body, seeds(200))
 
 
-def test_absurd_numbers_are_refused_at_once():
+def test_absurd_numbers_are_refused_without_an_estimate():
     with pytest.raises(ConfigError, match="100,000 seeds or workers in one run"):
-        check_size(compiled("tuning").body, {"study": "a", "retrain_seeds": 100_000})
+        check_size(compiled("tuning").body, {"study": "a", "study_config": retraining(100_000)})
 
 
-def test_long_configurations_count_in_every_step():
+def test_long_configuration_lowers_the_number_of_seeds_that_fit():
     config = json.loads(to_json(navigation()))
     config["environment"]["scenario_kwargs"]["map"] = "".join(
         random.Random(0).choices(string.ascii_letters, k=5000)
@@ -102,7 +107,7 @@ def test_long_configurations_count_in_every_step():
         check_size(pipeline.body, seeds(45))
 
 
-def test_every_iteration_of_a_plan_has_its_stages():
+def test_plan_has_the_stages_of_every_iteration():
     pipeline = compiled("tuning")
     plan = planned_stages(pipeline.body, {"study": "a", "workers": ["1", "2", "3"]}, unknown_items=4)
     count = [stage.path[-1] for stage in plan].count
@@ -116,7 +121,7 @@ def test_every_iteration_of_a_plan_has_its_stages():
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_steps_carry_no_source_and_no_description_of_a_component(name):
+def test_compiled_steps_hold_no_source_and_no_description_of_a_component(name):
     specification = compiled(name).specification
     inner = json.dumps([specification["components"], specification["deploymentSpec"]])
     assert "description" not in inner
@@ -125,11 +130,11 @@ def test_steps_carry_no_source_and_no_description_of_a_component(name):
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_tasks_have_no_input_that_nobody_reads(name):
+def test_compiled_tasks_have_no_unread_input(name):
     specification = compiled(name).specification
     for component in (specification["root"], *specification["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             target = specification["components"][task["componentRef"]["name"]]
             declared = target.get("inputDefinitions", {}).get("parameters", {})
-            given = task.get("inputs", {}).get("parameters", {})
-            assert all(each in declared or each.startswith("pipelinechannel--") for each in given)
+            inputs = task.get("inputs", {}).get("parameters", {})
+            assert all(name in declared or name.startswith("pipelinechannel--") for name in inputs)

@@ -22,7 +22,7 @@ BARE = textwrap.dedent(
     import sys
 
     for package in ("mappo", "torchrl", "tensordict", "vmas", "pydantic", "safetensors"):
-        sys.modules[package] = None  # not to be imported
+        sys.modules[package] = None  # makes an import of this package fail
     import torch
 
     policy = torch.export.load("policy.pt2").module()
@@ -43,8 +43,8 @@ BARE = textwrap.dedent(
     ],
     ids=["continuous", "discrete", "multi-discrete", "own-networks", "speech", "one-agent"],
 )
-def test_the_exported_policy_acts_alike_where_there_is_pytorch_alone(tiny, tmp_path, change):
-    """For other numbers of environments than it was exported with, and for states met along an episode."""
+def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny, tmp_path, change):
+    """Use another number of environments than in the export, and the observations of a whole episode."""
     config = override(tiny, {**change, "collection": {"total_frames": 120}})
     checkpoint = train_here(config, tmp_path / "run")
     environment = make_environment(config.environment, 5, 3, Stream.EVALUATION, torch.device("cpu"))
@@ -65,13 +65,13 @@ def test_networks_that_do_not_fit_their_task_are_refused(checkpoint):
         export_policy(replace(checkpoint, tensors=tensors))
 
 
-def test_the_model_card_says_what_it_is_and_how_good(checkpoint):
+def test_model_card_describes_the_policy_and_its_results(checkpoint):
     card = model_card(checkpoint, "navigation-12345678", {"mean return": "0.5 [0.4, 0.6]"})
-    for said in (
+    for text in (
         "navigation",
         '"n_agents"',
         "| mean return | 0.5 [0.4, 0.6] |",
         "torch.export.load",
         "360 frames",
     ):
-        assert said.replace('"', "'") in card
+        assert text.replace('"', "'") in card

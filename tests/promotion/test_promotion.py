@@ -17,7 +17,7 @@ QUICK = Gate(num_seeds=5, episodes_per_seed=8)
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory):
-    """A configuration and its policies that push left, a little to the right, and right."""
+    """A configuration, and three policies: they push to the left, a little to the right, and to the right."""
     config = from_dict(
         {**TINY, "environment": {"scenario": "tests.support.scenarios:PushRight", "max_episode_frames": 10}}
     )
@@ -36,30 +36,30 @@ def champions(tmp_path, policies):
     return Champions(tmp_path / "champions", task_name(policies[0].environment))
 
 
-def test_lower_bound_is_students_t_by_hand():
+def test_lower_bound_equals_students_t_computed_by_hand():
     """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t(2, 95 %, one-sided) = 2.919986."""
     bound = statistics.paired_lower_bound([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 0.95)
     assert bound == pytest.approx(2 - 2.919986 / 3**0.5, abs=1e-6)
     assert statistics.paired_lower_bound([1.5, 2.5], [1.0, 2.0], 0.95) == 0.5
 
 
-def test_of_equal_policies_one_in_twenty_passes():
+def test_one_in_twenty_equally_good_candidates_passes():
     generator = torch.Generator().manual_seed(0)
     rounds = torch.randn(2000, 2, 40, generator=generator).double()
-    passed = sum(statistics.paired_lower_bound(a.tolist(), b.tolist(), 0.95) > 0 for a, b in rounds)
-    assert 0.035 < passed / 2000 < 0.065
+    num_passed = sum(statistics.paired_lower_bound(a.tolist(), b.tolist(), 0.95) > 0 for a, b in rounds)
+    assert 0.035 < num_passed / 2000 < 0.065
 
 
-def test_the_first_champion_must_beat_the_random_policy(policies, champions):
+def test_first_champion_must_beat_the_random_policy(policies, champions):
     config, (worst, middle, _) = policies
-    refused = promote(config, worst, champions, QUICK)
-    assert (refused.action, refused.opponent, refused.champion) == ("kept", "random", None)
+    refusal = promote(config, worst, champions, QUICK)
+    assert (refusal.action, refusal.opponent, refusal.champion) == ("kept", "random", None)
     assert champions.current() is None
-    taken = promote(config, middle, champions, QUICK)
-    assert (taken.action, taken.opponent, taken.champion) == ("promoted", "random", 1)
+    promotion = promote(config, middle, champions, QUICK)
+    assert (promotion.action, promotion.opponent, promotion.champion) == ("promoted", "random", 1)
 
 
-def test_a_better_candidate_takes_over_and_a_worse_one_does_not(policies, champions):
+def test_better_candidate_is_promoted_and_a_worse_one_is_not(policies, champions):
     config, (_, middle, best) = policies
     first = promote(config, best, champions, QUICK)
     second = promote(config, middle, champions, QUICK)
@@ -71,7 +71,7 @@ def test_a_better_candidate_takes_over_and_a_worse_one_does_not(policies, champi
     assert all(torch.equal(value, best.tensors[key]) for key, value in champions.policy(current).tensors.items())
 
 
-def test_the_numbers_are_those_of_the_returns(policies, champions):
+def test_difference_and_bound_are_computed_from_the_returns(policies, champions):
     config, (_, _, best) = policies
     decision = judge(config, best, champions, None, QUICK)
     assert len(decision.seeds) == len(set(decision.seeds)) == QUICK.num_seeds
@@ -84,15 +84,15 @@ def test_the_numbers_are_those_of_the_returns(policies, champions):
     assert decision.lower_bound == pytest.approx((differences.mean() - 1.684875 * deviation).item(), rel=1e-4)
 
 
-def test_a_margin_that_is_not_reached_keeps_the_champion(policies, champions):
+def test_margin_that_is_not_reached_keeps_the_champion(policies, champions):
     config, (_, _, best) = policies
     decision = promote(config, best, champions, replace(QUICK, margin=1e6))
     assert (decision.is_better, decision.action) == (False, "kept")
     assert decision.difference > 0
 
 
-def test_seeds_are_drawn_afresh_and_the_same_for_both(policies, champions):
-    """A policy against itself earns the same in every episode, with other seeds each time."""
+def test_seeds_are_new_for_each_decision_and_the_same_for_both_policies(policies, champions):
+    """Judge a policy against itself: its returns are the same in every episode."""
     config, (_, _, best) = policies
     promote(config, best, champions, QUICK)
     current = champions.current()
@@ -103,38 +103,38 @@ def test_seeds_are_drawn_afresh_and_the_same_for_both(policies, champions):
     assert not set(first.seeds) & set(second.seeds)
 
 
-def test_promoting_again_changes_nothing_and_tells_what_was_decided(policies, champions):
+def test_promoting_the_champion_again_changes_nothing_and_returns_its_decision(policies, champions):
     config, (_, _, best) = policies
-    said: list[str] = []
+    messages: list[str] = []
     first = promote(config, best, champions, QUICK)
-    assert promote(config, best, champions, QUICK, said.append) == first
-    assert said == ["the candidate is the champion already, by decision 1"]
+    assert promote(config, best, champions, QUICK, messages.append) == first
+    assert messages == ["the candidate is already the champion, by decision 1"]
     assert len(champions.history()) == 1
 
 
 @pytest.mark.parametrize(("slower", "faster", "action"), [(2, 1, "promoted"), (1, 2, "kept")])
-def test_a_promotion_that_was_overtaken_is_judged_again_against_the_new_champion(
+def test_promotion_that_lost_a_race_is_judged_again_against_the_new_champion(
     policies, champions, slower, faster, action
 ):
-    """Both have seen that there is no champion; the faster one is done before the slower one decides."""
+    """Let both promotions find no champion, and let the faster one finish before the slower one decides."""
     config, candidates = policies
-    look, said = champions.current, []
+    read_current, messages = champions.current, []
 
-    def overtaken():
-        champions.current = look
-        found = look()
+    def read_current_and_lose_the_race():
+        champions.current = read_current
+        current = read_current()
         assert promote(config, candidates[faster], champions, QUICK).opponent == "random"
-        return found
+        return current
 
-    champions.current = overtaken
-    decision = promote(config, candidates[slower], champions, QUICK, said.append)
-    assert "another decision came first: the gate is held again, against the new champion" in said
+    champions.current = read_current_and_lose_the_race
+    decision = promote(config, candidates[slower], champions, QUICK, messages.append)
+    assert "another decision came first: the gate is repeated against the new champion" in messages
     assert (decision.opponent, decision.action) == ("champion 1", action)
     assert len(champions.history()) == (2 if action == "promoted" else 1)
     assert champions.current().policy == policy_key(candidates[2])
 
 
-def test_another_task_has_other_champions_and_is_refused_as_candidate(policies, champions, checkpoint):
+def test_candidate_of_another_task_is_refused(policies, champions, checkpoint):
     config, _ = policies
     assert task_name(config.environment) != task_name(checkpoint.config.environment)
     with pytest.raises(ConfigError, match=r"trained on another task: environment\.scenario"):
@@ -142,7 +142,7 @@ def test_another_task_has_other_champions_and_is_refused_as_candidate(policies, 
 
 
 @pytest.mark.parametrize("change", [{"margin": -1.0}, {"confidence": 1.0}, {"num_seeds": 0}, {"num_seeds": 1}])
-def test_a_gate_that_cannot_decide_is_refused(change):
+def test_gate_that_cannot_decide_is_refused(change):
     with pytest.raises((ConfigError, ValueError)):
         Gate(**{**asdict(QUICK), **change})
 

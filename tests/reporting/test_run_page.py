@@ -13,8 +13,8 @@ from mappo.evaluation.evaluation import evaluate
 from mappo.evaluation.rollouts import record
 from mappo.evaluation.statistics import Estimate
 from mappo.reporting import run_page
-from mappo.reporting.run_page import Record, build
-from mappo.reporting.run_record import of_checkpoint
+from mappo.reporting.run_page import build
+from mappo.reporting.run_record import RunRecord, of_checkpoint
 from mappo.strict_json import to_dict
 from mappo.training.history import COLUMNS
 from tests.support.browser import chromium, complaints, open_page, requests
@@ -22,7 +22,7 @@ from tests.support.services import wait
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint) -> Record:
+def whole(checkpoint) -> RunRecord:
     """Everything that is known of a real run."""
     evaluation = evaluate(checkpoint.config, checkpoint)
     rollouts = asdict(record(checkpoint.config, checkpoint, evaluation))
@@ -39,7 +39,7 @@ def browser():
 def look(browser, tmp_path):
     """Open a page of these records; nothing may be complained of or asked for."""
 
-    def give(*records: Record, **options) -> None:
+    def give(*records: RunRecord, **options) -> None:
         path = tmp_path / "page.html"
         path.write_text(build(records, **options))
         complaints(browser), requests(browser)
@@ -178,7 +178,7 @@ def test_numbers_over_training_seeds_are_those_of_the_evaluations(look, browser,
         config = to_dict(override(checkpoint.config, {"learner": {"clip_epsilon": clip_epsilon}, "seed": seed}))
         returns = replace(whole.evaluation.trained, mean=Estimate(value, value, value))
         evaluation = replace(whole.evaluation, training_config=config, trained=returns)
-        records.append(Record(f"run-{value:.0f}", config, whole.history, evaluation))
+        records.append(RunRecord(f"run-{value:.0f}", config, whole.history, evaluation))
     look(*records)
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td")]
     (row,) = (
@@ -211,7 +211,7 @@ def test_empty_and_undefined_histories_make_a_page(look, browser, whole, rows):
     history = "\n".join([",".join(COLUMNS), *rows]) + "\n"
     look(replace(whole, history=history, evaluation=None, rollouts=None))
     assert "not evaluated yet" in text(browser)
-    assert ("No iteration was recorded" in text(browser)) == (not rows)
+    assert ("The history has no iteration" in text(browser)) == (not rows)
 
 
 def test_names_and_values_cannot_leave_their_places(look, browser, whole):

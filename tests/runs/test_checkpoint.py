@@ -45,43 +45,43 @@ def networks_for(config):
 
 
 def part_path(run, part):
-    (saved,) = run.saved()
-    return Path(run.store.location) / saved.blob(run.manifest(saved).file_name(part))
+    (ref,) = run.refs()
+    return Path(run.store.location) / ref.blob(run.manifest(ref).file_name(part))
 
 
 def load(run):
-    return run.load(run.saved()[0])
+    return run.load(run.refs()[0])
 
 
-def put_manifest(run, content, instead_of=None):
-    """A manifest under the hash of its content, in the place of the newest or another."""
-    saved = instead_of or run.saved()[0]
-    run.store.delete(saved.key)
-    key = f"checkpoints/{saved.attempt_id}/{saved.iteration:010d}-{sha256_of(content)}.json"
+def put_manifest(run, content, replaced_ref=None):
+    """Replace the newest manifest, or that of `replaced_ref`, by other content under the hash of this content."""
+    ref = replaced_ref or run.refs()[0]
+    run.store.delete(ref.key)
+    key = f"checkpoints/{ref.attempt_id}/{ref.iteration:010d}-{sha256_of(content)}.json"
     run.store.write(key, content)
 
 
-def edited(run, saved=None, **changes):
-    manifest = json.loads(manifest_bytes(run.manifest(saved or run.saved()[0])))
+def edited_manifest(run, ref=None, **changes):
+    manifest = json.loads(manifest_bytes(run.manifest(ref or run.refs()[0])))
     return json.dumps(manifest | changes).encode()
 
 
 def put_part(run, part, content):
-    """A part that is what the manifest says, whatever it is."""
-    (saved,) = run.saved()
-    manifest = json.loads(manifest_bytes(run.manifest(saved)))
+    """Replace a part by any content, and its hash and size in the manifest accordingly."""
+    (ref,) = run.refs()
+    manifest = json.loads(manifest_bytes(run.manifest(ref)))
     manifest["parts"][part] = {"sha256": sha256_of(content), "size_bytes": len(content)}
     suffix = {"structure": "json", "history": "csv"}.get(part, "safetensors")
-    run.store.write(saved.blob(f"{sha256_of(content)}.{suffix}"), content)
+    run.store.write(ref.blob(f"{sha256_of(content)}.{suffix}"), content)
     put_manifest(run, json.dumps(manifest).encode())
 
 
-def replace_checkpoint(run, saved, checkpoint):
-    """Another in the place of a saved one, with all hashes as they should be."""
+def replace_checkpoint(run, ref, checkpoint):
+    """Replace a saved checkpoint by another one, with correct hashes."""
     manifest, parts = pack(checkpoint)
     for name, content in parts.items():
-        run.store.write(saved.blob(name), content)
-    put_manifest(run, manifest_bytes(manifest), saved)
+        run.store.write(ref.blob(name), content)
+    put_manifest(run, manifest_bytes(manifest), ref)
 
 
 def test_round_trip_restores_every_bit(checkpoint, run, networks):
@@ -129,7 +129,7 @@ def test_part_that_grew_is_not_read(run):
         ("history", b"\xff\xfe", "UnicodeDecodeError"),
     ],
 )
-def test_part_that_is_not_what_it_should_be_is_refused_even_with_the_right_hash(run, part, content, reason):
+def test_part_with_content_of_another_type_is_refused_even_with_the_right_hash(run, part, content, reason):
     put_part(run, part, content)
     with pytest.raises(CheckpointError, match=reason):
         load(run)
@@ -142,7 +142,7 @@ def test_part_that_is_not_what_it_should_be_is_refused_even_with_the_right_hash(
         ({"format": 2}, "format 2, this version reads 3"),
         ({"config": {"sed": 1}, "config_hash": json_hash({"sed": 1})}, "unknown key"),
         ({"config": None}, "config: "),
-        ({"config": {"seed": 1}}, "not the one that its hash names"),
+        ({"config": {"seed": 1}}, "the configuration does not match its hash"),
         ({"frames": "many"}, "frames: "),
         ({"frames": -5}, "frames: "),
         ({"frames": float("inf")}, "frames: "),
@@ -159,22 +159,22 @@ def test_part_that_is_not_what_it_should_be_is_refused_even_with_the_right_hash(
     ],
 )
 def test_manifest_of_another_version_or_content_is_refused(run, changes, reason):
-    put_manifest(run, edited(run, **changes))
+    put_manifest(run, edited_manifest(run, **changes))
     with pytest.raises(CheckpointError, match=reason):
         load(run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "[" * 100_000])
 def test_manifest_that_is_no_json_object_is_refused(text):
-    with pytest.raises(CheckpointError, match="place: not the manifest"):
-        parse_manifest(text.encode(), "place")
+    with pytest.raises(CheckpointError, match="location: not the manifest"):
+        parse_manifest(text.encode(), "location")
 
 
 def test_manifest_that_was_edited_is_refused_before_it_is_parsed(run):
-    saved = run.saved()[0]
-    run.store.write(saved.key, edited(run, iteration=5))
+    ref = run.refs()[0]
+    run.store.write(ref.key, edited_manifest(run, iteration=5))
     with pytest.raises(CheckpointError, match="damaged or replaced"):
-        run.manifest(saved)
+        run.manifest(ref)
 
 
 def test_huge_manifest_is_not_read(run):
@@ -185,10 +185,10 @@ def test_huge_manifest_is_not_read(run):
 
 def test_checkpoint_of_another_task_is_refused_naming_the_tensors(tiny, run):
     other = networks_for(override(tiny, {"environment": {"scenario": "balance"}}))
-    before = {name: value.clone() for name, value in other.modules().state_dict().items()}
+    originals = {name: value.clone() for name, value in other.modules().state_dict().items()}
     with pytest.raises(CheckpointError, match=r"policy.*weight is \[16, 18\].*not \[16, 16\]"):
         restore_networks(load(run), other)
-    assert all(torch.equal(before[name], value) for name, value in other.modules().state_dict().items())
+    assert all(torch.equal(originals[name], value) for name, value in other.modules().state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,8 @@ def test_tensors_that_do_not_fit_are_refused(checkpoint, networks, change, reaso
 
 
 def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
-    (saved,) = run.saved()
-    manifest = json.loads((Path(run.store.location) / saved.key).read_text())
+    (ref,) = run.refs()
+    manifest = json.loads((Path(run.store.location) / ref.key).read_text())
     assert {
         "format",
         "config",
@@ -225,18 +225,18 @@ def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
     assert json.loads(part_path(run, "structure").read_text())
     assert part_path(run, "history").read_text().startswith("iteration,frames,")
     keys = {entry.key for entry in run.store.entries()}
-    assert keys == {"attempts/0001.json", "latest.json", saved.key} | saved.blobs(run.manifest(saved))
+    assert keys == {"attempts/0001.json", "latest.json", ref.key} | ref.blobs(run.manifest(ref))
     assert {Path(key).suffix for key in keys} == {".json", ".csv", ".safetensors"}
 
 
-def test_checkpoint_from_before_a_field_was_added_is_read_with_its_default(tiny, run):
-    older = json.loads(edited(run))["config"]
-    del older["learner"]["learning_rate_schedule"]
-    put_manifest(run, edited(run, config=older, config_hash=json_hash(older)))
+def test_field_that_an_older_checkpoint_lacks_gets_its_default(tiny, run):
+    old_config = json.loads(edited_manifest(run))["config"]
+    del old_config["learner"]["learning_rate_schedule"]
+    put_manifest(run, edited_manifest(run, config=old_config, config_hash=json_hash(old_config)))
     assert load(run).config == tiny
 
 
-def test_nothing_is_pickled_but_between_processes_of_one_training():
+def test_pickle_is_used_only_between_processes_of_one_training():
     root = Path(__file__).parents[2]
     sources = [path for folder in ("mappo", "components", "pipelines") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 25
@@ -244,24 +244,24 @@ def test_nothing_is_pickled_but_between_processes_of_one_training():
         r"(?<!no )pickle\b|\bdill\b|(?<!safetensors\.)torch\.(load|save)\b|from torch import .*\b(load|save)\b"
         r"|\bjoblib\b|\bmarshal\b|\bshelve\b"
     )
-    found = [path for path in sources if forbidden.search(path.read_text())]
-    assert sorted(found) == [root / "mappo" / "collectors.py", root / "mappo" / "compiling.py"]
+    matches = [path for path in sources if forbidden.search(path.read_text())]
+    assert sorted(matches) == [root / "mappo/compute/compiler.py", root / "mappo/training/process_collector.py"]
 
 
-class Enough(Exception):
+class StopTraining(Exception):
     pass
 
 
 def stopped_run(config, directory):
-    """The directory of a run that saved each of four iterations and died in the fifth."""
+    """Train a run that saves each of four iterations and stops in the fifth; return its directory."""
 
     def stop(report):
-        before = report.progress.iteration - 1
-        wait_until(lambda: before in (0, *iterations(directory)))
-        if before == 4:
-            raise Enough
+        previous = report.progress.iteration - 1
+        wait_until(lambda: previous in (0, *iterations(directory)))
+        if previous == 4:
+            raise StopTraining
 
-    with pytest.raises(Enough):
+    with pytest.raises(StopTraining):
         train_here(config, directory, stop)
     return directory
 
@@ -282,13 +282,13 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Not to be changed: see `stopped_here`."""
+    """The directory of a stopped run. Tests must not change it, and use `stopped_here` instead."""
     return stopped_run(LONGER, tmp_path_factory.mktemp("stopped"))
 
 
 @pytest.fixture
 def stopped_here(stopped, tmp_path):
-    """A stopped run in the test's own directory."""
+    """A copy of the stopped run in the test's own directory."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     return Run.at(tmp_path)
 
@@ -311,11 +311,11 @@ def stopped_here(stopped, tmp_path):
         ("structure", "not a captured simulation"),
     ],
 )
-def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(
+def test_resume_falls_back_to_the_newest_good_checkpoint_and_logs_a_warning(
     damage, reason, whole, stopped_here, tmp_path, caplog
 ):
     run = stopped_here
-    newest = run.saved()[0]
+    newest = run.refs()[0]
     blob = newest.blob(run.manifest(newest).file_name("simulation"))
     content = run.store.read(blob, 2**30)
     if damage == "flip":
@@ -329,11 +329,11 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(
     if damage == "manifest":
         run.store.write(newest.key, b"{}")
     if damage == "future":
-        put_manifest(run, edited(run, format=4))
+        put_manifest(run, edited_manifest(run, format=4))
     if damage == "path":
-        put_manifest(run, edited(run, parts={"networks": {"sha256": "../../x", "size_bytes": 1}}))
+        put_manifest(run, edited_manifest(run, parts={"networks": {"sha256": "../../x", "size_bytes": 1}}))
     if damage == "unknown key":
-        put_manifest(run, edited(run, config={"sed": 1}, config_hash=json_hash({"sed": 1})))
+        put_manifest(run, edited_manifest(run, config={"sed": 1}, config_hash=json_hash({"sed": 1})))
     if damage == "structure":
         bad = SimulationState({"objects": {}, "views": []})
         replace_checkpoint(run, newest, replace(run.load(newest), state=bad))
@@ -345,41 +345,39 @@ def test_resume_falls_back_to_the_newest_good_checkpoint_and_says_so(
         assert_same_training(train_here(LONGER, tmp_path, reports.append), whole)
     assert [report.progress.iteration for report in reports] == [4, 5, 6]  # 4 was the newest
     assert_same_training(last(tmp_path), whole)
-    (warning,) = [line for line in caplog.messages if "looking for the one before" in line]
+    (warning,) = [line for line in caplog.messages if "trying the previous checkpoint" in line]
     assert "iteration 4 of attempt 1 cannot be used" in warning
     assert re.search(reason, warning)
 
 
-def test_best_is_chosen_among_those_that_can_be_read_and_training_past_a_damaged_one_succeeds(
-    stopped_here, tmp_path, capsys
-):
+def test_damaged_checkpoint_is_neither_chosen_as_best_nor_stops_training(stopped_here, tmp_path, capsys):
     run = stopped_here
-    run.store.write(run.saved()[0].key, b"{}")
-    for _ in range(2):  # also when it had finished already
+    run.store.write(run.refs()[0].key, b"{}")
+    for _ in range(2):  # the second training finds a run that has finished
         train(to_json(LONGER), tmp_path, tmp_path / "history.csv", tmp_path / "best")
     assert "damaged or replaced" in capsys.readouterr().out
     assert Run.at(tmp_path / "best").load(run.choose("best")).selection_return is not None
-    for saved in run.saved():
-        run.store.write(saved.key, b"{}")
+    for ref in run.refs():
+        run.store.write(ref.key, b"{}")
     with pytest.raises(CheckpointError, match="damaged or replaced"):
         run.load(run.choose("best"))
 
 
-def test_run_of_which_every_checkpoint_is_damaged_is_refused_and_left_as_it_is(stopped_here, tmp_path):
+def test_run_with_only_damaged_checkpoints_is_refused_and_not_changed(stopped_here, tmp_path):
     run = stopped_here
-    for saved in run.saved():
-        run.store.write(saved.key, b"{}")
-    before = run.store.entries()
+    for ref in run.refs():
+        run.store.write(ref.key, b"{}")
+    entries = run.store.entries()
     with pytest.raises(
         CheckpointError, match="none of the 3 checkpoints of .* can be used; to train from scratch"
     ):
         train_here(LONGER, tmp_path)
-    assert run.store.entries() == before
+    assert run.store.entries() == entries
 
 
 def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(stopped_here, tmp_path):
-    before = iterations(tmp_path)
-    with pytest.raises(ConfigError, match=r"was begun with another configuration: seed = 0 -> 1"):
+    saved_iterations = iterations(tmp_path)
+    with pytest.raises(ConfigError, match=r"started with another configuration: seed = 0 -> 1"):
         train_here(override(LONGER, {"seed": 1}), tmp_path)
-    assert iterations(tmp_path) == before
-    assert len(list((tmp_path / "attempts").iterdir())) == 1  # and nobody else is stopped
+    assert iterations(tmp_path) == saved_iterations
+    assert len(list((tmp_path / "attempts").iterdir())) == 1  # no new attempt stops the process that trains

@@ -27,7 +27,7 @@ def at(checkpoint, iteration, is_best=False):
 
 
 def iterations(run):
-    return [saved.iteration for saved in run.saved()]
+    return [ref.iteration for ref in run.refs()]
 
 
 def wait_until(condition):
@@ -37,8 +37,8 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-class Broken:
-    """Where parts should go there is a file, so that nothing can be written."""
+class BrokenStore:
+    """A store that refuses writes of parts: a file occupies the name of the directory of parts."""
 
     def __init__(self, tmp_path):
         self._blobs = tmp_path / "run" / "blobs"
@@ -49,7 +49,7 @@ class Broken:
         self._blobs.unlink()
 
 
-def test_everything_is_saved_by_the_time_it_is_closed(run, checkpoint):
+def test_close_returns_after_all_checkpoints_are_saved(run, checkpoint):
     saver = Saver(claim(run))
     saver.save(at(checkpoint, 1))
     saver.close(10)
@@ -57,27 +57,29 @@ def test_everything_is_saved_by_the_time_it_is_closed(run, checkpoint):
     assert saver.counts == SaveCounts(num_saves=1)
 
 
-def test_every_checkpoint_is_told_of_once_with_what_became_of_it(run, checkpoint, tmp_path):
-    heard: list[SaveResult] = []
+def test_on_save_is_called_once_for_every_result(run, checkpoint, tmp_path):
+    results: list[SaveResult] = []
     attempt = claim(run)
-    broken = Broken(tmp_path)
-    saver = Saver(attempt, heard.append)
+    broken = BrokenStore(tmp_path)
+    saver = Saver(attempt, results.append)
     for iteration in range(1, 5):
         saver.save(at(checkpoint, iteration))
-    wait_until(lambda: any(save.outcome == "failed" for save in heard))
+    wait_until(lambda: any(result.outcome == "failed" for result in results))
     broken.mend()
     saver.close(20)
-    outcomes = [save.outcome for save in heard]
+    outcomes = [result.outcome for result in results]
     assert (outcomes.count("saved"), outcomes.count("skipped")) == (1, 3)
     assert outcomes.count("failed") == saver.counts.num_failed_saves
-    (saved,) = [save for save in heard if save.outcome == "saved"]
-    assert saved.size_bytes == run.manifest(run.saved()[0]).size_bytes > 1000
+    (saved,) = [result for result in results if result.outcome == "saved"]
+    assert saved.size_bytes == run.manifest(run.refs()[0]).size_bytes > 1000
     assert saved.seconds > 0
 
 
-def test_broken_store_holds_nothing_up_and_the_newest_and_the_best_wait(run, checkpoint, tmp_path, caplog):
+def test_broken_store_does_not_delay_training_and_the_newest_and_the_best_are_saved_later(
+    run, checkpoint, tmp_path, caplog
+):
     attempt = claim(run)
-    broken = Broken(tmp_path)
+    broken = BrokenStore(tmp_path)
     saver = Saver(attempt)
     with caplog.at_level(logging.WARNING):
         began = time.monotonic()
@@ -90,13 +92,13 @@ def test_broken_store_holds_nothing_up_and_the_newest_and_the_best_wait(run, che
     assert iterations(run) == [39, 7]
     assert saver.counts.num_saves == 2
     assert saver.counts.num_skipped_saves == 37
-    assert "a checkpoint could not be saved, training goes on" in caplog.text
+    assert "a checkpoint could not be saved; training continues" in caplog.text
     assert "saving works again" in caplog.text
 
 
-def test_failures_are_said_once_a_minute_and_not_every_time(run, checkpoint, tmp_path, caplog):
+def test_failures_are_logged_only_once_a_minute(run, checkpoint, tmp_path, caplog):
     attempt = claim(run)
-    broken = Broken(tmp_path)
+    broken = BrokenStore(tmp_path)
     saver = Saver(attempt)
     for iteration in range(1, 5):
         failed = saver.counts.num_failed_saves
@@ -107,25 +109,26 @@ def test_failures_are_said_once_a_minute_and_not_every_time(run, checkpoint, tmp
     saver.close(20)
 
 
-def test_what_is_not_saved_in_time_is_named_with_the_cause_and_handed_back(run, checkpoint, tmp_path):
+def test_checkpoint_that_is_not_saved_in_time_is_named_with_the_cause_and_can_be_rescued(
+    run, checkpoint, tmp_path
+):
     attempt = claim(run)
-    Broken(tmp_path)
+    BrokenStore(tmp_path)
     saver = Saver(attempt)
     saver.save(at(checkpoint, 5))
     with pytest.raises(
         NotSaved, match=r"iteration 5 is not saved: .*blobs.*: (File exists|Not a directory)"
     ) as raised:
         saver.close(0.5)
-    (left,) = raised.value.checkpoints
-    assert left.iteration == 5
-    elsewhere = raised.value.attempt.elsewhere(tmp_path / "unsaved")
-    saved = elsewhere.save(left)
-    assert saved.attempt_id == attempt.id  # it can be copied into the store as it is
-    assert Run.at(tmp_path / "unsaved").load(saved).iteration == 5
+    raised.value.rescue(tmp_path / "unsaved")
+    rescued = Run.at(tmp_path / "unsaved")
+    (ref,) = rescued.refs()
+    assert ref.attempt_id == attempt.id  # it can be copied into the store as it is
+    assert rescued.load(ref).iteration == 5
 
 
-def test_no_thread_is_left_when_closed(run, checkpoint, tmp_path):
-    before = threading.active_count()
+def test_thread_ends_when_the_saver_is_closed(run, checkpoint, tmp_path):
+    num_threads = threading.active_count()
     good = Saver(claim(run))
     good.save(at(checkpoint, 1))
     good.close(10)
@@ -134,15 +137,15 @@ def test_no_thread_is_left_when_closed(run, checkpoint, tmp_path):
         path.unlink()
     for path in [*(tmp_path / "run" / "blobs").iterdir(), tmp_path / "run" / "blobs"]:
         path.rmdir()
-    Broken(tmp_path)
+    BrokenStore(tmp_path)
     bad = Saver(attempt)
     bad.save(at(checkpoint, 1))
     with pytest.raises(NotSaved):
         bad.close(0.2)
-    wait_until(lambda: threading.active_count() == before)
+    wait_until(lambda: threading.active_count() == num_threads)
 
 
-def test_superseded_attempt_hears_of_it_at_its_next_save(run, checkpoint):
+def test_superseded_attempt_fails_at_its_next_save(run, checkpoint):
     saver = Saver(claim(run))
     claim(run)
     saver.save(at(checkpoint, 1))
@@ -153,16 +156,16 @@ def test_superseded_attempt_hears_of_it_at_its_next_save(run, checkpoint):
     assert iterations(run) == []
 
 
-def test_of_two_processes_that_train_one_run_the_earlier_stops(tmp_path):
+def test_earlier_of_two_processes_that_train_one_run_stops(tmp_path):
     config = override(from_dict(TINY), {"collection": {"total_frames": 120 * 200}})
-    place = tmp_path / "run"
+    directory = tmp_path / "run"
 
-    def another_begins(report):
+    def start_another_attempt(report):
         if report.progress.iteration == 3:
-            claim(Run.at(place))
+            claim(Run.at(directory))
 
     reports = []
     with pytest.raises(Superseded, match="this one, attempt 1, stops"):
-        train_here(config, place, lambda report: (reports.append(report), another_begins(report)))
+        train_here(config, directory, lambda report: (reports.append(report), start_another_attempt(report)))
     assert len(reports) < 50
-    assert max(iterations(Run.at(place))) <= 3
+    assert max(iterations(Run.at(directory))) <= 3

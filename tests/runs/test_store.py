@@ -27,7 +27,7 @@ LONG, SHORT = 30.0, 1.0  # seconds of patience
 
 @pytest.fixture(params=["directory", "moto", "rgw"])
 def store(request, tmp_path, monkeypatch):
-    """The same small interface to three places."""
+    """An empty store of each kind: a directory, moto and Ceph RGW."""
     if request.param == "directory":
         return open_store(str(tmp_path / "not" / "there" / "yet"))
     bucket = use_s3(monkeypatch, request.getfixturevalue(f"{request.param}_endpoint"))
@@ -59,7 +59,7 @@ def keys(store, prefix=""):
 
 
 def outcome(call, *arguments):
-    """What a call returns, or the class of what it raises."""
+    """Return the result of a call, or the class of the error that it raises."""
     try:
         return call(*arguments)
     except StoreError as error:
@@ -67,7 +67,7 @@ def outcome(call, *arguments):
 
 
 class Model:
-    """A `Store` in a dict."""
+    """A `Store` in a dict, with which the real stores are compared."""
 
     def __init__(self):
         self.content = {}
@@ -90,7 +90,7 @@ class Model:
         self.content.pop(key, None)
 
 
-def test_stores_do_what_a_dict_does(store):
+def test_stores_behave_like_a_dict(store):
     model, rng = Model(), random.Random(3)
     for _ in range(40):
         name = rng.choice(["read", "write", "create", "create", "delete"])
@@ -108,61 +108,61 @@ def test_stores_do_what_a_dict_does(store):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\r\n\xff", MEGABYTE], ids=len)
-def test_store_gives_back_every_byte(store, content):
+def test_store_returns_every_byte_that_was_written(store, content):
     store.write("blobs/a", content)
     assert store.read("blobs/a", len(content)) == content
     store.create("blobs/b", content)
     assert store.read("blobs/b", len(content)) == content
 
 
-def test_entries_say_when_they_were_written(store):
+def test_entries_have_the_time_of_their_write(store):
     store.write("a", b"1")
     assert store.entries()[0].modified == pytest.approx(time.time(), abs=60)
 
 
-def test_errors_name_the_place_and_the_cause(store):
+def test_errors_name_the_location_and_the_cause(store):
     with pytest.raises(KeyMissing, match=rf"^{store.location}/no/where: "):
         store.read("no/where", 10)
     store.write("a", b"1234")
     with pytest.raises(StoreError, match=rf"^{store.location}/a: 4 bytes, at most 3 are read"):
         store.read("a", 3)
-    with pytest.raises(KeyTaken, match=rf"^{store.location}/a: there is something else"):
+    with pytest.raises(KeyTaken, match=rf"^{store.location}/a: the key already holds other content"):
         store.create("a", b"4321")
 
 
-def test_store_honours_conditions_and_is_left_as_it_was(store):
+def test_store_honours_conditions_and_the_probe_leaves_no_entry(store):
     store.write("attempts/0001.json", b"{}")
     assert honours_conditions(store, "attempts/")
     assert keys(store) == ["attempts/0001.json"]
 
 
 @pytest.mark.parametrize("store", ["directory", "rgw"], indirect=True)
-def test_one_of_many_that_create_a_key_at_once_gets_it(store):
-    won, lost, start = [], [], threading.Barrier(8)
+def test_only_one_of_many_simultaneous_creates_of_a_key_succeeds(store):
+    winners, losers, start = [], [], threading.Barrier(8)
 
     def create(content):
         start.wait()
         try:
             store.create("attempts/0001.json", content)
-            won.append(content)
+            winners.append(content)
         except KeyTaken:
-            lost.append(content)
+            losers.append(content)
 
     threads = [threading.Thread(target=create, args=(b"%d" % number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(won), len(lost)) == (1, 7)
-    assert store.read("attempts/0001.json", 10) == won[0]
+    assert (len(winners), len(losers)) == (1, 7)
+    assert store.read("attempts/0001.json", 10) == winners[0]
 
 
 @pytest.mark.parametrize("location", ["directory", "s3"])
-def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location):
+def test_keys_that_leave_the_store_are_refused(s3, tmp_path, location):
     store = open_store(str(tmp_path / "store") if location == "directory" else f"s3://{s3}/a")
     for key in ("../a", "a/../../b", "/etc/passwd", "a//b", "", ".", ".hidden", "a b", "a\n", "ä"):
         for call, *rest in ((store.read, 1), (store.write, b""), (store.create, b""), (store.delete,)):
-            with pytest.raises(StoreError, match="not a key"):
+            with pytest.raises(StoreError, match="not a valid key"):
                 call(key, *rest)
     assert list(tmp_path.rglob("*")) == []
 
@@ -189,7 +189,7 @@ def test_keys_that_lead_elsewhere_are_refused(s3, tmp_path, location):
         ),
     ],
 )
-def test_location_that_is_none_is_refused(location):
+def test_text_that_is_not_a_location_is_refused(location):
     with pytest.raises(StoreError, match=r"not a location: give a directory, s3://bucket/prefix or minio://"):
         open_store(location)
 
@@ -202,22 +202,22 @@ def test_location_with_a_password_is_refused_without_repeating_it(location):
 
 
 @pytest.mark.parametrize("location", ["s3://{}", "s3://{}/", "s3://{}/a/b/", "minio://{}/a"])
-def test_location_may_have_a_prefix_or_none(s3, location):
+def test_prefix_of_a_location_is_optional(s3, location):
     store = open_store(location.format(s3))
     store.write("k", b"1")
     prefix = location.partition("{}")[2].strip("/")
     with s3_client() as client:
-        (found,) = client.list_objects_v2(Bucket=s3)["Contents"]
-    assert found["Key"] == f"{prefix}/k".strip("/")
+        (entry,) = client.list_objects_v2(Bucket=s3)["Contents"]
+    assert entry["Key"] == f"{prefix}/k".strip("/")
     assert keys(store) == ["k"]
 
 
-def test_neighbours_of_a_prefix_are_not_its_entries(s3):
+def test_prefix_that_starts_alike_has_other_entries(s3):
     open_store(f"s3://{s3}/runs/ab").write("k", b"1")
     assert keys(open_store(f"s3://{s3}/runs/a")) == []
 
 
-def test_entries_are_those_of_all_pages_when_one_fails(s3, monkeypatch):
+def test_entries_of_all_pages_are_listed_when_one_page_fails_at_first(s3, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "3")
     store = open_store(f"s3://{s3}/a")
     for number in range(10):
@@ -229,7 +229,7 @@ def test_entries_are_those_of_all_pages_when_one_fails(s3, monkeypatch):
         assert proxy.count("GET") == 3 + 4
 
 
-# What passes by itself
+# Transient errors
 
 
 ANSWERS = ["503 SlowDown", "500 InternalError", "502", "429 TooManyRequests", "400 RequestTimeout"]
@@ -241,14 +241,14 @@ FAULTS = ["reset early", "reset middle", "lose reply", "truncate", "delay 0.1"]
     [*(("moto", fault) for fault in ANSWERS + FAULTS), *(("rgw", fault) for fault in FAULTS)],
     indirect=["faulty"],
 )
-def test_passing_fault_is_survived_by_every_call(faulty, fault):
+def test_every_call_succeeds_after_a_transient_fault(faulty, fault):
     proxy, location = faulty
     store = open_store(location, LONG)
     for key in ("read", "deleted", "listed/a"):
         store.write(key, MEGABYTE)
     proxy.rule = lambda number, *request: fault if proxy.requests.count(request) == 1 else ""
     proxy.requests.clear()
-    with ThreadPoolExecutor() as threads:  # at once, as every call waits before it tries again
+    with ThreadPoolExecutor() as threads:  # together, which saves time: every call waits before its retry
         calls = [
             threads.submit(store.write, "written", MEGABYTE),
             threads.submit(store.create, "created", MEGABYTE),
@@ -263,7 +263,7 @@ def test_passing_fault_is_survived_by_every_call(faulty, fault):
 
 
 @on("moto")
-def test_storm_that_ends_within_patience_is_survived_and_logged(faulty, caplog):
+def test_errors_that_end_within_the_patience_are_retried_and_logged(faulty, caplog):
     proxy, location = faulty
     proxy.rule = first(3, "503 SlowDown")
     open_store(location, LONG).write("a", b"1")
@@ -273,7 +273,7 @@ def test_storm_that_ends_within_patience_is_survived_and_logged(faulty, caplog):
 
 
 @on("moto")
-def test_faults_beyond_patience_are_errors_that_name_the_place(faulty):
+def test_errors_that_outlast_the_patience_are_raised_and_name_the_location(faulty):
     proxy, location = faulty
     faults = ["503 SlowDown", "502", "reset early", "reset middle", "lose reply", "truncate"]
     content = MEGABYTE[: 1 << 16]
@@ -281,38 +281,38 @@ def test_faults_beyond_patience_are_errors_that_name_the_place(faulty):
     patient, store = open_store(location, LONG), open_store(location, SHORT)
     for key in key_of.values():
         patient.write(key, content)
-    store.entries()  # making a client takes time, too
+    store.entries()  # create the client beforehand, since that takes time, too
     proxy.rule = lambda number, method, path: path.rpartition("/")[2].replace("-", " ")
     proxy.requests.clear()
 
     def seconds_until_error(fault):
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(StoreUnavailable, match=rf"^{location}/{key_of[fault]}: ") as raised:
             store.read(key_of[fault], len(content))
         assert str(fault[:3] if fault[0] == "5" else proxy.endpoint) in str(raised.value)
-        return time.monotonic() - began
+        return time.monotonic() - start
 
     with ThreadPoolExecutor() as threads:
-        seconds = threads.map(seconds_until_error, faults)
-    assert all(SHORT <= each < LONG for each in seconds)
+        durations = threads.map(seconds_until_error, faults)
+    assert all(SHORT <= seconds < LONG for seconds in durations)
     for key in key_of.values():
         assert len([path for _, path in proxy.requests if path.endswith(key)]) > 1
     proxy.rule = always("")
     assert all(patient.read(key, len(content)) == content for key in key_of.values())
 
 
-def test_endpoint_where_nothing_listens_is_named(s3, monkeypatch):
+def test_endpoint_that_refuses_connections_is_named(s3, monkeypatch):
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(
         StoreUnavailable, match=rf"from http://127\.0\.0\.1:{port} \(from AWS_ENDPOINT_URL\): Endpoint"
     ):
         open_store(f"s3://{s3}/a", 0.2).write("k", b"1")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
 
 
-def test_write_returns_only_once_the_store_has_it(faulty):
+def test_write_returns_only_after_the_store_has_the_bytes(faulty):
     proxy, location = faulty
     store = open_store(location, LONG)
     proxy.rule = first(1, "hold", "PUT")
@@ -326,10 +326,10 @@ def test_write_returns_only_once_the_store_has_it(faulty):
     assert open_store(location).read("a", 1) == b"1"
 
 
-# Creation, when an answer is lost
+# Creation, when a response is lost
 
 
-def test_create_knows_its_own_write_when_the_reply_was_lost(faulty):
+def test_create_succeeds_when_its_own_first_write_lost_its_response(faulty):
     proxy, location = faulty
     proxy.rule = first(1, "lose reply", "PUT")
     open_store(location, LONG).create("a", b"mine")
@@ -337,7 +337,7 @@ def test_create_knows_its_own_write_when_the_reply_was_lost(faulty):
     assert open_store(location).read("a", 100) == b"mine"
 
 
-def test_create_does_not_call_a_key_taken_that_it_cannot_read(faulty):
+def test_create_raises_the_cause_when_it_cannot_read_the_existing_key(faulty):
     proxy, location = faulty
     proxy.rule = lambda number, method, path: "lose reply" if number == 1 else "403" * (method == "GET")
     with pytest.raises(StoreError, match="credentials"):
@@ -345,7 +345,7 @@ def test_create_does_not_call_a_key_taken_that_it_cannot_read(faulty):
 
 
 @on("rgw")  # moto checks no hash
-def test_upload_that_was_changed_on_the_way_is_repeated(faulty):
+def test_upload_that_the_network_damaged_is_repeated(faulty):
     proxy, location = faulty
     proxy.rule = first(1, "corrupt upload", "PUT")
     open_store(location, LONG).write("a", b"1")
@@ -361,7 +361,7 @@ def test_listing_that_cannot_be_parsed_is_repeated(faulty):
     assert proxy.count("GET") == 2
 
 
-@on("moto")  # the store is never asked
+@on("moto")  # no request reaches the store
 def test_probe_of_a_store_that_is_down_ends_after_one_patience(faulty):
     proxy, location = faulty
     proxy.rule = always("503 SlowDown")
@@ -370,17 +370,17 @@ def test_probe_of_a_store_that_is_down_ends_after_one_patience(faulty):
     assert {method for method, _ in proxy.requests} == {"PUT"}
 
 
-def test_create_is_refused_when_the_reply_was_lost_and_the_key_is_somebody_elses(faulty):
+def test_create_is_refused_when_its_response_was_lost_and_the_key_holds_other_content(faulty):
     proxy, location = faulty
     open_store(location, LONG).write("a", b"somebody else's")
     proxy.rule = first(1, "lose reply", "PUT")
-    with pytest.raises(KeyTaken, match=rf"^{location}/a: there is something else"):
+    with pytest.raises(KeyTaken, match=rf"^{location}/a: the key already holds other content"):
         open_store(location, LONG).create("a", b"mine")
     assert open_store(location).read("a", 100) == b"somebody else's"
 
 
-@on("moto")  # stripping a header breaks the signature, which moto does not check
-def test_store_that_ignores_conditions_is_found_out(faulty):
+@on("moto")  # without its header, the request has a wrong signature, which moto does not check
+def test_store_that_ignores_conditions_is_detected(faulty):
     proxy, location = faulty
     proxy.rule = always("drop condition")
     store = open_store(location, LONG)
@@ -389,7 +389,7 @@ def test_store_that_ignores_conditions_is_found_out(faulty):
 
 
 @on("rgw")
-def test_rgw_ignores_conditions_in_a_versioned_bucket_and_is_found_out(faulty):
+def test_rgw_with_a_versioned_bucket_is_detected_as_ignoring_conditions(faulty):
     _, location = faulty
     with s3_client() as client:
         versioned = {"Status": "Enabled"}
@@ -397,21 +397,21 @@ def test_rgw_ignores_conditions_in_a_versioned_bucket_and_is_found_out(faulty):
     assert not honours_conditions(open_store(location, LONG), "attempts/")
 
 
-def test_store_that_does_not_give_back_what_was_written_is_found_out(faulty):
+def test_store_that_returns_other_bytes_than_were_written_is_detected(faulty):
     proxy, location = faulty
     proxy.rule = always("corrupt", "GET")
-    with pytest.raises(StoreError, match="what was written is not what is read"):
+    with pytest.raises(StoreError, match="returned other bytes than were written"):
         honours_conditions(open_store(location, LONG), "attempts/")
 
 
-# What does not pass by itself
+# Permanent errors
 
 
-@on("moto")  # the store is never asked
+@on("moto")  # no request reaches the store
 @pytest.mark.parametrize(
     "answer", ["403 ExpiredToken", "400 ExpiredToken", "403 AccessDenied", "403 InvalidAccessKeyId", "403", "401"]
 )
-def test_refused_credentials_are_an_error_at_once_that_says_what_to_check(faulty, answer):
+def test_refused_credentials_are_an_error_at_once_that_names_the_settings_to_check(faulty, answer):
     proxy, location = faulty
     proxy.rule = always(answer)
     with pytest.raises(StoreError, match=rf"^{location}/a: .* {answer}.*AWS_SECRET_ACCESS_KEY") as raised:
@@ -420,9 +420,9 @@ def test_refused_credentials_are_an_error_at_once_that_says_what_to_check(faulty
     assert len(proxy.requests) == 1
 
 
-@on("moto")  # the store is never asked
+@on("moto")  # no request reaches the store
 @pytest.mark.parametrize("unset", [["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], ["AWS_SECRET_ACCESS_KEY"]])
-def test_missing_credentials_are_an_error_at_once_that_says_what_to_set(faulty, unset, monkeypatch):
+def test_missing_credentials_are_an_error_at_once_that_names_the_settings(faulty, unset, monkeypatch):
     proxy, location = faulty
     for name in unset:
         monkeypatch.delenv(name)
@@ -469,7 +469,9 @@ def test_missing_bucket_is_an_error_at_once_that_names_it(faulty):
 @pytest.mark.parametrize(
     "endpoint", ["localhost:9000", "minio", "http://canary@host:port", "http://canary@host:99999", "http://"]
 )
-def test_endpoint_that_is_no_url_is_an_error_at_once_that_does_not_repeat_it(s3, monkeypatch, endpoint):
+def test_endpoint_that_is_not_a_url_is_an_error_at_once_whose_message_does_not_repeat_it(
+    s3, monkeypatch, endpoint
+):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     with pytest.raises(
         StoreError, match=rf"^s3://{s3}/a: the endpoint \(from AWS_ENDPOINT_URL\) is not a URL"
@@ -485,8 +487,8 @@ def test_ipv6_endpoint_is_named_with_its_brackets(s3, monkeypatch):
         open_store(f"s3://{s3}/a", 0).entries()
 
 
-@on("moto")  # the store is never asked
-def test_server_that_is_no_s3_store_has_not_merely_lost_the_key(faulty):
+@on("moto")  # no request reaches the store
+def test_404_of_a_server_that_is_not_an_s3_store_does_not_mean_a_missing_key(faulty):
     proxy, location = faulty
     proxy.rule = always("404")
     store = open_store(location, LONG)
@@ -516,15 +518,15 @@ def test_secrets_are_in_no_message(s3, monkeypatch, caplog):
 # minio://
 
 
-CLOUD = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # keys of Amazon, or whose endpoint is not known
-OWN = {**CLOUD, "AWS_ENDPOINT_URL": "http://own:1"}  # all that secret mappo-s3 may hold
+CLOUD = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}  # keys of Amazon or of an unknown endpoint
+OWN = {**CLOUD, "AWS_ENDPOINT_URL": "http://own:1"}  # the complete content of the secret mappo-s3
 KUBEFLOW = {"MAPPO_KUBEFLOW_ACCESS_KEY": "k", "MAPPO_KUBEFLOW_SECRET_KEY": "s"}
 SITE = {"MAPPO_MINIO_ENDPOINT": "http://site:1"}
 SEAWEEDFS = "http://seaweedfs.kubeflow:9000"
 
 
 def providers(text, scheme="minio"):
-    """The environment of a pod, and in it the providers of Kubeflow's config map, as k8s/base has them."""
+    """Return a pod's environment with the providers of Kubeflow's config map, as k8s/base sets them."""
     default = "\n".join(f"    {line}" for line in text.split("; "))
     return {"MAPPO_KUBEFLOW_PROVIDERS": f"{scheme}:\n  default:\n{default}\n    credentials: {{fromEnv: false}}\n"}
 
@@ -569,14 +571,14 @@ OWN_PROVIDER = {
         (KUBEFLOW | {"MAPPO_KUBEFLOW_PROVIDERS": ""}, SEAWEEDFS, ("k", "s")),
     ],
 )
-def test_minio_means_the_store_that_the_environment_says(environment, endpoint, keys):
-    """None for keys: what boto3 finds."""
+def test_minio_is_the_store_that_the_environment_names(environment, endpoint, keys):
+    """Keys of None leave the choice to boto3."""
     access = s3_access("minio", environment)
     assert (access.endpoint, access.keys) == (endpoint, keys)
 
 
 @pytest.mark.parametrize("environment", [{}, CLOUD, OWN, SITE | providers("endpoint: p:1")])
-def test_s3_is_boto3s_choice_and_never_takes_kubeflows_keys(environment):
+def test_s3_leaves_the_choice_to_boto3_and_never_uses_kubeflows_keys(environment):
     access = s3_access("s3", environment | KUBEFLOW)
     assert (access.endpoint, access.keys, access.region) == (None, None, None)
 
@@ -585,7 +587,7 @@ def test_s3_is_boto3s_choice_and_never_takes_kubeflows_keys(environment):
     "text",
     ["{[", "text", "- a", "minio: text", "minio: {default: text}", "minio: {default: {endpoint: [canary]}}"],
 )
-def test_providers_that_cannot_be_read_are_an_error_where_they_are_needed(text):
+def test_unreadable_providers_are_an_error_only_if_they_are_needed(text):
     environment = {"MAPPO_KUBEFLOW_PROVIDERS": text}
     with pytest.raises(
         StoreError, match="^MAPPO_KUBEFLOW_PROVIDERS: .* config map kfp-launcher .*set MAPPO_M"
@@ -598,7 +600,7 @@ def test_providers_that_cannot_be_read_are_an_error_where_they_are_needed(text):
 
 @pytest.fixture(params=["moto", "rgw"])
 def kubeflows(request, monkeypatch):
-    """The bucket of a store that only what Kubeflow gives every pod leads to."""
+    """The bucket of a store whose endpoint and keys come only from the variables of every pod on Kubeflow."""
     endpoint = request.getfixturevalue(f"{request.param}_endpoint")
     bucket = use_s3(monkeypatch, endpoint)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
@@ -612,7 +614,7 @@ def kubeflows(request, monkeypatch):
     return bucket
 
 
-def test_kubeflows_store_is_opened_with_what_kubeflow_gives_every_pod(kubeflows, monkeypatch):
+def test_kubeflows_store_is_opened_with_the_variables_of_every_pod(kubeflows, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of another cloud")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of another cloud")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "of another cloud")
@@ -623,7 +625,7 @@ def test_kubeflows_store_is_opened_with_what_kubeflow_gives_every_pod(kubeflows,
     assert store.read("a", 1) == b"1"
 
 
-def test_refused_keys_of_kubeflow_are_an_error_that_says_where_they_come_from(kubeflows, monkeypatch):
+def test_refused_keys_of_kubeflow_are_an_error_that_names_their_origin(kubeflows, monkeypatch):
     monkeypatch.setenv("MAPPO_KUBEFLOW_SECRET_KEY", "canary")
     provider = yaml.safe_load(os.environ["MAPPO_KUBEFLOW_PROVIDERS"])["minio"]["default"]
     with fault_proxy(f"http://{provider['endpoint']}") as proxy:
@@ -640,7 +642,7 @@ def test_refused_keys_of_kubeflow_are_an_error_that_says_where_they_come_from(ku
     assert not re.search(f"canary|{ACCESS_KEY}", f"{raised.value}{s3_access('minio', os.environ)}")
 
 
-def test_minio_that_cannot_be_reached_is_an_error_that_says_what_to_set(s3, monkeypatch):
+def test_unreachable_minio_is_an_error_that_names_the_settings(s3, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     with pytest.raises(
         StoreUnavailable,
@@ -653,12 +655,14 @@ def test_minio_that_cannot_be_reached_is_an_error_that_says_what_to_set(s3, monk
 # Directories
 
 
-def test_full_disk_is_an_error_that_leaves_all_as_it_was_and_passes_once_there_is_room(small_disk):
+def test_full_disk_is_an_error_that_changes_nothing_and_ends_when_space_is_freed(small_disk):
     store = DirectoryStore(small_disk / "runs")
     store.write("old", b"old")
     store.write("filler", bytes(100_000))
     for call in (store.write, store.create):
-        with pytest.raises(StoreError, match=rf"^{small_disk}/runs/new: No space left on device; free some, and"):
+        with pytest.raises(
+            StoreError, match=rf"^{small_disk}/runs/new: No space left on device; free some space, and"
+        ):
             call("new", bytes(200_000))
     with pytest.raises(StoreError, match="free some"):
         store.write("old", bytes(200_000))
@@ -669,7 +673,7 @@ def test_full_disk_is_an_error_that_leaves_all_as_it_was_and_passes_once_there_i
     assert keys(store) == ["new", "old"]
 
 
-def test_read_only_disk_is_an_error_that_says_so(small_disk):
+def test_read_only_disk_is_an_error_that_names_the_cause(small_disk):
     store = DirectoryStore(small_disk)
     store.write("a", b"1")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -680,18 +684,18 @@ def test_read_only_disk_is_an_error_that_says_so(small_disk):
 
 
 @pytest.mark.parametrize(("call", "event"), [("write", "os.rename"), ("create", "os.link")])
-def test_crash_before_the_file_gets_its_name_leaves_what_was_there(tmp_path, call, event):
+def test_crash_before_the_file_is_renamed_leaves_the_old_content(tmp_path, call, event):
     store = DirectoryStore(tmp_path)
     store.write("a/old", b"old")
     key = "a/old" if call == "write" else "a/new"
     crash = (
-        "import os, sys, pathlib, mappo.runs.store as storage\n"
+        "import os, sys, pathlib, mappo.runs.directory_store as storage\n"
         f"sys.addaudithook(lambda event, _: event == {event!r} and os.kill(os.getpid(), 9))\n"
         f"storage.DirectoryStore(pathlib.Path({str(tmp_path)!r})).{call}({key!r}, b'new')\n"
     )
     project = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", crash], env={**os.environ, "PYTHONPATH": project})
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", crash], env={**os.environ, "PYTHONPATH": project})
+    assert process.returncode == -signal.SIGKILL
     leftover, old = store.entries()
     if ".partial-" not in leftover.key:
         leftover, old = old, leftover
@@ -701,7 +705,7 @@ def test_crash_before_the_file_gets_its_name_leaves_what_was_there(tmp_path, cal
     assert store.read(key, 10) == b"new"
 
 
-def test_path_that_is_no_directory_is_an_error_that_names_it(tmp_path):
+def test_path_that_is_not_a_directory_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     store = open_store(str(tmp_path / "file"))
     with pytest.raises(StoreError, match=rf"^{tmp_path}/file/a: (File exists|Not a directory)"):

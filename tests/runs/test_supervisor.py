@@ -1,4 +1,4 @@
-"""The attempts of a stage: each test says which cluster it stands for, by the pods that Argo makes there."""
+"""The attempts of a stage. Each test imitates the pods that Argo creates with one retry policy of a cluster."""
 
 import json
 import os
@@ -19,7 +19,7 @@ KEY = "attempts-0.json"
 
 
 class Stage:
-    """A stage whose process appends its attempt's number to a file, and ends as the test says."""
+    """A stage whose process appends its attempt's number to a file, and then runs the test's code."""
 
     def __init__(self, directory: Path):
         self.directory, self.lines = directory, []
@@ -32,7 +32,10 @@ class Stage:
     def run(
         self, ending: str, pod: str = "executor-0", uid: str = "u0", policy: RetryPolicy = POLICY, **more
     ) -> int:
-        """One pod that runs the stage; `ending` is Python with `attempt` as its number."""
+        """Run the stage in one pod, and return its exit status.
+
+        `ending` is the Python code of the stage's process; its variable `attempt` is the number of the attempt.
+        """
         body = (
             f"import os, signal, sys; attempt = int(os.environ['{COUNT_VARIABLE}']) - 1; "
             f"print(attempt, file=open({str(self.directory / 'attempts')!r}, 'a'))\n{ending}"
@@ -56,7 +59,7 @@ def stage(tmp_path: Path) -> Stage:
         ("sys.exit(143)", "its process ended with exit status 143"),
     ],
 )
-def test_process_that_ends_badly_is_tried_as_often_as_the_site_says(stage, ending, reason):
+def test_process_that_fails_is_retried_as_often_as_the_site_allows(stage, ending, reason):
     assert stage.run(ending) == 1
     assert stage.attempts == [0, 1, 2]
     assert stage.lines[:2] == ["attempt 0; 2 left", f"attempt 0 ended: {reason}; attempt 1 begins in 0.05 s"]
@@ -64,14 +67,14 @@ def test_process_that_ends_badly_is_tried_as_often_as_the_site_says(stage, endin
 
 
 def test_stage_succeeds_in_a_later_attempt_after_a_growing_wait(stage):
-    began = time.monotonic()
+    start = time.monotonic()
     assert stage.run("sys.exit(attempt < 2)") == 0
     assert stage.attempts == [0, 1, 2]
-    assert time.monotonic() - began > 0.05 + 0.1
+    assert time.monotonic() - start > 0.05 + 0.1
     assert "failed" not in " ".join(stage.lines)
 
 
-def test_failure_that_cannot_pass_is_not_tried_again(stage):
+def test_final_failure_is_not_retried(stage):
     ending = (
         f"open(os.environ['{REASON_VARIABLE}'], 'w').write('seed = 1.5: no integer'); sys.exit({FINAL_STATUS})"
     )
@@ -80,8 +83,8 @@ def test_failure_that_cannot_pass_is_not_tried_again(stage):
     assert stage.lines == ["attempt 0; 2 left", "not tried again: another attempt would fail in the same way"]
 
 
-def test_later_pods_of_a_stage_that_failed_for_good_do_not_try(stage):
-    """Retry policy Always: Argo makes a pod for each failed one, whatever it failed of."""
+def test_later_pods_of_a_stage_that_failed_for_good_make_no_attempt(stage):
+    """Imitate the retry policy Always: Argo creates a new pod after any failure."""
     stage.run(f"sys.exit({FINAL_STATUS})")
     assert stage.run("pass", pod="executor-1", uid="u1") == 1
     assert stage.attempts == [0]
@@ -91,8 +94,8 @@ def test_later_pods_of_a_stage_that_failed_for_good_do_not_try(stage):
     ]
 
 
-def test_pods_that_are_lost_and_processes_that_fail_share_one_budget(stage):
-    """Policy OnError: each lost pod is followed by another, at several levels of the workflow."""
+def test_lost_pods_and_failed_processes_share_one_budget_of_attempts(stage):
+    """Imitate the retry policy OnError: Argo replaces each lost pod, at several levels of the workflow."""
     for index, pod in enumerate(("train(0).executor(0)", "train(0).executor(1)")):
         with lost_pod(stage, pod, f"u{index}"):
             pass
@@ -102,7 +105,7 @@ def test_pods_that_are_lost_and_processes_that_fail_share_one_budget(stage):
     assert stage.attempts == [0, 1, 2]
 
 
-def test_lost_pods_alone_use_the_budget_up(stage):
+def test_lost_pods_alone_use_up_the_budget_of_attempts(stage):
     for index in range(3):
         with lost_pod(stage, f"executor-{index}", f"u{index}"):
             pass
@@ -114,22 +117,22 @@ def test_lost_pods_alone_use_the_budget_up(stage):
     ]
 
 
-def test_run_that_somebody_retries_begins_anew(stage):
-    """The API makes failed pods again under their old names."""
+def test_run_that_somebody_retries_has_all_its_attempts_again(stage):
+    """Imitate the API, which creates failed pods again under their old names."""
     stage.run("sys.exit(1)")
     assert stage.run("sys.exit(attempt < 1)", uid="another") == 0
     assert stage.attempts == [0, 1, 2, 0, 1]
 
 
-def test_retry_of_a_run_works_though_its_first_pod_never_began_before(stage):
-    """The second retry at the latest: the first one's pod is remembered even if it is refused."""
+def test_second_retry_of_a_run_works_when_its_pod_was_unknown_at_the_first(stage):
+    """Check that the ledger remembers a pod that makes no attempt."""
     stage.run("sys.exit(1)", pod="executor(1)", uid="u1")
     assert stage.run("pass", pod="executor(0)", uid="u2") == 1
     assert stage.run("pass", pod="executor(0)", uid="u3") == 0
 
 
-def test_stage_that_succeeded_begins_anew_when_argo_repeats_the_whole_pipeline(stage):
-    """root(1): the validation that succeeded runs again, since a later stage lost its pods."""
+def test_stage_that_succeeded_has_all_its_attempts_again_when_argo_repeats_the_pipeline(stage):
+    """Imitate root(1): the validation that succeeded runs again, since a later stage lost its pods."""
     for index in range(4):
         assert stage.run("pass", pod=f"root({index})", uid=f"u{index}") == 0
     assert stage.attempts == [0, 0, 0, 0]
@@ -145,14 +148,14 @@ def test_attempts_are_counted_in_the_pod_alone_when_the_store_fails(stage, tmp_p
 @pytest.mark.parametrize(
     "text", ["[" * 9000, "{}x", '{"num_attempts": "many"}', '{"num_attempts": -1}', "[]", "null"]
 )
-def test_count_that_cannot_be_read_is_said_and_harms_nothing(stage, tmp_path, text):
+def test_unreadable_count_is_reported_and_does_not_stop_the_stage(stage, tmp_path, text):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / KEY).write_text(text)
     assert stage.run("pass") == 0
     assert "the count of attempts cannot be read" in stage.lines[0]
 
 
-def test_process_killed_for_memory_is_not_tried_again(stage, monkeypatch, tmp_path):
+def test_process_killed_for_memory_is_not_retried(stage, monkeypatch, tmp_path):
     events = tmp_path / "memory.events"
     events.write_text("low 0\noom 0\noom_kill 4\n")
     monkeypatch.setattr(
@@ -165,7 +168,7 @@ def test_process_killed_for_memory_is_not_tried_again(stage, monkeypatch, tmp_pa
 
 
 def membership(directory: Path) -> Path:
-    """A cgroup of version 2 whose directory is `directory`."""
+    """Write the membership file of a cgroup of version 2 whose directory is `directory`; return its path."""
     (directory / "membership").write_text("0::/\n")
     return directory / "membership"
 
@@ -179,7 +182,7 @@ def test_kills_for_memory_are_counted_in_both_versions_of_cgroups(tmp_path, file
     assert num_oom_kills(tmp_path, membership(tmp_path)) == 3
 
 
-def test_stage_that_is_asked_to_end_passes_it_on_and_is_not_tried_again(tmp_path):
+def test_stage_that_gets_sigterm_forwards_it_and_is_not_retried(tmp_path):
     script = (
         "import sys\n"
         "from mappo.runs.supervisor import *\n"
@@ -198,7 +201,7 @@ def test_stage_that_is_asked_to_end_passes_it_on_and_is_not_tried_again(tmp_path
 
 
 class lost_pod:  # noqa: N801  (reads as a statement)
-    """A pod that is killed while its stage runs: nothing in it can say so."""
+    """A pod that is killed while its stage runs, so that it cannot report its end."""
 
     def __init__(self, stage: Stage, pod: str, uid: str):
         script = (
@@ -207,9 +210,9 @@ class lost_pod:  # noqa: N801  (reads as a statement)
             "from tests.runs.test_supervisor import Stage\n"
             f"Stage(Path({str(stage.directory)!r})).run('import time; time.sleep(60)', {pod!r}, {uid!r})\n"
         )
-        self._stage, before = stage, len(stage.attempts)
+        self._stage, num_attempts = stage, len(stage.attempts)
         self._process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-        while len(stage.attempts) == before:
+        while len(stage.attempts) == num_attempts:
             assert self._process.poll() is None
             time.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""Tuning as its users meet it: mappo tune, mappo study, editions of a series, and the page."""
+"""The tuning of a whole study: mappo tune, mappo study, editions of a series, and the page."""
 
 import csv
 import io
@@ -16,14 +16,13 @@ import pytest
 from mappo.__main__ import main
 from mappo.cli.study_actions import delete
 from mappo.config import from_dict, override, to_json
-from mappo.errors import ConfigError, StageFailed
+from mappo.errors import StageFailed
 from mappo.runs.run import Run
 from mappo.stages.choose import choose
 from mappo.stages.prepare import prepare
 from mappo.stages.tune import work_on_study
 from mappo.tuning.database import Database
 from mappo.tuning.study import Study
-from mappo.tuning.study_config import Budget, Retraining
 from mappo.tuning.worker import trial_run
 from tests.conftest import TINY, read_json
 from tests.support.browser import chromium, complaints, open_page, requests
@@ -47,6 +46,11 @@ def tune(*arguments: str) -> int:
     return main(["tune", "--config=tiny.json", *FLAGS, *arguments])
 
 
+def settings(trials: int, tuning: dict | None = None, space: dict | None = None) -> str:
+    """The settings of a study as JSON, for so many trials."""
+    return json.dumps({"budget": {"num_trials": trials}, "tuning": tuning or {}, "space": space or {}})
+
+
 def study_of(name: str) -> Study:
     return Study.load(Database("sqlite:///runs/studies.db"), name)
 
@@ -54,7 +58,7 @@ def study_of(name: str) -> Study:
 def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for_more(place, capsys):
     assert tune("--study=first", "--trials=3") == 0
     study = study_of("first")
-    directory = Path(study.place)
+    directory = Path(study.store)
     comparison = read_json(directory / "comparison.json")
     best = study.best()
     assert len(comparison["configurations"]) == (1 if best.number == 0 else 2)
@@ -67,12 +71,12 @@ def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for
     assert read_json(directory / "decision.json")["action"] == "not asked"
     shown = capsys.readouterr().out
     assert "study.html, best.json, comparison.json, decision.json" in shown
-    assert "no place for champions was given" in shown
+    assert "no location for champions was given" in shown
 
     before = {path.name: (directory / path.name).stat().st_mtime for path in directory.iterdir() if path.is_dir()}
     assert tune("--study=first", "--trials=4") == 0
     assert [trial.state for trial in study.trials()] == ["complete"] * 4
-    assert "this run had finished already" in capsys.readouterr().out
+    assert "this run has already finished" in capsys.readouterr().out
     assert before.keys() < {path.name for path in directory.iterdir()}
 
 
@@ -83,7 +87,7 @@ def test_another_best_is_trained_again_in_runs_of_its_own(place, capsys):
     claim = study.claim("other")
     claim.finish("complete", 1e6)
     assert tune("--study=first", "--trials=3") == 0
-    directory = Path(study.place)
+    directory = Path(study.store)
     assert len(list(directory.glob("best-0002-*/evaluation.json"))) == 2
     chosen = from_dict(read_json(directory / "best.json"))
     assert chosen.learner.epochs == claim.values["learner.epochs"]
@@ -91,7 +95,7 @@ def test_another_best_is_trained_again_in_runs_of_its_own(place, capsys):
 
 
 def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
-    prepare(to_json(CONFIG), "one", "runs", Budget(2), tuning={"episodes_per_seed": 4})
+    prepare(to_json(CONFIG), "one", "runs", settings(2, {"episodes_per_seed": 4}))
     work_on_study("one")
     capsys.readouterr()
 
@@ -122,12 +126,12 @@ def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
 def test_a_study_begun_anew_under_a_deleted_name_does_not_meet_the_runs_of_the_old(place):
     for clip_epsilon in (0.2, 0.3):
         config = to_json(override(CONFIG, {"learner": {"clip_epsilon": clip_epsilon}}))
-        prepare(config, "one", "runs", Budget(1), tuning={"episodes_per_seed": 4})
+        prepare(config, "one", "runs", settings(1, {"episodes_per_seed": 4}))
         work_on_study("one")
         study = study_of("one")
         (trial,) = study.trials()
         assert trial.state == "complete"
-        run = Run.at(f"{study.place}/{trial_run(0, trial.values, 0)}")
+        run = Run.at(f"{study.store}/{trial_run(0, trial.values, 0)}")
         assert run.load(run.choose("last")).config.learner.clip_epsilon == clip_epsilon
         delete("one", really=True)
 
@@ -136,7 +140,7 @@ def test_an_edition_begins_with_the_best_of_the_one_before(place, capsys):
     tuning = {"episodes_per_seed": 4, "pruner": "none"}
 
     def edition(name: str) -> Study:
-        prepare(to_json(CONFIG), "nightly", "runs", Budget(3), edition=name, tuning=tuning)
+        prepare(to_json(CONFIG), "nightly", "runs", settings(3, tuning), edition=name)
         return study_of(f"nightly-{name}")
 
     first = edition("20260101000000")
@@ -155,15 +159,15 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
     wide = {"learner.epochs": {"type": "int", "low": 1, "high": 40}}
     narrow = {"learner.epochs": {"type": "int", "low": 2, "high": 3}}
     for name, space in (("20260101000000", wide), ("20260102000000", narrow)):
-        asked = {"edition": name, "space": json.dumps(space), "tuning": {"episodes_per_seed": 4, "pruner": "none"}}
-        prepare(to_json(CONFIG), "nightly", "runs", Budget(4), **asked)
+        study_config = settings(4, {"episodes_per_seed": 4, "pruner": "none"}, space)
+        prepare(to_json(CONFIG), "nightly", "runs", study_config, edition=name)
         if space is wide:
             study = study_of(f"nightly-{name}")
             claims = [study.claim(f"worker-{index}") for index in range(4)]
             for claim in claims:
                 claim.finish("complete", float(claim.values["learner.epochs"]))
             assert study.best().values["learner.epochs"] > 3
-    assert "not begun with the best of study nightly-20260101000000: outside the space: learner.epochs" in (
+    assert "no warm start from study nightly-20260101000000: its best is outside the space: learner.epochs" in (
         capsys.readouterr().out
     )
 
@@ -172,7 +176,7 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
     ("arguments", "words"),
     [
         (["--study=A b"], "run 'A b'"),
-        (["--study=s", "--trials=0"], "must be 1 or more"),
+        (["--study=s", "--trials=0"], "budget.num_trials = 0: input should be greater than or equal to 1"),
         (["--study=s", "--space={"], "not JSON"),
         (["--study=s", "--space=nowhere.json"], "neither a JSON object nor a file"),
         (["--study=s", '--space={"seed": {"type": "int", "low": 0, "high": 3}}'], "may not be tuned"),
@@ -191,26 +195,28 @@ def test_wrong_flags_exit_with_2_before_anything_is_made(place, capsys, argument
 
 
 def test_too_few_retraining_seeds_and_no_completed_trial_are_said(place, capsys):
-    prepare(to_json(CONFIG), "one", "runs", Budget(1))
-    with pytest.raises(ConfigError, match="at least 2"):
-        Retraining(num_seeds=1)
+    prepare(to_json(CONFIG), "one", "runs", settings(1))
+    with pytest.raises(
+        StageFailed, match=r"study_config: retraining.num_seeds = 1: .* greater than or equal to 2"
+    ):
+        choose("one", json.dumps({"retraining": {"num_seeds": 1}}))
     claim = study_of("one").claim("w")
     claim.finish("failed", reason="the reason")
-    with pytest.raises(StageFailed, match="no trial was completed: the reason"):
-        choose("one", 2)
+    with pytest.raises(StageFailed, match="no trial is complete: the reason"):
+        choose("one", "{}")
 
 
 def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeypatch, capsys):
     monkeypatch.setenv("MAPPO_PIPELINE_RUN", "1234")
     with pytest.raises(StageFailed, match="MAPPO_DATABASE is not set in this pod.*database_secret"):
-        prepare(to_json(CONFIG), "one", "runs", Budget(1))
+        prepare(to_json(CONFIG), "one", "runs", settings(1))
 
 
 def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
-    prepare(to_json(CONFIG), "one", "runs", Budget(1))
+    prepare(to_json(CONFIG), "one", "runs", settings(1))
     for action in ("show", "work", "resume", "delete", "export"):
         assert main(["study", action, "nothing"]) == 1
-        assert "there is no study 'nothing' in sqlite:///runs/studies.db; there: one" in capsys.readouterr().out
+        assert "there is no study 'nothing' in sqlite:///runs/studies.db; its studies: one" in capsys.readouterr().out
 
 
 def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):
@@ -222,9 +228,9 @@ def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys
 
 def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(place, monkeypatch):
     monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{place}/elsewhere.db")
-    prepare(to_json(CONFIG), "one", "runs", Budget(1))
+    prepare(to_json(CONFIG), "one", "runs", settings(1))
     study = Study.load(Database(f"sqlite:///{place}/elsewhere.db"), "one")
-    assert Path(study.place).parent == place / "runs"
+    assert Path(study.store).parent == place / "runs"
 
 
 def test_a_study_is_resumed_with_more_trials_and_more_time(place, capsys):
@@ -273,7 +279,7 @@ def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resum
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     assert tune("--study=first", "--trials=6") == 0
     study = study_of("first")
-    page = Path(study.place) / "study.html"
+    page = Path(study.store) / "study.html"
     with chromium() as browser:
         open_page(browser, page)
         wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")

@@ -1,8 +1,8 @@
-"""Argo Workflows' controller, as far as a pipeline needs it: from templates to nodes, and again and again.
+"""The controller of Argo Workflows, as far as a pipeline needs it: it makes nodes from templates and retries them.
 
-It follows argoproj/argo-workflows workflow/controller/{operator,dag,workflowpod}.go of 4.0. Nothing runs by
-itself: a test says when a pod ends, and how. Drivers work at once unless a test holds them. Messages are worded as
-recorded; where nothing was recorded they are worded as in Argo's sources, and a comment says so.
+The code follows argoproj/argo-workflows workflow/controller/{operator,dag,workflowpod}.go of 4.0. Nothing runs by
+itself: a test decides when and how a pod ends. Drivers do their work at once unless a test holds them. Messages
+are those that were recorded. A comment marks messages that were not recorded but follow Argo's sources.
 """
 
 import base64
@@ -18,13 +18,13 @@ from tests.support.argo_templates import CONTAINER, CONTAINER_DRIVER, DAG_DRIVER
 from tests.support.kubeflow_driver import Driver, Produce, nothing_produced
 from tests.support.kubeflow_rules import UNFINISHED, platform_of, rfc3339
 
-# What the workflow controller's config map gives every template: as Kubeflow 2.17 installs it, as Kubeflow did
-# before, and so that everything is tried again.
+# The retry strategies that the workflow controller's config map gives to every template: that of Kubeflow 2.17,
+# that of earlier versions, and one that retries every failure.
 STOCK: dict[str, str] | None = {"limit": "2", "retryPolicy": "OnError"}
 BEFORE_2_17: dict[str, str] | None = None
 ALWAYS: dict[str, str] | None = {"limit": "0", "retryPolicy": "Always"}
 
-MAX_BYTES = 1024 * 1024  # of a workflow as JSON
+MAX_BYTES = 1024 * 1024  # maximum size of a workflow as JSON
 _GZIP_LEVEL = 4  # Go's library packs less tightly than zlib; this level comes nearest to the recorded size
 _RETRIED = {"OnError": {"Error"}, "OnFailure": {"Failed"}, "Always": {"Error", "Failed"}}
 _FULFILLED = {"Succeeded", "Failed", "Error", "Skipped", "Omitted"}
@@ -40,7 +40,7 @@ _REFERENCE = re.compile(
     r"\{\{(?:inputs\.parameters\.(?P<input>[\w-]+)|workflow\.parameters\.(?P<workflow>[\w-]+)"
     r"|tasks\.(?P<task>[\w-]+)\.outputs\.parameters\.(?P<output>[\w-]+)|(?P<item>item))\}\}"
 )
-_FIELDS = (  # of a node, in the order in which Argo writes them
+_FIELDS = (  # the fields of a node, in the order in which Argo writes them
     *("id", "name", "displayName", "type", "templateName", "templateScope", "phase", "boundaryID", "message"),
     *("startedAt", "finishedAt", "progress", "resourcesDuration", "nodeFlag", "inputs", "outputs", "children"),
     *("outboundNodes", "hostNodeName", "taskResultSynced"),
@@ -51,7 +51,7 @@ Node = dict[str, Any]
 
 
 class Workflow:
-    """One workflow: its nodes by ID, in Argo's own form."""
+    """A workflow: its nodes by ID, in Argo's own form."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Workflow:
         self.defaults, self.display, self.created = template_defaults, display or name, int(time.time())
         self.labels = {"pipeline/runid": run_id, **(labels or {})}
         defined = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
-        values = {key: each["defaultValue"] for key, each in defined.items() if "defaultValue" in each}
+        values = {key: item["defaultValue"] for key, item in defined.items() if "defaultValue" in item}
         title = pipeline["pipelineInfo"]["name"]
         executors = platform_of(source).get("executors", {})
         names = Names(run_id, title, self.display)
@@ -88,10 +88,10 @@ class Workflow:
         self.finished = UNFINISHED
         self.max_bytes, self.too_large = max_bytes, False
         self._uid = str(uuid.uuid4())
-        self._deadline: int | None = None  # of the whole; cancelling sets it into the past
+        self._deadline: int | None = None  # the deadline of the whole workflow; cancelling sets it into the past
         self._is_retried = False
-        self._held = ""  # the step whose driver does not work
-        self._backoffs: set[tuple[str, int]] = set()  # of retries by ID and number of attempts; those that passed
+        self._held_step = ""  # the step whose driver stays pending
+        self._passed_backoffs: set[tuple[str, int]] = set()  # by the ID of the retry and the number of attempts
         self._tasks: dict[str, str] = {}  # task IDs of v2beta1 by node
 
     def _placeholders(self, scheduled: float | None) -> dict[str, str]:
@@ -103,17 +103,17 @@ class Workflow:
             **{f"{{{{$.pipeline_job_{kind}_time_utc}}}}": rfc3339(moment) for kind, moment in times.items()},
         }
 
-    # --- what a test does ---
+    # --- actions of a test ---
 
     def advance(self) -> str:
-        """Start all that can start, or finish the pod that runs longest; the state of the whole."""
+        """Start all pods that can start, or finish the pod that runs longest; return the workflow's state."""
         running = next(self.pods(), None) if self.nodes else None
         if running:
             self.succeed(running)
         return self.settle()
 
     def settle(self) -> str:
-        """Let the controller work until nothing changes, and backoffs pass; the state of the whole."""
+        """Let the controller work and backoffs pass until nothing changes; return the workflow's state."""
         self.operate()
         while self._pass_backoffs():
             self.operate()
@@ -121,7 +121,7 @@ class Workflow:
 
     @property
     def retries_lost_pods(self) -> bool:
-        """The policy tries a deleted pod again, and perhaps one whose container failed."""
+        """Return whether the policy retries a deleted pod."""
         return "Error" in _RETRIED[(self.defaults or {}).get("retryPolicy", "OnFailure")]
 
     @property
@@ -129,30 +129,30 @@ class Workflow:
         return _STATES.get(self.phase, "PENDING")
 
     def find(self, step: str) -> Node:
-        """Carry the workflow on until a stage has a pod; that. Pods of other stages before it succeed."""
+        """Advance the workflow until a stage has a pod, and return that pod. Pods of earlier stages succeed."""
         self.settle()
-        while not (found := next((pod for pod in self.pods() if _is(pod, step)), None)):
+        while not (wanted := next((pod for pod in self.pods() if _is(pod, step)), None)):
             if self.phase in _FULFILLED:
                 raise ValueError(f"no stage {step} left to run in {self.name}")
             self.advance()
-        return found
+        return wanted
 
     def reach(self, step: str) -> Node:
-        """Carry the workflow on until a stage runs; its pod."""
-        found = self.find(step)
-        self._start(found)
-        return found
+        """Advance the workflow until a stage runs; return the stage's pod."""
+        pod = self.find(step)
+        self._start(pod)
+        return pod
 
     def reach_driver(self, step: str) -> Node:
-        """Carry the workflow on until the driver of a task is pending; its pod."""
-        self._held = step
+        """Advance the workflow until the driver of a task is pending; return the driver's pod."""
+        self._held_step = step
         self.settle()
-        while not (found := next((pod for pod in self._drivers() if self._holds(pod)), None)):
+        while not (wanted := next((pod for pod in self._drivers() if self._holds(pod)), None)):
             if self.phase in _FULFILLED:
                 raise ValueError(f"no driver of {step} left to run in {self.name}")
             self.advance()
-        self._held = ""
-        return found
+        self._held_step = ""
+        return wanted
 
     def succeed(self, pod: Node) -> None:
         self._start(pod)
@@ -160,17 +160,17 @@ class Workflow:
         pod["outputs"] = {**pod.get("outputs", {}), "artifacts": [self._log_artifact(pod)], "exitCode": "0"}
 
     def fail(self, pod: Node, exit_code: int = 1, reason: str = "Error") -> None:
-        """End a pod whose container ended badly. A pod's own deadline is said as the kubelet says it."""
+        """Fail a pod's container. A pod that exceeds its deadline gets the kubelet's message."""
         self._start(pod)
         message = f"main: {reason} (exit code {exit_code})"
-        if reason == "DeadlineExceeded":  # not recorded: the kubelet's words
+        if reason == "DeadlineExceeded":  # not recorded: the kubelet's message
             message = "Pod was active on the node longer than the specified deadline"
         self._end(pod, "Failed", message)
         pod["outputs"] = {"artifacts": [self._log_artifact(pod)], "exitCode": str(exit_code)}
         self.operate()
 
     def delete(self, pod: Node) -> bool:
-        """Lose a pod. One that did not run yet is made anew under its name: nothing is lost."""
+        """Delete a pod; return whether the attempt is lost. A pending pod is recreated under its name instead."""
         is_lost = pod["phase"] == "Running"
         if is_lost:
             self._end(pod, "Error", "pod deleted")
@@ -179,17 +179,17 @@ class Workflow:
         return is_lost
 
     def wait(self, pod: Node, message: str) -> None:
-        """Let a pod wait: for a node, for its image (which a node pulls), or gated, without a message."""
+        """Make a pod wait with this message: for a node, for its image, or gated by a queue (no message)."""
         pod["phase"] = "Pending"
         pod.pop("hostNodeName", None)
         pod.pop("message", None)
         if message:
             pod["message"] = message
-        if message.startswith(("ImagePullBackOff", "ErrImagePull")):
+        if message.startswith(("ImagePullBackOff", "ErrImagePull")):  # a node pulls the image
             pod["hostNodeName"] = "node1"
 
     def stop(self) -> None:
-        """End everything at once, as activeDeadlineSeconds 0 does."""
+        """End all pods at once, as activeDeadlineSeconds 0 does."""
         if not self.nodes:
             self.reach_driver("root")
         self._deadline = self._started()
@@ -198,7 +198,7 @@ class Workflow:
         self.operate()
 
     def retry(self) -> None:
-        """Prepare the next try of the whole as Kubeflow does: what succeeded stays, and DAGs that failed go on."""
+        """Retry the whole workflow as Kubeflow does: keep successful nodes, and run failed DAGs again."""
         kept = {}
         for identity, node in self.nodes.items():
             if node["phase"] in ("Failed", "Error") and node["type"] == "DAG":
@@ -209,30 +209,30 @@ class Workflow:
             kept[identity] = node
         for node in kept.values():
             node["children"] = [child for child in node["children"] if child in kept]
-        self.nodes, self._backoffs, self._is_retried = kept, set(), True
+        self.nodes, self._passed_backoffs, self._is_retried = kept, set(), True
         self.phase, self.message, self.finished, self._deadline = "Running", "", UNFINISHED, None
         self.operate()
 
-    # --- what a test or the server asks ---
+    # --- queries of a test or the server ---
 
     def pods(self) -> Iterator[Node]:
-        """The pods of stages that wait or run, oldest first."""
+        """Return the pods of stages that wait or run, oldest first."""
         return (node for node in self.nodes.values() if _is_stage_pod(node) and not _fulfilled(node))
 
     def pod_name(self, node: Node) -> str:
         return f"{self.name}-{node['templateName']}-{node['id'].rpartition('-')[2]}"
 
     def executor_input(self, step: str) -> dict[str, Any]:
-        """Return what the newest driver of a stage gave it."""
+        """Return the executor input that a stage's newest driver wrote."""
         for node in reversed(self.nodes.values()):
-            outputs = {each["name"]: each["value"] for each in node.get("outputs", {}).get("parameters", [])}
+            outputs = _values(node.get("outputs", {}))
             if node["type"] == "Pod" and "pod-spec-patch" in outputs and _is(node, step, "-driver"):
                 command = json.loads(outputs["pod-spec-patch"])["containers"][0]["command"]
                 return json.loads(command[command.index("--executor_input") + 1])
         raise ValueError(f"no driver of a stage {step} has run in {self.name}")
 
     def details(self) -> list[dict[str, Any]]:
-        """Return the nodes as v2beta1 lists them: no names, no messages, no pods, in the order of random IDs."""
+        """Return the nodes as v2beta1 lists them: without names, messages and pods, sorted by random IDs."""
         return sorted((self._detail(node) for node in self.nodes.values()), key=lambda task: task["task_id"])
 
     def _detail(self, node: Node) -> dict[str, Any]:
@@ -249,14 +249,15 @@ class Workflow:
         return {key: value for key, value in task.items() if value}
 
     def manifest(self, with_status: bool = True) -> dict[str, Any]:
-        """The workflow as JSON; beyond 1 MiB its nodes are compressed."""
+        """Return the workflow as JSON values, with compressed nodes if it is larger than `max_bytes`."""
         workflow: dict[str, Any] = {"metadata": self._metadata(), "spec": self._spec(), "status": {}}
         if not with_status:
             return workflow
         below = self._pods_below()
-        done = sum(below[pod["id"]] for pod in self._all_pods() if pod["phase"] == "Succeeded")
+        succeeded = sum(below[pod["id"]] for pod in self._all_pods() if pod["phase"] == "Succeeded")
         nodes = {
-            identity: self._shown(node, below[identity], done) for identity, node in sorted(self.nodes.items())
+            identity: self._written(node, below[identity], succeeded)
+            for identity, node in sorted(self.nodes.items())
         }
         workflow["status"] = self._status() | {"nodes": nodes}
         if len(compact(workflow)) > self.max_bytes:
@@ -266,7 +267,7 @@ class Workflow:
         return workflow
 
     def check_size(self, manifest: Mapping[str, Any]) -> None:
-        """Fail a workflow that is too large even when compressed; the wording is that of Argo's sources."""
+        """Fail the workflow if it is too large even when compressed, with the message of Argo's sources."""
         size = len(compact(manifest))
         if size > self.max_bytes and not self.too_large:
             self.too_large = True
@@ -279,7 +280,7 @@ class Workflow:
     # --- the controller ---
 
     def operate(self) -> None:
-        """Let the controller look at everything until nothing changes; drivers that are not held do their work."""
+        """Let the controller process all nodes until nothing changes; drivers that are not held do their work."""
         while self.phase not in _FULFILLED:
             if not self.nodes:
                 self.phase = "Running"
@@ -295,20 +296,24 @@ class Workflow:
     def _finish(self, phase: str, message: str) -> None:
         self.phase, self.message, self.finished = phase, message, int(time.time())
 
-    def _template(self, name: str, template: str, given: Any, boundary: str) -> Node:
-        """Run a template under this name, wrapped into a retry where it has a strategy."""
-        known, node = self.templates[template], self._named(name)
+    def _template(self, name: str, key: str, scope: Any, boundary: str) -> Node:
+        """Run a template under this name, inside a retry if the template has a retry strategy.
+
+        key: name of the template. scope: the calling DAG's node, task and inputs, and the item of a loop; None for
+        the entrypoint. boundary: ID of the DAG's node.
+        """
+        template, node = self.templates[key], self._named(name)
         if node and _fulfilled(node):
             return node
-        inputs = node["inputs"] if node else self._inputs(known, given)
-        strategy = self._strategy(known, inputs)
+        inputs = node["inputs"] if node else self._inputs(template, scope)
+        strategy = self._strategy(template, inputs)
         if strategy is None:
-            return self._attempt(name, known, inputs, boundary)
-        parent = node or self._add(name, "Retry", known, inputs, boundary)
-        while self._goes_on(parent, strategy):
+            return self._attempt(name, template, inputs, boundary)
+        parent = node or self._add(name, "Retry", template, inputs, boundary)
+        while self._continues(parent, strategy):
             last = self._last(parent)
             attempt = last["name"] if last and not _fulfilled(last) else f"{name}({len(parent['children'])})"
-            child = self._attempt(attempt, known, inputs, boundary, parent)
+            child = self._attempt(attempt, template, inputs, boundary, parent)
             if not _fulfilled(child):
                 break
         return parent
@@ -328,7 +333,7 @@ class Workflow:
         return node
 
     def _create(self, pod: Node) -> None:
-        """Create a pod: that of a driver waits until it is driven, that of a stage runs at once."""
+        """Create a pod: a driver's pod waits until the driver does its work, a stage's pod runs at once."""
         pod["phase"] = "Pending"
         if self._deadline is not None:
             self._end(pod, "Failed", _DEADLINE)
@@ -336,17 +341,20 @@ class Workflow:
             self._start(pod)
 
     def _strategy(self, template: Any, inputs: Any) -> dict[str, Any] | None:
-        """Merge a template's own strategy over the defaults; Argo's own policy is OnFailure."""
-        own = template.get("retryStrategy")
-        if own is None and self.defaults is None:
+        """Return a template's retry strategy merged over the defaults, or None; Argo's own policy is OnFailure."""
+        declared = template.get("retryStrategy")
+        if declared is None and self.defaults is None:
             return None
-        text = json.dumps({"retryPolicy": "OnFailure", **(self.defaults or {}), **(own or {})})
-        values = {each["name"]: each["value"] for each in inputs.get("parameters", [])}
+        text = json.dumps({"retryPolicy": "OnFailure", **(self.defaults or {}), **(declared or {})})
+        values = _values(inputs)
         merged: dict[str, Any] = json.loads(_REFERENCE.sub(lambda match: values[match["input"]], text))
         return merged
 
-    def _goes_on(self, parent: Node, strategy: Any) -> bool:
-        """Judge a retry by its last attempt: whether there is one to go on with or to begin."""
+    def _continues(self, parent: Node, strategy: Any) -> bool:
+        """Return whether a retry has an attempt to continue or to start; end the retry if it has none.
+
+        The last attempt decides.
+        """
         last = self._last(parent)
         if last is None or not _fulfilled(last):
             return True
@@ -361,19 +369,20 @@ class Workflow:
         elif last["phase"] not in _RETRIED[strategy["retryPolicy"]]:
             self._end(parent, last["phase"], last.get("message", ""))
         elif len(parent["children"]) > int(strategy["limit"]):
-            self._end(parent, last["phase"], "No more retries left")  # of DAGs not recorded, but the same code
+            # This message was not recorded for DAGs, but their code is the same.
+            self._end(parent, last["phase"], "No more retries left")
         else:
             return True
         return False
 
     def _backs_off(self, parent: Node, strategy: Any) -> bool:
-        """Wait before the next attempt; whether there will be one is decided afterwards.
+        """Return whether a retry waits before its next attempt. Argo decides only afterwards if there is one.
 
-        Recorded for 5 seconds; longer waits are worded as in Argo's sources.
+        The message was recorded for 5 seconds; for longer waits it follows Argo's sources.
         """
         tries = len(parent["children"])
         parent.pop("message", None)
-        if "backoff" not in strategy or (parent["id"], tries) in self._backoffs:
+        if "backoff" not in strategy or (parent["id"], tries) in self._passed_backoffs:
             return False
         backoff = strategy["backoff"]
         seconds = int(int(backoff["duration"]) * max(float(backoff["factor"]), 1) ** (tries - 1))
@@ -382,55 +391,55 @@ class Workflow:
         return bool(seconds)
 
     def _pass_backoffs(self) -> bool:
-        """Let all waits for a next attempt be over; whether there was one."""
+        """End all waits for a next attempt; return whether there was one."""
         waiting = [node for node in self.nodes.values() if node.get("message", "").startswith("Backoff for")]
-        self._backoffs |= {(node["id"], len(node["children"])) for node in waiting}
+        self._passed_backoffs |= {(node["id"], len(node["children"])) for node in waiting}
         return bool(waiting)
 
     def _dag(self, node: Node, template: Any, inputs: Any) -> None:
         tasks = {task["name"]: task for task in template["dag"]["tasks"]}
-        seen: set[str] = set()
+        visited: set[str] = set()
         for name in tasks:
-            self._dag_task(node, template, tasks, name, inputs, seen)
+            self._dag_task(node, template, tasks, name, inputs, visited)
         phase = self._dag_phase(node, tasks)
         if phase != "Running":
             ends = [self._under(node, name) for name in _targets(tasks)]
             node["outboundNodes"] = [identity for end in ends if end for identity in self._outbound(end)]
             self._end(node, phase)
 
-    def _dag_task(self, node: Node, template: Any, tasks: Any, name: str, inputs: Any, seen: set[str]) -> None:
-        """Run one task of a DAG after those that it depends on; leave it out if one of them did not succeed."""
-        if name in seen:
+    def _dag_task(self, node: Node, template: Any, tasks: Any, name: str, inputs: Any, visited: set[str]) -> None:
+        """Run one task of a DAG after the tasks that it needs; omit the task if one of them did not succeed."""
+        if name in visited:
             return
-        seen.add(name)
-        task, before = tasks[name], []
+        visited.add(name)
+        task, needed = tasks[name], []
         for other in _needs(task):
-            self._dag_task(node, template, tasks, other, inputs, seen)
-            before.append(self._under(node, other))
-        if any(each is None or not _fulfilled(each) for each in before):
+            self._dag_task(node, template, tasks, other, inputs, visited)
+            needed.append(self._under(node, other))
+        if any(other is None or not _fulfilled(other) for other in needed):
             return
-        full, known = f"{node['name']}.{name}", self.templates[task["template"]]
-        made = self._named(full)
-        if not made and any(each["phase"] != "Succeeded" for each in before):
-            made = self._add(full, "Skipped", known, None, node["id"], {})
-            self._end(made, "Omitted", "omitted: depends condition not met")
-        if not made or not _fulfilled(made):
+        full, task_template = f"{node['name']}.{name}", self.templates[task["template"]]
+        child = self._named(full)
+        if not child and any(other["phase"] != "Succeeded" for other in needed):
+            child = self._add(full, "Skipped", task_template, None, node["id"], {})
+            self._end(child, "Omitted", "omitted: depends condition not met")
+        if not child or not _fulfilled(child):
             if "withSequence" in task:
-                made = self._task_group(node, template, task, full, inputs)
+                child = self._task_group(node, template, task, full, inputs)
             else:
-                made = self._template(full, task["template"], (node, task, inputs, ""), node["id"])
-        for parent in [self.nodes[each] for other in before for each in self._outbound(other)] or [node]:
-            _link(parent, made)
+                child = self._template(full, task["template"], (node, task, inputs, ""), node["id"])
+        for parent in [self.nodes[last] for other in needed for last in self._outbound(other)] or [node]:
+            _link(parent, child)
 
     def _task_group(self, node: Node, template: Any, task: Any, full: str, inputs: Any) -> Node:
-        """Run the items of a loop, as many at once as its iterator allows."""
+        """Run the items of a loop, at most as many at once as its iterator allows."""
         count = int(self._resolve(task["withSequence"]["count"], (node, task, inputs, "")))
-        known = self.templates[task["template"]]
+        task_template = self.templates[task["template"]]
         if not count:
-            made = self._named(full) or self._add(full, "Skipped", known, None, node["id"], {})
-            self._end(made, "Skipped", "Skipped, empty params")  # not recorded
-            return made
-        group = self._named(full) or self._add(full, "TaskGroup", known, None, node["id"], {})
+            skipped = self._named(full) or self._add(full, "Skipped", task_template, None, node["id"], {})
+            self._end(skipped, "Skipped", "Skipped, empty params")  # not recorded
+            return skipped
+        group = self._named(full) or self._add(full, "TaskGroup", task_template, None, node["id"], {})
         limit = template.get("parallelism", count)
         items: list[Node] = []
         for index in range(count):
@@ -445,8 +454,8 @@ class Workflow:
         return group
 
     def _dag_phase(self, node: Node, tasks: Any) -> str:
-        """Return the phase of the first branch that failed; an omitted task has the phase of what it needs."""
-        if any(not (made := self._under(node, name)) or not _fulfilled(made) for name in tasks):
+        """Return the phase of the first failed branch; an omitted task has the phase of a task that it needs."""
+        if any(not (child := self._under(node, name)) or not _fulfilled(child) for name in tasks):
             return "Running"
 
         def branch(name: str) -> str:
@@ -454,22 +463,22 @@ class Workflow:
             if phase not in ("Omitted", "Skipped"):
                 return phase
             phases = [branch(other) for other in _needs(tasks[name])]
-            return next((each for each in phases if each != "Succeeded"), "Succeeded")
+            return next((phase for phase in phases if phase != "Succeeded"), "Succeeded")
 
         ends = [branch(name) for name in _targets(tasks)]
         return next((phase for phase in ends if phase != "Succeeded"), "Succeeded")
 
     def _outbound(self, node: Node) -> list[str]:
-        """Return the IDs of the nodes that what depends on this node hangs from."""
+        """Return the IDs of the last nodes below a node; tasks that need this node become their children."""
         if node["type"] == "Retry" and node["children"]:
             return [node["children"][-1]]
         if node["type"] == "TaskGroup" and node["children"]:
-            return [each for child in node["children"] for each in self._outbound(self.nodes[child])]
+            return [last for child in node["children"] for last in self._outbound(self.nodes[child])]
         if node["type"] == "DAG":
             return [
                 last
-                for each in node.get("outboundNodes", [])
-                for last in ([each] if self.nodes[each]["type"] == "Pod" else self._outbound(self.nodes[each]))
+                for end in node.get("outboundNodes", [])
+                for last in ([end] if self.nodes[end]["type"] == "Pod" else self._outbound(self.nodes[end]))
             ]
         return [str(node["id"])]
 
@@ -481,16 +490,15 @@ class Workflow:
         return (node for node in pods if not _fulfilled(node))
 
     def _holds(self, driver: Node) -> bool:
-        return bool(self._held) and _is(driver, self._held, "-driver")
+        return bool(self._held_step) and _is(driver, self._held_step, "-driver")
 
     def _drive(self, node: Node) -> None:
-        inputs = {each["name"]: each["value"] for each in node["inputs"]["parameters"]}
-        work = self.driver.dag if node["templateName"] == DAG_DRIVER else self.driver.container
-        values = work(inputs)
+        drive = self.driver.dag if node["templateName"] == DAG_DRIVER else self.driver.container
+        values = drive(_values(node["inputs"]))
         template = self.templates[node["templateName"]]
         parameters = [
-            {"name": each["name"], "value": values[each["name"]], "valueFrom": each["valueFrom"]}
-            for each in template["outputs"]["parameters"]
+            {"name": output["name"], "value": values[output["name"]], "valueFrom": output["valueFrom"]}
+            for output in template["outputs"]["parameters"]
         ]
         node["outputs"] = {"parameters": parameters}
         self.succeed(node)
@@ -538,27 +546,26 @@ class Workflow:
         if message:
             node["message"] = message
 
-    def _inputs(self, template: Any, given: Any) -> dict[str, Any]:
+    def _inputs(self, template: Any, scope: Any) -> dict[str, Any]:
         """Return a template's parameters with the values of a task's arguments."""
-        arguments = {}
-        if given:
-            arguments = {each["name"]: each["value"] for each in given[1]["arguments"]["parameters"]}
+        arguments = _values(scope[1]["arguments"]) if scope else {}
         parameters = []
-        for each in template["inputs"].get("parameters", []):
-            name = each["name"]
-            value = self._resolve(arguments[name], given) if name in arguments else each["default"]
-            parameters.append({**each, "value": value})
+        for parameter in template["inputs"].get("parameters", []):
+            name = parameter["name"]
+            value = self._resolve(arguments[name], scope) if name in arguments else parameter["default"]
+            parameters.append({**parameter, "value": value})
         return {"parameters": parameters} if parameters else {}
 
-    def _resolve(self, text: str, given: Any) -> str:
-        node, _, inputs, item = given
-        values = {each["name"]: each["value"] for each in inputs.get("parameters", [])}
+    def _resolve(self, text: str, scope: Any) -> str:
+        """Replace the references in a text, such as `{{item}}`, by their values."""
+        node, _, inputs, item = scope
+        values = _values(inputs)
 
         def value(match: re.Match[str]) -> str:
             if match["task"]:
-                made = self._under(node, match["task"])
-                outputs = made["outputs"]["parameters"] if made else []
-                return next(str(each["value"]) for each in outputs if each["name"] == match["output"])
+                producer = self._under(node, match["task"])
+                outputs = producer["outputs"]["parameters"] if producer else []
+                return next(str(output["value"]) for output in outputs if output["name"] == match["output"])
             if match["workflow"]:
                 return self.parameters[match["workflow"]]
             return item if match["item"] else str(values[match["input"]])
@@ -627,23 +634,26 @@ class Workflow:
         }
         return status | ({"message": self.message} if self.message else {})
 
-    def _shown(self, node: Node, below: int, succeeded: int) -> Node:
-        """Return a node as Argo writes it: without what is empty, and with what is summed up over those below."""
-        shown = {key: value for key, value in node.items() if value or key in ("finishedAt", "nodeFlag")}
+    def _written(self, node: Node, below: int, succeeded: int) -> Node:
+        """Return a node as Argo writes it: without empty fields, and with sums over the pods below it.
+
+        below, succeeded: sets of pods as bits: those below the node, and those of the workflow that succeeded.
+        """
+        written = {key: value for key, value in node.items() if value or key in ("finishedAt", "nodeFlag")}
         if node["nodeFlag"] is None:
-            del shown["nodeFlag"]
+            del written["nodeFlag"]
         if node["type"] != "Skipped":
             pods = below.bit_count()
-            shown["progress"] = f"{(below & succeeded).bit_count()}/{pods}"
+            written["progress"] = f"{(below & succeeded).bit_count()}/{pods}"
             if node["phase"] == "Succeeded":
-                shown["resourcesDuration"] = {"cpu": 15 * pods, "memory": 579 * pods}
+                written["resourcesDuration"] = {"cpu": 15 * pods, "memory": 579 * pods}
         if node["type"] == "Pod" and _fulfilled(node):
-            shown["taskResultSynced"] = True
-        return {key: shown[key] for key in _FIELDS if key in shown}
+            written["taskResultSynced"] = True
+        return {key: written[key] for key in _FIELDS if key in written}
 
     def _pods_below(self) -> dict[str, int]:
-        """Return by node the pods that hang from it, as a set of bits; of a pod, only itself."""
-        bits = {each["id"]: 1 << index for index, each in enumerate(self._all_pods())}
+        """Return the pods below each node as a set of bits; a pod's set holds the pod alone."""
+        bits = {pod["id"]: 1 << index for index, pod in enumerate(self._all_pods())}
         below: dict[str, int] = {}
 
         def visit(identity: str) -> int:
@@ -669,12 +679,17 @@ def _is_stage_pod(node: Node) -> bool:
     return node["type"] == "Pod" and str(node["templateName"]).endswith(CONTAINER)
 
 
+def _values(side: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of parameters by name; side: the inputs or outputs of a node, or a task's arguments."""
+    return {parameter["name"]: parameter["value"] for parameter in side.get("parameters", [])}
+
+
 def _is(pod: Node, step: str, suffix: str = "") -> bool:
-    """Return True if a pod belongs to a step: `train`, in a loop `train[1]`, or the end of its full name."""
+    """Return whether a pod belongs to a step: `train`, in a loop `train[1]`, or the end of a full name."""
     name = re.sub(r"\(\d+\)$", "", str(pod["name"]))
     name = re.sub(r"\(\d+\)$", "", name.removesuffix(".executor")).removesuffix(suffix)
     task = re.sub(r"\(\d+\)$", "", name.rpartition(".")[2])
-    index = "".join(f"[{each}]" for each in re.findall(r"iteration-iterations\((\d+):", name))
+    index = "".join(f"[{number}]" for number in re.findall(r"iteration-iterations\((\d+):", name))
     return step in (task, task + index) or name.endswith("." + step)
 
 

@@ -1,8 +1,8 @@
-"""The templates that Kubeflow's API server compiles a pipeline into, for Argo to run.
+"""The templates into which Kubeflow's API server compiles a pipeline, and which Argo runs.
 
-The templates of drivers and of containers are those of a recorded workflow; what depends on the pipeline is made
-as kubeflow/pipelines backend/src/v2/compiler/argocompiler makes it. Conditions and exit handlers are left out:
-no pipeline of this project has them.
+The templates of drivers and containers are those of a recorded workflow. The parts that depend on the pipeline
+follow kubeflow/pipelines backend/src/v2/compiler/argocompiler. Conditions and exit handlers are not supported,
+since no pipeline of this project has them.
 """
 
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 from tests.support.recordings import manifest_of, raw
 
 DAG_DRIVER, CONTAINER_DRIVER = "system-dag-driver", "system-container-driver"
-EXECUTOR, CONTAINER = "system-container-executor", "system-container-impl"  # the ends of such templates' names
+EXECUTOR, CONTAINER = "system-container-executor", "system-container-impl"  # template names end with these
 _METADATA = {"annotations": {"pipelines.kubeflow.org/v2_component": "true", "sidecar.istio.io/inject": "false"}}
 _RETRY = ("retry-max-count", "retry-backoff-duration", "retry-backoff-factor", "retry-backoff-max-duration")
 
@@ -31,15 +31,16 @@ class Names:
 
 
 def encode(value: Any, sort_keys: bool = True) -> str:
-    """Write JSON as Go does: maps with their keys in order, no spaces, and no character that HTML knows."""
+    """Write JSON as Go does: with sorted keys, without spaces, and with the characters &, < and > escaped."""
     text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 class Templates:
-    """A pipeline's templates by name, and the parameters of its workflow.
+    """The templates of a pipeline by name, and the parameters of its workflow.
 
-    `executors` is the part of the pipeline's document for Kubernetes that concerns pods, by executor.
+    executors: the settings of pods in the pipeline's document for Kubernetes, by executor. values: the run's
+    parameters.
     """
 
     def __init__(self, names: Names, pipeline: Mapping[str, Any], executors: Mapping[str, Any], values: Any):
@@ -62,26 +63,26 @@ class Templates:
         tasks = []
         for name, task in sorted(component["dag"]["tasks"].items()):
             reference = task["componentRef"]["name"]
-            below = self._pipeline["components"][reference]
+            task_component = self._pipeline["components"][reference]
             if "parameterIterator" in task:
-                tasks.append(self._loop(name, task, reference, below))
-            elif "dag" in below:
-                tasks += self._nested(name, task, reference, below)
+                tasks.append(self._loop(name, task, reference, task_component))
+            elif "dag" in task_component:
+                tasks += self._nested(name, task, reference, task_component)
             else:
-                tasks += self._container(name, task, reference, below)
+                tasks += self._container(name, task, reference, task_component)
         self._dag(template, ["parent-dag-id"], tasks)
 
-    def _nested(self, name: str, task: Any, reference: str, below: Any) -> list[dict[str, Any]]:
-        self._component(reference, below)
+    def _nested(self, name: str, task: Any, reference: str, component: Any) -> list[dict[str, Any]]:
+        self._component(reference, component)
         driver = self._dag_driver(reference, task, name, "{{inputs.parameters.parent-dag-id}}")
         return [
             _task(f"{name}-driver", DAG_DRIVER, driver, task.get("dependentTasks", [])),
             _task(name, reference, _from_driver(f"{name}-driver"), [f"{name}-driver"]),
         ]
 
-    def _loop(self, name: str, task: Any, reference: str, below: Any) -> dict[str, Any]:
-        """Add the templates of a loop: the iterator, one iteration, and the DAG that an iteration runs."""
-        self._component(reference, below)
+    def _loop(self, name: str, task: Any, reference: str, component: Any) -> dict[str, Any]:
+        """Add the templates of a loop: its iterator, an iteration, and the DAG that an iteration runs."""
+        self._component(reference, component)
         parent = {"parent-dag-id": "{{inputs.parameters.parent-dag-id}}"}
         item = self._dag_driver(reference, task, name, parent["parent-dag-id"])
         index = {"iteration-index": "{{inputs.parameters.iteration-index}}"}
@@ -116,7 +117,7 @@ class Templates:
     def _container(self, name: str, task: Any, reference: str, component: Any) -> list[dict[str, Any]]:
         label = component["executorLabel"]
         implementation = self._pipeline["deploymentSpec"]["executors"][label]["container"]
-        placed = self._executors.get(label, {})
+        pod = self._executors.get(label, {})
         key = hashlib.sha256(encode([{**component, "executorLabel": ""}, implementation]).encode()).hexdigest()
         self.parameters.setdefault(f"components-{key}", encode(component))
         self.parameters.setdefault(f"implementations-{key}", encode(implementation))
@@ -127,13 +128,13 @@ class Templates:
             "task-name": name,
             "parent-dag-id": "{{inputs.parameters.parent-dag-id}}",
         }
-        if placed:
-            self.parameters[f"kubernetes-{reference}"] = encode(placed)
+        if pod:
+            self.parameters[f"kubernetes-{reference}"] = encode(pod)
             driver["kubernetes-config"] = f"{{{{workflow.parameters.kubernetes-{reference}}}}}"
         self._use(CONTAINER_DRIVER)
-        metadata = _metadata(placed.get("podMetadata", {}))
+        metadata = _metadata(pod.get("podMetadata", {}))
         retry = _retry(task)
-        template = self._executor(len(metadata), placed.get("podMetadata", {}), metadata, bool(retry))
+        template = self._executor(len(metadata), pod.get("podMetadata", {}), metadata, bool(retry))
         patch = {
             "pod-spec-patch": f"{{{{tasks.{name}-driver.outputs.parameters.pod-spec-patch}}}}",
             "cached-decision": f"{{{{tasks.{name}-driver.outputs.parameters.cached-decision}}}}",
@@ -143,9 +144,13 @@ class Templates:
             _task(name, template, patch | metadata | retry, [f"{name}-driver"]),
         ]
 
-    def _executor(self, count: int, placed: Any, metadata: Mapping[str, str], retried: bool) -> str:
-        """Add the DAG around a container and the container; a template counts annotations and labels."""
-        counts = f"metadata-{len(placed.get('annotations', {}))}-{len(placed.get('labels', {}))}-" if count else ""
+    def _executor(self, count: int, pod_metadata: Any, metadata: Mapping[str, str], retried: bool) -> str:
+        """Add the template of a container and of the DAG around it; return the name of the DAG's template.
+
+        The names hold the numbers of annotations and labels. count: number of the arguments in `metadata`.
+        """
+        num_annotations, num_labels = (len(pod_metadata.get(kind, {})) for kind in ("annotations", "labels"))
+        counts = f"metadata-{num_annotations}-{num_labels}-" if count else ""
         prefix = counts + ("retry-" if retried else "")
         if prefix + EXECUTOR in self.by_name:
             return prefix + EXECUTOR
@@ -166,11 +171,11 @@ class Templates:
 
     def _add_container(self, name: str, inputs: list[str], retried: bool) -> None:
         template = self._recorded(f"metadata-0-1-retry-{CONTAINER}")
-        template |= {"name": name, "inputs": {"parameters": [{"name": each} for each in inputs]}}
+        template |= {"name": name, "inputs": {"parameters": [{"name": parameter} for parameter in inputs]}}
         for kind in ("annotation", "label"):
             fixed = {key: value for key, value in template["metadata"][f"{kind}s"].items() if "{{" not in key}
-            keys = [each for each in inputs if each.startswith(f"pod-metadata-{kind}-key")]
-            values = [each.replace("-key", "-val") for each in keys]
+            keys = [parameter for parameter in inputs if parameter.startswith(f"pod-metadata-{kind}-key")]
+            values = [key.replace("-key", "-val") for key in keys]
             pairs = {_input(key): _input(value) for key, value in zip(keys, values, strict=True)}
             template["metadata"][f"{kind}s"] = fixed | pairs
         if not retried:
@@ -178,7 +183,7 @@ class Templates:
         self.by_name[name] = template
 
     def _dag(self, name: str, inputs: list[str], tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        parameters = {"parameters": [{"name": each} for each in inputs]} if inputs else {}
+        parameters = {"parameters": [{"name": parameter} for parameter in inputs]} if inputs else {}
         template = {"name": name, "inputs": parameters, "outputs": {}, "metadata": _METADATA}
         self.by_name[name] = template | {"dag": {"tasks": tasks}}
         return self.by_name[name]
@@ -188,11 +193,11 @@ class Templates:
             self.by_name[name] = self._recorded(name)
 
     def _recorded(self, name: str) -> dict[str, Any]:
-        theirs = _recorded_names()
+        recorded = _recorded_names()
         text = json.dumps(_recorded_templates()[name])
-        for old, new in ((theirs.run_id, self._names.run_id), (theirs.display, self._names.display)):
+        for old, new in ((recorded.run_id, self._names.run_id), (recorded.display, self._names.display)):
             text = text.replace(json.dumps(old), json.dumps(new))
-        return json.loads(text.replace(json.dumps(theirs.pipeline), json.dumps(self._names.pipeline)))
+        return json.loads(text.replace(json.dumps(recorded.pipeline), json.dumps(self._names.pipeline)))
 
 
 def _task(name: str, template: str, arguments: Mapping[str, str], after: Any = ()) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _task(name: str, template: str, arguments: Mapping[str, str], after: Any = (
     for parameter in parameters:
         if parameter["name"] == "cached-decision":
             parameter["default"] = "false"
-    depends = " && ".join(f"{each}.Succeeded" for each in sorted(after))
+    depends = " && ".join(f"{other}.Succeeded" for other in sorted(after))
     task = {"name": name, "template": template, "arguments": {"parameters": parameters}}
     return task | ({"depends": depends} if depends else {})
 
@@ -216,11 +221,11 @@ def _from_driver(driver: str) -> dict[str, str]:
     }
 
 
-def _metadata(placed: Mapping[str, Any]) -> dict[str, str]:
-    """Return the arguments for annotations and labels. The recordings have one of each; more get a number."""
+def _metadata(pod_metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Return the arguments for annotations and labels. Recordings have at most one of each; more get a number."""
     arguments = {}
     for kind in ("annotation", "label"):
-        for index, (key, value) in enumerate(sorted(placed.get(f"{kind}s", {}).items())):
+        for index, (key, value) in enumerate(sorted(pod_metadata.get(f"{kind}s", {}).items())):
             number = f"-{index}" if index else ""
             arguments[f"pod-metadata-{kind}-key{number}"] = key
             arguments[f"pod-metadata-{kind}-val{number}"] = value

@@ -1,4 +1,4 @@
-"""Containers on this machine: an image built from a base made of Debian packages, and run with podman."""
+"""The containers on this machine: build the image on a base of Debian packages, and run it with podman."""
 
 import os
 import re
@@ -28,7 +28,7 @@ events_logger = "file"
 
 
 class Containers:
-    """Builds and runs with storage of its own."""
+    """A builder and runner of containers with its own storage."""
 
     def __init__(self, directory: Path):
         self._directory = directory
@@ -45,9 +45,9 @@ class Containers:
         }
 
     def call(self, *command: str | Path, seconds: float = 300, status: int = 0) -> str:
-        """What a command printed; it must end with this status."""
-        done = subprocess.run(
-            [str(each) for each in command],
+        """Run a command and return its output; fail the test if the command ends with another status."""
+        result = subprocess.run(
+            [str(word) for word in command],
             cwd=ROOT,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -55,11 +55,11 @@ class Containers:
             text=True,
             timeout=seconds,
         )
-        assert done.returncode == status, f"{command}: status {done.returncode}\n{done.stdout[-4000:]}"
-        return done.stdout
+        assert result.returncode == status, f"{command}: status {result.returncode}\n{result.stdout[-4000:]}"
+        return result.stdout
 
     def make_base(self, name: str) -> None:
-        """Debian with Python and its venv module, no more."""
+        """Make a base image of Debian with only Python and its venv module."""
         archive = self._directory / "base.tar"
         packages = "--include=python3,python3-venv,ca-certificates"
         self.call("mmdebstrap", "--quiet", "--variant=minbase", packages, "bookworm", archive)
@@ -67,7 +67,7 @@ class Containers:
         archive.unlink()
 
     def build(self, name: str, base: str) -> None:
-        """`make image` from that base, with this machine's own sources of packages."""
+        """Run `make image` on a base image, with this machine's sources of Python packages."""
         settings, mounted = _pip()
         conf = self._directory / "pip.conf"
         conf.write_text(settings)
@@ -85,14 +85,17 @@ class Containers:
         )
 
     def run(self, image: str, *command: str, env: Mapping[str, str] | None = None, status: int = 0) -> str:
-        """Run as Kubernetes would under the restricted standard, with nothing writable but /tmp and 1 GiB."""
+        """Run a command as Kubernetes does under the restricted standard, with 1 GiB of memory; return its output.
+
+        Only /tmp is writable.
+        """
         options = ["--rm", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=1g"]
         options += ["--read-only-tmpfs=false", "--tmpfs=/tmp:mode=1777", "--network=host"]
         options += [f"--env={name}={value}" for name, value in (env or {}).items()]
         return self.call("podman", "run", *options, image, *command, status=status)
 
     def look(self, image: str, *command: str) -> str:
-        """What a command other than the image's own prints in it."""
+        """Run another program of the image than its entrypoint; return the output."""
         program, *arguments = command
         return self.call("podman", "run", "--rm", "--network=none", "--entrypoint", program, image, *arguments)
 
@@ -101,7 +104,7 @@ class Containers:
 
 
 def _pip() -> tuple[str, list[Path]]:
-    """A pip.conf that says what pip is told here, and the files of this machine that it names."""
+    """Return a pip.conf with this machine's configuration of pip, and the files that the configuration names."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
@@ -112,29 +115,31 @@ def _pip() -> tuple[str, list[Path]]:
     }
     words = " ".join(values.values()).replace("file://", "").split()
     paths = [Path(word) for word in words if word.startswith("/")]
-    paths = [path.parent if path.name == "simple" else path for path in paths]  # an index; its files are beside it
+    paths = [
+        path.parent if path.name == "simple" else path for path in paths
+    ]  # the files of an index are beside it
     lines = ["[global]", *(f"{key} = {value}" for key, value in values.items())]
     return "\n".join(lines) + "\n", [path for path in paths if path.exists()]
 
 
 @contextmanager
 def containers() -> Iterator[Containers]:
-    """Ready to build and run, or the test is skipped and says which program or which capability is missing."""
+    """Yield containers that are ready to build and run; skip the test if a program or capability is missing."""
     for program in ("buildah", "podman", "runc", "mmdebstrap"):
         if not shutil.which(program):
             missing(program, "sudo apt install --no-install-recommends buildah podman catatonit runc mmdebstrap")
     _require_capabilities()
     directory = Path(tempfile.mkdtemp(prefix="mappo-containers-"))
-    made = Containers(directory)
+    runner = Containers(directory)
     try:
-        yield made
+        yield runner
     finally:
-        made.remove()
+        runner.remove()
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _require_capabilities() -> None:
-    """Skip the test where the kernel does not let this process make containers."""
+    """Skip the test if the kernel does not let this process create containers."""
     effective = int(re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)  # type: ignore[index]
     lacking = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
     if lacking:
@@ -145,6 +150,6 @@ def _require_capabilities() -> None:
         overlay = "lowerdir=lower,upperdir=upper,workdir=work"
         probe = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork"]
         probe += ["mount", "-t", "overlay", "overlay", "-o", overlay, "merged"]
-        done = subprocess.run(probe, cwd=directory, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"containers need CAP_SYS_ADMIN to make namespaces and overlay mounts: {done.stderr.strip()}")
+        result = subprocess.run(probe, cwd=directory, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip(f"containers need CAP_SYS_ADMIN for namespaces and overlay mounts: {result.stderr.strip()}")

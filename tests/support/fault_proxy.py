@@ -1,17 +1,17 @@
 """An HTTP/1.1 proxy in front of a real S3 server, with the faults of networks and stores.
 
-A rule says for each request what goes wrong with it; "" forwards it unharmed:
+A rule returns the fault of each request. An empty string forwards the request unchanged. The faults are:
 
-    503 SlowDown        answer with this status and S3 error code; without a code, with a page of HTML
-    delay 0.5           forward after so many seconds
-    hold                forward once `released` is set
+    503 SlowDown        respond with this status and S3 error code; without a code, with a page of HTML
+    delay 0.5           forward the request after 0.5 seconds
+    hold                forward the request after `released` is set
     reset early         reset the connection before the body is read
-    reset middle        reset it in the middle of the body
-    lose reply          forward, then reset: the store has done it, nobody hears of it
-    truncate            half of the answer's body
-    corrupt             a flipped bit in the answer's body
-    corrupt upload      a flipped bit in the request's body
-    drop condition      forward without If-None-Match; a store that checks signatures notices
+    reset middle        reset the connection in the middle of the body
+    lose reply          forward the request, then reset the connection: the client gets no response
+    truncate            forward only half of the response's body
+    corrupt             flip a bit in the response's body
+    corrupt upload      flip a bit in the request's body
+    drop condition      forward without If-None-Match; a store that checks signatures refuses the request
 """
 
 import http.client
@@ -23,30 +23,30 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-Rule = Callable[[int, str, str], str]  # number of the request from 1 on, method, path -> what goes wrong
+Rule = Callable[[int, str, str], str]  # number of the request from 1 on, method, path -> fault
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
 def always(action: str, method: str = "") -> Rule:
-    """All requests, or those of one method."""
+    """Return a rule that applies to all requests, or to all requests of one method."""
     return lambda number, its_method, path: action if method in ("", its_method) else ""
 
 
 def first(count: int, action: str, method: str = "") -> Rule:
-    """The first requests, or the first of one method."""
-    seen: list[int] = []
+    """Return a rule that applies to the first requests, or to the first requests of one method."""
+    matching: list[int] = []
 
     def rule(number: int, its_method: str, path: str) -> str:
         if method in ("", its_method):
-            seen.append(number)
-            return action if len(seen) <= count else ""
+            matching.append(number)
+            return action if len(matching) <= count else ""
         return ""
 
     return rule
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """See the module; `rule` may be replaced at any time."""
+    """The proxy that this module describes. A test may replace `rule` at any time."""
 
     daemon_threads = True
 
@@ -64,16 +64,16 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def count(self, method: str) -> int:
-        """How many requests of this method there were."""
+        """Return the number of requests with this method."""
         return sum(its_method == method for its_method, _ in self.requests)
 
     def handle_error(self, request, client_address):
-        """A client that went away is what this is about."""
+        """Ignore clients that close their connection, which the faults provoke."""
 
 
 @contextmanager
 def fault_proxy(upstream: str, rule: Rule = lambda *_: "") -> Iterator[FaultProxy]:
-    """A proxy on a free port in front of the server at an endpoint; at the end all its connections are cut."""
+    """Run a proxy on a free port in front of the server at an endpoint; close all its connections at the end."""
     proxy = FaultProxy(upstream, rule)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -137,13 +137,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer
         raise AttributeError(name)
 
-    def _forward(self, body: bytes, without: str) -> tuple[int, list[tuple[str, str]], bytes]:
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", without)}
+    def _forward(self, body: bytes, dropped_header: str) -> tuple[int, list[tuple[str, str]], bytes]:
+        dropped = ("expect", dropped_header)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
-            upstream.request(self.command, self.path, body, headers)  # with the Host header that was signed
-            answer = upstream.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            upstream.request(self.command, self.path, body, headers)  # keeps the Host header, which is signed
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
         finally:
             upstream.close()
 

@@ -1,10 +1,10 @@
-"""A scenario whose heuristic policy gives too few numbers."""
+"""A scenario whose heuristic policy returns too few action values."""
 
 from tests.support.scenarios import Endless
 
 
 class TooFewActions(Endless):
-    """Agents have two action values each."""
+    """A task whose agents have two action values."""
 
 
 class HeuristicPolicy:

@@ -1,7 +1,7 @@
-"""Kubeflow's driver: it resolves the inputs of a task and writes what Argo shall change in the stage's pod.
+"""A driver as Kubeflow's: it resolves the inputs of a task and writes the patch of the stage's pod for Argo.
 
-It follows kubeflow/pipelines backend/src/v2/driver and the recorded workflows. An execution is what that driver
-keeps in ML Metadata: the inputs of a task, and where its outputs are.
+The code follows kubeflow/pipelines backend/src/v2/driver and the recorded workflows. The real driver stores an
+execution in ML Metadata: the inputs of a task and the locations of its outputs.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any
 from tests.support.argo_templates import encode
 
 DEFAULT_ROOT = "minio://mlpipeline/v2/artifacts"
-Outputs = dict[str, dict[str, Any]]  # "parameters" and "metadata" (of artifacts), each by the outputs' names
-Produce = Callable[[str, dict[str, Any]], Outputs]  # from a task's name and its executor input
+Outputs = dict[str, dict[str, Any]]  # "parameters" and "metadata" (of artifacts), both by the names of outputs
+Produce = Callable[[str, dict[str, Any]], Outputs]  # makes the outputs of a task from its name and executor input
 _IN_TEXT = re.compile(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}")
 _SESSION = encode(
     {
@@ -50,13 +50,13 @@ _LAUNCHER = (
 
 
 def nothing_produced(task: str, executor_input: dict[str, Any]) -> Outputs:
-    """Produce no outputs: plausible ones are made up for them."""
+    """Produce no outputs, so that the driver makes up plausible ones."""
     return {}
 
 
 @dataclass
 class Execution:
-    """A task that a driver has prepared. tasks: those inside a DAG, or the items of a loop by their numbers."""
+    """A task that a driver has prepared. tasks: the tasks of a DAG by name, or the items of a loop by number."""
 
     id: str
     task: str
@@ -69,7 +69,7 @@ class Execution:
 
 
 class Driver:
-    """The drivers of one run. `placeholders` are the texts that the real driver puts in for `{{$.name}}`."""
+    """The drivers of one run. placeholders: the texts by which the real driver replaces `{{$.name}}`."""
 
     def __init__(self, run_id: str, pipeline: str, root: str, placeholders: Mapping[str, str], produce: Produce):
         self.run_id, self.pipeline, self.root = run_id, pipeline, root or DEFAULT_ROOT
@@ -80,7 +80,7 @@ class Driver:
         self._produced: dict[str, Outputs] = {}
 
     def dag(self, inputs: Mapping[str, str]) -> dict[str, str]:
-        """Do the work of a DAG's driver; its output parameters."""
+        """Act as the driver of a DAG; return its output parameters."""
         component = json.loads(inputs["component"])
         if inputs["driver-type"] == "ROOT_DAG":
             execution = self._new("root", component, json.loads(inputs["runtime-config"])["parameterValues"])
@@ -100,7 +100,7 @@ class Driver:
         return _dag_outputs(execution, len(_items(task, values)) if execution.is_loop else 0)
 
     def container(self, inputs: Mapping[str, str]) -> dict[str, str]:
-        """Do the work of a container's driver; its output parameters."""
+        """Act as the driver of a container; return its output parameters."""
         component, task = json.loads(inputs["component"]), json.loads(inputs["task"])
         parent = self.executions[inputs["parent-dag-id"]]
         values, artifacts = self._inputs(task, component, parent)
@@ -119,14 +119,14 @@ class Driver:
     # --- inputs ---
 
     def _inputs(self, task: Any, component: Any, parent: Execution) -> tuple[dict[str, Any], dict[str, Any]]:
-        given = task.get("inputs", {})
+        inputs = task.get("inputs", {})
         defined = parent.component.get("inputDefinitions", {}).get("parameters", {})
         values = {}
-        for name, source in given.get("parameters", {}).items():
+        for name, source in inputs.get("parameters", {}).items():
             value = self._value(source, parent, defined)
             if value is not None:
                 values[name] = value
-        sources = given.get("artifacts", {})
+        sources = inputs.get("artifacts", {})
         return values, {name: self._artifact(source, parent) for name, source in sources.items()}
 
     def _value(self, source: Any, parent: Execution, defined: Any) -> Any:
@@ -149,8 +149,8 @@ class Driver:
         outputs = producer.component.get("dag", {}).get("outputs", {}).get("parameters", {})
         if source := outputs.get(key, {}).get("valueFromParameter"):
             return self._parameter(producer.tasks[source["producerSubtask"]], source["outputParameterKey"])
-        given = self._outputs(producer).get("parameters", {})
-        return given[key] if key in given else _made_up(producer, key)
+        produced = self._outputs(producer).get("parameters", {})
+        return produced[key] if key in produced else _plausible_value(producer, key)
 
     def _output_artifacts(self, producer: Execution, key: str) -> list[dict[str, Any]]:
         if producer.is_loop:
@@ -159,16 +159,16 @@ class Driver:
         selectors = producer.component.get("dag", {}).get("outputs", {}).get("artifacts", {})
         if key in selectors:
             (selector,) = selectors[key]["artifactSelectors"]
-            below = producer.tasks[selector["producerSubtask"]]
-            return self._output_artifacts(below, selector["outputArtifactKey"])
-        (made,) = producer.executor_input["outputs"]["artifacts"][key]["artifacts"]
+            subtask = producer.tasks[selector["producerSubtask"]]
+            return self._output_artifacts(subtask, selector["outputArtifactKey"])
+        (output,) = producer.executor_input["outputs"]["artifacts"][key]["artifacts"]
         metadata = {"display_name": key, "store_session_info": _SESSION}
         metadata |= self._outputs(producer).get("metadata", {}).get(key, {})
         artifact = {"name": str(next(self._artifacts)), "type": {"instanceSchema": ""}}
-        return [artifact | {"uri": made["uri"], "metadata": dict(sorted(metadata.items()))}]
+        return [artifact | {"uri": output["uri"], "metadata": dict(sorted(metadata.items()))}]
 
     def _outputs(self, producer: Execution) -> Outputs:
-        """Return what a stage has put out, once for each execution."""
+        """Return the outputs of a stage; call `produce` once for each execution."""
         if producer.id not in self._produced:
             self._produced[producer.id] = self.produce(producer.task, producer.executor_input)
         return self._produced[producer.id]
@@ -178,22 +178,22 @@ class Driver:
     def _executor_input(self, execution: Execution) -> dict[str, Any]:
         path = f"{self.pipeline}/{self.run_id}/{execution.task}/{uuid.uuid4()}"
         root, _, query = self.root.partition("?")
-        at = f"{root.rstrip('/')}/{path}"
+        folder = f"{root.rstrip('/')}/{path}"
         defined = execution.component.get("outputDefinitions", {})
-        types = {name: each["artifactType"] for name, each in defined.get("artifacts", {}).items()}
+        types = {name: artifact["artifactType"] for name, artifact in defined.get("artifacts", {}).items()}
         types["executor-logs"] = _LOGS
         artifacts = {
-            name: {"artifacts": [{"name": name, "type": kind, "uri": _uri(f"{at}/{name}", query)}]}
+            name: {"artifacts": [{"name": name, "type": kind, "uri": _uri(f"{folder}/{name}", query)}]}
             for name, kind in sorted(types.items())
         }
         parameters = sorted(defined.get("parameters", {}))
         outputs = {
             "parameters": {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in parameters},
             "artifacts": artifacts,
-            "outputFile": "/" + at.replace("://", "/", 1) + "/output_metadata.json",
+            "outputFile": "/" + folder.replace("://", "/", 1) + "/output_metadata.json",
         }
         inputs = {
-            "artifacts": {name: {"artifacts": found} for name, found in sorted(execution.artifacts.items())},
+            "artifacts": {name: {"artifacts": inputs} for name, inputs in sorted(execution.artifacts.items())},
             "parameterValues": dict(sorted(execution.values.items())),
         }
         sides = {"inputs": inputs, "outputs": outputs}
@@ -217,7 +217,7 @@ class Driver:
         mounts = kubernetes.get("emptyDirMounts", [])
         if mounts:
             main["volumeMounts"] = [
-                {"name": each["volumeName"], "mountPath": each["mountPath"]} for each in mounts
+                {"name": mount["volumeName"], "mountPath": mount["mountPath"]} for mount in mounts
             ]
         main["securityContext"] = {"capabilities": {"drop": ["ALL"]}} | kubernetes.get("securityContext", {})
         placement = _placement(kubernetes, dag)
@@ -226,14 +226,14 @@ class Driver:
 
 
 def _with_logs(component: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a component with the artifact that Kubeflow adds to every one: its log."""
+    """Return a component with the artifact that Kubeflow adds to every component: its log."""
     outputs = component.get("outputDefinitions", {})
     artifacts = outputs.get("artifacts", {}) | {"executor-logs": {"artifactType": _LOGS}}
     return {**component, "outputDefinitions": {**outputs, "artifacts": artifacts}}
 
 
 def _in_order(value: Any) -> Any:
-    """Put keys into the order in which Kubeflow writes them: fields by their numbers, names by the alphabet."""
+    """Sort keys into the order in which Kubeflow writes them: fields by their numbers, names alphabetically."""
     if not isinstance(value, dict):
         return value
     keys = sorted(value, key=lambda key: (_FIELDS.index(key) if key in _FIELDS else -1, key))
@@ -250,15 +250,15 @@ def _dag_outputs(execution: Execution, iterations: int) -> dict[str, str]:
 
 def _items(task: Any, values: Mapping[str, Any]) -> list[Any]:
     items = task["parameterIterator"]["items"]
-    found = json.loads(items["raw"]) if "raw" in items else values[items["inputParameter"]]
-    return json.loads(found) if isinstance(found, str) else found
+    value = json.loads(items["raw"]) if "raw" in items else values[items["inputParameter"]]
+    return json.loads(value) if isinstance(value, str) else value
 
 
-def _made_up(producer: Execution, key: str) -> Any:
-    """Return a value of the output's type; a loop over a list that nobody gave has one item."""
+def _plausible_value(producer: Execution, key: str) -> Any:
+    """Return a value of the output's type; a list has one item, so that a loop over it has one iteration."""
     kind = producer.component["outputDefinitions"]["parameters"][key]["parameterType"]
-    made = {"LIST": ["1"], "STRUCT": {}, "NUMBER_INTEGER": 1, "NUMBER_DOUBLE": 1.0, "BOOLEAN": True}
-    return made.get(kind, f"{key} of {producer.task}")
+    values = {"LIST": ["1"], "STRUCT": {}, "NUMBER_INTEGER": 1, "NUMBER_DOUBLE": 1.0, "BOOLEAN": True}
+    return values.get(kind, f"{key} of {producer.task}")
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:
@@ -266,7 +266,7 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
 
 
 def _resources(declared: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return limits and requests; a GPU is a limit alone."""
+    """Return the limits and requests of a container; a GPU has a limit only."""
     sides: dict[str, dict[str, str]] = {"limits": {}, "requests": {}}
     for side in sides:
         for kind in ("cpu", "memory"):
@@ -274,7 +274,7 @@ def _resources(declared: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
                 sides[side][kind] = _filled(text, values)
     if gpu := declared.get("accelerator"):
         sides["limits"][_filled(gpu["resourceType"], values)] = _filled(gpu["resourceCount"], values)
-    return {side: found for side, found in sides.items() if found}
+    return {side: amounts for side, amounts in sides.items() if amounts}
 
 
 def _environment(kubernetes: Mapping[str, Any], dag: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -284,43 +284,48 @@ def _environment(kubernetes: Mapping[str, Any], dag: Mapping[str, Any]) -> list[
         ("secret", "secretKeyRef", "secretKey"),
         ("configMap", "configMapKeyRef", "configMapKey"),
     ):
-        for each in kubernetes.get(f"{kind}AsEnv", []):
-            name = _given(each[f"{kind}NameParameter"], dag)
-            for pair in each["keyToEnv"]:
+        for item in kubernetes.get(f"{kind}AsEnv", []):
+            name = _parameter_value(item[f"{kind}NameParameter"], dag)
+            for pair in item["keyToEnv"]:
                 reference = {"name": name, "key": pair[key]}
-                reference |= {"optional": True} if each.get("optional") else {}
+                reference |= {"optional": True} if item.get("optional") else {}
                 variables.append({"name": pair["envVar"], "valueFrom": {source: reference}})
-    for each in kubernetes.get("fieldPathAsEnv", []):
-        value = {"fieldRef": {"fieldPath": each["fieldPath"]}}
-        variables.append({"name": each["name"], "valueFrom": value})
+    for field_path in kubernetes.get("fieldPathAsEnv", []):
+        value = {"fieldRef": {"fieldPath": field_path["fieldPath"]}}
+        variables.append({"name": field_path["name"], "valueFrom": value})
     return variables
 
 
 def _placement(kubernetes: Mapping[str, Any], dag: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what concerns the pod as a whole; empty parts are left out."""
+    """Return the non-empty settings of the pod as a whole, such as volumes and tolerations."""
     volumes = [
         {
-            "name": each["volumeName"],
-            "emptyDir": {name: each[name] for name in ("medium", "sizeLimit") if name in each},
+            "name": mount["volumeName"],
+            "emptyDir": {name: mount[name] for name in ("medium", "sizeLimit") if name in mount},
         }
-        for each in kubernetes.get("emptyDirMounts", [])
+        for mount in kubernetes.get("emptyDirMounts", [])
     ]
-    pulls = [{"name": _given(each["secretNameParameter"], dag)} for each in kubernetes.get("imagePullSecret", [])]
+    pull_secrets = [
+        {"name": _parameter_value(item["secretNameParameter"], dag)}
+        for item in kubernetes.get("imagePullSecret", [])
+    ]
     selector = kubernetes.get("nodeSelector", {}).get("nodeSelectorJson")
-    tolerations = [_given(each["tolerationJson"], dag) for each in kubernetes.get("tolerations", [])]
-    affinities = [_given(each["nodeAffinityJson"], dag) for each in kubernetes.get("nodeAffinity", [])]
+    tolerations = [_parameter_value(item["tolerationJson"], dag) for item in kubernetes.get("tolerations", [])]
+    affinities = [_parameter_value(item["nodeAffinityJson"], dag) for item in kubernetes.get("nodeAffinity", [])]
     pod = {
         "volumes": volumes,
         "activeDeadlineSeconds": int(kubernetes.get("activeDeadlineSeconds", 0)),
-        "imagePullSecrets": pulls,
-        "nodeSelector": _given(selector, dag) if selector else None,
-        "tolerations": [each for found in tolerations for each in (found if isinstance(found, list) else [found])],
+        "imagePullSecrets": pull_secrets,
+        "nodeSelector": _parameter_value(selector, dag) if selector else None,
+        "tolerations": [
+            toleration for value in tolerations for toleration in (value if isinstance(value, list) else [value])
+        ],
         "affinity": {"nodeAffinity": affinities[0]} if affinities and affinities[0] else None,
     }
     return {name: value for name, value in pod.items() if value}
 
 
-def _given(source: Mapping[str, Any], dag: Mapping[str, Any]) -> Any:
+def _parameter_value(source: Mapping[str, Any], dag: Mapping[str, Any]) -> Any:
     if name := source.get("componentInputParameter"):
         return dag[name]
     return source["runtimeValue"]["constant"]

@@ -1,7 +1,7 @@
-"""The checks of the API server of Kubeflow Pipelines 2.17; no HTTP.
+"""The checks that the API server of Kubeflow Pipelines 2.17 makes of requests, without HTTP.
 
-Wording and status codes follow the Go sources. Most mistakes in a request are answered with 400, but those found
-while the server converts the request or reads the pipeline are "Internal Server Error" there, and so here.
+Wording and status codes follow the Go sources. The server answers most mistakes in a request with 400. It answers
+mistakes that it finds while it converts the request or reads the pipeline with "Internal Server Error".
 """
 
 import calendar
@@ -16,13 +16,13 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-HTTP = {3: 400, 5: 404, 6: 409, 7: 403, 9: 400, 10: 409, 13: 500, 14: 503, 16: 401}  # of the codes of gRPC
-MAX_PARAMETERS = 10_000  # bytes of JSON
-UNFINISHED = -62135596800  # Go's zero time, which unfinished tasks have as their end
+HTTP = {3: 400, 5: 404, 6: 409, 7: 403, 9: 400, 10: 409, 13: 500, 14: 503, 16: 401}  # HTTP status by gRPC code
+MAX_PARAMETERS = 10_000  # maximum size in bytes of JSON
+UNFINISHED = -62135596800  # Go's zero time, the end of unfinished tasks
 
 
 class Refused(Exception):
-    """An answer other than 200: a gRPC code, the chain of messages, and what a user is told."""
+    """An answer other than 200. code: the gRPC code. external: the message for users, without the call chain."""
 
     def __init__(self, code: int, message: str, external: str = ""):
         super().__init__(message)
@@ -30,7 +30,7 @@ class Refused(Exception):
         self.external = external or message
 
     def within(self, *context: str) -> "Refused":
-        """The same, as the callers further up report it."""
+        """Return the refusal with the context that callers of the server's functions put before the message."""
         return Refused(self.code, ": ".join([*context, str(self)]), self.external)
 
 
@@ -39,7 +39,7 @@ def invalid(message: str) -> Refused:
 
 
 def internal(context: str, cause: Exception) -> Refused:
-    """Hides a mistake of the user's behind a 500, as the server does for some of them."""
+    """Return a refusal with status 500, behind which the server hides some mistakes of users."""
     return Refused(13, f"InternalServerError: {context}: {cause}", "Internal Server Error")
 
 
@@ -59,19 +59,22 @@ def rfc3339(seconds: float) -> str:
 # --- requests ---
 
 
-def read_model(value: Any, kind: str, where: str = "") -> Any:
-    """A request's JSON as grpc-gateway reads it: no unknown fields, no wrong types; camel case is allowed."""
-    wrong = Refused(3, f"proto: (line 1:1): invalid value for {kind} field {where}: {json.dumps(value)}")
+def read_model(value: Any, kind: str, field: str = "") -> Any:
+    """Read a request's JSON as grpc-gateway does: refuse unknown fields and wrong types; allow camel case.
+
+    kind: the type's name in `kfp_server_api`. field: name of the field that holds the value.
+    """
+    wrong = Refused(3, f"proto: (line 1:1): invalid value for {kind} field {field}: {json.dumps(value)}")
     if value is None or kind == "object":
         return value
     if match := re.fullmatch(r"list\[(.*)\]|dict\(str, (.*)\)", kind):
         if not isinstance(value, list if match[1] else dict):
             raise wrong
         if match[1]:
-            return [read_model(item, match[1], where) for item in value]
-        return {key: read_model(item, match[2], where) for key, item in value.items()}
+            return [read_model(item, match[1], field) for item in value]
+        return {key: read_model(item, match[2], field) for key, item in value.items()}
     if kind in _SCALARS:
-        if not _SCALARS[kind](value, where):
+        if not _SCALARS[kind](value, field):
             raise wrong
         return value
     model = getattr(kfp_server_api, kind)
@@ -84,7 +87,7 @@ def read_model(value: Any, kind: str, where: str = "") -> Any:
     return _read_fields(value, model)
 
 
-_LONGS = {"max_concurrency", "interval_second", "long_value"}  # 64-bit integers, which JSON has as strings
+_LONGS = {"max_concurrency", "interval_second", "long_value"}  # 64-bit integers are strings in JSON
 _SCALARS: dict[str, Callable[[Any, str], bool]] = {
     "str": lambda value, field: (
         bool(re.fullmatch(r"-?\d+", str(value))) if field in _LONGS else isinstance(value, str)
@@ -105,8 +108,8 @@ def _read_fields(value: dict, model: Any) -> dict:
             raise Refused(3, f'proto: (line 1:2): unknown field "{key}"')
         read[field] = read_model(item, model.openapi_types[field], field)
     for group in ({"pipeline_spec", "pipeline_version_reference"}, {"cron_schedule", "periodic_schedule"}):
-        if len(given := [field for field in read if field in group and read[field] is not None]) > 1:
-            raise Refused(3, f'proto: (line 1:2): error parsing "{given[1]}", oneof is already set')
+        if len(fields := [field for field in read if field in group and read[field] is not None]) > 1:
+            raise Refused(3, f'proto: (line 1:2): error parsing "{fields[1]}", oneof is already set')
     return {field: item for field, item in read.items() if item is not None}
 
 
@@ -114,11 +117,11 @@ def _read_fields(value: dict, model: Any) -> dict:
 
 
 def as_struct(value: Any) -> Any:
-    """Return a value as the server gives it back: it knows one kind of number, and writes 2.0 as 2."""
+    """Return a value as the server returns it: protobuf's Struct has one type of number, so 2.0 becomes 2."""
     if isinstance(value, dict):
-        return {key: as_struct(each) for key, each in value.items()}
+        return {key: as_struct(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [as_struct(each) for each in value]
+        return [as_struct(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -129,7 +132,7 @@ def platform_of(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_source(text: str) -> dict[str, Any]:
-    """A pipeline as the server keeps it: alone, or wrapped together with what concerns the platform."""
+    """Return a pipeline as the server stores it: alone, or in one object with the platform's document."""
     pipeline = read_pipeline(text)
     documents = [document for document in yaml.safe_load_all(text) if document]
     if len(documents) == 1 and "pipeline_spec" in documents[0]:
@@ -139,7 +142,7 @@ def read_source(text: str) -> dict[str, Any]:
 
 
 def read_pipeline(text: str) -> dict[str, Any]:
-    """The pipeline's document of a file or a request; a platform's document may stand beside it."""
+    """Return the pipeline's document in a file or a request, which may hold a platform's document too."""
     broken = "Failed to create a pipeline and a pipeline version due to template creation error"
     try:
         documents = [document for document in yaml.safe_load_all(text) if document]
@@ -182,20 +185,20 @@ _NUMBER = (
 )
 
 
-def check_parameters(pipeline: dict[str, Any], given: dict[str, Any]) -> None:
-    """Check that every parameter is known and of its JSON kind, and none is missing, in the server's order."""
+def check_parameters(pipeline: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Check that every parameter is known and has its JSON type, and none is missing, in the server's order."""
     defined = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
     for name, parameter in defined.items():
-        if name not in given:
+        if name not in parameters:
             if not parameter.get("isOptional") and parameter.get("defaultValue") is None:
                 raise invalid(
                     f"parameter {name} is not optional, yet has neither default value nor user provided value"
                 )
         else:
-            fits, wanted = _KINDS.get(parameter["parameterType"], _NUMBER)
-            if not fits(given[name]):
-                raise invalid(f"input parameter {name} requires type {wanted}")
-    if extra := [name for name in given if name not in defined]:
+            fits, description = _KINDS.get(parameter["parameterType"], _NUMBER)
+            if not fits(parameters[name]):
+                raise invalid(f"input parameter {name} requires type {description}")
+    if extra := [name for name in parameters if name not in defined]:
         raise invalid(f"parameter(s) provided are not required by pipeline: {', '.join(extra)}")
 
 
@@ -222,7 +225,10 @@ _DESCRIPTORS = {"@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midni
 
 
 def check_cron(cron: str) -> None:
-    """robfig/cron 1.2: seconds first, the day of the week may be left out, so five fields are something else."""
+    """Check a cron expression as robfig/cron 1.2 does: seconds come first, and the day of the week is optional.
+
+    Five fields therefore mean seconds to month, unlike in crontab.
+    """
     try:
         _parse_cron(cron)
     except ValueError as error:
@@ -284,7 +290,7 @@ def _number(text: str) -> int:
 
 
 class Listing:
-    """One kind of resource's lists: what can be sorted by and asked for, and pages of it."""
+    """The lists of one kind of resource: fields to sort and filter by, and pages."""
 
     def __init__(self, plural: str, key: str, *fields: str):
         self.plural, self.key = plural, key
@@ -292,7 +298,7 @@ class Listing:
         self.fields = {name: field or name for name, field in self.fields.items()}
 
     def page(self, items: list[dict], query: dict[str, str]) -> dict[str, Any]:
-        """A response: empty fields are left out, as protobuf's JSON does here."""
+        """Return the answer with one page, without empty fields, as protobuf's JSON is written here."""
         size = int(query.get("page_size") or 0)
         if size < 0:
             raise invalid(f"The page size should be greater than 0. Got {size}")
@@ -305,25 +311,29 @@ class Listing:
             )
         sort, predicates = (token["sort"], token["filter"]) if token else (sort, predicates)
         field, descending = self._order(sort)
-        found = [item for item in items if self._matches(item, predicates)]
-        found.sort(key=lambda item: _place(item, field, self.key), reverse=descending)
-        left = [
+        matching = [item for item in items if self._matches(item, predicates)]
+        matching.sort(key=lambda item: _sort_key(item, field, self.key), reverse=descending)
+        remaining = [
             item
-            for item in found
+            for item in matching
             if not token
             or (
-                _place(item, field, self.key) <= token["at"]
+                _sort_key(item, field, self.key) <= token["at"]
                 if descending
-                else _place(item, field, self.key) >= token["at"]
+                else _sort_key(item, field, self.key) >= token["at"]
             )
         ]
         size = min(size or 20, 200)
-        following = (
-            {"sort": sort, "filter": predicates, "at": _place(left[size], field, self.key)}
-            if left[size:]
+        next_page = (
+            {"sort": sort, "filter": predicates, "at": _sort_key(remaining[size], field, self.key)}
+            if remaining[size:]
             else None
         )
-        answer = {self.plural: left[:size], "total_size": len(found), "next_page_token": _write_token(following)}
+        answer = {
+            self.plural: remaining[:size],
+            "total_size": len(matching),
+            "next_page_token": _write_token(next_page),
+        }
         return {name: value for name, value in answer.items() if value}
 
     def _order(self, sort: str) -> tuple[str, bool]:
@@ -382,7 +392,7 @@ _OPERATIONS = {
 }
 
 
-def _place(item: dict, field: str, key: str) -> list[str]:
+def _sort_key(item: dict, field: str, key: str) -> list[str]:
     return [str(item.get(field, "")), item[key]]
 
 

@@ -1,8 +1,9 @@
-"""An HTTP server that answers as the API server of Kubeflow Pipelines 2.17 did, and one as that of Kubernetes.
+"""The test servers: one answers like the API server of Kubeflow Pipelines 2.17, one like that of Kubernetes.
 
-Both hold everything in memory, and nothing runs by itself: a test says when a run goes on. The checks of requests
-are in `kubeflow_rules`, Argo is in `argo`. The gateway in front (who is let in) and the network (what fails) are
-part of the servers. The answers of the real server are in `data/kubeflow`; `test_recordings` compares.
+Both servers hold their state in memory. Nothing runs by itself: a test decides when a run continues. The checks of
+requests are in `kubeflow_rules`, Argo is in `argo`. The servers also play the gateway, which refuses users, and
+the network, which fails. The recorded answers of a real server are in `data/kubeflow`; `test_recordings` compares
+them with the answers of this server.
 """
 
 import email
@@ -43,12 +44,12 @@ from tests.support.kubeflow_rules import (
 )
 
 FINAL = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
-NEVER = rfc3339(0)  # finished_at of a run that has not finished
+NEVER = rfc3339(0)  # the finished_at of a run that has not finished
 Answer = tuple[int, str, bytes, dict[str, str]]  # status, content type, body, further headers
 
 
 class FaultyServer:
-    """A server on a port of its own that can be stopped and started again, with faults on demand."""
+    """A server on its own port that can be stopped and restarted, with faults on demand."""
 
     def __init__(self):
         self.port = 0
@@ -69,7 +70,7 @@ class FaultyServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen, on the port of the time before if there was one."""
+        """Listen on a free port, or after `stop` on the same port as before."""
         self._http = ThreadingHTTPServer(("127.0.0.1", self.port), functools.partial(_Handler, self))
         self._http.daemon_threads = True
         self._http.handle_error = lambda *_: None
@@ -78,7 +79,7 @@ class FaultyServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cut all connections and refuse new ones; the state stays."""
+        """Close all connections and refuse new ones; keep the state."""
         if self._thread.is_alive():
             self._http.shutdown()
             self._thread.join()
@@ -96,7 +97,10 @@ class FaultyServer:
         body: str | bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Answer the next requests of this method, with this in their path, so and do nothing."""
+        """Answer the next matching requests with this status, and do not carry the requests out.
+
+        A request matches if it has this method, and `path` in its path; None matches all.
+        """
         text = body.encode() if isinstance(body, str) else body
         answer = (
             (status, "text/html", text, headers or {}) if text is not None else _failure(status, headers or {})
@@ -104,24 +108,27 @@ class FaultyServer:
         self._fault(times, method, path, answer=answer)
 
     def delay(self, seconds: float, times: int = 1, method: str | None = None, path: str | None = None) -> None:
-        """Answer the next requests late."""
+        """Delay the answers to the next matching requests."""
         self._fault(times, method, path, seconds=seconds)
 
     def drop(
         self, times: int = 1, method: str | None = None, path: str | None = None, after: bool = False
     ) -> None:
-        """Close the connection without an answer, before or after the request is carried out."""
+        """Close the connection of the next matching requests without an answer.
+
+        after: carry the request out before the connection is closed.
+        """
         self._fault(times, method, path, drop="after" if after else "before")
 
     def count(self, method: str, path: str = "") -> int:
-        """Count the requests of this method that had this in their path."""
-        return sum(its_method == method and path in its_path for its_method, its_path, *_ in self.requests)
+        """Count the requests with this method and `path` in their path."""
+        return sum(method == request[0] and path in request[1] for request in self.requests)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Answer:
         raise NotImplementedError
 
-    def _fault(self, times: int, method: str | None, path: str | None, **what: Any) -> None:
-        self._faults.append({"times": times, "method": method, "path": path or "", **what})
+    def _fault(self, times: int, method: str | None, path: str | None, **effect: Any) -> None:
+        self._faults.append({"times": times, "method": method, "path": path or "", **effect})
 
     def next_fault(self, method: str, path: str) -> dict[str, Any]:
         with self.lock:
@@ -183,11 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
 class KubeflowServer(FaultyServer):
     """The API server, with Argo and the persistence agent behind it.
 
-    template_defaults: the retry strategy that the workflow controller gives every template: `STOCK`,
-    `BEFORE_2_17` or `ALWAYS` of `argo`. v1beta1: whether that version of the API is there. pipeline_root: the
-    default root that kfp-launcher's config map says. terminated_state: the end of a run that was terminated.
-    produce: a function that gives the outputs of stages, on which later stages depend. max_bytes: the size beyond
-    which Argo compresses a workflow's nodes, or fails it when that does not suffice.
+    template_defaults: the retry strategy that the workflow controller gives to every template: `STOCK`,
+    `BEFORE_2_17` or `ALWAYS` of `argo`. v1beta1: whether the server has that version of the API. pipeline_root:
+    the default root in kfp-launcher's config map. terminated_state: the final state of a terminated run. produce:
+    a function that returns the outputs of stages, which later stages read. max_bytes: the size beyond which Argo
+    compresses a workflow's nodes; Argo fails a workflow that is still larger then.
     """
 
     def __init__(
@@ -204,7 +211,7 @@ class KubeflowServer(FaultyServer):
         max_bytes: int = MAX_BYTES,
     ):
         super().__init__()
-        self.prefix = ""  # as where the cluster's own API forwards requests
+        self.prefix = ""  # the path under which the Kubernetes API forwards requests to this server
         self.multi_user, self.namespaces = multi_user, namespaces or {"team"}
         self.tokens, self.cookies, self.login_page = tokens, set[str](), login_page
         self.terminated_state, self.template_defaults, self.v1beta1 = terminated_state, template_defaults, v1beta1
@@ -214,20 +221,20 @@ class KubeflowServer(FaultyServer):
         self.versions: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.recurring_runs: dict[str, dict[str, Any]] = {}
-        self.logs: dict[str, str] = {}  # by the pods' names
-        self.workflows: dict[str, Workflow] = {}  # by run
+        self.logs: dict[str, str] = {}  # by the name of the pod
+        self.workflows: dict[str, Workflow] = {}  # by the ID of the run
         self._persisted: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}  # manifest, task details
-        self._gone: set[str] = set()  # names of pods that were deleted
-        self._scheduled: dict[str, str] = {}  # names of Kubernetes' objects, by recurring run
-        self._indices: dict[str, int] = {}  # of the runs of recurring runs
+        self._deleted_pods: set[str] = set()  # their names
+        self._scheduled: dict[str, str] = {}  # names of Kubernetes' ScheduledWorkflow objects, by recurring run
+        self._indices: dict[str, int] = {}  # the number of the newest run of each recurring run
         if not multi_user:
             description = "All runs created without specifying an experiment will be grouped here."
             self._add_experiment({"display_name": "Default", "description": description})
 
-    # --- what a test does to the runs ---
+    # --- actions of a test on the runs ---
 
     def advance(self, run_id: str) -> str:
-        """Start all stages that can start, or finish the one that runs longest; the run's state."""
+        """Start all stages that can start, or finish the stage that runs longest; return the run's state."""
         with self.lock:
             run = self.runs[run_id]
             if run["state"] == "CANCELING":
@@ -237,13 +244,13 @@ class KubeflowServer(FaultyServer):
             return str(run["state"])
 
     def finish(self, run_id: str) -> str:
-        """Carry the run to its end."""
+        """Advance the run to its end; return its state."""
         while self.advance(run_id) not in FINAL:
             pass
         return str(self.runs[run_id]["state"])
 
     def reach(self, run_id: str, stage: str) -> str:
-        """Carry the run on until this stage runs; the name of its pod. `train[1]` is one of a loop."""
+        """Advance the run until this stage (in a loop `train[1]`) runs; return the name of its pod."""
         with self.lock:
             flow = self.workflows[run_id]
             pod = flow.pod_name(flow.reach(stage))
@@ -251,7 +258,7 @@ class KubeflowServer(FaultyServer):
             return pod
 
     def reach_driver(self, run_id: str, stage: str) -> str:
-        """Carry the run on until the driver of this stage is pending; the name of its pod."""
+        """Advance the run until the driver of this stage is pending; return the name of the driver's pod."""
         with self.lock:
             flow = self.workflows[run_id]
             pod = flow.pod_name(flow.reach_driver(stage))
@@ -267,10 +274,10 @@ class KubeflowServer(FaultyServer):
         exit_code: int = 1,
         reason: str = "Error",
     ) -> str:
-        """Let a stage's container end badly, in so many attempts one after the other; the run's state.
+        """Fail a stage's container in consecutive attempts; return the run's state.
 
-        `message` goes to the log, as on a real server. reason: Error, OOMKilled or DeadlineExceeded. Argo decides
-        whether the stage is tried again.
+        message: appended to the log of each attempt, as on a real server. attempts: number of failed attempts.
+        reason: Error, OOMKilled or DeadlineExceeded. Argo decides whether the stage is retried.
         """
         with self.lock:
             flow = self.workflows[run_id]
@@ -281,7 +288,7 @@ class KubeflowServer(FaultyServer):
             return str(self.runs[run_id]["state"])
 
     def fail_driver(self, run_id: str, stage: str, message: str = "failed") -> str:
-        """Let a stage's driver end badly, with this in its log; the run's state."""
+        """Fail a stage's driver with this message in its log; return the run's state."""
         with self.lock:
             flow = self.workflows[run_id]
             pod = flow.reach_driver(stage)
@@ -291,18 +298,18 @@ class KubeflowServer(FaultyServer):
             return str(self.runs[run_id]["state"])
 
     def delete_pod(self, run_id: str, stage: str) -> str:
-        """Delete the pod of a running stage; its name. The next attempt, if any, waits for its backoff."""
+        """Delete the pod of a stage; return the pod's name. The next attempt, if any, waits for its backoff."""
         with self.lock:
             flow = self.workflows[run_id]
             pod = flow.find(stage)
             name = flow.pod_name(pod)
             if flow.delete(pod):
-                self._gone.add(name)
+                self._deleted_pods.add(name)
             self._report(run_id, flow.state)
             return name
 
     def wait_stage(self, run_id: str, stage: str, message: str = "") -> str:
-        """Let a stage's pod wait, for the reason that Argo says; the name of its pod."""
+        """Make a stage's pod wait with this message of Argo; return the name of the pod."""
         with self.lock:
             flow = self.workflows[run_id]
             pod = flow.find(stage)
@@ -311,7 +318,7 @@ class KubeflowServer(FaultyServer):
             return flow.pod_name(pod)
 
     def retry_stage(self, run_id: str, stage: str, message: str = "failed") -> str:
-        """Let an attempt end in a way that is tried again, and the next one run; the name of its pod."""
+        """End an attempt in a way that Argo retries, and start the next attempt; return the name of its pod."""
         with self.lock:
             self.write_log(run_id, stage, message + "\n")
             flow = self.workflows[run_id]
@@ -322,34 +329,34 @@ class KubeflowServer(FaultyServer):
             return self.reach(run_id, stage)
 
     def write_log(self, run_id: str, stage: str, text: str) -> str:
-        """Add to the log of a running stage; the name of its pod."""
+        """Append text to the log of a stage that runs; return the name of its pod."""
         with self.lock:
             pod = self.reach(run_id, stage)
             self.logs[pod] = self.logs.get(pod, "") + text
             return pod
 
     def remove_workflow(self, run_id: str) -> None:
-        """Remove the workflow and its pods from Kubernetes, as happens an hour after the end."""
+        """Remove the workflow and its pods from Kubernetes, which Kubeflow does an hour after the end."""
         with self.lock:
             flow = self.workflows[run_id]
-            self._gone |= {flow.pod_name(node) for node in flow.nodes.values()}
+            self._deleted_pods |= {flow.pod_name(node) for node in flow.nodes.values()}
 
-    def driver_outputs_of(self, run_id: str, stage: str) -> dict[str, Any]:
-        """Return the executor input that the newest driver of a stage wrote: inputs, and where outputs go."""
+    def executor_input_of(self, run_id: str, stage: str) -> dict[str, Any]:
+        """Return the executor input that a stage's newest driver wrote: inputs, and the URI of each output."""
         with self.lock:
             return self.workflows[run_id].executor_input(stage)
 
     def set_state(self, run_id: str, state: str) -> None:
-        """Change the run as somebody else would."""
+        """Set the state of the run, and stop its workflow if the run ends."""
         with self.lock:
             if state in ("FAILED", "CANCELED"):
                 self.workflows[run_id].stop()
             self._report(run_id, state)
 
     def fire(self, recurring_run_id: str, at: float | None = None) -> str | None:
-        """Make the run of a trigger; None if the schedule is disabled or as many as allowed are at work.
+        """Start a run of a schedule; return its ID, or None if the schedule is disabled or at its limit of runs.
 
-        The controller makes the workflow itself and replaces nothing in its parameters.
+        The controller of schedules creates the workflow itself and replaces nothing in the parameters.
         """
         with self.lock:
             job = self.recurring_runs[recurring_run_id]
@@ -372,14 +379,14 @@ class KubeflowServer(FaultyServer):
     # --- requests ---
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, headers: Any) -> Answer:
-        """The gateway, then the routes, all below `prefix`."""
+        """Answer a request below `prefix`: apply the gateway, then call the route."""
         if not path.startswith(self.prefix):
             return _json(404, {"kind": "Status", "status": "Failure", "code": 404})
         path = path.removeprefix(self.prefix)
         if refusal := self._gateway(path, headers):
             return refusal
-        found = ((re.fullmatch(pattern, path), name) for verb, pattern, name in _ROUTES if verb == method)
-        match, name = next(((match, name) for match, name in found if match), (None, ""))
+        routes = ((re.fullmatch(pattern, path), name) for verb, pattern, name in _ROUTES if verb == method)
+        match, name = next(((match, name) for match, name in routes if match), (None, ""))
         if not match or (name == "get_run_v1" and not self.v1beta1):
             return _json(404, {"code": 5, "message": "Not Found", "details": []})
         handler = getattr(self, f"_{name}")
@@ -388,8 +395,8 @@ class KubeflowServer(FaultyServer):
                 return self._uploaded(handler, query, body, headers)
             if name == "log":
                 return self._log(*match.groups())
-            read = _body(body) if method == "POST" and body else {}
-            return _json(200, handler(*match.groups(), **({"query": query} if "list" in name else {}), **read))
+            content = _body(body) if method == "POST" and body else {}
+            return _json(200, handler(*match.groups(), **({"query": query} if "list" in name else {}), **content))
         except Refused as refused:
             status = {
                 "@type": "type.googleapis.com/google.rpc.Status",
@@ -414,14 +421,16 @@ class KubeflowServer(FaultyServer):
                 b"",
                 {"Location": "/dex/auth?client_id=kubeflow-oidc-authservice"},
             )
-        cause = "Request header error: there is no user identity header."  # the code was recorded, not the words
+        cause = (
+            "Request header error: there is no user identity header."  # the code is recorded, the words are not
+        )
         return _json(401, {"code": 16, "message": f"Unauthenticated: {cause}: {cause}", "details": []})
 
     def _healthz(self) -> dict:
         return {"tag_name": "2.17.0", "multi_user": self.multi_user, "pipeline_store": "database"}
 
     def _allow(self, namespace: str, verb: str, resource: str, kind: str) -> None:
-        """Refuse what a SubjectAccessReview refuses, where there are many users."""
+        """Refuse what a SubjectAccessReview refuses, if Kubeflow has several users."""
         if not self.multi_user:
             return
         if not namespace:
@@ -451,8 +460,8 @@ class KubeflowServer(FaultyServer):
 
     # --- experiments ---
 
-    def _create_experiment(self, **given: Any) -> dict:
-        experiment = read_model(given, "V2beta1Experiment")
+    def _create_experiment(self, **fields: Any) -> dict:
+        experiment = read_model(fields, "V2beta1Experiment")
         if not experiment.get("display_name"):
             raise invalid("Experiment's name cannot be empty").within("Failed to create an experiment")
         namespace = experiment.get("namespace", "") if self.multi_user else ""
@@ -487,7 +496,7 @@ class KubeflowServer(FaultyServer):
         return self._get(self.experiments, "Experiment", key, "get an experiment")
 
     def _archive_experiment(self, key: str, action: str) -> dict:
-        """Its runs go with it, and its schedules are disabled."""
+        """Archive or unarchive an experiment; archiving archives its runs and disables its schedules too."""
         self._get(self.experiments, "Experiment", key, f"{action} an experiment")
         self.experiments[key]["storage_state"] = "ARCHIVED" if action == "archive" else "AVAILABLE"
         if action == "archive":
@@ -506,7 +515,7 @@ class KubeflowServer(FaultyServer):
     # --- pipelines ---
 
     def _uploaded(self, handler: Any, query: dict[str, str], body: bytes, headers: Any) -> Answer:
-        """The two routes that are no gRPC have errors of their own form, and say little."""
+        """Answer an upload of a pipeline or version; these routes are not gRPC and have errors of their own."""
         context = {"_upload": "Failed to create a pipeline and a pipeline version"}.get(handler.__name__)
         context = context or "Failed to create a pipeline version"
         try:
@@ -546,9 +555,9 @@ class KubeflowServer(FaultyServer):
         }
         return pipeline
 
-    def _create_pipeline(self, **given: Any) -> dict:
+    def _create_pipeline(self, **fields: Any) -> dict:
         """Create a pipeline that has no version yet."""
-        pipeline = read_model(given, "V2beta1Pipeline")
+        pipeline = read_model(fields, "V2beta1Pipeline")
         query = {key: pipeline[key] for key in ("display_name", "description", "namespace") if pipeline.get(key)}
         name = pipeline.get("name") or pipeline.get("display_name")
         if not name:
@@ -588,21 +597,21 @@ class KubeflowServer(FaultyServer):
         return self._get(self.pipelines, "Pipeline", key, "get a pipeline")
 
     def _pipeline_by_name(self, name: str) -> dict:
-        found = [pipeline for pipeline in self.pipelines.values() if pipeline["name"] == name]
+        named = [pipeline for pipeline in self.pipelines.values() if pipeline["name"] == name]
         return (
-            found[0]
-            if found
+            named[0]
+            if named
             else self._get(self.pipelines, "Pipeline", name, "get a pipeline by name and namespace")
         )
 
     def _delete_pipeline(self, key: str) -> dict:
-        """Versions go first, unless the client asks to cascade."""
+        """Delete a pipeline; refuse while it has versions, unless the client asks to cascade."""
         self._get(self.pipelines, "Pipeline", key, "delete a pipeline")
         versions = [version for version in self.versions.values() if version["pipeline_id"] == key]
         if versions and self.requests[-1][2].get("cascade") != "true":
-            some = versions[-1]["pipeline_version_id"]
+            example = versions[-1]["pipeline_version_id"]
             raise invalid(
-                f"Failed to delete pipeline with id {key} as it has existing pipeline versions (e.g. {some}). "
+                f"Failed to delete pipeline with id {key} as it has existing pipeline versions (e.g. {example}). "
                 "Set cascade=true to delete all versions"
             ).within("Failed to delete a pipeline")
         for version in versions:
@@ -623,7 +632,7 @@ class KubeflowServer(FaultyServer):
         return {}
 
     def _source(self, item: dict, action: str) -> dict[str, Any]:
-        """The pipeline of a run or schedule; whatever is wrong with it is an internal error."""
+        """Return the pipeline of a run or schedule; answer every mistake in it with an internal error."""
         reference = item.get("pipeline_version_reference", {})
         key = reference.get("pipeline_version_id", "")
         try:
@@ -650,28 +659,27 @@ class KubeflowServer(FaultyServer):
         except Refused as refused:
             raise internal(action, refused) from None
 
-    def _prepare(self, item: dict, what: str, kind: str) -> None:
-        """Check and complete what runs and schedules share: a name, short parameters, an experiment."""
+    def _prepare(self, item: dict, resource: str, kind: str) -> None:
+        """Check and complete the fields that runs and schedules share: a name, short parameters, an experiment."""
         if not item.get("display_name"):
-            name = {"run": "Run name", "recurring run": "Recurring run's name"}[what]
-            context = (
-                f"Failed to convert a API {'run detail' if what == 'run' else what} to its internal representation"
-            )
+            name = {"run": "Run name", "recurring run": "Recurring run's name"}[resource]
+            detail = "run detail" if resource == "run" else resource
+            context = f"Failed to convert a API {detail} to its internal representation"
             raise internal(context, invalid(f"{name} cannot be empty"))
         check_length(item.get("runtime_config", {}).get("parameters", {}))
         if not item.get("experiment_id"):
             if self.multi_user:
                 raise invalid(f"{kind} cannot have an empty namespace in multi-user mode")
             item["experiment_id"] = next(iter(self.experiments))
-        self._get(self.experiments, "Experiment", item["experiment_id"], f"create a {what}")
+        self._get(self.experiments, "Experiment", item["experiment_id"], f"create a {resource}")
         item["service_account"] = item.get("service_account") or (
             "default-editor" if self.multi_user else "pipeline-runner"
         )
 
     # --- runs ---
 
-    def _create_run(self, **given: Any) -> dict:
-        run = read_model(given, "V2beta1Run")
+    def _create_run(self, **fields: Any) -> dict:
+        run = read_model(fields, "V2beta1Run")
         if run.get("plugins_output"):
             text = "plugins_output is server-owned and populated exclusively via plugin lifecycle hooks"
             raise Refused(10, f"BadRequestError: {text}: plugins_output must not be set by the client", text)
@@ -683,14 +691,14 @@ class KubeflowServer(FaultyServer):
             raise refused.within("Failed to create a new run") from None
 
     def _add_run(self, run: dict, scheduled: float | None = None, account: str = "") -> dict:
-        """Add a run. One that was `scheduled` begins at once, and nothing is replaced in its parameters."""
+        """Add a run. A run `scheduled` at some time starts at once, with its parameters unchanged."""
         self._prepare(run, "run", "A run")
         account = account or run["service_account"]
         spec = self._source(run, "Failed to create a run due to error fetching manifest")
-        given = run.get("runtime_config", {}).get("parameters", {})
+        parameters = run.get("runtime_config", {}).get("parameters", {})
         try:
             pipeline = spec.get("pipeline_spec", spec)
-            check_parameters(pipeline, given)
+            check_parameters(pipeline, parameters)
         except Refused as refused:
             raise refused.within("Failed to generate the ExecutionSpec", "invalid pipeline job inputs") from None
         run_id, now = run.get("run_id") or str(uuid.uuid4()), rfc3339(time.time())
@@ -698,7 +706,7 @@ class KubeflowServer(FaultyServer):
         self.runs[run_id] = {**run, "storage_state": "AVAILABLE", "state_history": []}
         name, labels = f"{pipeline['pipelineInfo']['name']}-{secrets.token_hex(3)[:5]}", {}
         if scheduled is None:
-            given = _expanded(given, run_id)
+            parameters = _expanded(parameters, run_id)
         else:
             self.runs[run_id]["scheduled_at"] = rfc3339(scheduled)
             del self.runs[run_id]["service_account"]
@@ -707,7 +715,7 @@ class KubeflowServer(FaultyServer):
             name,
             run_id,
             spec,
-            given,
+            parameters,
             template_defaults=self.template_defaults,
             display=run["display_name"],
             namespace=self._namespace(run) or "kubeflow",
@@ -733,7 +741,7 @@ class KubeflowServer(FaultyServer):
         return {f"scheduledworkflows.kubeflow.org/{name}": value for name, value in labels.items()}
 
     def _report(self, run_id: str, state: str) -> None:
-        """Take over the workflow as it is now, as the persistence agent does now and then."""
+        """Update the run from its current workflow, as the persistence agent does from time to time."""
         run, flow = self.runs[run_id], self.workflows[run_id]
         if flow.nodes and self._persist(run_id):
             state = flow.state
@@ -743,9 +751,9 @@ class KubeflowServer(FaultyServer):
         run["finished_at"] = rfc3339(time.time()) if state in FINAL else NEVER
 
     def _persist(self, run_id: str) -> bool:
-        """Keep the manifest and the task details, which stay as they are once nodes are compressed.
+        """Store the manifest and the task details; the task details no longer change once nodes are compressed.
 
-        True if the workflow was found to be too large for Kubernetes, and has failed.
+        Return whether the workflow has failed because it is too large for Kubernetes.
         """
         flow = self.workflows[run_id]
         manifest, (last, details) = flow.manifest(), self._persisted.get(run_id, ({}, []))
@@ -782,22 +790,22 @@ class KubeflowServer(FaultyServer):
         return [item for item in items.values() if self._namespace(item) == namespace]
 
     def _get_run(self, key: str) -> dict:
-        """A run that is being terminated is seen so once, then at its end."""
+        """Return a run; a run that is being terminated has ended after the first such answer."""
         self._get(self.runs, "Run", key, f"get a run: Failed to fetch run {key}")
-        shown = self._show(key)
-        if shown["state"] == "CANCELING":
+        answer = self._show(key)
+        if answer["state"] == "CANCELING":
             self._end_terminated(key)
-        return shown
+        return answer
 
     def _get_run_v1(self, key: str) -> dict:
-        """Answer as v1beta1 does, with the whole workflow as the persistence agent saw it last."""
+        """Return a run as v1beta1 does, with the whole workflow that the persistence agent stored last."""
         run = self._get(self.runs, "Run", key, f"get a run: Failed to fetch run {key}")
         flow = self.workflows[key]
         manifest = {"pipeline_manifest": yaml.safe_dump_all(_documents(flow.source))}
         if parameters := run.get("runtime_config", {}).get("parameters"):
             manifest["runtime_config"] = {"parameters": parameters}
         owner = {"type": "EXPERIMENT", "id": run["experiment_id"]}
-        shown = {
+        answer = {
             "id": key,
             "name": run["display_name"],
             "pipeline_spec": manifest,
@@ -809,7 +817,7 @@ class KubeflowServer(FaultyServer):
         runtime = {"pipeline_manifest": compact(flow.manifest(with_status=False))}
         if key in self._persisted:
             runtime["workflow_manifest"] = compact(self._persisted[key][0])
-        return {"run": {name: value for name, value in shown.items() if value}, "pipeline_runtime": runtime}
+        return {"run": {name: value for name, value in answer.items() if value}, "pipeline_runtime": runtime}
 
     def _terminate_run(self, key: str) -> dict:
         run = self._get(self.runs, "Run", key, f"terminate a run: Failed to terminate run {key}")
@@ -848,9 +856,9 @@ class KubeflowServer(FaultyServer):
         return {}
 
     def _log(self, run_id: str, key: str) -> Answer:
-        """Answer with the log of a pod by its name, else with the archived one, which node IDs find too.
+        """Return the log of a pod by the pod's name; return an archived log by the pod's name or the node's ID.
 
-        Errors have the form of uploads'.
+        Errors have the same form as those of uploads.
         """
         failed = f"BadRequestError: Failed to read logs for run {run_id}"
         if run_id not in self.runs:
@@ -858,13 +866,13 @@ class KubeflowServer(FaultyServer):
             return _json(500, {"error_message": message, "error_details": message})
         flow = self.workflows[run_id]
         pods = [node for node in flow.nodes.values() if node["type"] == "Pod"]
-        found = next((node for node in pods if key in (node["id"], flow.pod_name(node))), None)
-        name = flow.pod_name(found) if found else key
-        is_there = found and key == name and name not in self._gone
-        if found and (found["finishedAt"] or (is_there and found["phase"] == "Running")):
+        pod = next((node for node in pods if key in (node["id"], flow.pod_name(node))), None)
+        name = flow.pod_name(pod) if pod else key
+        is_present = pod and key == name and name not in self._deleted_pods
+        if pod and (pod["finishedAt"] or (is_present and pod["phase"] == "Running")):
             return 200, "text/plain", self.logs.get(name, "").encode(), {"Cache-Control": "no-cache, private"}
         cause = f'pods "{key}" not found'
-        if is_there:
+        if is_present:
             cause = f'container "main" in pod "{key}" is waiting to start: PodInitializing'
         reading = f"InternalServerError: Failed to read logs from pod {key} due to error opening log stream"
         message = f"{failed}: {reading}: {cause}"
@@ -872,15 +880,15 @@ class KubeflowServer(FaultyServer):
 
     # --- recurring runs ---
 
-    def _create_recurring_run(self, **given: Any) -> dict:
-        job = read_model(given, "V2beta1RecurringRun")
+    def _create_recurring_run(self, **fields: Any) -> dict:
+        job = read_model(fields, "V2beta1RecurringRun")
         try:
             self._prepare(job, "recurring run", "A recurring run")
             self._check_schedule(job)
             spec = self._source(job, "Failed to create a recurring run with an invalid pipeline spec manifest")
             try:
-                given = job.get("runtime_config", {}).get("parameters", {})
-                check_parameters(spec.get("pipeline_spec", spec), given)
+                parameters = job.get("runtime_config", {}).get("parameters", {})
+                check_parameters(spec.get("pipeline_spec", spec), parameters)
             except Refused as refused:
                 context = "Failed to create a recurring run during scheduled workflow creation"
                 raise refused.within(context, "invalid pipeline job inputs") from None
@@ -932,18 +940,21 @@ class KubeflowServer(FaultyServer):
 
 
 class KubernetesServer(FaultyServer):
-    """Objects by their paths, such as /api/v1/namespaces/team/secrets/s3, for whoever has one of the tokens."""
+    """A Kubernetes API with objects by their paths, such as /api/v1/namespaces/team/secrets/s3.
+
+    tokens: the bearer tokens that may read; None allows everybody.
+    """
 
     def __init__(self, tokens: set[str] | None = None, namespaces: set[str] | None = None):
         super().__init__()
         self.tokens = tokens
         self.objects: dict[str, dict[str, Any]] = {}
-        self.forbidden: list[str] = []  # parts of paths that this user may not read
+        self.forbidden: list[str] = []  # the user may not read paths that contain one of these
         for namespace in namespaces or {"team"}:
             self.add(f"/api/v1/namespaces/{namespace}")
 
     def add(self, path: str, labels: dict[str, str] | None = None, **content: Any) -> None:
-        """An object; its kind follows from the path."""
+        """Add an object; the path determines its kind."""
         name = path.rpartition("/")[2]
         self.objects[path] = {"metadata": {"name": name, "labels": labels or {}}, **content}
 
@@ -1042,20 +1053,20 @@ _RECURRING = Listing("recurringRuns", "recurring_run_id", *_COMMON, "status", "e
 
 def _body(body: bytes) -> dict[str, Any]:
     try:
-        read = json.loads(body)
+        content = json.loads(body)
     except ValueError as error:
         raise Refused(3, f"proto: syntax error (line 1:1): {error}") from None
-    if not isinstance(read, dict):
+    if not isinstance(content, dict):
         raise Refused(3, f"proto: syntax error (line 1:1): unexpected token {body[:20].decode(errors='replace')}")
-    return read
+    return content
 
 
 def _expanded(parameters: dict[str, Any], run_id: str) -> dict[str, Any]:
-    """Replace what the server replaces in the parameters of a single run, and nothing else."""
-    known = {"[[RunUUID]]": run_id, "[[CurrentTime]]": time.strftime("%Y%m%d%H%M%S", time.gmtime())}
+    """Return the parameters of a run that is not scheduled, with the placeholders that the server replaces."""
+    replacements = {"[[RunUUID]]": run_id, "[[CurrentTime]]": time.strftime("%Y%m%d%H%M%S", time.gmtime())}
 
     def expand(value: str) -> str:
-        return re.sub(r"\[\[\w+\]\]", lambda match: known.get(match[0], match[0]), value)
+        return re.sub(r"\[\[\w+\]\]", lambda match: replacements.get(match[0], match[0]), value)
 
     return {name: expand(value) if isinstance(value, str) else value for name, value in parameters.items()}
 
@@ -1065,7 +1076,7 @@ def _documents(source: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _form_file(headers: Any, body: bytes) -> tuple[str, str]:
-    """Return name and content of the part `uploadfile` of a form."""
+    """Return the name and content of the file in a form's part `uploadfile`."""
     head = f"Content-Type: {headers.get('Content-Type', '')}\r\n\r\n".encode()
     form = email.message_from_bytes(head + body, policy=email.policy.HTTP)
     for part in form.iter_parts() if form.is_multipart() else ():
@@ -1078,7 +1089,7 @@ def _form_file(headers: Any, body: bytes) -> tuple[str, str]:
 
 
 def _failure(status: int, headers: dict[str, str]) -> Answer:
-    """An error as the server itself would report it."""
+    """Return an error in the form in which the server itself reports it."""
     code = {429: 8, 409: 10, 502: 14, 503: 14, 504: 4, 401: 16, 403: 7, 404: 5, 400: 3}.get(status, 13)
     answer = _json(status, {"code": code, "message": f"the test wants {status}", "details": []})
     return *answer[:3], headers

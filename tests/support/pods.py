@@ -1,4 +1,4 @@
-"""The pods of a compiled pipeline's stages, as far as they can be made without Kubeflow's driver."""
+"""The pods of a compiled pipeline's stages, made without Kubeflow's driver."""
 
 import json
 from collections.abc import Mapping
@@ -13,32 +13,35 @@ WRITABLE = ("/tmp", "/s3", "/minio", "/gcs")
 def stage_pod(
     compiled: Path, stage: str, image: str, arguments: Mapping[str, Any], *, root: str, secret: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A pod for one stage of a compiled pipeline, run with these arguments, its artifacts below a root.
+    """Return a pod that runs one stage of a compiled pipeline.
 
-    Under the restricted Pod Security Standard, with a root file system that cannot be written. Its /dev/shm is
-    podman's own: a volume there would belong to root.
+    arguments: parameters of the stage, instead of their defaults. root: folder of the artifacts. secret: values of
+    the secrets' keys.
+
+    The pod keeps the restricted Pod Security Standard, and its root file system is read-only. It has no volume for
+    /dev/shm and uses podman's own, since a volume there would belong to root.
     """
     spec, platform = yaml.safe_load_all(compiled.read_text())
     container = spec["deploymentSpec"]["executors"][f"exec-{stage}"]["container"]
-    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
+    executor = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{stage}"]
     defaults = _parameters(spec)
     component = spec["components"][f"comp-{stage}"]
-    given = _inputs(component, arguments)
-    executor_input = json.dumps({"inputs": given, "outputs": _outputs(component, root)})
+    inputs = _inputs(component, arguments)
+    executor_input = json.dumps({"inputs": inputs, "outputs": _outputs(component, root)})
     resources = _resources(container["resources"], defaults)
     secrets = [
-        {"name": each["envVar"], "value": secret[each["secretKey"]]}
-        for source in placed["secretAsEnv"]
-        for each in source["keyToEnv"]
-        if each["secretKey"] in secret
+        {"name": pair["envVar"], "value": secret[pair["secretKey"]]}
+        for source in executor["secretAsEnv"]
+        for pair in source["keyToEnv"]
+        if pair["secretKey"] in secret
     ]
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": f"mappo-{stage}", **placed["podMetadata"]},
+        "metadata": {"name": f"mappo-{stage}", **executor["podMetadata"]},
         "spec": {
             "restartPolicy": "Never",
-            "hostNetwork": True,  # for servers on this machine; not on a cluster
+            "hostNetwork": True,  # reaches servers on this machine; pods on a cluster do without
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [
@@ -46,8 +49,8 @@ def stage_pod(
                     "name": "main",
                     "image": image,
                     "imagePullPolicy": "Never",
-                    "command": [each.lstrip("\n") for each in container["command"]],  # podman cannot read it else
-                    "args": [each.replace("{{$}}", executor_input) for each in container["args"]],
+                    "command": [word.lstrip("\n") for word in container["command"]],  # podman cannot read the rest
+                    "args": [word.replace("{{$}}", executor_input) for word in container["args"]],
                     "env": [*container.get("env", []), *secrets],
                     "resources": {"requests": resources, "limits": resources},
                     "securityContext": {
@@ -64,9 +67,9 @@ def stage_pod(
 
 
 def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's parameters by their defaults."""
+    """Return the defaults of the pipeline's parameters by name."""
     parameters = spec["root"]["inputDefinitions"]["parameters"]
-    return {name: each.get("defaultValue") for name, each in parameters.items()}
+    return {name: parameter.get("defaultValue") for name, parameter in parameters.items()}
 
 
 def _resources(declared: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -79,7 +82,7 @@ def _resources(declared: Mapping[str, str], parameters: Mapping[str, Any]) -> di
 
 def _inputs(component: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     parameters = component["inputDefinitions"]["parameters"]
-    values = {name: arguments.get(name, each.get("defaultValue")) for name, each in parameters.items()}
+    values = {name: arguments.get(name, parameter.get("defaultValue")) for name, parameter in parameters.items()}
     return {
         "parameterValues": {name: value for name, value in values.items() if value is not None},
         "artifacts": {},
@@ -90,21 +93,24 @@ def _outputs(component: Mapping[str, Any], root: str) -> dict[str, Any]:
     definitions = component["outputDefinitions"]
     artifacts = {
         name: {
-            "artifacts": [{"name": name, "type": each["artifactType"], "uri": f"{root}/{name}", "metadata": {}}]
+            "artifacts": [
+                {"name": name, "type": artifact["artifactType"], "uri": f"{root}/{name}", "metadata": {}}
+            ]
         }
-        for name, each in definitions.get("artifacts", {}).items()
+        for name, artifact in definitions.get("artifacts", {}).items()
     }
     parameters = {name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in definitions.get("parameters", {})}
     return {"artifacts": artifacts, "parameters": parameters, "outputFile": "/tmp/kfp/outputs/executor.json"}
 
 
-def kubeflow_pod(placed: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a stage's pod as Kubeflow 2.17 and Argo make it, as far as Pod Security looks at it.
+def kubeflow_pod(executor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a stage's pod that Pod Security checks, as Kubeflow 2.17 and Argo make them.
 
-    `placed` is what the compiled pipeline says of the stage for Kubernetes. After kubeflow/pipelines
-    backend/src/v2/compiler/argocompiler/security_context.go and the executor's securityContext in the
-    workflow-controller-configmap of its manifests: all of Argo's and Kubeflow's own containers are restricted;
-    that of the user is, but for runAsNonRoot, which is the pipeline's to say.
+    executor: the stage's settings for Kubernetes in the compiled pipeline.
+
+    Sources: kubeflow/pipelines backend/src/v2/compiler/argocompiler/security_context.go, and the executor's
+    securityContext in the workflow-controller-configmap of its manifests. Argo's and Kubeflow's own containers are
+    restricted. The user's container is restricted too, except for runAsNonRoot, which the pipeline must set.
     """
     strict = {
         "allowPrivilegeEscalation": False,
@@ -112,8 +118,8 @@ def kubeflow_pod(placed: Mapping[str, Any]) -> dict[str, Any]:
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     argo = {"securityContext": {**strict, "runAsNonRoot": True, "runAsUser": 65532}}
-    chosen = placed.get("securityContext", {})
-    own = {name: int(value) if name in ("runAsUser", "runAsGroup") else value for name, value in chosen.items()}
+    declared = executor.get("securityContext", {})
+    user = {name: int(value) if name in ("runAsUser", "runAsGroup") else value for name, value in declared.items()}
     volumes = [
         "var-run-argo",
         "tmp-dir-argo",
@@ -123,14 +129,14 @@ def kubeflow_pod(placed: Mapping[str, Any]) -> dict[str, Any]:
         "dot-cache",
         "dot-config",
     ]
-    mounts = [each["volumeName"] for each in placed.get("emptyDirMounts", [])]
+    mounts = [mount["volumeName"] for mount in executor.get("emptyDirMounts", [])]
     return {
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         "initContainers": [
             {"name": "init", **argo},
             {"name": "kfp-launcher", "securityContext": {**strict, "runAsNonRoot": True}},
         ],
-        "containers": [{"name": "wait", **argo}, {"name": "main", "securityContext": strict | own}],
+        "containers": [{"name": "wait", **argo}, {"name": "main", "securityContext": strict | user}],
         "volumes": [
             *({"name": name, "emptyDir": {}} for name in [*volumes, *mounts]),
             {"name": "mlpipeline-minio-artifact", "secret": {"secretName": "mlpipeline-minio-artifact"}},

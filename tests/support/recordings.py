@@ -1,7 +1,7 @@
-"""The answers that a real Kubeflow Pipelines 2.17.0 with Argo 4.0.5 gave about this project's own runs.
+"""The recorded answers of a real Kubeflow Pipelines 2.17.0 with Argo 4.0.5 about this project's own runs.
 
-`recording("training-succeeded")` holds Argo's nodes, the answer of v2beta1 and the pods of one moment of a run.
-`raw("raw-training")` is the whole answer of v1beta1, as it came.
+`recording("training-succeeded")` holds Argo's nodes, the answer of v2beta1 and the pods at one moment of a run.
+`raw("raw-training")` is the whole, unchanged answer of v1beta1.
 """
 
 import base64
@@ -39,7 +39,7 @@ def nodes_of(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def by_name(nodes: Mapping[str, Mapping[str, Any]], workflow: str) -> dict[str, dict[str, Any]]:
-    """Return the nodes by their names without the workflow's; IDs of other nodes become such names too."""
+    """Return the nodes by their names without the workflow's name; replace IDs of other nodes by such names."""
 
     def short(identity: str) -> str:
         return nodes[identity]["name"].removeprefix(workflow)
@@ -55,7 +55,7 @@ def by_name(nodes: Mapping[str, Mapping[str, Any]], workflow: str) -> dict[str, 
 
 
 def parameters_of(node: Mapping[str, Any], side: str) -> dict[str, str]:
-    """Return the parameters of a node's `inputs` or `outputs` by name."""
+    """Return the parameters of a node by name. side: `inputs` or `outputs`."""
     return {
         parameter["name"]: parameter.get("value", "") for parameter in node.get(side, {}).get("parameters", [])
     }

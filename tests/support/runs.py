@@ -1,4 +1,4 @@
-"""Training in a process of its own, to be killed; and what must be the same however often it was."""
+"""The runs of tests: training here or in a process that can be killed, and the comparison of checkpoints."""
 
 import csv
 import io
@@ -35,10 +35,10 @@ MEASURED = {  # columns of the history that depend on the clock or the machine
 def batches(
     environment: EnvBase, policy: TensorDictModuleBase, config: CollectionConfig
 ) -> Iterator[TensorDictBase]:
-    """Those of a whole run, each of the policy as it is at that moment."""
-    carried = environment.reset()
+    """Yield the batches of a whole run. The current policy acts in each batch."""
+    state = environment.reset()
     for _ in range(config.num_iterations):
-        batch, carried = PlainSimulation(environment).collect(policy, config.rollout_frames, carried)
+        batch, state = PlainSimulation(environment).collect(policy, config.rollout_frames, state)
         yield batch
 
 
@@ -55,7 +55,7 @@ def train_here(
 def start_training(
     config: ExperimentConfig, store: str | Path, run: str, folder: Path, **environment
 ) -> subprocess.Popen:
-    """`mappo train`, as a user starts it."""
+    """Start `mappo train` in another process, as a user does."""
     file = folder / "config.json"
     file.write_text(json.dumps(to_dict(config)))
     command = [sys.executable, "-m", "mappo", "train", "--config", str(file), "--run", run, "--store", str(store)]
@@ -70,7 +70,7 @@ def start_training(
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> bool:
-    """Whether the condition came true before the process ended."""
+    """Wait for a condition; return whether it came true before the process ended."""
     deadline = time.monotonic() + seconds
     while process.poll() is None:
         if condition():
@@ -98,26 +98,28 @@ def last(location: str | Path) -> Checkpoint:
 
 
 def iterations(location: str | Path) -> list[int]:
-    """Of all checkpoints, newest first."""
-    return [saved.iteration for saved in Run.at(location).saved()]
+    """Return the iterations of all checkpoints of a run, the newest first."""
+    return [ref.iteration for ref in Run.at(location).refs()]
 
 
 def assert_same_training(one: Checkpoint, other: Checkpoint) -> None:
-    """Parameters, optimiser, simulation, random states, counters and history are the same, bit by bit."""
+    """Require the same parameters, optimiser, simulation, random states, counters and history, bit by bit."""
     assert (one.iteration, one.frames, one.config) == (other.iteration, other.frames, other.config)
     assert (one.selection_return, one.highest_return) == (other.selection_return, other.highest_return)
-    for mine, others in (
+    for tensors, other_tensors in (
         (one.tensors, other.tensors),
         (one.optimiser, other.optimiser),
         (one.state.tensors, other.state.tensors),
     ):
-        assert mine.keys() == others.keys()
-        for name, value in mine.items():
-            assert torch.equal(value.reshape(-1).view(torch.uint8), others[name].reshape(-1).view(torch.uint8)), (
-                name
-            )
+        assert tensors.keys() == other_tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(_bytes_of(tensor), _bytes_of(other_tensors[name])), name
     assert one.state.structure == other.state.structure
     assert repeatable_history(one.history) == repeatable_history(other.history)
+
+
+def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def repeatable_history(text: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Small VMAS scenarios whose values are known by hand."""
+"""The small VMAS scenarios of tests, with known values or deliberate mistakes."""
 
 import math
 import os
@@ -13,11 +13,10 @@ from vmas.simulator.scenario import BaseScenario
 
 
 class Endless(BaseScenario):
-    """Nothing happens, every frame pays the same, and it never ends unless told to.
+    """A task in which nothing happens, every frame pays the same, and no episode terminates by default.
 
-    reward: what a frame pays.
-
-    terminate_after: frames until an episode terminates, one number or one for each environment; 0 for never.
+    reward: the reward of a frame, default 1.
+    terminate_after: frames until an episode terminates, one number or one per environment; 0 (default): never.
     """
 
     def make_world(self, batch_dim, device, **kwargs):
@@ -53,7 +52,7 @@ class Endless(BaseScenario):
 
 
 class HeuristicPolicy:
-    """Does not know what to do."""
+    """A heuristic policy that raises an error."""
 
     def __init__(self, continuous_action):
         pass
@@ -63,21 +62,21 @@ class HeuristicPolicy:
 
 
 class PushRight(Endless):
-    """A frame pays how hard an agent pushes to the right, and a little where it is."""
+    """A task whose reward is an agent's force to the right, plus a little for its position."""
 
     def reward(self, agent):
         return agent.action.u[:, 0] + 0.1 * agent.state.pos[:, 0]
 
 
 class MoveAndSpeak(Endless):
-    """Half the reward is for pushing to the right as hard as possible, half for the second of three words."""
+    """A task that pays half the reward for full force to the right, and half for the second of three words."""
 
     def make_world(self, batch_dim, device, **kwargs):
         world = super().make_world(batch_dim, device, **kwargs)
-        speaking = World(batch_dim, device, dim_c=3)
+        talking_world = World(batch_dim, device, dim_c=3)
         for agent in world.agents:
-            speaking.add_agent(Agent(name=agent.name, silent=False))
-        return speaking
+            talking_world.add_agent(Agent(name=agent.name, silent=False))
+        return talking_world
 
     def reward(self, agent):
         push = agent.action.u[:, 0].clamp(0, 1)
@@ -86,7 +85,7 @@ class MoveAndSpeak(Endless):
 
 
 class NanReward(Endless):
-    """After ten frames every reward is NaN."""
+    """A task whose rewards are NaN after ten frames."""
 
     def observation(self, agent):
         return agent.state.pos.clone()
@@ -96,7 +95,7 @@ class NanReward(Endless):
 
 
 class NanLater(Endless):
-    """With eight environments, as in training, rewards are NaN from frame 11 on; with fewer they are not."""
+    """A task whose rewards are NaN from frame 11 on if there are eight environments, as in training."""
 
     def reward(self, agent):
         late = (self.age > 10) & (self.world.batch_dim == 8)
@@ -104,14 +103,14 @@ class NanLater(Endless):
 
 
 class NanObservation(Endless):
-    """After ten frames every observation is NaN."""
+    """A task whose observations are NaN after ten frames."""
 
     def observation(self, agent):
         return torch.where(self.age > 10, float("nan"), 1.0).unsqueeze(-1)
 
 
 class StartReward(Endless):
-    """Every frame pays where the agent started."""
+    """A task whose reward is the agent's initial position."""
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
@@ -122,14 +121,14 @@ class StartReward(Endless):
 
 
 class LeakyEnvironments(Endless):
-    """Observations are relative to the mean over environments."""
+    """A mistake: observations are relative to the mean over environments."""
 
     def observation(self, agent):
         return agent.state.pos - agent.state.pos.mean(0)
 
 
 class UnseededObservations(Endless):
-    """Noise comes from a generator that no seed reaches."""
+    """A mistake: observations contain noise from a generator that no seed reaches."""
 
     generator = torch.Generator()
 
@@ -138,7 +137,7 @@ class UnseededObservations(Endless):
 
 
 class GreedyReset(Endless):
-    """A reset of one environment resets them all."""
+    """A mistake: the reset of one environment resets all environments."""
 
     def observation(self, agent):
         return agent.state.pos.clone()
@@ -148,14 +147,14 @@ class GreedyReset(Endless):
 
 
 class TerminatingTimeLimit(Endless):
-    """Reports a time limit of its own as termination."""
+    """A mistake: the scenario reports its own time limit as termination."""
 
     def done(self):
         return self.age >= 20
 
 
 class Exploding(Endless):
-    """Raises in the middle of an episode."""
+    """A mistake: the scenario raises an error in the middle of an episode."""
 
     def post_step(self):
         super().post_step()
@@ -164,7 +163,7 @@ class Exploding(Endless):
 
 
 class LateExplosion(Endless):
-    """Raises near the end of an episode."""
+    """A mistake: the scenario raises an error near the end of an episode."""
 
     def post_step(self):
         super().post_step()
@@ -173,14 +172,14 @@ class LateExplosion(Endless):
 
 
 class LeakyReward(Endless):
-    """Every environment is paid the mean over environments."""
+    """A mistake: the reward of every environment is the mean over environments."""
 
     def reward(self, agent):
         return agent.state.pos[:, 0].mean().expand(self.world.batch_dim)
 
 
 class GreedyClock(Endless):
-    """A reset of one environment sets the clocks of all to zero."""
+    """A mistake: the reset of one environment sets the clocks of all environments to zero."""
 
     def observation(self, agent):
         return self.age.unsqueeze(-1)
@@ -191,7 +190,7 @@ class GreedyClock(Endless):
 
 
 class LazyReset(Endless):
-    """A reset of one environment does nothing."""
+    """A mistake: the reset of one environment does nothing."""
 
     def reset_world_at(self, env_index=None):
         if env_index is None:
@@ -199,52 +198,53 @@ class LazyReset(Endless):
 
 
 class ObservationWithoutEnvironments(Endless):
-    """An observation has no row for each environment."""
+    """A mistake: observations have no axis of environments."""
 
     def observation(self, agent):
         return torch.zeros(3)
 
 
 class ObservationThatGrows(Endless):
-    """An observation gets a second feature in the middle of an episode."""
+    """A mistake: observations get a second feature in the middle of an episode."""
 
     def observation(self, agent):
         return torch.zeros(self.world.batch_dim, 1 + int((self.age > 5).all()))
 
 
 class RewardOfAllAgents(Endless):
-    """A reward has a column for each agent."""
+    """A mistake: rewards have a column for each agent."""
 
     def reward(self, agent):
         return torch.ones(self.world.batch_dim, self.num_agents)
 
 
 class NumberAsReward(Endless):
-    """A reward is a Python number."""
+    """A mistake: rewards are Python numbers."""
 
     def reward(self, agent):
         return 1.0
 
 
 class DoneAsNumbers(Endless):
-    """Done is 0 or 1 rather than a boolean."""
+    """A mistake: done is a float instead of a boolean."""
 
     def done(self):
         return torch.zeros(self.world.batch_dim)
 
 
 class UnboundedReward(Endless):
-    """The reward grows with the square of time."""
+    """A mistake: rewards grow with the square of time."""
 
     def reward(self, agent):
         return self.age**2
 
 
 class SoundRace(Endless):
-    """Nothing is wrong: environments terminate at different times, and what they show after that is NaN.
+    """A correct task with properties that resemble mistakes.
 
-    A method calls another with keywords, a buffer holds NaN for nothing yet, and there is an attribute as long as
-    there are environments in validation that has nothing to do with them.
+    Environments terminate at different times, and their observations are NaN after that. A method calls
+    another one with keywords. A buffer contains NaN as a sign of no value. An attribute has as many elements
+    as there are environments in validation, but it has no axis of environments.
     """
 
     def make_world(self, batch_dim, device, **kwargs):
@@ -277,35 +277,35 @@ class SoundRace(Endless):
 
 
 class FiniteHorizon(TerminatingTimeLimit):
-    """Ends after twenty frames, as agents see."""
+    """A task that ends after twenty frames and shows the time in observations."""
 
     def observation(self, agent):
         return torch.stack([self.age / 20, agent.state.pos[:, 0]], dim=-1)
 
 
 class AlwaysDone(Endless):
-    """Every frame is the last."""
+    """A mistake: every frame ends an episode."""
 
     def done(self):
         return torch.ones(self.world.batch_dim, dtype=torch.bool)
 
 
 class SparseReward(Endless):
-    """Nothing for thirty frames, then a large reward a frame: badly scaled, but bounded."""
+    """A task that pays nothing for thirty frames, then a large reward per frame: badly scaled, but bounded."""
 
     def reward(self, agent):
         return 2_000.0 * (self.age > 30)
 
 
 class LeaksFromTheLast(Endless):
-    """Every environment is paid by the speed of the last."""
+    """A mistake: the reward of every environment depends on the speed in the last environment."""
 
     def reward(self, agent):
         return agent.state.vel[-1].norm().expand(self.world.batch_dim) + agent.state.pos[:, 0]
 
 
 class GreedyAgentAttribute(Endless):
-    """A reset of one environment fills the tanks of all, which agents carry."""
+    """A mistake: the reset of one environment writes an attribute of agents in all environments."""
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
@@ -322,7 +322,7 @@ class GreedyAgentAttribute(Endless):
 
 
 class ForgetsOneAgent(Endless):
-    """A reset of one environment places all agents but one."""
+    """A mistake: the reset of one environment leaves one agent at the origin."""
 
     def reset_world_at(self, env_index=None):
         super().reset_world_at(env_index)
@@ -331,7 +331,7 @@ class ForgetsOneAgent(Endless):
 
 
 class HiddenState(Endless):
-    """Counts frames in a variable that only a function can see."""
+    """A task that counts frames in a closure, which no attribute refers to."""
 
     def make_world(self, batch_dim, device, **kwargs):
         frames = 0
@@ -358,7 +358,7 @@ class HiddenState(Endless):
 
 
 class ManyKindsOfState(Endless):
-    """Keeps state in every kind of place that a walk through attributes must find, and shows all of it."""
+    """A task with state in every kind of attribute that a walk must find; observations show the whole state."""
 
     class Phase(Enum):
         SEARCH = 1
@@ -396,7 +396,7 @@ class ManyKindsOfState(Endless):
         self.python_generator = random.Random(7)
         self.best = -math.inf
         self.whole = torch.zeros(batch_dim, 4)
-        self.part = self.whole[:, 1:3]  # the same memory
+        self.part = self.whole[:, 1:3]  # shares memory with `whole`
         self.chosen = world.agents[0]
         return world
 
@@ -440,21 +440,21 @@ class ManyKindsOfState(Endless):
 
 
 class Crashing(Endless):
-    """A mistake in the code, met in the first frame."""
+    """A mistake: the scenario raises an error in the first frame."""
 
     def reward(self, agent):
         raise RuntimeError("on purpose")
 
 
 class MissingFile(Endless):
-    """Raises what a machine in trouble might, and is to blame for it."""
+    """A mistake: the scenario raises an error that a machine in trouble may also raise."""
 
     def reward(self, agent):
         raise FileNotFoundError(2, "No such file", "map.png")
 
 
 class Crowd(Endless):
-    """Many agents that walk through each other."""
+    """A task whose agents do not collide with each other."""
 
     def make_world(self, batch_dim, device, **kwargs):
         world = super().make_world(batch_dim, device, **kwargs)
@@ -467,7 +467,7 @@ class Crowd(Endless):
 
 
 class HostBranch(Endless):
-    """Python decides what a frame does, by what a tensor holds."""
+    """A task in which Python branches on the values of a tensor."""
 
     def post_step(self):
         if (self.age > 5).any():
@@ -476,7 +476,7 @@ class HostBranch(Endless):
 
 
 class HostBranchIfAsked(HostBranch):
-    """The same where the environment says so, and otherwise always the same."""
+    """A task that branches as `HostBranch` does if the variable MAPPO_TEST_HOST_BRANCH is set."""
 
     def post_step(self):
         if os.environ.get("MAPPO_TEST_HOST_BRANCH"):
@@ -484,14 +484,14 @@ class HostBranchIfAsked(HostBranch):
 
 
 class NoisyObservation(Endless):
-    """Noise from the simulator's random state in every observation."""
+    """A task whose observations contain noise from the simulator's random state."""
 
     def observation(self, agent):
         return agent.state.pos + torch.rand_like(agent.state.pos)
 
 
 class MaskedWrites(Endless):
-    """Writes what masks select, in all the ways that scenarios do."""
+    """A task that writes to tensors through masks, in every way that scenarios use."""
 
     def make_world(self, batch_dim, device, **kwargs):
         world = super().make_world(batch_dim, device, **kwargs)
@@ -516,14 +516,14 @@ class MaskedWrites(Endless):
 
 
 class CountOfMasked(Endless):
-    """Sums what a mask selects."""
+    """A task whose reward is a sum over the elements that a mask selects."""
 
     def reward(self, agent):
         return agent.state.pos[agent.state.pos[:, 0] > 0].sum().expand(self.world.batch_dim)
 
 
 class SharedClock(Endless):
-    """Environments share one number that every frame changes."""
+    """A task whose environments share one number that every frame changes."""
 
     def make_world(self, batch_dim, device, **kwargs):
         self.clock = torch.zeros(())
@@ -538,7 +538,7 @@ class SharedClock(Endless):
 
 
 class RareState(Endless):
-    """Python counts frames, and tells after thirty of them."""
+    """A task in which Python counts frames, which changes observations only after thirty frames."""
 
     def make_world(self, batch_dim, device, **kwargs):
         frames = iter(range(10**9))

@@ -1,4 +1,8 @@
-"""Real services for tests: moto (S3 over HTTP, checks little) and Ceph RGW (an S3 store that people run)."""
+"""The real services of tests: moto (an S3 mock over HTTP), Ceph RGW (a production S3 store), PostgreSQL, a full
+disk.
+
+moto checks neither signatures nor hashes; Ceph RGW checks both.
+"""
 
 import http.client
 import logging
@@ -65,7 +69,7 @@ rgw data = {directory}/rgw
 
 
 def missing(what: str, install: str) -> NoReturn:
-    """Skip the test on a user's machine, fail it where everything is to be proved."""
+    """Skip the test, or fail it where MAPPO_REQUIRE_SERVICES is 1, because a service is not installed."""
     message = f"{what} is not installed: {install}"
     if os.environ.get("MAPPO_REQUIRE_SERVICES") == "1":
         pytest.fail(message)
@@ -74,15 +78,15 @@ def missing(what: str, install: str) -> NoReturn:
 
 def free_ports(count: int) -> list[int]:
     with ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in bound:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in bound]
+        bound_sockets = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for bound_socket in bound_sockets:
+            bound_socket.bind(("127.0.0.1", 0))
+        return [bound_socket.getsockname()[1] for bound_socket in bound_sockets]
 
 
 @contextmanager
 def file_system_of(kibibytes: int, directory: Path) -> Iterator[Path]:
-    """A file system in memory that is soon full."""
+    """Mount a small file system in memory, which a test can fill."""
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(directory)]
     try:
@@ -97,10 +101,10 @@ def file_system_of(kibibytes: int, directory: Path) -> Iterator[Path]:
 
 @contextmanager
 def moto_server() -> Iterator[str]:
-    """The endpoint of an S3 server in this process."""
+    """Run moto's S3 server in this process; yield its endpoint."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # otherwise it logs every request
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -112,7 +116,7 @@ def moto_server() -> Iterator[str]:
 
 @contextmanager
 def ceph_rgw(directory: Path) -> Iterator[str]:
-    """The endpoint of a Ceph RGW with one user: one monitor, one OSD in memory, gone with the block."""
+    """Run a Ceph RGW with one user, one monitor and one OSD in memory; yield its endpoint."""
     if not all(shutil.which(program) for program in _CEPH):
         missing("Ceph RGW", "sudo apt install ceph-common ceph-mon ceph-osd radosgw")
     v2, v1, rgw = free_ports(3)
@@ -124,8 +128,8 @@ def ceph_rgw(directory: Path) -> Iterator[str]:
 
     def call(program: str, *arguments: object) -> None:
         command = [program, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=_ceph_environment())
-        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, env=_ceph_environment())
+        assert process.returncode == 0, f"{' '.join(command)}: {process.stdout}{process.stderr}"
 
     with ExitStack() as daemons:
 
@@ -154,7 +158,7 @@ def ceph_rgw(directory: Path) -> Iterator[str]:
 
 
 def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:
-    """Make a fresh bucket at an endpoint, and the environment such that both are found; the bucket's name."""
+    """Create a bucket at an endpoint, set the environment so that boto3 finds it, and return the bucket's name."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
@@ -173,11 +177,11 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> str:
 
 @contextmanager
 def s3_client() -> "Iterator[S3Client]":
-    """A client of the tests' own, for the endpoint in the environment."""
+    """Yield boto3's client for the endpoint in the environment, to look into a bucket without `S3Store`."""
     yield _client(os.environ["AWS_ENDPOINT_URL"])
 
 
-@cache  # a new one takes a tenth of a second
+@cache  # creating a client takes a tenth of a second
 def _client(endpoint: str) -> "S3Client":
     options = Config(
         s3={"addressing_style": "path"},
@@ -191,7 +195,7 @@ def _client(endpoint: str) -> "S3Client":
 
 @contextmanager
 def _daemon(directory: Path, *command: str) -> Iterator[None]:
-    """A program that ends with the block, and with this process if that is killed."""
+    """Run a program until the block ends. The kernel kills the program if this process is killed."""
     with (directory / f"{command[0]}.out").open("wb") as output:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command],
@@ -208,7 +212,7 @@ def _daemon(directory: Path, *command: str) -> Iterator[None]:
 
 
 def _ceph_environment() -> dict[str, str]:
-    """Debian's `ceph` is Python of its own; a virtual environment's settings are none of its business."""
+    """Return the environment without Python's settings: Debian's `ceph` runs on the system's Python."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "CEPH_"))}
 
 
@@ -231,7 +235,7 @@ def wait(condition: Callable[[], bool], seconds: float, message: object) -> None
 
 
 class Postgres:
-    """A PostgreSQL server of its own in a temporary directory, which can be stopped and started again."""
+    """A PostgreSQL server in a directory, which a test can stop and start again."""
 
     def __init__(self, directory: Path):
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
@@ -240,7 +244,7 @@ class Postgres:
         self._bin, self._directory = programs[-1].parent, directory
         self._port = free_ports(1)[0]
         self._as_user: list[str] = []
-        if os.geteuid() == 0:  # which PostgreSQL refuses
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
             shutil.chown(directory, "postgres", "postgres")
         self._call("initdb", "--auth=trust", "--username=mappo", "--no-sync", "--encoding=UTF8", "-D", "data")
@@ -250,7 +254,7 @@ class Postgres:
         return f"postgresql://mappo:a-password@127.0.0.1:{self._port}/{database}"
 
     def create(self, database: str) -> str:
-        """The URL of a fresh database."""
+        """Create a database and return its URL."""
         self._call("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "mappo", database)
         return self.url(database)
 
@@ -264,14 +268,17 @@ class Postgres:
     def _call(self, program: str, *arguments: str) -> None:
         command = [*self._as_user, str(self._bin / program), *arguments]
         output = self._directory / "output"
-        with output.open("w") as file:  # not a pipe, which the server would keep open
-            done = subprocess.run(command, cwd=self._directory, stdout=file, stderr=file, timeout=60)
-        assert done.returncode == 0, f"{' '.join(command)}: {output.read_text()}"
+        with output.open("w") as file:  # the server would keep a pipe open, and `run` would wait for its end
+            process = subprocess.run(command, cwd=self._directory, stdout=file, stderr=file, timeout=60)
+        assert process.returncode == 0, f"{' '.join(command)}: {output.read_text()}"
 
 
 @contextmanager
 def postgres() -> Iterator[Postgres]:
-    """A server that is gone with the block; not below pytest's directories, which its user cannot enter."""
+    """Run a PostgreSQL server until the block ends.
+
+    Its directory is not below pytest's directories, which the user `postgres` cannot enter.
+    """
     directory = Path(tempfile.mkdtemp(prefix="mappo-postgres-"))
     directory.chmod(0o755)
     try:

@@ -13,7 +13,7 @@ from tests.conftest import CPU, counted_waits
 
 
 def batches(count, max_episode_frames=7):
-    """So many of 4 environments and 5 frames."""
+    """Return batches of 4 environments and 5 frames."""
     environment = make_environment(
         EnvironmentConfig(scenario="navigation", max_episode_frames=max_episode_frames), 4, 0, Stream.TRAINING, CPU
     )
@@ -25,25 +25,25 @@ def batches(count, max_episode_frames=7):
     return collected
 
 
-def test_batches_are_environments_by_time():
+def test_batches_have_the_shape_environments_by_time():
     assert [batch.shape for batch in batches(3)] == [(4, 5)] * 3
 
 
-def test_a_batch_continues_the_one_before():
+def test_batch_continues_the_previous_batch():
     collected = batches(3)
     whole = torch.cat(collected, dim=1)
-    ended = whole["next", DONE][:, :-1, 0]
-    seen, following = whole["next", OBSERVATION][:, :-1], whole[OBSERVATION][:, 1:]
-    assert torch.equal(seen[~ended], following[~ended])
+    done = whole["next", DONE][:, :-1, 0]
+    results, starts = whole["next", OBSERVATION][:, :-1], whole[OBSERVATION][:, 1:]
+    assert torch.equal(results[~done], starts[~done])
     assert torch.equal(whole[STEP_COUNT][0, :, 0], torch.arange(15) % 7)
 
 
-def test_an_earlier_batch_is_not_overwritten_by_a_later_one():
+def test_later_batch_does_not_overwrite_an_earlier_one():
     first, second = batches(2)
     assert not torch.equal(first[OBSERVATION], second[OBSERVATION])
 
 
-def test_observation_that_is_not_finite_stops_collection_naming_the_agent():
+def test_collection_stops_and_names_the_agent_when_an_observation_is_not_finite():
     environment = make_environment(
         EnvironmentConfig(scenario="tests.support.scenarios:NanObservation"), 3, 0, Stream.TRAINING, CPU
     )
@@ -52,8 +52,7 @@ def test_observation_that_is_not_finite_stops_collection_naming_the_agent():
         PlainSimulation(environment).collect(policy, 20, environment.reset())
 
 
-def test_what_is_carried_is_what_a_reset_gives_and_no_more():
-    """Values are those of the last frame, but for what is not needed to play on."""
+def test_carried_tensors_have_the_keys_of_a_reset_and_the_values_of_the_last_frame():
     environment = make_environment(EnvironmentConfig(scenario="navigation"), 3, 0, Stream.TRAINING, CPU)
     policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
     start = environment.reset()
@@ -65,29 +64,29 @@ def test_what_is_carried_is_what_a_reset_gives_and_no_more():
 
 
 def collected_by(fast, seed=0):
-    """Two batches of 4 environments, and what is carried after them."""
+    """Return two batches of 4 environments and the tensors carried after them."""
     with private_random_streams(seed, Stream.TRAINING, CPU):
         config = EnvironmentConfig(scenario="tests.support.scenarios:PushRight", max_episode_frames=7)
         environment = make_environment(config, 4, seed, Stream.TRAINING, CPU)
         policy = make_networks(NetworksConfig(hidden_sizes=(8,)), environment).policy
         if fast:
             simulation = make_fast_simulation(config, environment, is_compiled=False)
-            played = FastEnvironment(simulation, environment, config.max_episode_frames)
+            collecting = FastEnvironment(simulation, environment, config.max_episode_frames)
         else:
-            played = PlainSimulation(environment)
-        first, carried = played.collect(policy, 5, played.reset())
-        second, carried = played.collect(policy, 5, carried)
+            collecting = PlainSimulation(environment)
+        first, carried = collecting.collect(policy, 5, collecting.reset())
+        second, carried = collecting.collect(policy, 5, carried)
     return torch.cat([first, second], dim=1), carried
 
 
-def test_frames_of_the_fast_simulation_wait_for_no_gpu(monkeypatch):
+def test_frames_of_the_fast_simulation_do_not_wait_for_the_gpu(monkeypatch):
     monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 0)
     with private_random_streams(0, Stream.TRAINING, CPU):
         config = EnvironmentConfig(scenario="tests.support.scenarios:PushRight", max_episode_frames=7)
         plain = make_environment(config, 4, 0, Stream.TRAINING, CPU)
         policy = make_networks(NetworksConfig(hidden_sizes=(8,)), plain).policy
         simulation = make_fast_simulation(config, plain, is_compiled=False)
-        monkeypatch.setattr(simulation, "_is_waited_for", False)
+        monkeypatch.setattr(simulation, "_is_on_cpu", False)
         environment = FastEnvironment(simulation, plain, 7)
         _, carried = environment.collect(policy, 1, environment.reset())
         waits = {}
@@ -98,8 +97,8 @@ def test_frames_of_the_fast_simulation_wait_for_no_gpu(monkeypatch):
     assert waits[15] == waits[5]
 
 
-def test_fast_simulation_collects_what_the_plain_environment_does():
-    """Bit by bit up to the first reset, as both draw the same numbers until then."""
+def test_fast_simulation_collects_the_same_batch_as_the_plain_environment():
+    """Frames are bit-identical up to the first reset, because both draw the same numbers until then."""
     plain, _ = collected_by(fast=False)
     fast, _ = collected_by(fast=True)
     assert set(plain.keys(True, True)) == set(fast.keys(True, True))

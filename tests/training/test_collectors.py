@@ -1,4 +1,4 @@
-"""Several processes that collect for one training run."""
+"""The collector whose processes collect for one training run."""
 
 import os
 import signal
@@ -37,8 +37,8 @@ def config_of(processes=2, **collection) -> ExperimentConfig:
 
 
 @contextmanager
-def begun(config):
-    """A collector that has begun, and a policy."""
+def running(config):
+    """Yield a collector after `begin`, and a policy."""
     with private_random_streams(0, Stream.TRAINING, CPU), closing(make_collector(config, CPU)) as collector:
         policy = make_networks(config.networks, collector.environment).policy
         collector.begin()
@@ -47,16 +47,15 @@ def begun(config):
 
 @pytest.fixture
 def collecting():
-    with begun(config_of()) as both:
-        yield both
+    with running(config_of()) as collector_and_policy:
+        yield collector_and_policy
 
 
 def pids_of(collector):
     return [process._process.pid for process in collector._processes]
 
 
-def test_each_process_collects_what_it_would_alone(collecting):
-    """Two batches, of each process after the other, beside collectors in this process with the same streams."""
+def test_each_process_collects_the_same_batch_as_a_local_collector_with_its_streams(collecting):
     together, policy = collecting
     batches = [together.collect(policy) for _ in range(2)]
     for index in range(2):
@@ -74,7 +73,7 @@ def test_each_process_collects_what_it_would_alone(collecting):
     assert not torch.equal(first[:2], first[2:])
 
 
-def test_training_in_two_processes_goes_on_bit_by_bit(tmp_path):
+def test_resumed_training_in_two_processes_equals_uninterrupted_training(tmp_path):
     config = config_of(total_frames=4 * 40)
     whole = train_here(config, tmp_path / "whole")
 
@@ -88,7 +87,7 @@ def test_training_in_two_processes_goes_on_bit_by_bit(tmp_path):
     assert_same_training(train_here(config, tmp_path / "stopped"), whole)
 
 
-WRONG = {
+DAMAGES = {
     "no process": lambda structure: structure.pop("processes"),
     "one process": lambda structure: structure["processes"].pop(),
     "half a process": lambda structure: structure["processes"][0].pop("objects"),
@@ -98,28 +97,29 @@ WRONG = {
 
 def test_state_of_other_collectors_is_refused(collecting):
     collector, _ = collecting
-    for name, wrong in WRONG.items():
+    for name, damage in DAMAGES.items():
         state = collector.capture()
-        wrong(state.structure)
+        damage(state.structure)
         with pytest.raises(SimulationStateError):
             collector.restore(state)
             raise AssertionError(name)
 
 
-def test_process_that_is_killed_ends_training_with_a_message(collecting):
+def test_training_ends_with_a_message_when_a_process_is_killed(collecting):
     collector, policy = collecting
     os.kill(pids_of(collector)[1], signal.SIGKILL)
-    with pytest.raises(ProcessDied, match=r"process 2 of collection.processes ended with -9 \(-9: killed, often"):
+    with pytest.raises(
+        ProcessDied, match=r"process 2 of collection.processes ended with exit code -9 \(-9: killed, often"
+    ):
         collector.collect(policy)
 
 
-def test_processes_end_when_nobody_is_left_to_ask(tmp_path):
-    """Even where the trainer is killed and can clean up nothing."""
+def test_processes_end_when_the_trainer_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from tests.training.test_collectors import *\n"
         "if __name__ == '__main__':\n"
-        "    with begun(config_of()) as (collector, _):\n"
+        "    with running(config_of()) as (collector, _):\n"
         "        print(*pids_of(collector), flush=True)\n"
         "        input()\n"
     )
@@ -130,23 +130,23 @@ def test_processes_end_when_nobody_is_left_to_ask(tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    pids = [int(each) for each in process.stdout.readline().split()]
+    pids = [int(word) for word in process.stdout.readline().split()]
     assert len(pids) == 2
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "they are still there"
+        assert time.monotonic() < deadline, "the processes are still running"
         time.sleep(0.05)
 
 
-def test_errors_of_processes_are_those_of_one():
+def test_error_in_a_process_is_raised_by_the_collector():
     config = override(
         config_of(rollout_frames=20),
         {"environment": {"scenario": "tests.support.scenarios:NanObservation", "max_episode_frames": 100}},
     )
     with (
-        begun(config) as (collector, policy),
+        running(config) as (collector, policy),
         pytest.raises(NonFiniteObservation, match="feature 0 of the observation of agent 0 is nan"),
     ):
         collector.collect(policy)

@@ -1,4 +1,4 @@
-"""Training that stops at any moment ends as if it had not: parameters, optimiser, random states, history."""
+"""The equality of resumed and uninterrupted training: parameters, optimiser, random states, history."""
 
 import logging
 import random
@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 def small(config: ExperimentConfig, **changes) -> ExperimentConfig:
-    """Five iterations of half a second in all, with episodes that are longer than a batch."""
+    """Return a configuration of five iterations, half a second in total, with episodes longer than a batch."""
     return override(
         config,
         {
@@ -47,7 +47,7 @@ def small(config: ExperimentConfig, **changes) -> ExperimentConfig:
 
 
 def run_training(config, directory, stop_at=None, start=None):
-    """Train in this process, dying in the middle of an iteration if asked to."""
+    """Train in this process, and raise `Stopped` in the iteration `stop_at`."""
 
     def on_report(report):
         if report.progress.iteration == stop_at:
@@ -61,7 +61,7 @@ def assert_resumes_exactly(config, tmp_path, stops=(2, 4), start=None):
     for stop in stops:
         with pytest.raises(Stopped):
             run_training(config, tmp_path / "stopped", stop, start)
-        torch.rand(3)  # what the process draws in between does not matter
+        torch.rand(3)  # random numbers that the process draws between the attempts must not matter
     resumed = run_training(config, tmp_path / "stopped", start=start)
     assert_same_training(whole, resumed)
     assert_same_training(last(tmp_path / "whole"), last(tmp_path / "stopped"))
@@ -86,7 +86,7 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
     ],
     ids=lambda changes: str(changes).translate(str.maketrans("", "", "{}'\" "))[:60],
 )
-def test_resumed_run_equals_uninterrupted_run_whatever_is_configured(changes, tmp_path):
+def test_resumed_run_equals_uninterrupted_run_for_every_configuration(changes, tmp_path):
     assert_resumes_exactly(small(from_dict(TINY), **changes), tmp_path, stops=(3,))
 
 
@@ -99,7 +99,7 @@ def test_resumed_run_equals_uninterrupted_run_when_it_did_not_start_from_scratch
     assert_resumes_exactly(longer, tmp_path, stops, StartingPoint(kind, first))
 
 
-def test_finished_run_is_left_as_it_is(tmp_path):
+def test_finished_run_is_not_changed(tmp_path):
     config = small(from_dict(TINY))
     whole = run_training(config, tmp_path)
     keys = [entry.key for entry in Run.at(tmp_path).store.entries("checkpoints/")]
@@ -107,7 +107,7 @@ def test_finished_run_is_left_as_it_is(tmp_path):
     assert [entry.key for entry in Run.at(tmp_path).store.entries("checkpoints/")] == keys
 
 
-def test_resumed_run_takes_the_number_of_threads_of_before(tmp_path):
+def test_resumed_run_uses_the_previous_number_of_threads(tmp_path):
     config = small(from_dict(TINY), threads=0, collection={"total_frames": 120})
     torch.set_num_threads(2)
     try:
@@ -119,7 +119,7 @@ def test_resumed_run_takes_the_number_of_threads_of_before(tmp_path):
         torch.set_num_threads(1)
 
 
-def test_going_on_elsewhere_is_said_to_be_inexact(tmp_path, monkeypatch, caplog):
+def test_resuming_with_another_version_logs_that_results_differ(tmp_path, monkeypatch, caplog):
     config = small(from_dict(TINY))
     monkeypatch.setattr("mappo.__version__", "0.0.1")
     with pytest.raises(Stopped):
@@ -127,7 +127,7 @@ def test_going_on_elsewhere_is_said_to_be_inexact(tmp_path, monkeypatch, caplog)
     monkeypatch.undo()
     with caplog.at_level(logging.WARNING):
         run_training(config, tmp_path)
-    assert "not bit by bit as it would have: mappo 0.0.1 -> " in caplog.text
+    assert "results will not be bit-identical: mappo 0.0.1 -> " in caplog.text
 
 
 KILLED = small(
@@ -139,13 +139,13 @@ KILLED = small(
 
 
 def kill_in_the_middle(config, folder, moments, with_signal=signal.SIGKILL):
-    """Kill training at each of these moments, in seconds after it began an attempt; how many kills hit it."""
+    """Kill training at several moments, in seconds after the start of an attempt; return how many kills hit it."""
     hits = 0
     for moment in moments:
         attempts = folder / "killed" / "attempts"
-        before = len(list(attempts.glob("????.json")))
+        num_attempts = len(list(attempts.glob("????.json")))
         process = start_training(config, folder, "killed", folder)
-        if wait_for(lambda: len(list(attempts.glob("????.json"))) > before, process):  # noqa: B023
+        if wait_for(lambda: len(list(attempts.glob("????.json"))) > num_attempts, process):  # noqa: B023
             time.sleep(moment)
         hits += process.poll() is None
         kill(process, with_signal)
@@ -153,14 +153,14 @@ def kill_in_the_middle(config, folder, moments, with_signal=signal.SIGKILL):
 
 
 def is_saving(run) -> bool:
-    """Whether parts of a checkpoint of the newest attempt are there, and not yet its manifest."""
-    newest = f"blobs/{max(run._attempts()):04d}-"
-    named = {key for saved, manifest in run.readable(run.saved()).items() for key in saved.blobs(manifest)}
+    """Return whether the newest attempt has saved parts of a checkpoint, but not yet the manifest."""
+    newest = f"blobs/{max(run.attempt_numbers()):04d}-"
+    named = {key for saved, manifest in run.readable(run.refs()).items() for key in saved.blobs(manifest)}
     return any(entry.key not in named for entry in run.store.entries("blobs/") if entry.key.startswith(newest))
 
 
-def go_on(folder):
-    """What `start_training` started and what was killed, in this process."""
+def resume(folder):
+    """Resume in this process the run that `start_training` started and a test killed."""
     arguments = ["--config", str(folder / "config.json"), "--store", str(folder), "--run", "killed"]
     assert main(["train", *arguments]) == 0
 
@@ -171,41 +171,43 @@ def test_run_killed_at_random_moments_and_inside_a_save_equals_uninterrupted_run
     assert kill_in_the_middle(KILLED, tmp_path, [moments.uniform(1, 2.5) for _ in range(3)]) == 3
     run = Run.at(tmp_path / "killed")
     process = start_training(KILLED, tmp_path, "killed", tmp_path)
-    before = len(list((tmp_path / "killed" / "attempts").glob("????.json")))
-    assert wait_for(lambda: len(list((tmp_path / "killed" / "attempts").glob("????.json"))) > before, process)
+    num_attempts = len(list((tmp_path / "killed" / "attempts").glob("????.json")))
+    assert wait_for(
+        lambda: len(list((tmp_path / "killed" / "attempts").glob("????.json"))) > num_attempts, process
+    )
     assert wait_for(lambda: iterations(tmp_path / "killed"), process)
     assert wait_for(lambda: is_saving(run), process)
     kill(process)
-    go_on(tmp_path)
-    assert "goes on after" in capsys.readouterr().out
+    resume(tmp_path)
+    assert "resumed after" in capsys.readouterr().out
     assert_same_training(whole, last(tmp_path / "killed"))
 
 
-def test_sigterm_saves_what_is_done_and_says_preempted(tmp_path):
+def test_training_saves_its_progress_and_logs_preempted_when_it_receives_sigterm(tmp_path):
     config = override(KILLED, {"collection": {"total_frames": 60_000}})
     process = start_training(config, tmp_path, "killed", tmp_path)
     assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
     output = kill(process, signal.SIGTERM)
     assert process.returncode == 143, output
-    assert "[train] preempted: this process was asked to end" in output
+    assert "[train] preempted: this process received SIGTERM" in output
     rows = len((tmp_path / "killed" / "history.csv").read_text().splitlines()) - 1
-    assert iterations(tmp_path / "killed")[0] in (rows, rows - 1)  # the report of the last may have come, alone
+    assert iterations(tmp_path / "killed")[0] in (rows, rows - 1)  # the last row may have no checkpoint yet
 
 
-def test_interrupted_training_says_how_to_go_on_and_does(tmp_path, capsys):
+def test_interrupted_training_prints_how_to_resume_and_resumes(tmp_path, capsys):
     process = start_training(KILLED, tmp_path, "killed", tmp_path)
     assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
     output = kill(process, signal.SIGINT)
     assert process.returncode == 130, output
-    assert "interrupted; to go on, give the same command with --run killed" in output
-    go_on(tmp_path)
-    assert "goes on after" in capsys.readouterr().out
+    assert "interrupted; to resume, give the same command with --run killed" in output
+    resume(tmp_path)
+    assert "resumed after" in capsys.readouterr().out
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["navigation", "balance", "swarm", "seed-document", "benchmarl-base"])
-def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
-    """Twelve kills each, at random moments: 60 in all."""
+def test_run_killed_many_times_equals_uninterrupted_run(name, tmp_path):
+    """Kill each run twelve times at random moments: 60 kills in total."""
     config = small(recipe(name), collection={"total_frames": 60 * 400})
     finish(start_training(config, tmp_path, "whole", tmp_path))
     moments = random.Random(name)
@@ -216,8 +218,8 @@ def test_run_killed_again_and_again_equals_uninterrupted_run(name, tmp_path):
     assert hits >= 10
 
 
-def test_resumed_run_equals_uninterrupted_run_when_all_is_fast(tmp_path, caplog):
-    """With environments that end at different times, so that sets of fresh states are left half taken.
+def test_resumed_run_equals_uninterrupted_run_when_simulation_and_update_are_fast(tmp_path, caplog):
+    """Environments end at different times, so that the pool of fresh states holds sets of which some are taken.
 
     The entropy bonus draws random numbers inside the compiled update.
     """
@@ -231,7 +233,7 @@ def test_resumed_run_equals_uninterrupted_run_when_all_is_fast(tmp_path, caplog)
     assert "the simulation is fast: compiled and checked in" in caplog.text
 
 
-def test_run_that_cannot_be_fast_is_plain_and_says_why(tmp_path, caplog):
+def test_run_is_plain_and_logs_the_reason_when_it_cannot_be_fast(tmp_path, caplog):
     environment = {"scenario": "tests.support.scenarios:HostBranch", "scenario_kwargs": {}}
     plain = small(recipe("navigation"), environment=environment)
     trained = run_training(plain, tmp_path / "plain")
@@ -244,14 +246,13 @@ def test_run_that_cannot_be_fast_is_plain_and_says_why(tmp_path, caplog):
 
 
 @pytest.mark.long
-def test_run_does_not_go_on_where_what_was_fast_cannot_be(tmp_path, monkeypatch):
-    """Nor the other way round."""
+def test_resuming_is_refused_when_the_simulation_would_be_another(tmp_path, monkeypatch):
     environment = {"scenario": "tests.support.scenarios:HostBranchIfAsked", "scenario_kwargs": {}}
     config = small(recipe("navigation"), environment=environment, collection={"simulation": "fast"})
-    for begun, resumed, ways in (("", "yes", "'fast' and is 'plain'"), ("yes", "", "'plain' and is 'fast'")):
-        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", begun)
+    for first, second, ways in (("", "yes", "'fast' and is 'plain'"), ("yes", "", "'plain' and is 'fast'")):
+        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", first)
         with pytest.raises(Stopped):
-            run_training(config, tmp_path / f"begun{begun}", stop_at=2)
-        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", resumed)
+            run_training(config, tmp_path / f"first{first}", stop_at=2)
+        monkeypatch.setenv("MAPPO_TEST_HOST_BRANCH", second)
         with pytest.raises(CheckpointError, match=f"the simulation was {ways} here"):
-            run_training(config, tmp_path / f"begun{begun}")
+            run_training(config, tmp_path / f"first{first}")

@@ -26,17 +26,17 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny, tmp_path):
+def test_same_seed_gives_bit_identical_parameters_and_another_seed_does_not(tiny, tmp_path):
     one = run(tiny, tmp_path / "1")
-    torch.rand(100)  # what the process drew before does not matter
+    torch.rand(100)  # random numbers that the process drew before must not matter
     assert equal(one, run(tiny, tmp_path / "2"))
     assert not equal(one, run(override(tiny, {"seed": 1}), tmp_path / "3"))
 
 
-def test_evaluating_in_the_middle_does_not_disturb_training(tiny, tmp_path):
+def test_evaluation_by_a_callback_does_not_change_training(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path / "1")
-    saved = load_checkpoint(tmp_path / "1", "last")
-    assert equal(undisturbed, run(tiny, tmp_path / "2", on_report=lambda report: evaluate(tiny, saved)))
+    checkpoint = load_checkpoint(tmp_path / "1", "last")
+    assert equal(undisturbed, run(tiny, tmp_path / "2", on_report=lambda report: evaluate(tiny, checkpoint)))
 
 
 def test_reports_count_frames_iterations_and_episodes(tiny, tmp_path):
@@ -53,13 +53,13 @@ def test_reports_count_frames_iterations_and_episodes(tiny, tmp_path):
         )
 
 
-def test_training_covers_the_frames_asked_for_in_whole_iterations(tiny, tmp_path):
+def test_training_rounds_total_frames_up_to_whole_iterations(tiny, tmp_path):
     reports = []
     run(override(tiny, {"collection": {"total_frames": 121}}), tmp_path / "run", reports.append)
     assert [report.progress.frames for report in reports] == [120, 240]
 
 
-def test_history_file_has_a_row_an_iteration_and_empty_cells_for_nan(tiny, tmp_path):
+def test_history_file_has_a_row_per_iteration_and_empty_cells_for_nan(tiny, tmp_path):
     config = override(tiny, {"environment": {"max_episode_frames": 30}, "collection": {"total_frames": 240}})
     run(config, tmp_path / "run")
     with (tmp_path / "run" / "history.csv").open(newline="") as history:
@@ -72,7 +72,7 @@ def test_history_file_has_a_row_an_iteration_and_empty_cells_for_nan(tiny, tmp_p
     assert float(rows[1]["loss_critic"]) > 0
 
 
-def test_returns_are_of_whole_episodes_also_when_they_span_batches(tmp_path):
+def test_returns_cover_whole_episodes_when_episodes_span_batches(tmp_path):
     config = override(
         endless(max_episode_frames=30),
         {"collection": {"rollout_frames": 20, "total_frames": 480}, "learner": {"minibatch_frames": 80}},
@@ -83,7 +83,7 @@ def test_returns_are_of_whole_episodes_also_when_they_span_batches(tmp_path):
     assert returns == [30.0, 30.0]  # one reward a frame
 
 
-def test_episodes_that_end_at_different_times_are_counted_each(tmp_path):
+def test_every_episode_is_counted_when_episodes_end_at_different_times(tmp_path):
     """Environment i terminates every 2 + i frames: its episodes return 2 + i, and only it is reset."""
     config = override(
         endless(scenario_kwargs={"terminate_after": [2, 3, 4]}),
@@ -150,7 +150,7 @@ def select(config, interval, **changes):
 
 
 def learned(report):
-    """All numbers of an iteration but wall-clock, memory and evaluation."""
+    """Return the numbers of an iteration, without wall-clock times, memory, evaluation and saves."""
     row = report.row()
     return {
         name: value
@@ -160,7 +160,7 @@ def learned(report):
 
 
 @pytest.mark.parametrize("networks", [{}, {"normalise_observations": True, "normalise_values": True}])
-def test_evaluation_during_training_does_not_change_training_by_one_bit(tiny, tmp_path, networks):
+def test_training_with_evaluations_is_bit_identical_to_training_without(tiny, tmp_path, networks):
     tensors, histories = [], []
     for interval in (0, 1, 2, 100):
         reports = []
@@ -179,7 +179,7 @@ def test_evaluations_are_due_every_interval_and_at_the_end(tiny, tmp_path, inter
     assert due == evaluated
 
 
-def test_best_checkpoint_is_that_of_the_highest_evaluation(tiny, tmp_path):
+def test_best_checkpoint_has_the_highest_evaluation_return(tiny, tmp_path):
     changes = {"collection": {"total_frames": 960}, "learner": {"learning_rate": 0.1}, "seed": 2}
     config = override(select(tiny, 1), changes)
     reports = []
@@ -189,10 +189,10 @@ def test_best_checkpoint_is_that_of_the_highest_evaluation(tiny, tmp_path):
     assert best.iteration == max(by_iteration, key=by_iteration.get)
     assert best.selection_return == by_iteration[best.iteration]
     assert (last.iteration, last.selection_return) == (8, by_iteration[8])
-    assert best.iteration < 8  # at this learning rate training gets worse, or the test shows nothing
+    assert best.iteration < 8  # at this learning rate training must get worse, otherwise the test shows nothing
 
 
-def test_best_is_the_last_without_evaluation_during_training(tiny, tmp_path):
+def test_best_checkpoint_is_the_last_one_when_training_has_no_evaluations(tiny, tmp_path):
     run(select(tiny, 0), tmp_path)
     best, last = (load_checkpoint(tmp_path, name) for name in ("best", "last"))
     assert equal(best.tensors, last.tensors)
@@ -222,14 +222,14 @@ def test_best_checkpoint_survives_when_training_diverges_later(tmp_path):
     assert iterations(tmp_path / "trained") == [1]
 
 
-def test_extended_run_goes_on_where_it_stopped(tiny, tmp_path):
+def test_extended_run_continues_where_the_first_run_stopped(tiny, tmp_path):
     first = train_here(tiny, tmp_path / "first")
     longer = override(
         tiny, {"collection": {"total_frames": 600}, "threads": 2, "selection": {"interval_iterations": 0}}
     )
     reports = []
-    saved = load_checkpoint(tmp_path / "first", "last")
-    extended = train_here(longer, tmp_path / "2", reports.append, StartingPoint("extend", saved))
+    checkpoint = load_checkpoint(tmp_path / "first", "last")
+    extended = train_here(longer, tmp_path / "2", reports.append, StartingPoint("extend", checkpoint))
     assert [report.progress.iteration for report in reports] == [4, 5]
     assert [report.progress.frames for report in reports] == [480, 600]
     rate = tiny.learner.learning_rate
@@ -239,8 +239,8 @@ def test_extended_run_goes_on_where_it_stopped(tiny, tmp_path):
     assert {value.item() for value in steps.values()} == {5 * 2 * 3}  # iterations, epochs, minibatches
 
 
-def test_extension_starts_from_the_very_networks_and_optimiser(tiny, tmp_path):
-    """With a learning rate of almost nothing, the networks stay and Adam's step count goes on."""
+def test_extension_starts_from_the_networks_of_the_first_run(tiny, tmp_path):
+    """The learning rate is almost 0, so that training hardly changes the networks."""
     small = override(tiny, {"learner": {"learning_rate": 1e-12, "learning_rate_schedule": "constant"}})
     first = train_here(small, tmp_path / "first")
     longer = override(small, {"collection": {"total_frames": 480}})
@@ -249,7 +249,7 @@ def test_extension_starts_from_the_very_networks_and_optimiser(tiny, tmp_path):
         assert torch.allclose(tensor, extended.tensors[name], atol=1e-6), name
 
 
-def test_extension_collects_other_episodes_than_the_start(tiny, tmp_path):
+def test_extension_collects_other_episodes_than_the_first_run(tiny, tmp_path):
     first = train_here(tiny, tmp_path / "first")
     longer = override(tiny, {"collection": {"total_frames": 480}})
     reports, scratch = [], []
@@ -261,34 +261,34 @@ def test_extension_collects_other_episodes_than_the_start(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"collection": {"total_frames": 360}}, "has 360 frames already; ask for more"),
+        ({"collection": {"total_frames": 360}}, "has 360 frames already; set a larger number"),
         ({"collection": {"total_frames": 600}, "learner": {"epochs": 3}}, "learner.epochs = 2 -> 3"),
         ({"collection": {"total_frames": 600}, "seed": 3}, "seed = 0 -> 3"),
         ({"collection": {"total_frames": 600, "num_envs": 12}}, "collection.num_envs = 6 -> 12"),
     ],
 )
-def test_extension_with_another_configuration_is_refused_naming_what_changed(tiny, tmp_path, changes, reason):
+def test_extension_with_another_configuration_is_refused_with_the_changed_fields(tiny, tmp_path, changes, reason):
     first = train_here(tiny, tmp_path / "first")
     with pytest.raises(ConfigError, match=reason):
         train_here(override(tiny, changes), tmp_path / "a", print, StartingPoint("extend", first))
     assert not (tmp_path / "a").exists()
 
 
-def test_extension_of_a_checkpoint_with_no_or_a_broken_optimiser_is_refused(tiny, tmp_path):
+def test_extension_is_refused_when_the_optimiser_of_the_checkpoint_is_missing_or_broken(tiny, tmp_path):
     first = train_here(tiny, tmp_path / "first")
     longer = override(tiny, {"collection": {"total_frames": 600}})
     broken = {name: value * float("nan") for name, value in first.optimiser.items()}
     for optimiser in ({}, broken):
         start = StartingPoint("extend", dataclasses.replace(first, optimiser=optimiser))
         with pytest.raises(
-            CheckpointError, match="cannot go on from the checkpoint: the optimiser's step, exp_avg"
+            CheckpointError, match="cannot resume from the checkpoint: the optimiser's step, exp_avg"
         ):
             train_here(longer, tmp_path / "a", print, start)
 
 
-def test_extension_of_a_run_that_did_not_finish_is_refused(tiny, tmp_path):
+def test_extension_of_an_unfinished_run_is_refused(tiny, tmp_path):
     first = dataclasses.replace(train_here(tiny, tmp_path / "first"), iteration=2, frames=240)
-    with pytest.raises(ConfigError, match="the run to extend did not finish: it has 2 of 3 iterations"):
+    with pytest.raises(ConfigError, match="the run to extend is not finished: the run has 2 of 3 iterations"):
         train_here(
             override(tiny, {"collection": {"total_frames": 600}}),
             tmp_path / "a",
@@ -296,7 +296,7 @@ def test_extension_of_a_run_that_did_not_finish_is_refused(tiny, tmp_path):
         )
 
 
-def test_warm_start_begins_with_the_networks_and_everything_else_new(tiny, tmp_path):
+def test_warm_start_takes_over_the_networks_and_nothing_else(tiny, tmp_path):
     first = train_here(tiny, tmp_path / "first")
     other = override(
         tiny,
@@ -308,20 +308,20 @@ def test_warm_start_begins_with_the_networks_and_everything_else_new(tiny, tmp_p
     assert all(torch.allclose(first.tensors[name], warm.tensors[name], atol=1e-6) for name in first.tensors)
 
 
-def test_warm_start_into_other_networks_is_refused_naming_the_tensors(tiny, tmp_path):
+def test_warm_start_is_refused_when_the_networks_have_other_shapes(tiny, tmp_path):
     first = train_here(tiny, tmp_path / "first")
     other = override(tiny, {"networks": {"hidden_sizes": [17]}})
     with pytest.raises(CheckpointError, match="does not fit these networks"):
         train_here(other, tmp_path / "a", print, StartingPoint("warm-start", first))
 
 
-def test_batch_that_cannot_fit_is_refused_before_it_starts(tiny, tmp_path):
+def test_batch_that_does_not_fit_in_memory_is_refused_before_training(tiny, tmp_path):
     huge = {"num_envs": 1_000_000, "rollout_frames": 1_000_000, "total_frames": 10**12}
     with pytest.raises(ConfigError, match="GiB are free on cpu; collect fewer frames at once"):
         run(override(tiny, {"collection": huge}), tmp_path)
 
 
-def test_report_tells_the_peak_of_memory(tiny, tmp_path):
+def test_report_contains_the_peak_of_memory(tiny, tmp_path):
     reports = []
     run(tiny, tmp_path, reports.append)
     assert 50e6 < reports[-1].peak_memory_bytes < 50e9
@@ -330,8 +330,8 @@ def test_report_tells_the_peak_of_memory(tiny, tmp_path):
 
 @pytest.mark.parametrize("scenario", ["simple_reference", "football", "swarm"])
 @pytest.mark.parametrize("actions", ["continuous", "discrete", "multi-discrete"])
-def test_trains_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
-    """simple_reference: agents speak; football: episodes end early."""
+def test_training_works_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
+    """The agents of simple_reference speak; the episodes of football end early."""
     environment = {"scenario": scenario, "scenario_kwargs": {}, "actions": actions}
     reports = []
     run(
@@ -340,7 +340,7 @@ def test_trains_with_every_kind_of_action(tiny, tmp_path, scenario, actions):
     assert reports[-1].progress.frames == 360
 
 
-def test_extended_run_is_never_best_below_its_start_and_says_how_it_started(tiny, tmp_path):
+def test_best_of_an_extended_run_is_at_least_its_start_and_checkpoints_name_the_start(tiny, tmp_path):
     config = select(tiny, 1)
     first = train_here(config, tmp_path / "first")
     worse = override(config, {"collection": {"total_frames": 480}})

@@ -1,4 +1,4 @@
-"""The nightly dump of the database of studies, made, kept and restored with the scripts of the CronJob itself."""
+"""The nightly dump of the database of studies: tests dump, upload and restore with the CronJob's scripts."""
 
 import os
 import shutil
@@ -11,8 +11,9 @@ import pytest
 from mappo.recipes import recipe
 from mappo.tuning.database import Database
 from mappo.tuning.plan import Plan
-from mappo.tuning.search_space import TuningConfig, default_space
+from mappo.tuning.search_space import default_space
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import TuningConfig
 from tests.support.overlays import ROOT
 from tests.support.services import ACCESS_KEY, REGION, SECRET_KEY, missing, postgres, s3_client, use_s3
 
@@ -36,7 +37,7 @@ def script(name: str, directory: Path, status: int = 0, **environment: str) -> s
     for program in ("pg_dump", "rclone"):
         if not shutil.which(program):
             missing(program, "sudo apt install --no-install-recommends postgresql-client rclone")
-    done = subprocess.run(
+    completed = subprocess.run(
         ["sh", SCRIPTS / name],
         env={"PATH": os.environ["PATH"], "HOME": str(directory), "BACKUP": str(directory), **environment},
         stdout=subprocess.PIPE,
@@ -44,8 +45,8 @@ def script(name: str, directory: Path, status: int = 0, **environment: str) -> s
         text=True,
         timeout=120,
     )
-    assert (done.returncode != 0) == (status != 0), done.stdout
-    return done.stdout
+    assert (completed.returncode != 0) == (status != 0), completed.stdout
+    return completed.stdout
 
 
 def upload(directory: Path, bucket: str, keep: str) -> str:
@@ -61,13 +62,13 @@ def upload(directory: Path, bucket: str, keep: str) -> str:
     )
 
 
-def kept(bucket: str) -> list[str]:
+def backups(bucket: str) -> list[str]:
     with s3_client() as s3:
-        listed = s3.list_objects_v2(Bucket=bucket, Prefix="mappo/backups/")
-    return [each["Key"] for each in listed.get("Contents", [])]
+        listing = s3.list_objects_v2(Bucket=bucket, Prefix="mappo/backups/")
+    return [entry["Key"] for entry in listing.get("Contents", [])]
 
 
-def test_a_study_comes_back_from_its_dump_in_s3(server, bucket, tmp_path):
+def test_a_study_is_restored_from_its_dump_in_s3(server, bucket, tmp_path):
     url = server.create("dumped")
     database = Database(url)
     study = Study.prepare(
@@ -75,39 +76,39 @@ def test_a_study_comes_back_from_its_dump_in_s3(server, bucket, tmp_path):
     )
     for value in (1.0, 2.0):
         claim = study.claim(f"worker-{value}")
-        claim.report(84_000, value)
+        claim.report_frames(84_000, value)
         claim.finish("complete", value)
-    before = (study.trials(), study.place)
+    dumped = (study.trials(), study.store)
 
     assert "dumped" in script("dump.sh", tmp_path, MAPPO_DATABASE=url)
-    assert "kept as" in upload(tmp_path, bucket, "30d")
+    assert "uploaded to" in upload(tmp_path, bucket, "30d")
     database.close()
-    (key,) = kept(bucket)
+    (key,) = backups(bucket)
     with s3_client() as s3:
         s3.download_file(bucket, key, str(tmp_path / "restored.dump"))
-    fresh = server.create("restored")
-    restore = ["pg_restore", "--no-owner", "--exit-on-error", "--dbname", fresh, tmp_path / "restored.dump"]
+    target_url = server.create("restored")
+    restore = ["pg_restore", "--no-owner", "--exit-on-error", "--dbname", target_url, tmp_path / "restored.dump"]
     subprocess.run(restore, check=True, timeout=60)
-    restored = Database(fresh)
-    again = Study.load(restored, "s")
-    assert (again.trials(), again.place) == before
-    claim = again.claim("worker-3")
+    restored_database = Database(target_url)
+    restored = Study.load(restored_database, "s")
+    assert (restored.trials(), restored.store) == dumped
+    claim = restored.claim("worker-3")
     assert claim.number == 2
     claim.finish("complete", 3.0)
-    restored.close()
+    restored_database.close()
 
 
-def test_old_dumps_are_deleted_and_the_new_one_never(bucket, tmp_path):
+def test_an_upload_deletes_expired_dumps_but_not_the_new_one(bucket, tmp_path):
     (tmp_path / "mappo.dump").write_text("first")
     upload(tmp_path, bucket, "30d")
-    (first,) = kept(bucket)
+    (first,) = backups(bucket)
     time.sleep(1.1)
     upload(tmp_path, bucket, "0s")
-    (second,) = kept(bucket)
+    (second,) = backups(bucket)
     assert second > first
 
 
-def test_a_dump_that_fails_is_no_dump(server, tmp_path):
-    said = script("dump.sh", tmp_path, status=1, MAPPO_DATABASE=server.url("nowhere"))
-    assert "nowhere" in said
-    assert "dumped" not in said
+def test_a_failed_dump_exits_with_1_and_does_not_claim_success(server, tmp_path):
+    output = script("dump.sh", tmp_path, status=1, MAPPO_DATABASE=server.url("nowhere"))
+    assert "nowhere" in output
+    assert "dumped" not in output

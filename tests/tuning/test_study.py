@@ -1,4 +1,4 @@
-"""A study that many workers share: no trial is lost, worked on twice or started beyond what was asked for."""
+"""A study that many workers share: no trial is lost or trained twice, and no more start than requested."""
 
 import itertools
 import threading
@@ -17,8 +17,9 @@ from mappo.tuning.catalogue import editions, study_names
 from mappo.tuning.database import Database
 from mappo.tuning.database_url import database_url
 from mappo.tuning.plan import Plan
-from mappo.tuning.search_space import Choices, TuningConfig, default_space
+from mappo.tuning.search_space import Choices, default_space
 from mappo.tuning.study import Study, delete_study
+from mappo.tuning.study_config import TuningConfig
 from tests.support.services import postgres
 
 CONFIG = recipe("navigation")
@@ -45,7 +46,7 @@ def database(url):
     database.close()
 
 
-fresh = (f"worker-{number}" for number in itertools.count()).__next__  # the name of another worker
+new_worker = (f"worker-{number}" for number in itertools.count()).__next__  # returns a new worker's name
 
 
 def finish(study: Study, worker: str = "w", value: float = 1.0) -> int:
@@ -59,31 +60,31 @@ def states(study: Study) -> list[str]:
     return [trial.state for trial in study.trials()]
 
 
-def test_the_first_trial_is_the_configuration_itself_and_the_second_the_warm_start(database):
+def test_the_first_trial_is_the_plans_configuration_and_the_second_the_warm_start(database):
     warm = {"learner.clip_epsilon": 0.31, "learner.gae_lambda": 0.81, "learner.epochs": 7}
     study = Study.prepare(database, "s", PLAN, 3, warm_start=warm)
-    own = {"learner.clip_epsilon": 0.2, "learner.gae_lambda": 0.9, "learner.epochs": 10}
-    assert [study.claim(fresh()).values for _ in range(2)] == [own, warm]
+    default = {"learner.clip_epsilon": 0.2, "learner.gae_lambda": 0.9, "learner.epochs": 10}
+    assert [study.claim(new_worker()).values for _ in range(2)] == [default, warm]
     assert [trial.origin for trial in study.trials()] == ["default", "warm start"]
-    assert study.claim(fresh()).values not in (own, warm)
-    assert study.claim(fresh()) is None
+    assert study.claim(new_worker()).values not in (default, warm)
+    assert study.claim(new_worker()) is None
 
 
-def test_workers_that_race_start_each_trial_once_and_none_too_many(url, database):
+def test_racing_workers_start_each_trial_once_and_no_more_than_requested(url, database):
     Study.prepare(database, "s", PLAN, 9)
     numbers: list[int] = []
 
     def worker(name: str) -> None:
-        own = Database(url)
-        study = Study.load(own, "s")
+        connection = Database(url)
+        study = Study.load(connection, "s")
         while claim := study.claim(name):
             numbers.append(claim.number)
             claim.finish("complete", claim.number)
-        own.close()
+        connection.close()
 
     with ThreadPoolExecutor(4) as workers:
-        for done in [workers.submit(worker, f"w{index}") for index in range(4)]:
-            done.result()
+        for future in [workers.submit(worker, f"w{index}") for index in range(4)]:
+            future.result()
     study = Study.load(database, "s")
     assert sorted(numbers) == list(range(9))
     assert states(study) == ["complete"] * 9
@@ -91,29 +92,29 @@ def test_workers_that_race_start_each_trial_once_and_none_too_many(url, database
     assert study.is_settled()
 
 
-def test_the_trial_of_a_silent_worker_goes_on_with_another_and_keeps_number_values_and_curve(database):
+def test_another_worker_continues_the_trial_of_a_silent_worker_with_its_number_values_and_curve(database):
     study = Study.prepare(database, "s", PLAN, 1)
     silent = study.claim("first")
-    silent.report(6000, 0.25)
+    silent.report_frames(6000, 0.25)
     assert study.claim("second") is None
     assert not study.is_settled()
     time.sleep(PLAN.tuning.grace_seconds + 1)
-    again = study.claim("second")
-    assert (again.number, again.values) == (silent.number, silent.values)
+    continued = study.claim("second")
+    assert (continued.number, continued.values) == (silent.number, silent.values)
     with pytest.raises(TrialLost):
         silent.finish("complete", 1.0)
     with pytest.raises(TrialLost):
         silent.release()
-    assert again.report(6000, 0.99) is False  # reported before
-    again.finish("complete", 2.0)
+    assert continued.report_frames(6000, 0.99) is False  # the first worker reported this step
+    continued.finish("complete", 2.0)
     (trial,) = study.trials()
     assert (trial.state, trial.value, trial.curve) == ("complete", 2.0, {6000: 0.25})
-    assert [(each.worker, each.outcome) for each in trial.attempts] == [("first", "lost"), ("second", "complete")]
+    assert [(turn.worker, turn.outcome) for turn in trial.attempts] == [("first", "lost"), ("second", "complete")]
 
 
-def test_a_worker_that_beats_keeps_its_trial_however_long_it_takes(database):
+def test_a_worker_that_sends_heartbeats_keeps_its_trial_longer_than_the_grace_period(database):
     study = Study.prepare(database, "s", PLAN, 1)
-    with study.claim(fresh()) as claim:
+    with study.claim(new_worker()) as claim:
         deadline = time.monotonic() + 2 * PLAN.tuning.grace_seconds
         while time.monotonic() < deadline:
             assert study.claim("other") is None
@@ -123,38 +124,41 @@ def test_a_worker_that_beats_keeps_its_trial_however_long_it_takes(database):
     assert states(study) == ["complete"]
 
 
-def test_a_trial_that_loses_worker_after_worker_fails_with_the_reason(database):
+def test_a_trial_fails_with_the_reason_when_it_lost_more_workers_than_allowed(database):
     plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
     study = Study.prepare(database, "s", plan, 1)
-    study.claim(fresh())
+    study.claim(new_worker())
     time.sleep(4)
-    assert study.claim(fresh()) is None
+    assert study.claim(new_worker()) is None
     (trial,) = study.trials()
-    assert (trial.state, trial.reason) == ("failed", "1 workers fell silent over it")
+    assert (trial.state, trial.reason) == (
+        "failed",
+        "lost workers (no heartbeat in time): 1; tuning.max_losses = 0",
+    )
     assert study.is_settled()
 
 
-def test_a_released_trial_waits_and_does_not_count_as_lost(database):
+def test_a_released_trial_is_requeued_and_does_not_count_as_lost(database):
     plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
     study = Study.prepare(database, "s", plan, 1)
     for _ in range(3):
-        claim = study.claim(fresh())
+        claim = study.claim(new_worker())
         assert claim.number == 0
         claim.release()
         assert states(study) == ["waiting"]
     assert finish(study) == 0
 
 
-def test_a_claim_that_was_cut_short_is_found_by_the_next(database):
-    """The worker died between Optuna's trial and the note of who has it."""
+def test_the_next_claim_requeues_a_trial_whose_worker_died_while_claiming(database):
+    """The worker died between Optuna's `ask` and the note of its turn."""
     study = Study.prepare(database, "s", PLAN, 2)
     orphan = optuna.load_study(study_name="s", storage=database.storage).ask()
     assert orphan.number == 0
-    claim = study.claim(fresh())
+    claim = study.claim(new_worker())
     assert (claim.number, claim.values["learner.epochs"]) == (0, 10)
 
 
-def test_asking_again_adds_nothing_and_another_session_adds_to_it(database):
+def test_a_repeated_request_adds_no_trials_and_another_session_adds_some(database):
     for _ in range(2):
         study = Study.prepare(database, "s", PLAN, 2)
     assert study.num_trials == 2
@@ -164,12 +168,12 @@ def test_asking_again_adds_nothing_and_another_session_adds_to_it(database):
     assert len(study.trials()) == 1  # the default, once
 
 
-def test_two_that_prepare_at_once_make_one_study(url, database):
+def test_concurrent_prepares_create_one_study(url, database):
     def prepare(_: int) -> int:
-        own = Database(url)
-        study = Study.prepare(own, "s", PLAN, 4)
+        connection = Database(url)
+        study = Study.prepare(connection, "s", PLAN, 4)
         count = len(study.trials())
-        own.close()
+        connection.close()
         return count
 
     with ThreadPoolExecutor(4) as workers:
@@ -177,7 +181,7 @@ def test_two_that_prepare_at_once_make_one_study(url, database):
     assert study_names(database) == ["s"]
 
 
-def test_another_plan_under_the_same_name_is_refused_with_what_differs(database):
+def test_another_plan_under_the_same_name_is_refused_with_the_differences(database):
     Study.prepare(database, "s", PLAN, 1)
     other = replace(PLAN, config=override(CONFIG, {"learner": {"discount": 0.5}}))
     with pytest.raises(ConfigError, match=r"study s: .*config\.learner\.discount = 0\.99 -> 0\.5"):
@@ -186,69 +190,72 @@ def test_another_plan_under_the_same_name_is_refused_with_what_differs(database)
         Study.prepare(database, "s", replace(PLAN, tuning=replace(PLAN.tuning, pruner="none")), 1)
 
 
-def test_no_trial_is_started_after_the_deadline_but_one_that_runs_may_end(database):
+def test_no_trial_starts_after_the_deadline_but_a_running_trial_may_end(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1.0)
-    claim = study.claim(fresh())
+    claim = study.claim(new_worker())
     time.sleep(1.1)
     assert study.claim("other") is None
     claim.finish("complete", 1.0)
-    assert study.claim(fresh()) is None
+    assert study.claim(new_worker()) is None
     assert study.is_settled()
-    assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # asked again, without a limit
+    assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # requested again, without a deadline
 
 
-def test_the_deadline_is_that_of_the_latest_session_and_is_not_put_off_by_asking_again(database):
+def test_the_latest_session_sets_the_deadline_and_a_repeated_request_does_not_postpone_it(database):
     Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
     time.sleep(1.2)
     study = Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
     time.sleep(1.0)
-    assert study.claim(fresh()) is None
+    assert study.claim(new_worker()) is None
     Study.prepare(database, "s", PLAN, 1, session="run-2", timeout_seconds=60.0)
-    assert [finish(study, fresh()), finish(study, fresh())] == [0, 1]  # what run-1 had no time for, too
-    assert study.claim(fresh()) is None
+    assert [finish(study, new_worker()), finish(study, new_worker())] == [
+        0,
+        1,
+    ]  # also the trial that run-1 had no time for
+    assert study.claim(new_worker()) is None
 
 
-def test_a_study_goes_on_past_its_deadline_when_somebody_says_so(database):
+def test_a_study_continues_after_its_deadline_when_the_terminal_requests_trials(database):
     study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=0.5)
     time.sleep(0.6)
-    assert study.claim(fresh()) is None
-    study.go_on()
-    assert [finish(study, fresh()), finish(study, fresh())] == [0, 1]
-    study.go_on(num_trials=3)
-    assert (finish(study, fresh()), study.num_trials) == (2, 3)
-    study.go_on(num_trials=4, timeout_seconds=0.5)
+    assert study.claim(new_worker()) is None
+    study.request_trials()
+    assert [finish(study, new_worker()), finish(study, new_worker())] == [0, 1]
+    study.request_trials(num_trials=3)
+    assert (finish(study, new_worker()), study.num_trials) == (2, 3)
+    study.request_trials(num_trials=4, timeout_seconds=0.5)
     time.sleep(0.6)
-    assert study.claim(fresh()) is None
+    assert study.claim(new_worker()) is None
 
 
-def test_a_worker_that_falls_silent_near_the_deadline_leaves_no_trial_running(database):
+def test_no_trial_stays_running_when_its_worker_is_lost_near_the_deadline(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=2)
     assert study.claim("silent")
     time.sleep(2.1)
-    assert not study.is_settled()  # others stay, and find it
+    assert not study.is_settled()  # other workers keep polling, and requeue the trial
     time.sleep(PLAN.tuning.grace_seconds + 0.5)
     assert study.claim("other") is None
     assert states(study) == ["waiting"]
     assert study.is_settled()
 
 
-def test_a_claim_whose_answer_was_lost_is_taken_again_and_is_no_loss(database):
+def test_a_worker_reclaims_a_trial_whose_claim_it_never_received_without_a_loss(database):
     study = Study.prepare(database, "s", PLAN, 3)
     assert [study.claim("w").number, study.claim("w").number] == [0, 0]
-    assert [attempt.outcome for attempt in study.trials()[0].attempts] == ["released", ""]
+    assert [turn.outcome for turn in study.trials()[0].attempts] == ["released", ""]
     study.abandon("w")
     assert states(study)[0] == "waiting"
 
 
-def test_an_interrupted_study_samples_what_it_would_have(tmp_path):
+def test_an_interrupted_study_samples_the_same_values_as_an_undisturbed_one(tmp_path):
     def sampled(name: str, is_interrupted: bool) -> list[dict]:
         database = Database(f"sqlite:///{tmp_path}/{name}.db")
         study, values = Study.prepare(database, "s", PLAN, 14), []
-        while claim := study.claim(fresh()):
+        while claim := study.claim(new_worker()):
             if is_interrupted and claim.number % 3 == 2:
                 claim.release()
                 study = Study.load(database, "s")
-                claim = study.claim(fresh())
+                claim = study.claim(new_worker())
             values.append(claim.values)
             claim.finish("complete", -abs(claim.values["learner.clip_epsilon"] - 0.1))
         return values
@@ -262,10 +269,10 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
     rungs = [10_000, 30_000, 60_000, 84_000]
     ended: Counter[str] = Counter()
     for index in range(20):
-        claim = study.claim(fresh())
+        claim = study.claim(new_worker())
         is_bad = index > 8 and index % 2
         for frames in rungs:
-            if claim.report(frames, -1.0 if is_bad else 1.0):
+            if claim.report_frames(frames, -1.0 if is_bad else 1.0):
                 claim.finish("pruned", reason="bad")
                 break
         else:
@@ -276,25 +283,25 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
     assert ended["good", "pruned"] == 0
 
 
-def test_wilcoxon_prunes_what_is_worse_than_the_best_over_training_seeds(database):
+def test_wilcoxon_prunes_a_trial_that_is_worse_than_the_best_over_training_seeds(database):
     tuning = TuningConfig(pruner="wilcoxon", training_seeds=tuple(range(8)))
     study = Study.prepare(database, "s", replace(PLAN, tuning=tuning), 2)
     noise = [0.1, -0.2, 0.15, 0.3, -0.25, 0.05, 0.2, -0.1]
-    good, bad = study.claim(fresh()), study.claim("v")
-    assert not any(good.report(seed, 1.0 + noise[seed]) for seed in range(8))
+    good, bad = study.claim(new_worker()), study.claim("v")
+    assert not any(good.report_seed(seed, 1.0 + noise[seed]) for seed in range(8))
     good.finish("complete", 1.03)
-    pruned = [bad.report(seed, 0.5 + noise[-seed]) for seed in range(8)]
+    pruned = [bad.report_seed(seed, 0.5 + noise[-seed]) for seed in range(8)]
     assert not any(pruned[:2])
     assert any(pruned)
 
 
-def test_choices_of_lists_come_back_as_lists(database):
+def test_claims_and_plans_return_choices_of_lists_as_lists(database):
     config = CONFIG
     space = {"networks.hidden_sizes": Choices("categorical", ([256, 256], [64, 64]))}
     study = Study.prepare(database, "s", Plan(config, space, PLAN.tuning), 6)
-    seen = [study.claim(fresh()).values["networks.hidden_sizes"] for _ in range(6)]
-    assert seen[0] == [256, 256]
-    assert [64, 64] in seen
+    sizes = [study.claim(new_worker()).values["networks.hidden_sizes"] for _ in range(6)]
+    assert sizes[0] == [256, 256]
+    assert [64, 64] in sizes
     assert Study.load(database, "s").plan == study.plan
 
 
@@ -304,28 +311,28 @@ def test_studies_are_listed_and_deleted_by_name(database):
     delete_study(database, "one")
     assert study_names(database) == ["other"]
     for call in (delete_study, Study.load):
-        with pytest.raises(ConfigError, match="no study 'one'.* there: other"):
+        with pytest.raises(ConfigError, match="no study 'one'.* its studies: other"):
             call(database, "one")
 
 
-def test_a_study_that_somebody_works_on_is_not_deleted_and_idle_workers_are_told(database):
+def test_a_study_with_busy_workers_is_not_deleted_and_idle_workers_get_an_error_afterwards(database):
     study = Study.prepare(database, "s", PLAN, 1)
     with study.claim("busy-one") as claim:
-        with pytest.raises(ConfigError, match="busy with its trials: busy-one; delete it 3 s after"):
+        with pytest.raises(ConfigError, match="workers hold its trials: busy-one; delete the study 3 s after"):
             delete_study(database, "s")
         claim.finish("complete", 1.0)
     delete_study(database, "s")
-    with pytest.raises(ConfigError, match="study s: it was deleted"):
-        study.claim(fresh())
+    with pytest.raises(ConfigError, match="study s: the study was deleted"):
+        study.claim(new_worker())
 
 
-def test_editions_are_known_by_their_series_and_in_the_order_of_their_making(database):
+def test_editions_returns_the_studies_of_a_series_the_newest_first(database):
     for name, series in (("w-9", "w"), ("w-10", "w"), ("w-x", "other"), ("w-b", "w")):
         Study.prepare(database, name, PLAN, 1, series=series)
     assert editions(database, "w") == ["w-b", "w-10", "w-9"]
 
 
-def test_a_study_of_somebody_else_is_not_touched(database):
+def test_a_study_that_mappo_did_not_make_is_refused(database):
     optuna.create_study(storage=database.storage, study_name="theirs").add_trial(
         optuna.create_trial(value=1.0, params={}, distributions={})
     )
@@ -335,14 +342,14 @@ def test_a_study_of_somebody_else_is_not_touched(database):
         Study.load(database, "theirs")
 
 
-def test_a_database_that_is_restarted_is_waited_for(server):
+def test_claims_survive_a_restart_of_the_database(server):
     database = Database(server.create("restarted"), patience_seconds=30)
     study = Study.prepare(database, "s", PLAN, 2)
-    with study.claim(fresh()) as claim:
+    with study.claim(new_worker()) as claim:
         server.stop()
         starting = threading.Timer(2, server.start)
         starting.start()
-        claim.report(100, 0.5)
+        claim.report_frames(100, 0.5)
         starting.join()
         claim.finish("complete", 1.0)
     assert states(study) == ["complete"]
@@ -350,11 +357,11 @@ def test_a_database_that_is_restarted_is_waited_for(server):
     database.close()
 
 
-def test_a_database_that_stays_away_is_said_without_its_password(server):
+def test_the_error_about_a_stopped_database_hides_its_password(server):
     url = server.create("away")
     database = Database(url, patience_seconds=1)
     study = Study.prepare(database, "s", PLAN, 2)
-    claim = study.claim(fresh())
+    claim = study.claim(new_worker())
     server.stop()
     try:
         with pytest.raises(DatabaseError, match=r"mappo:\*\*\*@127.0.0.1") as error:
@@ -370,24 +377,24 @@ def test_a_database_that_stays_away_is_said_without_its_password(server):
 @pytest.mark.parametrize(
     "url", ["mysql://host/name", "sqlite://", "sqlite:///:memory:", "postgresql:///name", "nonsense", "file.db"]
 )
-def test_a_url_that_cannot_be_is_refused_and_not_shown(url):
+def test_an_invalid_url_is_refused_with_the_allowed_forms(url):
     with pytest.raises(ConfigError, match="MAPPO_DATABASE: must be"):
         Database(url)
 
 
-def test_a_password_in_the_query_of_a_url_is_not_shown(server):
+def test_the_location_hides_a_password_in_the_query_of_the_url(server):
     database = Database(f"{server.create('query')}?password=hidden-word")
-    assert "hidden-word" not in database.place
+    assert "hidden-word" not in database.location
     database.close()
 
 
-def test_an_unknown_database_is_said_at_once(server):
-    began = time.monotonic()
+def test_an_unknown_database_is_an_error_without_retries(server):
+    started = time.monotonic()
     with pytest.raises(DatabaseError, match='"unknown" does not exist'):
         Database(server.url("unknown"))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
 
 
-def test_the_url_comes_from_the_environment_or_is_a_file(tmp_path):
+def test_database_url_is_the_environment_variable_or_a_file(tmp_path):
     assert database_url(tmp_path, {}) == f"sqlite:///{tmp_path}/studies.db"
     assert database_url(tmp_path, {"MAPPO_DATABASE": "postgresql://host/name"}) == "postgresql://host/name"

@@ -1,4 +1,4 @@
-"""Workers in processes of their own, which are killed; a study ends as if nothing had happened."""
+"""The workers in separate processes, which the tests kill; the results are those of an undisturbed study."""
 
 import os
 import random
@@ -23,8 +23,9 @@ from mappo.runs.run import Run
 from mappo.training.history import HistoryFile
 from mappo.tuning.database import Database
 from mappo.tuning.plan import Plan
-from mappo.tuning.search_space import IntRange, TuningConfig, applied, default_space
+from mappo.tuning.search_space import IntRange, applied, default_space
 from mappo.tuning.study import Study
+from mappo.tuning.study_config import TuningConfig
 from mappo.tuning.worker import RunListeners, TrialListeners, fresh_seeds, trial_run, work
 from tests.conftest import TINY
 from tests.support.services import postgres, wait
@@ -48,10 +49,10 @@ def database(tmp_path):
     database.close()
 
 
-def here(tmp_path: Path, ended: list) -> TrialListeners:
-    """Trials in this process."""
+def trial_listeners(tmp_path: Path, ended: list) -> TrialListeners:
+    """Return listeners that add the end of each trial to `ended`."""
 
-    def run(claim, config, place):
+    def run(claim, config, _):
         history = HistoryFile(tmp_path / "histories" / f"{claim.number}-{config.seed}.csv")
         return nullcontext(RunListeners(history, lambda _: None, lambda _: None, lambda _: None))
 
@@ -59,7 +60,7 @@ def here(tmp_path: Path, ended: list) -> TrialListeners:
 
 
 def summary(study: Study) -> list[tuple]:
-    """What must be the same however often workers were killed."""
+    """Return the results of a study, which must not depend on how often workers were killed."""
     return [(trial.number, trial.state, trial.value, trial.values, trial.curve) for trial in study.trials()]
 
 
@@ -67,13 +68,13 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
     plan = replace(PLAN, tuning=replace(TUNING, training_seeds=(3, 4)))
     study = Study.prepare(database, "s", plan, 2, store=str(tmp_path))
     ended: list = []
-    assert work(study, "w", here(tmp_path, ended)) == 2
+    assert work(study, "w", trial_listeners(tmp_path, ended)) == 2
     assert [(number, outcome) for number, outcome, _ in ended] == [(0, "complete"), (1, "complete")]
     for trial in study.trials():
         config = applied(CONFIG, trial.values)
         returns = []
         for seed in (3, 4):
-            run = Run.at(joined(study.place, trial_run(trial.number, trial.values, seed)))
+            run = Run.at(joined(study.store, trial_run(trial.number, trial.values, seed)))
             best = run.load(run.choose("best"))
             assert best.config == replace(config, seed=seed)
             episodes = replace(config.evaluation, seeds=(5, 6), episodes_per_seed=4)
@@ -83,14 +84,14 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
         assert list(trial.curve) == [frames * iteration for iteration in range(1, 13)]
 
 
-def test_a_trial_with_impossible_values_fails_with_the_reason_and_the_others_go_on(database, tmp_path):
+def test_a_trial_with_impossible_values_fails_with_the_reason_and_the_others_continue(database, tmp_path):
     small = override(CONFIG, {"learner": {"minibatch_frames": 20}, "collection": {"total_frames": 120}})
     space = {
         "learner.minibatch_frames": IntRange("int", 10, 100),
         "collection.rollout_frames": IntRange("int", 4, 20),
     }
     study = Study.prepare(database, "s", Plan(small, space, TUNING), 8, store=str(tmp_path))
-    work(study, "w", here(tmp_path, []))
+    work(study, "w", trial_listeners(tmp_path, []))
     failed = [trial for trial in study.trials() if trial.state == "failed"]
     assert failed
     assert {trial.state for trial in study.trials()} == {"complete", "failed"}
@@ -108,7 +109,7 @@ def test_a_crash_in_a_scenario_fails_the_trial_and_not_the_worker(database, tmp_
         CONFIG, {"environment": {"scenario": f"tests.support.scenarios:{scenario}", "scenario_kwargs": {}}}
     )
     study = Study.prepare(database, "s", replace(PLAN, config=config), 2, store=str(tmp_path))
-    assert work(study, "w", here(tmp_path, [])) == 2
+    assert work(study, "w", trial_listeners(tmp_path, [])) == 2
     assert [trial.state for trial in study.trials()] == ["failed", "failed"]
     assert study.trials()[0].reason.startswith(reason)
     assert "(scenarios.py:" in study.trials()[0].reason
@@ -119,13 +120,13 @@ def test_a_store_that_fails_releases_the_trial_and_ends_the_worker(database, tmp
     blocked.write_text("")
     study = Study.prepare(database, "s", PLAN, 2, store=str(blocked))
     with pytest.raises(StoreError, match="Not a directory"):
-        work(study, "w", here(tmp_path, []))
+        work(study, "w", trial_listeners(tmp_path, []))
     (trial,) = study.trials()
     assert (trial.state, trial.attempts[0].outcome) == ("waiting", "released")
 
 
 class PruneAt(optuna.pruners.BasePruner):
-    """Prunes every other trial, at a rung."""
+    """A pruner that ends every other trial at one step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -135,12 +136,12 @@ class PruneAt(optuna.pruners.BasePruner):
 
 
 @pytest.mark.parametrize("rung", range(1, 3))
-def test_a_trial_pruned_at_any_rung_ends_there_and_the_study_goes_on(database, tmp_path, rung):
+def test_a_pruned_trial_ends_at_its_rung_and_the_study_continues(database, tmp_path, rung):
     config = override(CONFIG, {"collection": {"total_frames": 360}})
     study = Study.prepare(database, "s", replace(PLAN, config=config), 3, store=str(tmp_path))
     study._study.pruner = PruneAt(120 * rung)
     ended: list = []
-    work(study, "w", here(tmp_path, ended))
+    work(study, "w", trial_listeners(tmp_path, ended))
     assert [trial.state for trial in study.trials()] == ["complete", "pruned", "complete"]
     assert list(study.trials()[1].curve) == [120 * iteration for iteration in range(1, rung + 1)]
     assert ended[1] == (1, "pruned", f"after {120 * rung} frames, by none")
@@ -150,22 +151,22 @@ def test_a_trial_that_was_trained_to_its_end_is_never_pruned(database, tmp_path)
     config = override(CONFIG, {"collection": {"total_frames": 360}})
     study = Study.prepare(database, "s", replace(PLAN, config=config), 2, store=str(tmp_path))
     study._study.pruner = PruneAt(360)
-    work(study, "w", here(tmp_path, []))
+    work(study, "w", trial_listeners(tmp_path, []))
     assert [trial.state for trial in study.trials()] == ["complete", "complete"]
     assert 360 in study.trials()[1].curve
 
 
-def test_with_wilcoxon_a_trial_reports_one_value_for_each_training_seed(database, tmp_path):
+def test_a_trial_reports_one_value_per_training_seed_when_the_pruner_is_wilcoxon(database, tmp_path):
     tuning = replace(TUNING, pruner="wilcoxon", training_seeds=(3, 4, 5, 6))
     config = override(CONFIG, {"collection": {"total_frames": 120}})
     study = Study.prepare(database, "s", Plan(config, default_space(config), tuning), 1, store=str(tmp_path))
-    work(study, "w", here(tmp_path, []))
+    work(study, "w", trial_listeners(tmp_path, []))
     (trial,) = study.trials()
     assert list(trial.curve) == [0, 1, 2, 3]
     assert trial.value == pytest.approx(sum(trial.curve.values()) / 4)
 
 
-def test_fresh_seeds_are_others_than_those_of_trials_and_always_the_same(database, tmp_path):
+def test_fresh_seeds_differ_from_training_seeds_and_are_the_same_for_a_study(database, tmp_path):
     study = Study.prepare(database, "s", PLAN, 2, store=str(tmp_path))
     seeds = fresh_seeds(study, 5)
     assert len(set(seeds)) == 5
@@ -176,7 +177,7 @@ def test_fresh_seeds_are_others_than_those_of_trials_and_always_the_same(databas
 
 @contextmanager
 def worker(url: str, directory: Path, name: str = "s") -> Iterator[subprocess.Popen]:
-    """`mappo study work`, in a process of its own."""
+    """Run `mappo study work` in a separate process."""
     environment = {**os.environ, "MAPPO_DATABASE": url}
     with (directory / "worker.log").open("a") as log:
         command = [sys.executable, "-m", "mappo", "study", "work", name]
@@ -194,19 +195,17 @@ def reports(study: Study) -> int:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> list[tuple]:
-    """What a study of two trials finds when nothing happens to it."""
+    """Return the results of a study of two trials that no test disturbs."""
     directory = tmp_path_factory.mktemp("undisturbed")
     database = Database(f"sqlite:///{directory}/studies.db")
     study = Study.prepare(database, "s", LONG, 2, store=str(directory))
-    work(study, "w", here(directory, []))
-    found = summary(study)
+    work(study, "w", trial_listeners(directory, []))
+    results = summary(study)
     database.close()
-    return found
+    return results
 
 
-def test_a_worker_killed_in_a_trial_leaves_it_to_another_which_goes_on_from_its_checkpoint(
-    server, tmp_path, undisturbed
-):
+def test_another_worker_continues_the_trial_of_a_killed_worker_from_its_checkpoint(server, tmp_path, undisturbed):
     url = server.create("killed")
     database = Database(url)
     study = Study.prepare(database, "s", LONG, 2, store=str(tmp_path))
@@ -216,27 +215,27 @@ def test_a_worker_killed_in_a_trial_leaves_it_to_another_which_goes_on_from_its_
     with worker(url, tmp_path) as second:
         assert second.wait(timeout=120) == 0, (tmp_path / "worker.log").read_text()
     assert summary(study) == undisturbed
-    outcomes = [[attempt.outcome for attempt in trial.attempts] for trial in study.trials()]
+    outcomes = [[turn.outcome for turn in trial.attempts] for trial in study.trials()]
     assert sorted(outcomes, key=len)[-1] == ["lost", "complete"]
-    assert sum(len(each) for each in outcomes) == 3
-    assert "goes on after" in (tmp_path / "worker.log").read_text()
+    assert sum(len(turns) for turns in outcomes) == 3
+    assert "resumed after" in (tmp_path / "worker.log").read_text()
     database.close()
 
 
-def test_a_worker_asked_to_end_releases_its_trial_at_once(tmp_path, database, undisturbed):
+def test_a_worker_releases_its_trial_at_once_when_it_receives_a_signal(tmp_path, database, undisturbed):
     study = Study.prepare(database, "s", LONG, 2, store=str(tmp_path))
     url = f"sqlite:///{tmp_path}/studies.db"
-    for ask, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        before = reports(study)
+    for signal_number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        num_reports = reports(study)
         with worker(url, tmp_path) as process:
-            wait(lambda before=before: reports(study) > before + 3, 60, "no report")
-            process.send_signal(ask)
+            wait(lambda num_reports=num_reports: reports(study) > num_reports + 3, 60, "no report")
+            process.send_signal(signal_number)
             assert process.wait(timeout=30) == status
         assert "running" not in {trial.state for trial in study.trials()}
     with worker(url, tmp_path) as process:
         assert process.wait(timeout=120) == 0, (tmp_path / "worker.log").read_text()
     assert summary(study) == undisturbed
-    assert {attempt.outcome for trial in study.trials() for attempt in trial.attempts} == {"released", "complete"}
+    assert {turn.outcome for trial in study.trials() for turn in trial.attempts} == {"released", "complete"}
 
 
 @pytest.mark.long
@@ -257,8 +256,8 @@ def test_two_workers_survive_a_restart_of_the_database(server, tmp_path, undistu
 
 @pytest.mark.long
 def test_a_study_survives_kills_of_workers_and_database_at_random(server, tmp_path):
-    """Every few seconds a worker or the database is killed; at last, all is there, once."""
-    url, chance = server.create("random_kills"), random.Random(1)
+    """A worker or the database is killed every few seconds; every trial still ends once, with the same results."""
+    url, generator = server.create("random_kills"), random.Random(1)
     database = Database(url)
     tuning = replace(TUNING, max_losses=1000)
     plan = replace(LONG, tuning=tuning)
@@ -274,24 +273,24 @@ def test_a_study_survives_kills_of_workers_and_database_at_random(server, tmp_pa
             processes = [process for process in processes if process.poll() is None]
             while len(processes) < 2:
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-            time.sleep(chance.uniform(3, 8))
+            time.sleep(generator.uniform(3, 8))
             if sum(kills.values()) >= 24:
                 continue
-            if chance.random() < 0.25:
+            if generator.random() < 0.25:
                 server.stop("immediate")
-                time.sleep(chance.uniform(0, 3))
+                time.sleep(generator.uniform(0, 3))
                 server.start()
                 kills["database"] += 1
             else:
-                chance.choice(processes).kill()
+                generator.choice(processes).kill()
                 kills["worker"] += 1
     for process in processes:
         process.kill()
         process.wait()
-    calm = Database(f"sqlite:///{tmp_path}/calm.db")
-    reference = Study.prepare(calm, "s", plan, 10, store=str(tmp_path / "calm"))
-    work(reference, "w", here(tmp_path / "calm", []))
+    calm_database = Database(f"sqlite:///{tmp_path}/calm.db")
+    reference = Study.prepare(calm_database, "s", plan, 10, store=str(tmp_path / "calm"))
+    work(reference, "w", trial_listeners(tmp_path / "calm", []))
     assert summary(study) == summary(reference)
     print(kills, [len(trial.attempts) for trial in study.trials()])
-    calm.close()
+    calm_database.close()
     database.close()

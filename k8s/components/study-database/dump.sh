@@ -1,4 +1,4 @@
-# Dump the database of studies into /backup, and see that the dump can be read.
+# Dump the database of studies into $BACKUP, and check that the dump can be read.
 set -eu
 pg_dump --dbname "$MAPPO_DATABASE" --format custom --no-owner --file "$BACKUP/mappo.dump"
 pg_restore --list "$BACKUP/mappo.dump" >/dev/null

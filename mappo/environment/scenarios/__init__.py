@@ -1,1 +1,1 @@
-"""The project's own VMAS scenarios."""
+"""The VMAS scenarios of this project."""

@@ -1,13 +1,13 @@
 "use strict";
-// Plays recorded episodes on a canvas: decodes 16-bit series, draws entities, walls and lidar rays.
-// `rollouts` is the JSON that mappo/rollouts.py writes.
+// Play recorded episodes on a canvas: decode 16-bit series and draw entities, walls and lidar rays.
+// `rollouts` is the JSON that mappo/evaluation/rollouts.py writes.
 function makePlayer(root, rollouts) {
   const find = (name) => root.querySelector(`[data-player="${name}"]`);
   const canvas = find("canvas"), context = canvas.getContext("2d");
   const slider = find("frame"), playButton = find("play"), speed = find("speed");
   const label = find("label"), clock = find("clock"), beside = find("beside");
   const decoded = new Map();
-  let shown = "best", position = 0, isPlaying = false, before = null;
+  let selectedLabel = "best", position = 0, isPlaying = false, lastTick = null;
 
   function decode(series) {
     const text = atob(series.data), bytes = new Uint8Array(text.length);
@@ -17,26 +17,26 @@ function makePlayer(root, rollouts) {
     return numbers;
   }
 
-  function episode(policy) {
-    const key = `${policy} ${shown}`;
+  function decodedEpisode(policy) {
+    const key = `${policy} ${selectedLabel}`;
     if (!decoded.has(key)) {
-      const found = rollouts.episodes.find((each) => each.policy === policy && each.label === shown);
-      decoded.set(key, found && {
-        ...found,
-        poses: decode(found.poses),
-        numShown: found.poses.shape[0],
-        lidars: found.lidars.map((each) => ({ ...each, distances: decode(each.distances) })),
+      const recorded = rollouts.episodes.find((item) => item.policy === policy && item.label === selectedLabel);
+      decoded.set(key, recorded && {
+        ...recorded,
+        poses: decode(recorded.poses),
+        numPoses: recorded.poses.shape[0],
+        lidars: recorded.lidars.map((lidar) => ({ ...lidar, distances: decode(lidar.distances) })),
       });
     }
     return decoded.get(key);
   }
 
   function panels() {
-    return ["trained", beside.value].map(episode).filter(Boolean);
+    return ["trained", beside.value].map(decodedEpisode).filter(Boolean);
   }
 
-  const frameAt = (each, frame) => Math.min(Math.floor(frame / each.stride), each.numShown - 1);
-  const lastFrame = () => Math.max(...panels().map((each) => each.num_frames));
+  const frameAt = (episode, frame) => Math.min(Math.floor(frame / episode.stride), episode.numPoses - 1);
+  const lastFrame = () => Math.max(...panels().map((episode) => episode.num_frames));
 
   function latest(changes, index) {
     let value = changes[0][1];
@@ -44,23 +44,24 @@ function makePlayer(root, rollouts) {
     return value;
   }
 
-  // Half of what is shown, in metres: all that ever moves there, and at least what the scenario's camera shows.
-  function extent(each) {
-    if (!each.extent) {
+  // Half the width and height of the drawn area in metres. It covers every position of the agents, and at least the
+  // view of the scenario's camera.
+  function extent(episode) {
+    if (!episode.extent) {
       const { zoom, origin, aspect_ratio: aspect } = rollouts.view;
       let half = [zoom * Math.max(aspect, 1), zoom / Math.min(aspect, 1)];
-      const count = each.entities.length;
-      each.entities.forEach((entity, index) => {
+      const count = episode.entities.length;
+      episode.entities.forEach((entity, index) => {
         if (entity.kind !== "agent") return;
         const margin = 2 * Math.max(...entity.size);
-        for (let i = 0; i < each.numShown; i++) {
-          const at = 3 * (i * count + index);
-          half = half.map((now, axis) => Math.max(now, Math.abs(each.poses[at + axis] - origin[axis]) + margin));
+        for (let i = 0; i < episode.numPoses; i++) {
+          const offset = 3 * (i * count + index);
+          half = half.map((size, axis) => Math.max(size, Math.abs(episode.poses[offset + axis] - origin[axis]) + margin));
         }
       });
-      each.extent = half;
+      episode.extent = half;
     }
-    return each.extent;
+    return episode.extent;
   }
 
   function drawWalls() {
@@ -97,13 +98,13 @@ function makePlayer(root, rollouts) {
     context.restore();
   }
 
-  function drawLidar(lidar, each, index, pixel) {
-    const count = each.entities.length, rays = lidar.angles.length;
-    const at = 3 * (index * count + lidar.entity), [x, y, rotation] = each.poses.subarray(at, at + 3);
+  function drawLidar(lidar, episode, index, pixel) {
+    const count = episode.entities.length, rays = lidar.angles.length;
+    const offset = 3 * (index * count + lidar.entity), [x, y, rotation] = episode.poses.subarray(offset, offset + 3);
     context.strokeStyle = "rgba(128, 128, 128, 0.45)"; context.lineWidth = pixel;
     lidar.angles.forEach((angle, ray) => {
-      const distance = lidar.distances[index * rays + ray], turned = angle + rotation;
-      const toX = x + distance * Math.cos(turned), toY = y + distance * Math.sin(turned);
+      const distance = lidar.distances[index * rays + ray], direction = angle + rotation;
+      const toX = x + distance * Math.cos(direction), toY = y + distance * Math.sin(direction);
       line(x, y, toX, toY);
       if (distance < lidar.max_range - 1e-3) {
         context.fillStyle = "#e11d48"; context.beginPath(); context.arc(toX, toY, 2 * pixel, 0, 7); context.fill();
@@ -111,10 +112,10 @@ function makePlayer(root, rollouts) {
     });
   }
 
-  function drawPanel(each, left, top, width, height) {
+  function drawPanel(episode, left, top, width, height) {
     const [halfX, halfY] = [0, 1].map((axis) => Math.max(...panels().map((other) => extent(other)[axis])));
     const scale = Math.min(width / (2 * halfX), height / (2 * halfY));
-    const pixel = 1 / scale, index = frameAt(each, Math.floor(position)), count = each.entities.length;
+    const pixel = 1 / scale, index = frameAt(episode, Math.floor(position)), count = episode.entities.length;
     const [originX, originY] = rollouts.view.origin;
     context.save();
     context.beginPath(); context.rect(left, top, width, height); context.clip();
@@ -122,16 +123,16 @@ function makePlayer(root, rollouts) {
     context.scale(scale, -scale); context.translate(-originX, -originY);
     context.lineWidth = pixel;
     drawWalls();
-    each.lidars.forEach((lidar) => drawLidar(lidar, each, index, pixel));
-    const order = each.entities.map((_, i) => i).sort((a, b) =>
-      (each.entities[a].kind === "agent") - (each.entities[b].kind === "agent"));
-    for (const i of order) drawEntity(each.entities[i], ...each.poses.subarray(3 * (index * count + i), 3 * (index * count + i) + 3), index, pixel);
+    episode.lidars.forEach((lidar) => drawLidar(lidar, episode, index, pixel));
+    const order = episode.entities.map((_, i) => i).sort((a, b) =>
+      (episode.entities[a].kind === "agent") - (episode.entities[b].kind === "agent"));
+    for (const i of order) drawEntity(episode.entities[i], ...episode.poses.subarray(3 * (index * count + i), 3 * (index * count + i) + 3), index, pixel);
     context.restore();
-    const earned = each.rewards.slice(0, Math.floor(position)).reduce((sum, reward) => sum + reward, 0);
+    const reward = episode.rewards.slice(0, Math.floor(position)).reduce((sum, value) => sum + value, 0);
     context.fillStyle = getComputedStyle(canvas).color;
     context.font = `${14 * ratio()}px sans-serif`;
-    const done = Math.floor(position) >= each.num_frames ? ", ended" : "";
-    context.fillText(`${each.policy}: ${earned.toFixed(2)} of ${each.episode_return.toFixed(2)}${done}`, left + 8 * ratio(), top + 20 * ratio());
+    const suffix = Math.floor(position) >= episode.num_frames ? ", ended" : "";
+    context.fillText(`${episode.policy}: ${reward.toFixed(2)} of ${episode.episode_return.toFixed(2)}${suffix}`, left + 8 * ratio(), top + 20 * ratio());
   }
 
   const ratio = () => window.devicePixelRatio || 1;
@@ -143,7 +144,7 @@ function makePlayer(root, rollouts) {
     canvas.width = canvas.clientWidth * ratio(); canvas.height = canvas.clientHeight * ratio();
     context.clearRect(0, 0, canvas.width, canvas.height);
     const width = canvas.width / across, height = canvas.height / down;
-    all.forEach((each, i) => drawPanel(each, (i % across) * width, Math.floor(i / across) * height, width, height));
+    all.forEach((episode, i) => drawPanel(episode, (i % across) * width, Math.floor(i / across) * height, width, height));
     if (across > 1) { context.strokeStyle = "#8888"; context.lineWidth = 1; line(width, 0, width, canvas.height); }
     slider.max = lastFrame(); slider.value = Math.floor(position);
     const seconds = Math.floor(position) * rollouts.seconds_per_frame;
@@ -151,10 +152,10 @@ function makePlayer(root, rollouts) {
     canvas.dataset.frame = Math.floor(position);
   }
 
-  function tick(now) {
+  function tick(time) {
     if (!isPlaying) return;
-    if (before !== null) position += ((now - before) / 1000) * Number(speed.value) / rollouts.seconds_per_frame;
-    before = now;
+    if (lastTick !== null) position += ((time - lastTick) / 1000) * Number(speed.value) / rollouts.seconds_per_frame;
+    lastTick = time;
     if (position >= lastFrame()) { position = lastFrame(); setPlaying(false); }
     draw();
     requestAnimationFrame(tick);
@@ -162,7 +163,7 @@ function makePlayer(root, rollouts) {
 
   function setPlaying(value) {
     if (value && position >= lastFrame()) position = 0;
-    isPlaying = value; before = null;
+    isPlaying = value; lastTick = null;
     playButton.textContent = value ? "Pause" : "Play";
     if (value) requestAnimationFrame(tick);
   }
@@ -170,7 +171,7 @@ function makePlayer(root, rollouts) {
   playButton.addEventListener("click", () => setPlaying(!isPlaying));
   slider.addEventListener("input", () => { setPlaying(false); position = Number(slider.value); draw(); });
   beside.addEventListener("change", draw);
-  label.addEventListener("change", () => { shown = label.value; position = 0; draw(); });
+  label.addEventListener("change", () => { selectedLabel = label.value; position = 0; draw(); });
   new ResizeObserver(draw).observe(root);
   draw();
   return { play: () => setPlaying(true), seek: (frame) => { position = frame; draw(); } };

@@ -23,7 +23,7 @@ STOCK_ROOT = "minio://mlpipeline/v2/artifacts"
 
 
 class RecordedServer(ThreadingHTTPServer):
-    """The API of one recorded run: its answers of v2beta1 and v1beta1, the latter with another root if need be."""
+    """The API of one recorded run, with its answers of v2beta1 and v1beta1. `set_root` moves the artifacts."""
 
     def __init__(self, v2: str, v1: str):
         super().__init__(("127.0.0.1", 0), _Recorded)
@@ -52,7 +52,7 @@ class _Recorded(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def recorded(request, kubeflow, monkeypatch):
-    """A server of recorded answers: of a training, or of the recording in the test's parameter."""
+    """Start a server with the recorded answers of a training, or of the recordings in the test's parameter."""
     v2, v1 = getattr(request, "param", ("training-pod-deleted-succeeded", "raw-training"))
     with RecordedServer(v2, v1) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -65,7 +65,7 @@ def recorded(request, kubeflow, monkeypatch):
 
 @pytest.fixture
 def stock(s3):
-    """Kubeflow's own bucket."""
+    """Create the bucket of Kubeflow's own store; delete its objects afterwards."""
     with s3_client() as client:
         client.create_bucket(Bucket="mlpipeline")
         yield "mlpipeline"
@@ -74,7 +74,7 @@ def stock(s3):
 
 
 def locations(name):
-    """The URI of every artifact that a recording lists, by stage and name of nodes that are no retries."""
+    """Return the URIs of all artifacts in a recording."""
     nodes = recording(name)["workflow"]["nodes"]
     nodes = nodes.values() if isinstance(nodes, dict) else nodes
     return {uri for node in nodes for uris in node.get("artifact_uris", {}).values() for uri in uris}
@@ -86,7 +86,7 @@ def put(location, content):
         client.put_object(Bucket=bucket, Key=key, Body=content)
 
 
-# --- where the workflow says ---
+# --- with v1beta1, whose workflow holds the locations ---
 
 
 @pytest.mark.parametrize(
@@ -133,17 +133,17 @@ def test_artifacts_are_listed_and_fetched_wherever_the_root_is(recorded, s3, rea
     assert (directory / "evaluate" / "report").read_bytes() == b"report"
 
 
-def test_artifacts_that_no_stage_has_written_yet_are_refused_with_a_word(recorded, stock, cli):
+def test_fetching_artifacts_that_no_stage_has_written_yet_is_refused_with_the_reason(recorded, stock, cli):
     status, _, err = cli("artifacts", "fetch", recorded.run_id)
-    assert (status, "nothing there yet" in err) == (2, True)
+    assert (status, "no artifacts yet" in err) == (2, True)
     status, _, err = cli("artifacts", "fetch", recorded.run_id, "train/best")
-    assert (status, "artifact 'train/best': nothing there yet" in err) == (2, True)
+    assert (status, "artifact 'train/best': nothing is written yet" in err) == (2, True)
 
 
-def test_logs_of_executors_are_listed_where_there_are_some(recorded, stock, read):
+def test_executor_logs_are_listed_when_they_exist(recorded, stock, read):
     artifacts = artifacts_of(Workflow(manifest_of(raw("raw-training"))))
-    (logs,) = (each.location for each in artifacts if (each.stage, each.name) == ("train", "executor-logs"))
-    put(f"{logs}/main.log", b"words")
+    by_name = {(artifact.stage, artifact.name): artifact for artifact in artifacts}
+    put(f"{by_name['train', 'executor-logs'].location}/main.log", b"a line")
     rows = read("artifacts", "list", recorded.run_id)
     assert [row["stage"] for row in rows if row["name"] == "executor-logs"] == ["train"]
 
@@ -170,9 +170,9 @@ def test_artifacts_of_loops_are_fetched_by_stage_and_item(recorded, stock, read,
 
 
 def test_a_fetched_checkpoint_can_be_evaluated(kubeflow, read, s3, tmp_path, tiny, capsys):
-    """The checkpoint is from a real training, put where the launcher puts it."""
-    made = read(*SUBMIT, "--pipeline-root", ROOT.format(bucket=s3))
-    kubeflow.finish(made["id"])
+    """The test trains, and stores the checkpoint under the key that the launcher uses."""
+    run = read(*SUBMIT, "--pipeline-root", ROOT.format(bucket=s3))
+    kubeflow.finish(run["id"])
     rows = read("artifacts", "list", "latest")
     (location,) = (row["location"] for row in rows if (row["stage"], row["name"]) == ("train", "best"))
     train(to_json(tiny), tmp_path / "run", tmp_path / "history", tmp_path / "best")
@@ -180,19 +180,19 @@ def test_a_fetched_checkpoint_can_be_evaluated(kubeflow, read, s3, tmp_path, tin
     for path in (tmp_path / "best").rglob("*"):
         if path.is_file():
             put(f"{location}/{path.relative_to(tmp_path / 'best')}", path.read_bytes())
-    read("artifacts", "fetch", "latest", "--to", str(tmp_path / "here"))
+    read("artifacts", "fetch", "latest", "--to", str(tmp_path / "fetched"))
     report = tmp_path / "evaluation.json"
-    evaluate(to_json(tiny), tmp_path / "here" / "train" / "best", report)
+    evaluate(to_json(tiny), tmp_path / "fetched" / "train" / "best", report)
     assert json.loads(report.read_text())["training_frames"] == 360
 
 
 # --- a store that cannot be reached ---
 
 
-def test_locations_are_listed_and_the_way_told_when_kubeflows_store_cannot_be_reached(
+def test_locations_and_commands_for_access_are_shown_when_kubeflows_store_cannot_be_reached(
     recorded, s3, cli, monkeypatch, tmp_path
 ):
-    """The printed commands are tried with a kubectl that knows the secret."""
+    """The test runs the printed commands with a fake kubectl that returns the secret."""
     (port,) = free_ports(1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     status, out, err = cli("artifacts", "list", recorded.run_id, "--output", "json", "--context", "mine")
@@ -215,17 +215,17 @@ def test_locations_are_listed_and_the_way_told_when_kubeflows_store_cannot_be_re
     )
     kubectl.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\n')
     kubectl.chmod(0o755)
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-ec", f'{commands}\necho "$AWS_ENDPOINT_URL $AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY"'],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == f"http://localhost:9000 {ACCESS_KEY} {SECRET_KEY}\n"
+    assert result.stdout == f"http://localhost:9000 {ACCESS_KEY} {SECRET_KEY}\n"
 
 
-def test_a_store_of_a_cloud_that_cannot_be_read_is_named(recorded, cli):
+def test_locations_are_still_listed_when_the_kind_of_store_cannot_be_read(recorded, cli):
     recorded.set_root("gs://bucket/artifacts")
     status, out, err = cli("artifacts", "list", recorded.run_id)
     assert status == 3
@@ -235,17 +235,17 @@ def test_a_store_of_a_cloud_that_cannot_be_read_is_named(recorded, cli):
     assert cli("artifacts", "fetch", recorded.run_id)[0] == 3
 
 
-# --- by layout, for servers that do not tell ---
+# --- without v1beta1, by KFP's layout ---
 
 
 @pytest.fixture
 def finished(kubeflow, read, s3):
-    """The ID of a run, and what its stages left in the bucket, as the launcher lays it out."""
+    """Store the artifacts of a run as the launcher lays them out; return the run's ID and the contents."""
     kubeflow.v1beta1 = False
-    made = read(*SUBMIT, "--pipeline-root", ROOT.format(bucket=s3))
-    kubeflow.finish(made["id"])
-    salts = {stage: str(uuid.uuid4()) for stage in ("validate", "train", "evaluate")}
-    left = {
+    run = read(*SUBMIT, "--pipeline-root", ROOT.format(bucket=s3))
+    kubeflow.finish(run["id"])
+    executions = {stage: str(uuid.uuid4()) for stage in ("validate", "train", "evaluate")}
+    contents = {
         "validate/report": b'{"checks": []}',
         "train/best/manifest.json": b"{}",
         "train/best/blobs/a.safetensors": b"\0" * 3_000_000,
@@ -254,17 +254,17 @@ def finished(kubeflow, read, s3):
         "evaluate/report": b'{"trained": 1}',
     }
     with s3_client() as client:
-        for key, content in left.items():
+        for key, content in contents.items():
             stage, rest = key.split("/", 1)
-            path = f"some/root/mappo-training/{made['id']}/{stage}/{salts[stage]}/{rest}"
+            path = f"some/root/mappo-training/{run['id']}/{stage}/{executions[stage]}/{rest}"
             client.put_object(Bucket=s3, Key=path, Body=content)
         client.put_object(
             Bucket=s3, Key=f"some/root/mappo-training/{uuid.uuid4()}/train/x/best", Body=b"another run's"
         )
-    return made["id"], left
+    return run["id"], contents
 
 
-def test_layout_gives_artifacts_by_stage_and_name(finished, read):
+def test_artifacts_are_listed_by_stage_and_name_without_v1beta1(finished, read):
     rows = read("artifacts", "list", "latest")
     assert [(row["stage"], row["name"], row["objects"], row["bytes"]) for row in rows] == [
         ("evaluate", "report", 1, 14),
@@ -276,51 +276,52 @@ def test_layout_gives_artifacts_by_stage_and_name(finished, read):
     assert all(row["location"].startswith("s3://") for row in rows)
 
 
-def test_layout_suffices_to_fetch_what_was_left(finished, read, tmp_path):
-    run_id, left = finished
+def test_all_artifacts_are_fetched_without_v1beta1(finished, read, tmp_path):
+    run_id, contents = finished
     fetched = read("artifacts", "fetch", run_id)
     directory = tmp_path / "artifacts" / run_id
     assert {
         str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    } == left
+    } == contents
     assert set(fetched) == {"validate/report", "train/best", "train/history", "train/metrics", "evaluate/report"}
 
 
-def test_layout_suffices_to_fetch_some_artifacts_by_name(finished, read, tmp_path):
-    read("artifacts", "fetch", "latest", "train/history", "evaluate", "--to", str(tmp_path / "here"))
-    found = {str(path.relative_to(tmp_path / "here")) for path in (tmp_path / "here").rglob("*") if path.is_file()}
-    assert found == {"train/history", "evaluate/report"}
+def test_selected_artifacts_are_fetched_by_name_without_v1beta1(finished, read, tmp_path):
+    directory = tmp_path / "fetched"
+    read("artifacts", "fetch", "latest", "train/history", "evaluate", "--to", str(directory))
+    fetched = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert fetched == {"train/history", "evaluate/report"}
 
 
-def test_a_name_that_is_not_there_is_refused_naming_those_that_are(finished, cli):
+def test_an_unknown_name_is_refused_naming_the_existing_artifacts(finished, cli):
     status, _, err = cli("artifacts", "fetch", "latest", "bestest")
     assert status == 2
     assert "train/best, train/history" in err
 
 
-def test_layout_keeps_executions_of_one_stage_apart(finished, read, s3, tmp_path):
-    """Several seeds have an execution each."""
+def test_executions_of_one_stage_are_fetched_into_separate_directories(finished, read, s3, tmp_path):
+    """A pipeline with several seeds has one execution for each seed."""
     run_id, _ = finished
     with s3_client() as client:
         key = f"some/root/mappo-training/{run_id}/evaluate/{uuid.uuid4()}/report"
         client.put_object(Bucket=s3, Key=key, Body=b"second")
-    read("artifacts", "fetch", "latest", "evaluate/report", "--to", str(tmp_path / "here"))
-    contents = {path.read_bytes() for path in (tmp_path / "here" / "evaluate").rglob("report")}
+    read("artifacts", "fetch", "latest", "evaluate/report", "--to", str(tmp_path / "fetched"))
+    contents = {path.read_bytes() for path in (tmp_path / "fetched" / "evaluate").rglob("report")}
     assert contents == {b'{"trained": 1}', b"second"}
 
 
-def test_layout_begins_at_the_root_that_is_given(kubeflow, read, s3, cli):
+def test_artifacts_are_listed_below_the_given_root_without_v1beta1(kubeflow, read, s3, cli):
     kubeflow.v1beta1 = False
-    made = read(*SUBMIT, "--upload")
+    run = read(*SUBMIT, "--upload")
     with s3_client() as client:
         client.put_object(
-            Bucket=s3, Key=f"root/mappo-training/{made['id']}/train/{uuid.UUID(int=1)}/history", Body=b"a"
+            Bucket=s3, Key=f"root/mappo-training/{run['id']}/train/{uuid.UUID(int=1)}/history", Body=b"a"
         )
     for root in (f"s3://{s3}/root", f"s3://{s3}/root/?region=auto"):
-        rows = read("artifacts", "list", made["id"], "--pipeline-root", root)
+        rows = read("artifacts", "list", run["id"], "--pipeline-root", root)
         assert [row["name"] for row in rows] == ["history"]
-    status, _, err = cli("artifacts", "fetch", made["id"], "--pipeline-root", f"s3://{s3}/elsewhere")
-    assert (status, "nothing there yet; this server does not tell where" in err) == (2, True)
+    status, _, err = cli("artifacts", "fetch", run["id"], "--pipeline-root", f"s3://{s3}/elsewhere")
+    assert (status, "no artifacts yet; this server does not tell the locations" in err) == (2, True)
 
 
 def test_a_store_that_does_not_answer_is_named_with_status_3(finished, cli, monkeypatch):

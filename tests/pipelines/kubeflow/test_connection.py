@@ -12,7 +12,7 @@ from mappo.errors import ConfigError
 from pipelines.compiling import Compiled
 from pipelines.errors import ApiError
 from pipelines.kubeflow import client
-from pipelines.kubeflow.api import Api, Trying
+from pipelines.kubeflow.api import Api, RetryNotice
 from pipelines.kubeflow.connection import Connection
 from pipelines.kubeflow.submission import Submission
 from tests.support.kubeflow_server import KubeflowServer
@@ -28,9 +28,10 @@ def server(monkeypatch, tmp_path):
         yield server
 
 
-def api(server: KubeflowServer, patience_seconds: float = 20.0, said: list | None = None, **how) -> Api:
-    announce = said.append if said is not None else lambda _: None
-    return Api(Connection(endpoint=server.url, **how), patience_seconds=patience_seconds, announce=announce)
+def api(server: KubeflowServer, patience_seconds: float = 20.0, notices: list | None = None, **fields) -> Api:
+    """Connect to a server. notices: a list that collects the notices of retries. fields: of the connection."""
+    on_retry = notices.append if notices is not None else lambda _: None
+    return Api(Connection(endpoint=server.url, **fields), patience_seconds=patience_seconds, on_retry=on_retry)
 
 
 def submitted(kubeflow: Api) -> str:
@@ -38,39 +39,39 @@ def submitted(kubeflow: Api) -> str:
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-def test_a_transient_error_is_said_and_tried_again(server, status):
-    said: list[Trying] = []
-    kubeflow = api(server, said=said)
+def test_a_transient_error_is_reported_and_retried(server, status):
+    notices: list[RetryNotice] = []
+    kubeflow = api(server, notices=notices)
     server.fail(status, times=2)
     assert client.runs(kubeflow, 1) == []
-    assert [(trying.tries, trying.is_over) for trying in said] == [(1, False), (2, False), (3, True)]
-    assert str(status) in said[0].reason
-    assert 0 < said[0].seconds < said[1].seconds < said[2].seconds
+    assert [(notice.tries, notice.is_over) for notice in notices] == [(1, False), (2, False), (3, True)]
+    assert str(status) in notices[0].reason
+    assert 0 < notices[0].seconds < notices[1].seconds < notices[2].seconds
 
 
-def test_the_pause_is_as_long_as_the_server_asks_for(server):
+def test_the_pause_is_as_long_as_the_server_requests(server):
     server.fail(429, times=1, headers={"Retry-After": "2"})
-    began = time.monotonic()
+    started = time.monotonic()
     assert client.runs(api(server), 1) == []
-    assert time.monotonic() - began > 2
+    assert time.monotonic() - started > 2
 
 
-def test_error_500_is_tried_three_times_and_no_longer(server):
-    """The server gives it for some mistakes of users too."""
+def test_error_500_is_tried_only_three_times(server):
+    """The server answers some mistakes of users with 500 too."""
     server.fail(500, times=100, path="/runs")
     with pytest.raises(ApiError, match="500"):
         client.runs(api(server), 1)
     assert server.count("GET", "/runs") == 3
 
 
-def test_an_error_that_lasts_ends_with_the_patience_and_its_reason(server):
+def test_a_lasting_error_is_raised_with_its_reason_when_the_patience_ends(server):
     server.fail(503, times=1000)
     with pytest.raises(ApiError, match="503"):
         client.runs(api(server, patience_seconds=1), 1)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409])
-def test_an_error_that_stays_is_not_tried_again(server, status):
+def test_a_permanent_error_is_not_retried(server, status):
     server.fail(status, times=1, path="/runs")
     with pytest.raises(ApiError) as error:
         client.runs(api(server), 1)
@@ -78,7 +79,7 @@ def test_an_error_that_stays_is_not_tried_again(server, status):
     assert server.count("GET", "/runs") == 1
 
 
-def test_a_server_that_restarts_is_waited_for(server):
+def test_requests_wait_while_the_server_restarts(server):
     kubeflow = api(server)
     assert client.runs(kubeflow, 1) == []
     server.stop()
@@ -92,13 +93,13 @@ def test_no_server_is_an_error_that_names_the_endpoint():
         client.runs(kubeflow, 1)
 
 
-def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(server):
+def test_a_run_is_found_and_not_started_twice_when_the_answer_is_lost(server):
     server.drop(method="POST", path="/runs", after=True)
     run_id = submitted(api(server))
     assert list(server.runs) == [run_id]
 
 
-def test_a_run_whose_request_was_lost_is_started_once(server):
+def test_a_run_is_started_once_when_the_request_is_lost(server):
     server.drop(method="POST", path="/runs")
     run_id = submitted(api(server))
     assert list(server.runs) == [run_id]
@@ -123,25 +124,25 @@ def test_a_token_that_expires_is_read_again_from_its_file(server, tmp_path):
     assert client.runs(kubeflow, 1) == []
 
 
-def test_a_token_that_stays_expired_is_explained_and_not_tried_for_long(server):
+def test_a_token_that_stays_expired_is_explained_without_long_retries(server):
     server.tokens = {"new"}
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(ApiError, match="missing, wrong or expired") as error:
         client.runs(api(server, token="old"), 1)
     assert error.value.status == 401
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("credential", ["token", "cookie"])
-def test_space_around_credentials_is_taken_off(server, credential, tmp_path):
+def test_white_space_around_credentials_is_stripped(server, credential, tmp_path):
     server.tokens, server.cookies = {"abc"}, {"abc"}
-    given = {"token": " abc\r\n", "cookie": "authservice_session=abc\n"}[credential]
-    assert client.runs(api(server, **{credential: given}), 1) == []
+    text = {"token": " abc\r\n", "cookie": "authservice_session=abc\n"}[credential]
+    assert client.runs(api(server, **{credential: text}), 1) == []
 
 
 @pytest.mark.parametrize("credential", ["token", "cookie"])
 @pytest.mark.parametrize("inside", ["\n", "\r", "\t", "\0", "\x7f", "é"])
-def test_credentials_that_no_header_may_hold_are_refused_without_showing_them(credential, inside):
+def test_credentials_with_characters_illegal_in_headers_are_refused_without_showing_them(credential, inside):
     with pytest.raises(ConfigError, match=f"KF_PIPELINES_{credential.upper()}: holds a line break") as error:
         Connection(endpoint="http://kubeflow.invalid", **{credential: f"secret{inside}secret"})
     assert "secret" not in str(error.value)
@@ -154,11 +155,11 @@ def test_a_token_file_with_several_lines_is_refused_without_showing_it(server, t
     assert "secret" not in str(error.value)
 
 
-def test_a_connection_shows_no_credentials():
+def test_the_repr_of_a_connection_hides_credentials():
     assert "secret" not in repr(Connection(token="secret", cookie="secret"))
 
 
-def test_a_cookie_of_a_session_is_enough(server):
+def test_a_session_cookie_suffices_without_a_token(server):
     server.tokens, server.cookies = set(), {"abc"}
     assert client.runs(api(server, cookie="authservice_session=abc"), 1) == []
 
@@ -172,7 +173,7 @@ def test_a_login_page_is_recognised_and_explained(monkeypatch, tmp_path):
         client.runs(api(server), 1)
 
 
-def test_a_login_page_that_is_served_with_200_is_recognised_too(server):
+def test_a_login_page_with_status_200_is_recognised_too(server):
     server.fail(200, body="<!DOCTYPE html><title>Sign in</title>")
     with pytest.raises(ApiError, match="a login page answered"):
         client.runs(api(server), 1)
@@ -200,7 +201,7 @@ def kubeconfig(server: KubeflowServer, path: Path, user: dict) -> str:
     return str(path)
 
 
-def test_without_an_endpoint_the_kubeconfig_leads_to_the_api(monkeypatch, tmp_path):
+def test_the_api_is_reached_by_the_kubeconfig_when_no_endpoint_is_given(monkeypatch, tmp_path):
     with KubeflowServer(tokens={"mine"}) as server:
         server.prefix = PROXY
         path = kubeconfig(server, tmp_path / "config", {"token": "mine"})
@@ -211,8 +212,8 @@ def test_without_an_endpoint_the_kubeconfig_leads_to_the_api(monkeypatch, tmp_pa
             Api(Connection(context="nowhere"))
 
 
-def test_several_users_are_not_told_apart_by_the_clusters_own_api(monkeypatch, tmp_path):
-    """It removes the credentials once it has checked them."""
+def test_the_kubernetes_api_is_refused_as_a_way_to_a_kubeflow_of_several_users(monkeypatch, tmp_path):
+    """The Kubernetes API checks the credentials and then removes them, so Kubeflow does not know the user."""
     with KubeflowServer(multi_user=True, tokens={"mine"}) as server:
         server.prefix = PROXY
         path = kubeconfig(server, tmp_path / "config", {"token": "mine"})
@@ -221,8 +222,8 @@ def test_several_users_are_not_told_apart_by_the_clusters_own_api(monkeypatch, t
             assert Api(Connection()).namespace
 
 
-def test_a_proxy_of_the_environment_is_heeded(monkeypatch, server):
-    """The server stands for the proxy; the address itself does not exist."""
+def test_the_proxy_of_the_environment_is_used(monkeypatch, server):
+    """The test server plays the proxy; the address itself does not exist."""
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -243,7 +244,7 @@ def test_a_proxy_of_the_environment_is_heeded(monkeypatch, server):
         ("https_proxy", "http://proxy:3128", "", None),
     ],
 )
-def test_a_proxy_is_written_in_many_ways(monkeypatch, variable, proxy, no_proxy, expected):
+def test_all_notations_of_a_proxy_are_understood(monkeypatch, variable, proxy, no_proxy, expected):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -278,16 +279,16 @@ def test_a_certificate_that_is_not_trusted_is_explained(server, tmp_path):
     assert client.runs(Api(trusting), 1) == []
 
 
-def test_a_kubeconfig_that_fetches_tokens_by_a_command_fetches_another(monkeypatch, tmp_path):
-    """As aws, gcloud and kubelogin do."""
+def test_the_command_of_a_kubeconfig_fetches_a_new_token_when_one_expires(monkeypatch, tmp_path):
+    """The kubeconfigs of aws, gcloud and kubelogin fetch tokens by a command."""
     command = tmp_path / "login"
     command.write_text(
         "#!/bin/sh\n"
         'printf \'{"apiVersion":"client.authentication.k8s.io/v1",\'\n'
-        f'printf \'"kind":"ExecCredential","status":{{"token":"%s"}}}}\' $(cat {tmp_path}/now)\n'
+        f'printf \'"kind":"ExecCredential","status":{{"token":"%s"}}}}\' $(cat {tmp_path}/token)\n'
     )
     command.chmod(0o755)
-    (tmp_path / "now").write_text("first")
+    (tmp_path / "token").write_text("first")
     user = {
         "exec": {
             "apiVersion": "client.authentication.k8s.io/v1",
@@ -302,17 +303,17 @@ def test_a_kubeconfig_that_fetches_tokens_by_a_command_fetches_another(monkeypat
         kubeflow = Api(Connection())
         assert client.runs(kubeflow, 1) == []
         server.tokens = {"second"}
-        (tmp_path / "now").write_text("second")
+        (tmp_path / "token").write_text("second")
         assert client.runs(kubeflow, 1) == []
 
 
-def test_nothing_that_leads_to_kubeflow_is_an_error_that_says_what_would(monkeypatch, tmp_path):
+def test_error_names_the_ways_to_kubeflow_when_no_endpoint_can_be_derived(monkeypatch, tmp_path):
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="--endpoint or KF_PIPELINES_ENDPOINT"):
         Api(Connection())
 
 
-def test_in_a_pod_its_own_files_lead_to_the_api(monkeypatch, tmp_path):
+def test_the_api_is_reached_by_the_service_account_in_a_pod(monkeypatch, tmp_path):
     account, token = tmp_path / "account", tmp_path / "token"
     account.mkdir()
     (account / "token").write_text("of kubernetes")
@@ -328,7 +329,7 @@ def test_in_a_pod_its_own_files_lead_to_the_api(monkeypatch, tmp_path):
         assert client.runs(kubeflow, 1) == []
 
 
-def test_several_users_need_a_namespace_and_one_user_none(monkeypatch, tmp_path):
+def test_a_namespace_is_required_with_several_users_and_ignored_with_one(monkeypatch, tmp_path):
     with KubeflowServer(multi_user=True) as server:
         assert api(server, namespace="team").namespace == "team"
         with pytest.raises(ConfigError, match="--namespace"):

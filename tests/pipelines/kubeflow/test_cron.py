@@ -11,11 +11,11 @@ MONDAY = datetime(2026, 11, 23, 12, tzinfo=ZoneInfo("UTC"))
 
 
 def times(text: str, count: int = 3, after: datetime = MONDAY) -> list[str]:
-    return [when.strftime("%m-%d %H:%M:%S") for when in Cron.parse(text).next(after, count)]
+    return [moment.strftime("%m-%d %H:%M:%S") for moment in Cron.parse(text).next(after, count)]
 
 
-def test_five_fields_mean_what_crontab_means():
-    """The server would read them as second to month: at second 30 of minute 2 of every hour."""
+def test_five_fields_mean_the_same_as_in_crontab():
+    """The server alone reads five fields as second to month: at second 30 of minute 2 of every hour."""
     assert Cron.parse("30 2 * * *").expression == "0 30 2 * * *"
     assert times("30 2 * * *") == ["11-24 02:30:00", "11-25 02:30:00", "11-26 02:30:00"]
 
@@ -29,13 +29,13 @@ def test_five_fields_mean_what_crontab_means():
         ("*/20 9-17/4 * * MON-fri", ["11-23 13:00:00", "11-23 13:20:00"]),
         ("5/25 * * * ?", ["11-23 12:05:00", "11-23 12:30:00"]),
         ("0 0 1 * 1", ["11-30 00:00:00", "12-01 00:00:00"]),  # a Monday, or the first
-        ("0 0 */2 * 1", ["12-07 00:00:00", "12-21 00:00:00"]),  # a star is in it: a Monday, and an odd day
-        ("0 0 1-31 * 1", ["11-24 00:00:00", "11-25 00:00:00"]),  # no star: a Monday, or any day
+        ("0 0 */2 * 1", ["12-07 00:00:00", "12-21 00:00:00"]),  # with a star: a Monday and an odd day
+        ("0 0 1-31 * 1", ["11-24 00:00:00", "11-25 00:00:00"]),  # without a star: a Monday, or any day
         ("0 0 1 JAN,jul *", ["01-01 00:00:00", "07-01 00:00:00"]),
     ],
 )
-def test_it_fires_when_the_servers_library_fires(text, expected):
-    """By hand, from the rules of robfig/cron 1.2."""
+def test_a_schedule_fires_when_the_servers_library_fires(text, expected):
+    """The expected times were derived by hand from the rules of robfig/cron 1.2."""
     assert times(text, 2) == expected
 
 
@@ -61,9 +61,9 @@ def test_it_fires_when_the_servers_library_fires(text, expected):
     ],
 )
 def test_times_around_changes_of_the_clock_are_those_of_the_servers_library(text, zone, after, expected):
-    """The expected times are what a Go program with robfig/cron's search of version 1.2.0 printed."""
-    found = Cron.parse(text).next(datetime.fromisoformat(after).astimezone(ZoneInfo(zone)), 2)
-    assert [when.strftime("%y-%m-%dT%H:%M%z") for when in found] == expected.split()
+    """A Go program with the search of robfig/cron 1.2.0 printed the expected times."""
+    moments = Cron.parse(text).next(datetime.fromisoformat(after).astimezone(ZoneInfo(zone)), 2)
+    assert [moment.strftime("%y-%m-%dT%H:%M%z") for moment in moments] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_times_around_changes_of_the_clock_are_those_of_the_servers_library(text
         ("0 0 30 feb *", "no such day"),
     ],
 )
-def test_what_the_server_would_refuse_or_never_fire_is_refused_naming_the_field(text, reason):
+def test_expressions_that_the_server_refuses_or_never_fires_are_refused_naming_the_field(text, reason):
     with pytest.raises(ConfigError) as error:
         Cron.parse(text)
     assert reason in str(error.value)
@@ -97,5 +97,5 @@ def test_what_the_server_would_refuse_or_never_fire_is_refused_naming_the_field(
 @pytest.mark.parametrize(
     "text", ["30 2 * * *", "@hourly", "*/15 * * * mon-fri", "0 5/10 8-20 1,15 jan-jun ?", "* * * * *"]
 )
-def test_what_is_taken_is_taken_by_the_server_too(text):
+def test_accepted_expressions_are_accepted_by_the_server_too(text):
     check_cron(Cron.parse(text).expression)

@@ -19,7 +19,7 @@ stages:
 """
 STORE_SECRET = {"accesskey": "YQ==", "secretkey": "Yg=="}
 CONTROLLER = "/api/v1/namespaces/kubeflow/configmaps/workflow-controller-configmap"
-# The rights of Kubeflow's own accounts, as far as a run needs them.
+# The rights of Kubeflow's own accounts that a run needs.
 EDITOR = [
     {"apiGroups": ["", "argoproj.io"], "resources": ["configmaps", "secrets"], "verbs": ["get"]},
     {"apiGroups": ["argoproj.io"], "resources": ["workflowtaskresults"], "verbs": ["create", "patch"]},
@@ -27,7 +27,7 @@ EDITOR = [
 
 
 def stock_defaults() -> str:
-    """Return the workflowDefaults of a stock 2.17, which the controller merged into a run that was recorded."""
+    """Return the workflowDefaults of a stock 2.17, which the controller merged into a recorded run."""
     defaults = manifest_of(raw("raw-training"))["spec"]["templateDefaults"]
     return yaml.safe_dump({"spec": {"templateDefaults": {"retryStrategy": defaults["retryStrategy"]}}})
 
@@ -37,7 +37,7 @@ def secret(namespace: str, name: str, **data: str) -> dict:
 
 
 def bound(namespace: str, account: str, rules: list[dict]) -> list[dict]:
-    """Return an account with a role of these rules."""
+    """Return the manifests of an account, of a role with these rules, and of their binding."""
     metadata = {"namespace": namespace, "name": account}
     subject = {"kind": "ServiceAccount", **metadata}
     return [
@@ -49,12 +49,12 @@ def bound(namespace: str, account: str, rules: list[dict]) -> list[dict]:
 
 @pytest.fixture
 def kubernetes(monkeypatch, tmp_path):
-    """The API server of a cluster with a stock Kubeflow, by the kubeconfig; profile `team` has everything."""
+    """Start the API server of a cluster with a stock Kubeflow; profile `team` has all objects."""
     with ClusterServer(tokens={"mine"}, namespaces={"team", "kubeflow"}) as server:
         namespace = "/api/v1/namespaces/team"
         for path in ("secrets/mappo-registry", "configmaps/mappo-monitoring"):
             server.add(f"{namespace}/{path}")
-        server.apply(secret(each, "mlpipeline-minio-artifact", **STORE_SECRET) for each in ("team", "kubeflow"))
+        server.apply(secret(owner, "mlpipeline-minio-artifact", **STORE_SECRET) for owner in ("team", "kubeflow"))
         keys = {"AWS_ACCESS_KEY_ID": "YQ==", "AWS_SECRET_ACCESS_KEY": "Yg=="}
         server.apply([secret("team", "mappo-s3", **keys), secret("team", "mappo-database", url="YQ==")])
         server.apply([*bound("team", "default-editor", EDITOR), *bound("kubeflow", "pipeline-runner", EDITOR)])
@@ -75,28 +75,28 @@ def kubernetes(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def look(capsys):
-    """Run the command; return the exit status, and the findings by check."""
+def run_doctor(capsys):
+    """Return a function that runs `doctor` and returns the exit status and the findings by check."""
 
     def run(*arguments: str) -> tuple[int, dict[str, dict]]:
         status = main(["doctor", *arguments, "--output", "json"])
-        found = json.loads(capsys.readouterr().out)
-        by_check = {each["check"]: each for each in found}
-        assert len(by_check) == len(found), "a check is shown once"
-        fixes = [each["fix"] for each in found if each["state"] != "ok" and each["fix"]]
-        assert len(set(fixes)) == len(fixes), "nothing is said twice"
+        findings = json.loads(capsys.readouterr().out)
+        by_check = {finding["check"]: finding for finding in findings}
+        assert len(by_check) == len(findings), "each check is shown once"
+        fixes = [finding["fix"] for finding in findings if finding["state"] != "ok" and finding["fix"]]
+        assert len(set(fixes)) == len(fixes), "each fix is shown once"
         return status, by_check
 
     return run
 
 
 @pytest.fixture
-def doctor(kubeflow, kubernetes, monkeypatch, tmp_path, look):
-    """Look at profile `team` of a cluster of several users."""
+def doctor(kubeflow, kubernetes, monkeypatch, tmp_path, run_doctor):
+    """Return a function that runs `doctor` for profile `team` in a Kubeflow of several users."""
     (tmp_path / "site.yaml").write_text(GPU_SITE.format(version=mappo.__version__))
 
     def run(*arguments: str) -> tuple[int, dict[str, dict]]:
-        return look("--site", str(tmp_path / "site.yaml"), "--namespace", "team", *arguments)
+        return run_doctor("--site", str(tmp_path / "site.yaml"), "--namespace", "team", *arguments)
 
     with KubeflowServer(multi_user=True) as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
@@ -104,47 +104,47 @@ def doctor(kubeflow, kubernetes, monkeypatch, tmp_path, look):
         yield run
 
 
-def test_a_cluster_that_has_everything_is_well(doctor, s3):
-    status, found = doctor("--store", f"s3://{s3}/runs", "--pipeline-root", f"s3://{s3}/root")
+def test_a_complete_cluster_passes_all_checks(doctor, s3):
+    status, findings = doctor("--store", f"s3://{s3}/runs", "--pipeline-root", f"s3://{s3}/root")
     assert status == 0
-    assert {each["state"] for each in found.values()} == {"ok"}
-    assert len(found) == 4 + 9 + 1 + 1 + 2  # Kubeflow; namespace, objects and rights; retries; nodes; stores
+    assert {finding["state"] for finding in findings.values()} == {"ok"}
+    assert len(findings) == 4 + 9 + 1 + 1 + 2  # Kubeflow; namespace, objects and rights; retries; nodes; stores
 
 
-def test_stock_kubeflow_without_a_secret_of_ours_is_well(kubeflow, kubernetes, look):
-    status, found = look("--image", f"mappo:{mappo.__version__}")
+def test_stock_kubeflow_without_the_secrets_of_this_project_passes(kubeflow, kubernetes, run_doctor):
+    status, findings = run_doctor("--image", f"mappo:{mappo.__version__}")
     assert status == 0
-    assert found["secret mappo-s3"]["state"] == "ok"
-    assert "Kubeflow's own store" in found["secret mappo-s3"]["detail"]
-    assert found["config map kfp-launcher"]["detail"] == (
+    assert findings["secret mappo-s3"]["state"] == "ok"
+    assert "Kubeflow's own store" in findings["secret mappo-s3"]["detail"]
+    assert findings["config map kfp-launcher"]["detail"] == (
         "none; artifacts go to minio://mlpipeline/v2/artifacts with the keys of secret mlpipeline-minio-artifact"
     )
-    assert found["rights of pipeline-runner"]["state"] == found["retries"]["state"] == "ok"
+    assert findings["rights of pipeline-runner"]["state"] == findings["retries"]["state"] == "ok"
 
 
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)
-def test_an_overlays_own_commands_leave_nothing_to_mend(overlay, kubeflow, kubernetes, look, monkeypatch):
-    """Nothing fails, and what is missing is only what the overlay does without."""
+def test_no_check_fails_after_the_commands_of_an_overlay(overlay, kubeflow, kubernetes, run_doctor, monkeypatch):
+    """Warnings name only the objects that the overlay does not need."""
     namespace, is_multi_user = namespace_of(overlay), namespace_of(overlay) != "kubeflow"
-    if not of_kind(overlay, "Namespace") or of_kind(overlay, "Profile"):  # Kubeflow makes it, with the secret
+    if not of_kind(overlay, "Namespace") or of_kind(overlay, "Profile"):  # Kubeflow creates it, with the secret
         kubernetes.add(f"/api/v1/namespaces/{namespace}")
         kubernetes.apply([secret(namespace, "mlpipeline-minio-artifact", **STORE_SECRET)])
     kubernetes.apply(applied(overlay).objects)
     site = ROOT / "k8s" / "overlays" / overlay / "site.yaml"
-    given = ["--site", str(site)] if site.exists() else ["--image", f"mappo:{mappo.__version__}"]
+    image = ["--site", str(site)] if site.exists() else ["--image", f"mappo:{mappo.__version__}"]
     with KubeflowServer(multi_user=is_multi_user, namespaces={namespace}) as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
-        asked = ["--namespace", namespace] if is_multi_user else []
-        status, found = look(*given, *asked, "--service-account", "mappo-runner")
-    assert status == 0, [each for each in found.values() if each["state"] == "failed"]
-    assert found["rights of mappo-runner"]["state"] == "ok"
-    warned = {check for check, each in found.items() if each["state"] == "warning"}
-    without = {"secret mappo-registry", "secret mappo-database", "config map mappo-monitoring"}
-    without |= {"nodes for train", "nodes for tune"}
-    assert warned <= without
+        flags = ["--namespace", namespace] if is_multi_user else []
+        status, findings = run_doctor(*image, *flags, "--service-account", "mappo-runner")
+    assert status == 0, [finding for finding in findings.values() if finding["state"] == "failed"]
+    assert findings["rights of mappo-runner"]["state"] == "ok"
+    warnings = {check for check, finding in findings.items() if finding["state"] == "warning"}
+    optional = {"secret mappo-registry", "secret mappo-database", "config map mappo-monitoring"}
+    optional |= {"nodes for train", "nodes for tune"}
+    assert warnings <= optional
 
 
-def test_nothing_is_left_in_the_store(doctor, s3):
+def test_the_check_of_a_store_leaves_no_objects_in_the_store(doctor, s3):
     from tests.support.services import s3_client
 
     doctor("--store", f"s3://{s3}/runs")
@@ -172,84 +172,86 @@ def test_nothing_is_left_in_the_store(doctor, s3):
         ("", "namespace team", "failed", "--namespace"),
     ],
 )
-def test_what_is_missing_is_named_with_its_fix(doctor, kubernetes, path, check, state, fix):
+def test_a_missing_object_is_named_with_its_fix(doctor, kubernetes, path, check, state, fix):
     del kubernetes.objects[f"/api/v1/namespaces/team/{path}".rstrip("/")]
-    status, found = doctor()
+    status, findings = doctor()
     assert status == (1 if state == "failed" else 0)
-    assert found[check]["state"] == state
-    assert fix in found[check]["fix"]
+    assert findings[check]["state"] == state
+    assert fix in findings[check]["fix"]
 
 
-def test_secret_of_kubeflows_store_that_is_missing_fails_with_the_command_that_copies_it(doctor, kubernetes):
+def test_a_missing_secret_of_kubeflows_store_fails_with_the_command_that_copies_it(doctor, kubernetes):
     path = "/api/v1/namespaces/team/secrets/mlpipeline-minio-artifact"
     del kubernetes.objects[path]
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 1
-    missing = found["secret mlpipeline-minio-artifact"]
+    missing = findings["secret mlpipeline-minio-artifact"]
     assert missing["state"] == "failed"
     assert "waits for it for ever" in missing["detail"]
-    assert missing["fix"].replace("team", "mappo") in commands_of("base"), "the command that was tried there"
+    assert missing["fix"].replace("team", "mappo") in commands_of("base"), (
+        "the same command as in the overlay's README"
+    )
     kubernetes.add(path, data={"accesskey": "YQ=="})
     assert "without secretkey" in doctor()[1]["secret mlpipeline-minio-artifact"]["detail"]
 
 
-def test_secret_of_kubeflows_store_that_is_missing_in_kubeflow_itself_is_not_copied_onto_itself(
-    kubeflow, kubernetes, look
+def test_a_missing_secret_of_kubeflows_store_is_created_and_not_copied_in_kubeflows_own_namespace(
+    kubeflow, kubernetes, run_doctor
 ):
     del kubernetes.objects["/api/v1/namespaces/kubeflow/secrets/mlpipeline-minio-artifact"]
-    fix = look("--image", "mappo:1")[1]["secret mlpipeline-minio-artifact"]["fix"]
+    fix = run_doctor("--image", "mappo:1")[1]["secret mlpipeline-minio-artifact"]["fix"]
     assert "sed" not in fix
     assert "create secret generic mlpipeline-minio-artifact --from-literal=accesskey=" in fix
 
 
-def test_s3_secret_is_missed_only_by_a_run_that_uses_s3(doctor, kubernetes):
+def test_a_missing_s3_secret_is_a_warning_only_when_the_run_uses_s3(doctor, kubernetes):
     del kubernetes.objects["/api/v1/namespaces/team/secrets/mappo-s3"]
     assert doctor()[1]["secret mappo-s3"]["state"] == "ok"
-    found = doctor("--pipeline-root", "s3://no-such-bucket-here/root")[1]["secret mappo-s3"]
-    assert found["state"] == "warning"
-    assert "create secret generic mappo-s3 --from-literal=AWS_ACCESS_KEY_ID=" in found["fix"]
+    finding = doctor("--pipeline-root", "s3://no-such-bucket-here/root")[1]["secret mappo-s3"]
+    assert finding["state"] == "warning"
+    assert "create secret generic mappo-s3 --from-literal=AWS_ACCESS_KEY_ID=" in finding["fix"]
 
 
 def own_bucket() -> dict[str, str]:
-    """Return the data of kfp-launcher in components/own-bucket."""
+    """Return the data of the config map kfp-launcher in k8s/components/own-bucket."""
     path = ROOT / "k8s" / "components" / "own-bucket" / "kfp-launcher.yaml"
     return yaml.safe_load(path.read_text())["data"]
 
 
-def test_secret_that_kfp_launcher_names_is_needed(doctor, kubernetes):
+def test_a_missing_secret_fails_when_kfp_launcher_names_it(doctor, kubernetes):
     data = own_bucket()
     data["providers"] = data["providers"].replace("mappo-s3", "another")
     kubernetes.add("/api/v1/namespaces/team/configmaps/kfp-launcher", data=data)
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 1
-    assert found["config map kfp-launcher"]["detail"] == (
+    assert findings["config map kfp-launcher"]["detail"] == (
         "artifacts go to s3://mappo/pipelines with the keys of secret another"
     )
-    assert found["secret another"]["state"] == "failed"
-    assert "--from-literal=AWS_ACCESS_KEY_ID=" in found["secret another"]["fix"]
-    assert "get secrets/another" in found["rights of default-editor"]["detail"]
+    assert findings["secret another"]["state"] == "failed"
+    assert "--from-literal=AWS_ACCESS_KEY_ID=" in findings["secret another"]["fix"]
+    assert "get secrets/another" in findings["rights of default-editor"]["detail"]
 
 
-def test_secret_that_stages_and_launcher_read_is_checked_once(doctor, kubernetes):
+def test_a_secret_that_stages_and_the_launcher_share_is_checked_once(doctor, kubernetes):
     kubernetes.add("/api/v1/namespaces/team/configmaps/kfp-launcher", data=own_bucket())
     assert doctor()[1]["secret mappo-s3"]["state"] == "ok"
     del kubernetes.objects["/api/v1/namespaces/team/secrets/mappo-s3"]
     assert doctor()[1]["secret mappo-s3"]["state"] == "failed"
 
 
-def test_kfp_launcher_that_the_launcher_cannot_read_fails(doctor, kubernetes):
+def test_a_config_map_that_the_launcher_cannot_read_fails(doctor, kubernetes):
     data = own_bucket() | {"providers": "s3: {default: {endpoint: s3.example.org}}"}
     kubernetes.add("/api/v1/namespaces/team/configmaps/kfp-launcher", data=data)
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 1
-    assert "lacks credentials" in found["config map kfp-launcher"]["detail"]
+    assert "lacks credentials" in findings["config map kfp-launcher"]["detail"]
 
 
-def test_rights_that_an_account_lacks_fail_with_the_commands_that_give_them(doctor, kubernetes):
+def test_missing_rights_of_an_account_fail_with_the_commands_that_give_them(doctor, kubernetes):
     kubernetes.apply(bound("team", "mappo-runner", EDITOR[1:]))
-    status, found = doctor("--service-account", "mappo-runner")
+    status, findings = doctor("--service-account", "mappo-runner")
     assert status == 1
-    rights = found["rights of mappo-runner"]
+    rights = findings["rights of mappo-runner"]
     assert rights["detail"] == "may not get configmaps/kfp-launcher, get secrets/mlpipeline-minio-artifact"
     role, binding = rights["fix"].splitlines()[2:]
     name = "mappo-runner-get-mlpipeline-minio-artifact"
@@ -260,15 +262,15 @@ def test_rights_that_an_account_lacks_fail_with_the_commands_that_give_them(doct
     )
 
 
-def test_rights_that_may_not_be_asked_for_are_a_warning_with_the_question_for_an_administrator(doctor, kubernetes):
+def test_rights_that_cannot_be_read_are_a_warning_with_the_commands_for_an_administrator(doctor, kubernetes):
     kubernetes.forbidden = ["localsubjectaccessreviews"]
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 0
-    rights = found["rights of default-editor"]
+    rights = findings["rights of default-editor"]
     assert rights["state"] == "warning"
     assert "cannot be read: 403" in rights["detail"]
-    question = "auth can-i create workflowtaskresults.argoproj.io --as=system:serviceaccount:team:default-editor"
-    assert f"kubectl -n team {question}" in rights["fix"]
+    command = "auth can-i create workflowtaskresults.argoproj.io --as=system:serviceaccount:team:default-editor"
+    assert f"kubectl -n team {command}" in rights["fix"]
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,16 @@ def test_rights_that_may_not_be_asked_for_are_a_warning_with_the_question_for_an
         ("spec:\nmetadata:\n", "warning", "has no templateDefaults.retryStrategy"),
     ],
 )
-def test_losses_that_argo_tries_again_are_read_from_its_controller(doctor, kubernetes, defaults, state, detail):
+def test_retries_of_argo_are_read_from_its_controllers_config_map(doctor, kubernetes, defaults, state, detail):
     kubernetes.objects[CONTROLLER]["data"] = {"workflowDefaults": defaults} if defaults else None
-    found = doctor()[1]["retries"]
-    assert found["state"] == state
-    assert detail in found["detail"]
+    finding = doctor()[1]["retries"]
+    assert finding["state"] == state
+    assert detail in finding["detail"]
     if state != "failed" and "every level" not in detail:
-        assert "restarts its process in the pod" in found["detail"]
+        assert "restarts its process in the pod" in finding["detail"]
 
 
-def test_controller_is_mended_by_a_block_that_keeps_its_other_defaults(doctor, kubernetes):
+def test_the_fix_of_retries_is_a_patch_that_keeps_the_controllers_other_defaults(doctor, kubernetes):
     kubernetes.objects[CONTROLLER]["data"] = {
         "workflowDefaults": "spec:\n  ttlStrategy: {secondsAfterFailure: 60}\n"
     }
@@ -323,7 +325,7 @@ def test_controller_is_mended_by_a_block_that_keeps_its_other_defaults(doctor, k
     assert doctor()[1]["retries"]["state"] == "ok"
 
 
-def test_controller_keeps_the_limit_and_backoff_that_a_site_chose(doctor, kubernetes):
+def test_the_fix_of_retries_keeps_the_limit_and_backoff_of_the_controller(doctor, kubernetes):
     strategy = {"limit": 10, "retryPolicy": "OnFailure", "backoff": {"duration": "1m"}}
     defaults = yaml.safe_dump({"spec": {"templateDefaults": {"retryStrategy": strategy}}})
     kubernetes.objects[CONTROLLER]["data"] = {"workflowDefaults": defaults}
@@ -332,41 +334,41 @@ def test_controller_keeps_the_limit_and_backoff_that_a_site_chose(doctor, kubern
     assert patched["spec"]["templateDefaults"]["retryStrategy"] == {**strategy, "retryPolicy": "Always"}
 
 
-def test_several_users_without_a_namespace_are_asked_for_it_and_nothing_else_is_guessed(
-    kubernetes, look, monkeypatch
+def test_only_the_namespace_fails_and_none_is_guessed_when_several_users_give_no_namespace(
+    kubernetes, run_doctor, monkeypatch
 ):
     with KubeflowServer(multi_user=True) as server:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
-        status, found = look("--image", f"mappo:{mappo.__version__}")
+        status, findings = run_doctor("--image", f"mappo:{mappo.__version__}")
     assert status == 1
-    assert [check for check, each in found.items() if each["state"] == "failed"] == ["namespace"]
-    assert not any(check.startswith(("secret", "service account", "rights")) for check in found)
+    assert [check for check, finding in findings.items() if finding["state"] == "failed"] == ["namespace"]
+    assert not any(check.startswith(("secret", "service account", "rights")) for check in findings)
 
 
 @pytest.mark.parametrize("is_missing", [True, False])
-def test_controller_that_cannot_be_read_is_a_warning(doctor, kubernetes, is_missing):
+def test_a_controller_that_cannot_be_read_is_a_warning(doctor, kubernetes, is_missing):
     if is_missing:
         del kubernetes.objects[CONTROLLER]
     else:
         kubernetes.forbidden = ["workflow-controller-configmap"]
-    found = doctor()[1]["retries"]
-    assert found["state"] == "warning"
-    assert ("does not exist" if is_missing else "cannot be read") in found["detail"]
+    finding = doctor()[1]["retries"]
+    assert finding["state"] == "warning"
+    assert ("does not exist" if is_missing else "cannot be read") in finding["detail"]
 
 
-def test_a_secret_without_the_keys_that_are_read_is_a_warning(doctor, kubernetes):
+def test_a_secret_without_the_needed_keys_is_a_warning(doctor, kubernetes):
     kubernetes.objects["/api/v1/namespaces/team/secrets/mappo-s3"]["data"] = {"accesskey": "YQ=="}
-    found = doctor()[1]["secret mappo-s3"]
-    assert found["state"] == "warning"
-    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in found["detail"]
+    finding = doctor()[1]["secret mappo-s3"]
+    assert finding["state"] == "warning"
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in finding["detail"]
 
 
-def test_what_may_not_be_looked_at_is_a_warning(doctor, kubernetes):
+def test_objects_that_the_user_may_not_read_are_a_warning(doctor, kubernetes):
     kubernetes.forbidden = ["secrets", "nodes"]
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 0
-    assert found["secret mappo-s3"]["state"] == found["nodes for train"]["state"] == "warning"
-    assert "403" in found["nodes for train"]["detail"]
+    assert findings["secret mappo-s3"]["state"] == findings["nodes for train"]["state"] == "warning"
+    assert "403" in findings["nodes for train"]["detail"]
 
 
 def test_gpus_labels_and_taints_of_nodes_are_compared_with_the_site(doctor, kubernetes):
@@ -374,102 +376,104 @@ def test_gpus_labels_and_taints_of_nodes_are_compared_with_the_site(doctor, kube
     node["spec"] = {"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}
     assert doctor()[1]["nodes for train"]["state"] == "ok"
     node["spec"] = {"taints": [{"key": "spot", "value": "yes", "effect": "NoSchedule"}]}
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 1
-    assert "spot=yes:NoSchedule" in found["nodes for train"]["detail"]
+    assert "spot=yes:NoSchedule" in findings["nodes for train"]["detail"]
     node["spec"], node["status"] = {}, {"allocatable": {"nvidia.com/gpu": "1"}}
     assert "none with 2 x nvidia.com/gpu" in doctor()[1]["nodes for train"]["detail"]
     node["status"], node["metadata"]["labels"] = NODE["status"], {}
     assert doctor()[1]["nodes for train"]["state"] == "warning"
 
 
-def test_credentials_that_are_refused_fail_with_the_reason(doctor):
+def test_refused_credentials_fail_with_the_reason(doctor):
     doctor.server.tokens = {"another"}
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 1
-    assert "missing, wrong or expired" in found["API"]["detail"]
+    assert "missing, wrong or expired" in findings["API"]["detail"]
 
 
 def test_a_foreign_namespace_fails_with_the_reason(doctor):
-    status, found = doctor("--namespace", "foreign")
+    status, findings = doctor("--namespace", "foreign")
     assert status == 1
-    assert "may not do that here" in found["namespace"]["detail"]
+    assert "may not do that here" in findings["namespace"]["detail"]
 
 
 @pytest.mark.parametrize(
     ("server", "state", "detail"),
     [
-        ("2.17.0", "ok", "server 2.17.0, SDK 2.17.3: tried on a real cluster"),
-        ("2.16.1", "warning", "known from its sources alone"),
-        ("2.15.0", "warning", "known from its sources alone"),
-        ("2.5.0", "warning", "server 2.5.0, SDK 2.17.3: never tried"),
+        ("2.17.0", "ok", "server 2.17.0, SDK 2.17.3: tested on a real cluster"),
+        ("2.16.1", "warning", "known only from its sources"),
+        ("2.15.0", "warning", "known only from its sources"),
+        ("2.5.0", "warning", "server 2.5.0, SDK 2.17.3: never tested"),
         ("unknown", "warning", "server does not tell its version"),
     ],
 )
-def test_versions_that_were_not_tried_are_a_warning(doctor, monkeypatch, server, state, detail):
+def test_untested_versions_are_a_warning(doctor, monkeypatch, server, state, detail):
     monkeypatch.setattr(KubeflowServer, "_healthz", lambda self: {"tag_name": server, "multi_user": True})
-    found = doctor()[1]["versions"]
-    assert found["state"] == state
-    assert detail in found["detail"]
+    finding = doctor()[1]["versions"]
+    assert finding["state"] == state
+    assert detail in finding["detail"]
 
 
-def test_an_api_that_is_not_there_is_one_line_that_says_how_to_reach_it(kubeflow, kubernetes, look, monkeypatch):
+def test_an_unreachable_api_is_one_failure_that_tells_how_to_reach_it(
+    kubeflow, kubernetes, run_doctor, monkeypatch
+):
     kubeflow.stop()
     monkeypatch.setattr("pipelines.commands.doctor._PATIENCE_SECONDS", 0.0)
-    status, found = look("--image", f"mappo:{mappo.__version__}")
+    status, findings = run_doctor("--image", f"mappo:{mappo.__version__}")
     assert status == 1
-    assert [check for check, each in found.items() if each["state"] == "failed"] == ["API"]
-    assert "kubectl -n kubeflow port-forward svc/ml-pipeline 8888:8888" in found["API"]["fix"]
-    assert "--namespace" not in str(found)
-    assert found["secret mlpipeline-minio-artifact"]["state"] == "ok", "the rest is checked"
+    assert [check for check, finding in findings.items() if finding["state"] == "failed"] == ["API"]
+    assert "kubectl -n kubeflow port-forward svc/ml-pipeline 8888:8888" in findings["API"]["fix"]
+    assert "--namespace" not in str(findings)
+    assert findings["secret mlpipeline-minio-artifact"]["state"] == "ok", "the rest is checked"
 
 
-def test_a_cluster_that_is_not_there_is_one_line(kubeflow, kubernetes, look, monkeypatch):
-    """Without an endpoint, Kubeflow and Kubernetes are asked in the same way."""
+def test_an_unreachable_cluster_is_one_failure_without_an_endpoint(kubeflow, kubernetes, run_doctor, monkeypatch):
+    """Without an endpoint, Kubeflow is reached through the Kubernetes API."""
     kubernetes.stop()
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
     monkeypatch.setattr("pipelines.commands.doctor._PATIENCE_SECONDS", 0.0)
-    status, found = look("--image", f"mappo:{mappo.__version__}")
+    status, findings = run_doctor("--image", f"mappo:{mappo.__version__}")
     assert status == 1
-    assert set(found) == {"image", "API"}
+    assert set(findings) == {"image", "API"}
 
 
-def test_an_image_of_another_version_or_none_is_said(doctor):
+def test_an_image_of_another_version_is_a_warning(doctor):
     assert doctor("--image", "mappo:0.0.1")[1]["image"]["state"] == "warning"
 
 
 def test_a_store_that_cannot_be_written_fails_with_the_reason(doctor, s3):
-    status, found = doctor("--store", "s3://no-such-bucket-here/runs")
+    status, findings = doctor("--store", "s3://no-such-bucket-here/runs")
     assert status == 1
-    assert "no-such-bucket-here" in found["store"]["detail"]
+    assert "no-such-bucket-here" in findings["store"]["detail"]
 
 
-def test_without_a_kubeconfig_the_rest_is_looked_at(doctor, monkeypatch, tmp_path):
+def test_the_other_checks_run_when_there_is_no_kubeconfig(doctor, monkeypatch, tmp_path):
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    status, found = doctor()
+    status, findings = doctor()
     assert status == 0
-    assert found["Kubernetes"]["state"] == "warning"
-    assert found["credentials"]["state"] == "ok"
+    assert findings["Kubernetes"]["state"] == "warning"
+    assert findings["credentials"]["state"] == "ok"
 
 
-def test_a_kubernetes_that_does_not_answer_is_one_line(doctor, kubernetes):
+def test_an_unreachable_kubernetes_is_one_warning(doctor, kubernetes):
     kubernetes.stop()
-    found = doctor()[1]
-    assert found["Kubernetes"]["state"] == "warning"
-    assert "secret mappo-s3" not in found
+    findings = doctor()[1]
+    assert findings["Kubernetes"]["state"] == "warning"
+    assert "secret mappo-s3" not in findings
 
 
-def test_findings_for_people_name_the_fix_below(doctor, capsys, tmp_path):
+def test_the_table_shows_the_fix_below_each_finding(doctor, capsys, tmp_path):
     assert main(["doctor", "--image", "mappo:latest", "--namespace", "team"]) == 0
-    shown = capsys.readouterr().out
-    assert "warning  image: latest means another image each week" in shown
-    assert "\n         use a tag that stays" in shown
+    output = capsys.readouterr().out
+    assert "warning  image: the tag latest names changing images" in output
+    assert "\n         use a tag that stays" in output
 
 
 def test_a_fix_of_several_lines_can_be_copied_into_a_shell(doctor, kubernetes, capsys):
     kubernetes.objects[CONTROLLER]["data"] = None
     main(["doctor", "--image", "mappo:1", "--namespace", "team"])
-    shown = capsys.readouterr().out
-    command = shown[shown.index("kubectl -n kubeflow patch") :].partition("\nwarning")[0]
+    output = capsys.readouterr().out
+    command = output[output.index("kubectl -n kubeflow patch") :].partition("\nwarning")[0]
     patch = shlex.split(command)[-1]
     assert "retryPolicy: OnError" in yaml.safe_load(patch)["data"]["workflowDefaults"]

@@ -42,9 +42,9 @@ SCHEDULED = {"parameters": {"at": {"runtimeValue": {"constant": "{{$.pipeline_jo
 
 
 def pipeline() -> dict[str, Any]:
-    """Validate, then train with retries, then a loop over the seeds."""
+    """Return a pipeline: validate, train with retries, then a loop that evaluates for each seed."""
     seeds = {"parameters": {"seeds": {"parameterType": "LIST"}}}
-    given = {"parameters": {"seeds": {"componentInputParameter": "seeds"}}}
+    loop_inputs = {"parameters": {"seeds": {"componentInputParameter": "seeds"}}}
     loop = {"items": {"inputParameter": "seeds"}, "itemInput": "seed"}
     return {
         "schemaVersion": "2.1.0",
@@ -61,7 +61,7 @@ def pipeline() -> dict[str, Any]:
                 "tasks": {
                     "validate": task("comp-validate", inputs=SCHEDULED),
                     "train": task("comp-train", "validate", retryPolicy={"maxRetryCount": 3}),
-                    "loop": task("comp-loop", "train", inputs=given, parameterIterator=loop),
+                    "loop": task("comp-loop", "train", inputs=loop_inputs, parameterIterator=loop),
                 }
             },
         },
@@ -124,7 +124,7 @@ def manifest(server: KubeflowServer, run_id: str) -> dict[str, Any]:
 
 
 def phases(server: KubeflowServer, run_id: str) -> dict[str, tuple[str, str]]:
-    """Return phase and message of every node by its name without the workflow's."""
+    """Return the phase and message of every node by the node's name without the workflow's name."""
     workflow = manifest(server, run_id)
     nodes = by_name(nodes_of(workflow), workflow["metadata"]["name"])
     return {name: (node["phase"], node.get("message", "")) for name, node in nodes.items()}
@@ -136,7 +136,7 @@ def log(server: KubeflowServer, run_id: str, pod: str) -> str:
         return answer.read().decode()
 
 
-def test_run_goes_on_only_when_told(server, client, run_id):
+def test_run_advances_only_when_the_test_advances_it(server, client, run_id):
     assert client.get_run(run_id).state == "PENDING"
     assert states(client, run_id) == {}
     assert server.advance(run_id) == "RUNNING"
@@ -146,14 +146,14 @@ def test_run_goes_on_only_when_told(server, client, run_id):
     assert [status.state for status in client.get_run(run_id).state_history] == ["PENDING", "RUNNING", "SUCCEEDED"]
 
 
-def test_unfinished_has_ends_long_ago(server, client, run_id):
+def test_end_of_an_unfinished_run_is_1970_and_of_an_unfinished_task_the_year_1(server, client, run_id):
     server.advance(run_id)
     run = client.get_run(run_id)
     assert run.finished_at.year == 1970
     assert {detail.end_time.year for detail in run.run_details.task_details if detail.state == "RUNNING"} == {1}
 
 
-def test_stages_have_the_nodes_of_argo(server, client, run_id):
+def test_stages_have_the_same_nodes_as_in_argo(server, client, run_id):
     server.finish(run_id)
     details = client.get_run(run_id).run_details.task_details
     names = [detail.display_name for detail in details]
@@ -170,7 +170,7 @@ def test_children_lead_to_every_other_node(server, client, run_id):
     assert len(children) == len(set(children)) == len(details) - 1
 
 
-def test_attempts_that_were_lost_are_listed(server, client, run_id):
+def test_lost_attempts_are_listed(server, client, run_id):
     first = server.reach(run_id, "train")
     second = server.retry_stage(run_id, "train", "out of memory")
     assert phases(server, run_id)["(0).root(0).train(0).executor(0)"] == ("Error", "pod deleted")
@@ -179,7 +179,7 @@ def test_attempts_that_were_lost_are_listed(server, client, run_id):
     assert server.finish(run_id) == "SUCCEEDED"
 
 
-def test_failure_omits_what_follows(server, client, run_id):
+def test_stages_after_a_failed_stage_are_omitted(server, client, run_id):
     assert server.fail_stage(run_id, "train", "boom") == "FAILED"
     assert states(client, run_id)["train"] == "FAILED"
     message = "main: Error (exit code 1)"
@@ -204,7 +204,7 @@ def post(server: KubeflowServer, path: str, content: Any) -> Any:
 
 
 def delete_pods(server: KubeflowServer, run_id: str, stage: str) -> int:
-    """Delete every pod of a stage until the run ends; how many there were."""
+    """Delete every pod of a stage until the run ends; return the number of pods."""
     count = 0
     while server.runs[run_id]["state"] == "RUNNING" or not count:
         server.delete_pod(run_id, stage)
@@ -214,22 +214,22 @@ def delete_pods(server: KubeflowServer, run_id: str, stage: str) -> int:
 
 
 def test_stock_defaults_multiply_attempts_of_lost_pods_at_every_level():
-    """The pod, its DAG, the root and the whole each have the 2 retries of the defaults."""
+    """The pod, its DAG, the root and the whole workflow have 2 retries each by the defaults."""
     with running() as (server, run_id):
         assert delete_pods(server, run_id, "validate") == 3**4
-        found = phases(server, run_id)
-        assert found["(2).root(2).validate(2).executor(2)"] == ("Error", "pod deleted")
-        assert found["(0).root(1).validate"] == found[""] == ("Error", "No more retries left")
+        nodes = phases(server, run_id)
+        assert nodes["(2).root(2).validate(2).executor(2)"] == ("Error", "pod deleted")
+        assert nodes["(0).root(1).validate"] == nodes[""] == ("Error", "No more retries left")
         workflow = manifest(server, run_id)
     assert (workflow["status"]["phase"], workflow["status"]["message"]) == ("Error", "No more retries left")
 
 
-def test_stage_keeps_its_own_limit_with_the_policy_of_the_defaults():
+def test_stage_has_its_own_limit_and_the_policy_of_the_defaults():
     with running() as (server, run_id):
         assert delete_pods(server, run_id, "train") == 4 * 3**3
 
 
-def test_without_defaults_containers_that_failed_are_tried_again_and_lost_pods_are_not():
+def test_failed_containers_are_retried_and_lost_pods_are_not_when_there_are_no_defaults():
     with running(template_defaults=BEFORE_2_17) as (server, run_id):
         assert server.fail_stage(run_id, "train", attempts=3) == "RUNNING"
         assert server.fail_stage(run_id, "train") == "FAILED"
@@ -240,33 +240,34 @@ def test_without_defaults_containers_that_failed_are_tried_again_and_lost_pods_a
         assert phases(server, run_id)[".root.train.executor"] == ("Error", "pod deleted")
 
 
-def test_always_tries_both_again_and_multiplies_nothing():
+def test_failed_and_lost_pods_are_retried_at_one_level_with_policy_always():
     with running(template_defaults=ALWAYS) as (server, run_id):
         server.delete_pod(run_id, "train")
         assert server.fail_stage(run_id, "train", attempts=2) == "RUNNING"
         assert server.fail_stage(run_id, "train", exit_code=139) == "FAILED"
-        found = phases(server, run_id)
-    assert found["(0).root(0).train(0).executor(3)"] == ("Failed", "main: Error (exit code 139)")
-    assert found["(0).root(0).train"] == found[""] == ("Failed", "No more retries left")
+        nodes = phases(server, run_id)
+    assert nodes["(0).root(0).train(0).executor(3)"] == ("Failed", "main: Error (exit code 139)")
+    assert nodes["(0).root(0).train"] == nodes[""] == ("Failed", "No more retries left")
 
 
-def test_loss_that_is_tried_again_depends_on_the_policy():
+def test_retry_stage_ends_the_attempt_in_the_way_that_the_policy_retries():
     for defaults, phase in ((STOCK, "Error"), (BEFORE_2_17, "Failed")):
         with running(template_defaults=defaults) as (server, run_id):
             server.retry_stage(run_id, "train")
             nodes = phases(server, run_id)
-        assert [found for name, (found, _) in nodes.items() if name.endswith("executor(0)")].count(phase) == 1
+        first_attempts = [actual for name, (actual, _) in nodes.items() if name.endswith("executor(0)")]
+        assert first_attempts.count(phase) == 1
 
 
 def test_driver_that_fails_ends_the_run():
     with running() as (server, run_id):
         assert server.fail_driver(run_id, "train", "no such secret") == "FAILED"
-        found = phases(server, run_id)
-        assert found["(0).root(0).train-driver(0)"] == ("Failed", "main: Error (exit code 1)")
-        assert found["(0).root(0).train"] == ("Omitted", "omitted: depends condition not met")
+        nodes = phases(server, run_id)
+        assert nodes["(0).root(0).train-driver(0)"] == ("Failed", "main: Error (exit code 1)")
+        assert nodes["(0).root(0).train"] == ("Omitted", "omitted: depends condition not met")
 
 
-def test_pod_that_waits_says_why_and_goes_on():
+def test_waiting_pod_has_a_message_and_no_log_and_runs_later():
     with running() as (server, run_id):
         pod = server.wait_stage(run_id, "train", "Unschedulable: 0/1 nodes are available")
         name = "(0).root(0).train(0).executor(0)"
@@ -278,36 +279,36 @@ def test_pod_that_waits_says_why_and_goes_on():
         assert phases(server, run_id)[name] == ("Running", "")
 
 
-def test_pod_that_is_deleted_before_it_ran_is_made_anew():
+def test_pending_pod_that_is_deleted_is_recreated_under_its_name():
     with running() as (server, run_id):
         waiting = server.wait_stage(run_id, "train")
         assert server.delete_pod(run_id, "train") == waiting
         assert server.reach(run_id, "train") == waiting
 
 
-def test_artifacts_lie_below_the_root_that_kfp_launcher_says():
+def test_artifacts_lie_below_the_root_of_the_config_map_kfp_launcher():
     with running(pipeline_root="s3://bucket/prefix/") as (server, run_id):
         server.reach(run_id, "validate")
-        given = server.driver_outputs_of(run_id, "validate")
-    (uri,) = (each["artifacts"][0]["uri"] for each in given["outputs"]["artifacts"].values())
+        outputs = server.executor_input_of(run_id, "validate")["outputs"]["artifacts"]
+    (uri,) = (output["artifacts"][0]["uri"] for output in outputs.values())
     assert re.fullmatch(rf"s3://bucket/prefix/training/{run_id}/validate/[0-9a-f-]{{36}}/executor-logs", uri)
 
 
-def test_pod_that_overruns_its_deadline_has_failed():
+def test_pod_that_exceeds_its_deadline_fails():
     with running() as (server, run_id):
         server.fail_stage(run_id, "train", reason="DeadlineExceeded")
         message = "Pod was active on the node longer than the specified deadline"
         assert phases(server, run_id)["(0).root(0).train(0).executor(0)"] == ("Failed", message)
 
 
-def test_cancelling_ends_pods_that_run():
+def test_cancelling_a_run_ends_its_running_pods():
     with running() as (server, run_id):
         server.reach(run_id, "train")
         post(server, f"/apis/v2beta1/runs/{run_id}:terminate", {})
         assert server.advance(run_id) == "FAILED"
-        found = phases(server, run_id)
-    assert found["(0).root(0).train(0).executor(0)"] == ("Failed", "Step exceeded its deadline")
-    assert found["(0).root(0).train"][1].startswith("retry exceeded workflow deadline ")
+        nodes = phases(server, run_id)
+    assert nodes["(0).root(0).train(0).executor(0)"] == ("Failed", "Step exceeded its deadline")
+    assert nodes["(0).root(0).train"][1].startswith("retry exceeded workflow deadline ")
 
 
 def test_stage_of_a_loop_is_reached_by_its_number(server, client, run_id):
@@ -317,7 +318,7 @@ def test_stage_of_a_loop_is_reached_by_its_number(server, client, run_id):
     assert phases(server, run_id)[name] == ("Running", "")
 
 
-def test_servers_before_have_no_v1beta1():
+def test_v1beta1_is_not_found_on_a_server_without_it():
     with running(v1beta1=False) as (server, run_id), pytest.raises(urllib.error.HTTPError) as raised:
         manifest(server, run_id)
     assert raised.value.code == 404
@@ -339,14 +340,14 @@ def test_workflow_that_stays_too_large_fails():
     assert status["message"].startswith("workflow is longer than maximum allowed size. compressed size ")
 
 
-def test_parameters_of_a_run_have_its_id_and_nothing_else_filled_in():
+def test_only_the_id_placeholder_is_replaced_in_the_parameters_of_a_run():
     with running() as (server, run_id):
         server.reach(run_id, "validate")
-        given = server.workflows[run_id].driver.executions["13"].values
-    assert given["run"] == f"a-{run_id}-[[ScheduledTime]]"
+        values = server.workflows[run_id].driver.executions["13"].values
+    assert values["run"] == f"a-{run_id}-[[ScheduledTime]]"
 
 
-def test_retry_goes_on_at_the_failed_stage(server, client, run_id):
+def test_retry_of_a_run_continues_at_the_failed_stage(server, client, run_id):
     server.fail_stage(run_id, "train")
     kfp_server_api.RunServiceApi(client._run_api.api_client).run_service_retry_run(run_id)
     assert client.get_run(run_id).state == states(client, run_id)["train"] == "RUNNING"
@@ -362,7 +363,7 @@ def test_retry_refuses_a_run_that_has_not_failed(server, client, run_id):
     assert "Workflow must be Failed/Error to retry" in message
 
 
-def test_terminate_cancels_first_and_refuses_what_is_finished(server, client, run_id):
+def test_terminated_run_is_canceling_before_it_fails_and_cannot_be_terminated_again(server, client, run_id):
     server.advance(run_id)
     client.terminate_run(run_id)
     assert client.get_run(run_id).state == "CANCELING"
@@ -389,9 +390,9 @@ def test_parameters_are_checked(client, parameters, message):
     body = V2beta1Run(
         display_name="a", pipeline_spec=pipeline(), runtime_config=V2beta1RuntimeConfig(parameters=parameters)
     )
-    status, said = refused(client._run_api.run_service_create_run, run=body)
+    status, answer = refused(client._run_api.run_service_create_run, run=body)
     assert status == 400
-    assert message in said
+    assert message in answer
 
 
 @pytest.mark.parametrize(
@@ -408,12 +409,12 @@ def test_parameters_are_checked(client, parameters, message):
         },
     ],
 )
-def test_run_is_an_internal_error_without_name_or_pipeline(client, body):
+def test_run_without_a_name_or_a_valid_pipeline_is_an_internal_error(client, body):
     assert refused(client._run_api.run_service_create_run, run=body)[0] == 500
 
 
 @pytest.mark.parametrize("body", [{"display_name": "a", "colour": "b"}, {"display_name": 1}, {"state": "HAPPY"}])
-def test_body_has_only_known_fields_of_their_types(client, body):
+def test_body_with_unknown_fields_or_wrong_types_is_refused(client, body):
     status, message = refused(client._run_api.run_service_create_run, run=body)
     assert status == 400
     assert message.startswith("proto:")
@@ -421,13 +422,13 @@ def test_body_has_only_known_fields_of_their_types(client, body):
 
 def test_pages_hold_every_run_once(client, package):
     ids = {start(client, package) for _ in range(5)}
-    seen, token = [], ""
+    listed, token = [], ""
     while token is not None:
         answer = client.list_runs(page_size=2, page_token=token, sort_by="created_at desc")
-        seen += [run.run_id for run in answer.runs]
+        listed += [run.run_id for run in answer.runs]
         token = answer.next_page_token
-    assert len(seen) == answer.total_size == 5
-    assert set(seen) == ids
+    assert len(listed) == answer.total_size == 5
+    assert set(listed) == ids
     assert refused(client.list_runs, page_token="xyz")[0] == 400
 
 
@@ -435,12 +436,12 @@ def test_filter_finds_runs_by_state(server, client, package):
     first, _ = start(client, package), start(client, package)
     server.finish(first)
     predicate = {"operation": 1, "key": "state", "stringValue": "SUCCEEDED"}
-    found = client.list_runs(filter=json.dumps({"predicates": [predicate]})).runs
-    assert [run.run_id for run in found] == [first]
+    runs = client.list_runs(filter=json.dumps({"predicates": [predicate]})).runs
+    assert [run.run_id for run in runs] == [first]
     assert refused(client.list_runs, filter='{"predicates": [{"key": "colour"}]}')[0] == 400
 
 
-def test_pipelines_and_versions_have_names_of_their_own(client, package):
+def test_names_of_pipelines_and_of_their_versions_are_unique(client, package):
     uploaded = client.upload_pipeline(package, pipeline_name="training")
     with pytest.raises(ApiException) as raised:
         client.upload_pipeline(package, pipeline_name="training")
@@ -461,7 +462,7 @@ def test_pipelines_and_versions_have_names_of_their_own(client, package):
     assert refused(client.delete_pipeline, uploaded.pipeline_id)[0] == 400
 
 
-def test_upload_wants_a_pipeline(client, tmp_path):
+def test_upload_of_a_file_without_a_pipeline_is_refused(client, tmp_path):
     (tmp_path / "other.yaml").write_text("kind: Workflow\n")
     with pytest.raises(ApiException) as raised:
         client.upload_pipeline(str(tmp_path / "other.yaml"), pipeline_name="training")
@@ -469,7 +470,7 @@ def test_upload_wants_a_pipeline(client, tmp_path):
     assert json.loads(raised.value.body)["error_message"] == "no pipeline spec is provided"
 
 
-def test_experiment_exists_once(client):
+def test_second_experiment_with_the_same_name_is_refused(client):
     client.create_experiment("seeds")
     body = kfp_server_api.V2beta1Experiment(display_name="seeds")
     status, message = refused(client._experiment_api.experiment_service_create_experiment, experiment=body)
@@ -479,8 +480,8 @@ def test_experiment_exists_once(client):
 
 def schedule(client: kfp.Client, package: str, cron: str = "0 0 3 * * *", **more: Any) -> Any:
     experiment = client.get_experiment(experiment_name="Default").experiment_id
-    given = {"params": {"run": "night-[[ScheduledTime]]-[[Index]]"}, "cron_expression": cron, **more}
-    return client.create_recurring_run(experiment, "nightly", pipeline_package_path=package, **given)
+    options = {"params": {"run": "night-[[ScheduledTime]]-[[Index]]"}, "cron_expression": cron, **more}
+    return client.create_recurring_run(experiment, "nightly", pipeline_package_path=package, **options)
 
 
 def test_schedule_fires_with_its_parameters_unchanged(server, client, package):
@@ -496,18 +497,18 @@ def test_schedule_fires_with_its_parameters_unchanged(server, client, package):
     assert server.fire(job.recurring_run_id) is None
 
 
-def test_driver_fills_in_the_time_of_the_schedule(server, client, package):
+def test_driver_fills_in_the_scheduled_time_of_a_scheduled_run(server, client, package):
     job = schedule(client, package)
     run_id = server.fire(job.recurring_run_id, at=1795898040)
-    given = server.driver_outputs_of(run_id, "validate")["inputs"]["parameterValues"]
-    assert given == {"at": "2026-11-28T20:34:00Z"}
+    values = server.executor_input_of(run_id, "validate")["inputs"]["parameterValues"]
+    assert values == {"at": "2026-11-28T20:34:00Z"}
     assert client.get_run(run_id).scheduled_at.isoformat() == "2026-11-28T20:34:00+00:00"
 
 
-def test_driver_fills_in_the_creation_of_a_run_without_schedule(server, client, run_id):
+def test_driver_fills_in_the_time_of_creation_of_an_unscheduled_run(server, client, run_id):
     server.reach(run_id, "validate")
-    given = server.driver_outputs_of(run_id, "validate")["inputs"]["parameterValues"]
-    assert given["at"] == f"{client.get_run(run_id).created_at:%Y-%m-%dT%H:%M:%SZ}"
+    values = server.executor_input_of(run_id, "validate")["inputs"]["parameterValues"]
+    assert values["at"] == f"{client.get_run(run_id).created_at:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def test_schedules_may_share_a_name(client, package):
@@ -517,36 +518,36 @@ def test_schedules_may_share_a_name(client, package):
 
 
 @pytest.mark.parametrize("more", [{"max_concurrency": 0}, {"max_concurrency": 11}, {"cron": "61 * * * * *"}])
-def test_schedule_is_checked(client, package, more):
+def test_schedule_with_an_illegal_limit_or_cron_is_refused(client, package, more):
     assert refused(schedule, client, package, **more)[0] == 400
 
 
 @pytest.mark.parametrize(
     "cron", ["0 0 3 * * MON-fri", "0 3 * * *", "*/5 0 3 ? JAN,3 0-6", "@every 1h30m", "@daily"]
 )
-def test_cron_accepts_what_robfig_does(cron):
+def test_cron_expressions_that_robfig_accepts_are_accepted(cron):
     check_cron(cron)
 
 
 @pytest.mark.parametrize(
     "cron", ["", "0 3 * *", "0 0 3 * * 7", "0 0 24 * * *", "@never", "0 0 3 0 * *", "a b c d e"]
 )
-def test_cron_refuses_what_robfig_does(cron):
+def test_cron_expressions_that_robfig_refuses_are_refused(cron):
     with pytest.raises(Refused):
         check_cron(cron)
 
 
-def test_logs_are_those_of_a_pod(server, run_id):
+def test_log_of_a_running_pod_is_found_only_by_the_name_of_the_pod(server, run_id):
     pod = server.write_log(run_id, "train", "iteration 1\n")
     assert log(server, run_id, pod) == "iteration 1\n"
-    for key in ("gone", node_id(server, run_id, pod)):
+    for key in ("unknown", node_id(server, run_id, pod)):
         with pytest.raises(urllib.error.HTTPError) as raised:
             log(server, run_id, key)
         assert raised.value.code == 500
         assert "error_message" in json.loads(raised.value.read())
 
 
-def test_archived_logs_have_two_names_once_the_workflow_is_gone(server, run_id):
+def test_archived_logs_are_found_by_pod_and_by_node_when_the_workflow_is_removed(server, run_id):
     pod = server.write_log(run_id, "train", "iteration 1\n")
     server.finish(run_id)
     server.remove_workflow(run_id)
@@ -564,7 +565,7 @@ def node_id(server: KubeflowServer, run_id: str, pod: str) -> str:
     return f"{manifest(server, run_id)['metadata']['name']}-{pod.rpartition('-')[2]}"
 
 
-def test_tokens_expire(monkeypatch, tmp_path):
+def test_requests_with_an_expired_token_are_refused(monkeypatch, tmp_path):
     with KubeflowServer(tokens={"good"}) as server:
         client = connect(server, monkeypatch, tmp_path, existing_token="good", namespace="team")
         assert client.list_runs().runs is None
@@ -591,7 +592,7 @@ def test_other_namespaces_are_forbidden(monkeypatch, tmp_path):
         assert refused(client._run_api.run_service_list_runs)[0] == 400
 
 
-def test_faults_come_as_often_as_asked(server, client):
+def test_faults_occur_as_often_as_requested(server, client):
     server.fail(503, times=2, path="/runs")
     assert [refused(client.list_runs)[0] for _ in range(2)] == [503, 503]
     assert client.list_runs().total_size is None
@@ -601,7 +602,7 @@ def test_faults_come_as_often_as_asked(server, client):
     assert server.count("GET", "/runs") == 3
 
 
-def test_server_comes_back_with_its_runs(server, client, run_id):
+def test_server_keeps_its_address_and_its_runs_when_it_restarts(server, client, run_id):
     url = server.url
     server.stop()
     with pytest.raises(OSError, match="refused"):
@@ -611,7 +612,7 @@ def test_server_comes_back_with_its_runs(server, client, run_id):
     assert client.get_run(run_id).display_name == "first"
 
 
-def test_kubernetes_answers_as_statuses():
+def test_kubernetes_server_answers_for_existing_missing_and_forbidden_objects():
     with KubernetesServer(tokens={"good"}) as server:
         server.add("/api/v1/namespaces/team/secrets/s3")
         server.add("/api/v1/namespaces/team/pods/a", labels={"pipeline/runid": "1"})
@@ -619,8 +620,8 @@ def test_kubernetes_answers_as_statuses():
         assert kubernetes(server, "/api/v1/namespaces/team/secrets/s3")[0] == 200
         assert kubernetes(server, "/api/v1/namespaces/team/secrets/none")[0] == 404
         assert kubernetes(server, "/api/v1/nodes")[0] == 403
-        found = json.loads(kubernetes(server, "/api/v1/namespaces/team/pods?labelSelector=pipeline/runid%3D1")[1])
-        assert [item["metadata"]["name"] for item in found["items"]] == ["a"]
+        pods = json.loads(kubernetes(server, "/api/v1/namespaces/team/pods?labelSelector=pipeline/runid%3D1")[1])
+        assert [item["metadata"]["name"] for item in pods["items"]] == ["a"]
 
 
 def kubernetes(server: KubernetesServer, path: str) -> tuple[int, str]:

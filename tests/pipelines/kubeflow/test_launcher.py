@@ -36,7 +36,7 @@ MINIO = "minio: {default: {credentials: {secretRef: {secretName: own, accessKeyK
         ("gs://bucket/root", SECRET_REF, None),
     ],
 )
-def test_keys_of_a_root_are_those_that_kubeflows_launcher_reads(root, providers, keys):
+def test_keys_of_a_root_are_the_keys_that_kubeflows_launcher_reads(root, providers, keys):
     assert keys_of(root, {"providers": providers}) == keys
 
 
@@ -56,6 +56,6 @@ def test_providers_that_kubeflows_launcher_cannot_read_are_refused(providers, pr
         keys_of("s3://bucket/root", {"providers": providers})
 
 
-def test_root_without_a_choice_is_kubeflows_own_store():
+def test_default_root_is_kubeflows_own_store():
     assert root_of({}) == root_of({"defaultPipelineRoot": ""}) == "minio://mlpipeline/v2/artifacts"
     assert root_of({"defaultPipelineRoot": "s3://bucket/root"}) == "s3://bucket/root"

@@ -1,4 +1,4 @@
-"""The test server against the real one: the same pipelines, driven to the same moments, give the same nodes."""
+"""The test server compared with a real one: the same pipelines at the same moments have the same nodes."""
 
 import json
 import re
@@ -31,13 +31,13 @@ Drive = Callable[[KubeflowServer, str], object]
 
 
 @cache
-def ours(name: str, labels: int = 1) -> dict[str, Any]:
-    """Return a pipeline as it is compiled now, for a site like the recorded one."""
+def compiled_now(name: str, labels: int = 1) -> dict[str, Any]:
+    """Return a pipeline as this package compiles it, for a site like that of the recordings."""
     site = Site(
         image="localhost/mappo:real", pod_labels={"kueue.x-k8s.io/queue-name": "gpus"} if labels > 1 else {}
     )
-    stages = {each.name: getattr(site.stages, each.name) for each in fields(site.stages)}
-    quick = {stage: replace(placed, retries=2, backoff_seconds=5) for stage, placed in stages.items()}
+    stages = {field.name: getattr(site.stages, field.name) for field in fields(site.stages)}
+    quick = {stage: replace(pod, retries=2, backoff_seconds=5) for stage, pod in stages.items()}
     site = replace(site, stages=replace(site.stages, **quick))
     config = {"config": to_json(recipe("navigation"))}
     return compile_pipeline(name, site, config, parallel_seeds=1 if name == "seeds" else 0).body
@@ -45,18 +45,18 @@ def ours(name: str, labels: int = 1) -> dict[str, Any]:
 
 @cache
 def recorded_pipeline(name: str) -> dict[str, Any]:
-    """Return the pipeline of a recorded run, as it was compiled then."""
+    """Return the pipeline of a recorded run, as it was compiled at the time of the recording."""
     pipeline = raw(name)["run"]["pipeline_spec"]["pipeline_manifest"]
     return dict(zip(("pipeline_spec", "platform_spec"), yaml.safe_load_all(pipeline), strict=True))
 
 
-def chosen(task: str, executor_input: dict[str, Any]) -> Outputs:
+def produce_seeds(task: str, executor_input: dict[str, Any]) -> Outputs:
     return {"parameters": {"seeds": SEEDS}} if task == "choose" else {}
 
 
 @contextmanager
 def started(pipeline: Mapping[str, Any], parameters: Any, **options: Any) -> Iterator[tuple[KubeflowServer, str]]:
-    with KubeflowServer(**{"produce": chosen, **options}) as server:
+    with KubeflowServer(**{"produce": produce_seeds, **options}) as server:
         run = {"display_name": "a", "pipeline_spec": pipeline, "runtime_config": {"parameters": parameters}}
         yield server, call(server, "/apis/v2beta1/runs", run)["run_id"]
 
@@ -75,8 +75,8 @@ def named_nodes(workflow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return by_name(nodes_of(workflow), workflow["metadata"]["name"])
 
 
-def compared(nodes: Mapping[str, Mapping[str, Any]], workflow: str) -> dict[str, dict[str, Any]]:
-    """Return what is compared of each node: all but times, IDs and what the recorder left out."""
+def comparable(nodes: Mapping[str, Mapping[str, Any]], workflow: str) -> dict[str, dict[str, Any]]:
+    """Return the fields of nodes to compare: without times, IDs and fields that the recorder omitted."""
     keys = ("type", "templateName", "phase", "message", "children", "boundary", "hostNodeName")
     return {
         name: {key: node.get(key) for key in keys} | {"displayName": node["displayName"].replace(workflow, "WF")}
@@ -102,7 +102,7 @@ def preempt(server: KubeflowServer, run_id: str) -> None:
 
 
 def lose_worker(server: KubeflowServer, run_id: str) -> None:
-    """Delete the pod of worker 0, let worker 1 finish, and worker 0 run again."""
+    """Delete the pod of worker 0, let worker 1 finish, and let worker 0 run again."""
     server.delete_pod(run_id, "tune[0]")
     server.advance(run_id)
 
@@ -113,7 +113,7 @@ def lose_worker_and_finish(server: KubeflowServer, run_id: str) -> None:
 
 
 def message_of(name: str) -> str:
-    """Return the message of the pod that waits in a recording."""
+    """Return the message of the waiting pod in a recording."""
     nodes = recording(name)["workflow"]["nodes"].values()
     return next(node["message"] for node in nodes if node["phase"] == "Pending")
 
@@ -123,7 +123,7 @@ def fail_twice(server: KubeflowServer, run_id: str) -> None:
     server.reach(run_id, "train")
 
 
-def lost(server: KubeflowServer, run_id: str) -> None:
+def lose_pod_and_finish(server: KubeflowServer, run_id: str) -> None:
     server.delete_pod(run_id, "train")
     server.finish(run_id)
 
@@ -135,7 +135,7 @@ MOMENTS: dict[str, tuple[str, Any, Drive]] = {
     "training-failed-container": ("training", {}, lambda server, run: server.fail_stage(run, "train")),
     "training-failed-retried-always": ("training", {"template_defaults": ALWAYS}, fail_twice),
     "training-pod-deleted": ("training", {}, lambda server, run: server.delete_pod(run, "train")),
-    "training-pod-deleted-succeeded": ("training", {}, lost),
+    "training-pod-deleted-succeeded": ("training", {}, lose_pod_and_finish),
     "training-out-of-memory": (
         "training",
         {},
@@ -168,18 +168,18 @@ MOMENTS: dict[str, tuple[str, Any, Drive]] = {
     "tuning-worker-deleted": ("tuning", {}, lose_worker),
     "tuning-succeeded": ("tuning", {}, lose_worker_and_finish),
 }
-# Recordings of which the run's own answer differs, and why.
+# The recordings whose answer of v2beta1 differs from that of the test server, with the reason.
 OTHER_RUNS = {
-    "training-failed-retried-always": "the controller was restarted meanwhile, and had given the run no state",
-    "tuning-succeeded": "task_details stopped at another moment, as they depend on the sizes of nodes",
+    "training-failed-retried-always": "the controller was restarted, so the run had no state",
+    "tuning-succeeded": "task_details stopped at another moment, since they depend on the sizes of nodes",
 }
 
 
 def drive(name: str) -> Any:
-    """Drive one of our pipelines to a recorded moment: the manifest and the answer of v2beta1 then."""
+    """Drive a pipeline to a recorded moment; return the manifest and the answer of v2beta1 at that moment."""
     pipeline, options, act = MOMENTS[name]
     plain = {"labelled": "training"}.get(pipeline, pipeline)
-    with started(ours(plain, 2 if pipeline == "labelled" else 1), PARAMETERS[plain], **options) as (
+    with started(compiled_now(plain, 2 if pipeline == "labelled" else 1), PARAMETERS[plain], **options) as (
         server,
         run_id,
     ):
@@ -188,39 +188,40 @@ def drive(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_nodes_and_the_run_are_the_recorded_ones(name):
+def test_nodes_and_answer_of_v2beta1_equal_the_recorded_ones(name):
     workflow, run = drive(name)
     answer = renamed(recording(name)) if MOMENTS[name][0] == "tuning" else recording(name)
     recorded = answer["workflow"]
-    theirs = compared(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
-    assert without_times(compared(named_nodes(workflow), workflow["metadata"]["name"])) == without_times(theirs)
+    expected = comparable(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
+    actual = comparable(named_nodes(workflow), workflow["metadata"]["name"])
+    assert without_times(actual) == without_times(expected)
     assert workflow["status"]["phase"] == recorded["phase"]
     assert labels_of(workflow["metadata"]) == labels_of(recorded)
     if name not in OTHER_RUNS:
-        assert told(run) == told(answer["run"])
+        assert comparable_run(run) == comparable_run(answer["run"])
 
 
 def renamed(answer: Any) -> Any:
-    """Return a recorded study with the names that its nested pipelines have now."""
+    """Return a recorded study with the present names of its nested pipelines."""
     text = json.dumps(answer).replace("mappo-each-seed-2", "retrain-best")
     return json.loads(text.replace("mappo-each-seed", "retrain-default"))
 
 
 def labels_of(workflow: Mapping[str, Any]) -> dict[str, str]:
-    """Return a workflow's labels but for its run, and what the persistence agent adds to what is in Kubernetes."""
+    """Return a workflow's labels without those of its run and of the persistence agent."""
     labels = workflow["labels"]
     return {key: value for key, value in labels.items() if not key.startswith("pipeline/")}
 
 
 def without_times(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the nodes without the time in the message about a deadline."""
+    """Replace the time in messages about a deadline, and return the nodes."""
     for node in nodes.values():
         node["message"] = re.sub(r" [-0-9]{10} [:0-9]{8} ", " TIME ", node["message"] or "")
     return nodes
 
 
-def told(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what v2beta1 says of a run and its tasks, but for times and IDs."""
+def comparable_run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of v2beta1 about a run and its tasks, without times and IDs."""
     tasks = run["run_details"]["task_details"]
     workflow = min((child["pod_name"] for task in tasks for child in task.get("child_tasks", [])), key=len)
     name = workflow.rpartition("-")[0]
@@ -238,29 +239,29 @@ def told(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", OTHER_RUNS)
-def test_run_ends_as_recorded_where_its_tasks_differ(name):
+def test_state_of_the_run_is_the_recorded_one_when_its_tasks_differ(name):
     _, run = drive(name)
     assert run["state"] == recording(name)["run"]["state"]
 
 
-def test_run_of_a_schedule_is_the_recorded_one():
-    """A trigger names its run as the workflow; the run has no service account, and nothing is replaced in it."""
-    theirs = recording("schedule-first-run")
-    at = int(theirs["workflow"]["labels"]["scheduledworkflows.kubeflow.org/workflowEpoch"])
+def test_run_of_a_schedule_equals_the_recorded_one():
+    """The run has the name of its workflow and no service account, and nothing is replaced in its parameters."""
+    recorded_run = recording("schedule-first-run")
+    at = int(recorded_run["workflow"]["labels"]["scheduledworkflows.kubeflow.org/workflowEpoch"])
     with KubeflowServer() as server:
-        job = call(server, "/apis/v2beta1/recurringruns", schedule(theirs["run"]["runtime_config"]))
+        job = call(server, "/apis/v2beta1/recurringruns", schedule(recorded_run["run"]["runtime_config"]))
         run_id = server.fire(job["recurring_run_id"], at)
         server.fail_stage(run_id, "train")
         workflow, run = manifest(server, run_id), call(server, f"/apis/v2beta1/runs/{run_id}")
-    recorded, name = theirs["workflow"], workflow["metadata"]["name"]
-    nodes = compared(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
-    assert compared(named_nodes(workflow), name) == nodes
-    assert told(run) == told(theirs["run"])
+    recorded, name = recorded_run["workflow"], workflow["metadata"]["name"]
+    nodes = comparable(by_name(recorded["nodes"], recorded["name"]), recorded["name"])
+    assert comparable(named_nodes(workflow), name) == nodes
+    assert comparable_run(run) == comparable_run(recorded_run["run"])
     assert set(labels_of(workflow["metadata"])) == set(labels_of(recorded))
-    added = {"pipeline_spec"}  # left out by the recorder
-    assert set(run) - added == set(theirs["run"])
-    assert run["runtime_config"] == theirs["run"]["runtime_config"]
-    assert run["scheduled_at"] == theirs["run"]["scheduled_at"]
+    omitted = {"pipeline_spec"}  # by the recorder
+    assert set(run) - omitted == set(recorded_run["run"])
+    assert run["runtime_config"] == recorded_run["run"]["runtime_config"]
+    assert run["scheduled_at"] == recorded_run["run"]["scheduled_at"]
     assert re.fullmatch(r"every2[a-z0-9]{5}-1-\d+", name)
     assert run["display_name"] == name
 
@@ -268,7 +269,7 @@ def test_run_of_a_schedule_is_the_recorded_one():
 def schedule(runtime_config: Any) -> dict[str, Any]:
     return {
         "display_name": "every2",
-        "pipeline_spec": ours("training"),
+        "pipeline_spec": compiled_now("training"),
         "runtime_config": runtime_config,
         "trigger": {"cron_schedule": {"cron": "0 */2 * * * *"}},
         "max_concurrency": "1",
@@ -276,16 +277,16 @@ def schedule(runtime_config: Any) -> dict[str, Any]:
     }
 
 
-# --- sizes, and what drivers write: the recorded pipelines run again ---
+# --- the recorded pipelines, run again: sizes of nodes, and the pods that drivers write ---
 
 RAW: dict[str, tuple[str, dict[str, Any], Drive]] = {
-    "training": ("raw-training", {"run": "c2", "store": "s3://mappo/runs"}, lost),
+    "training": ("raw-training", {"run": "c2", "store": "s3://mappo/runs"}, lose_pod_and_finish),
     "tuning": ("raw-tuning-compressed", {"store": "s3://mappo/runs"}, lose_worker_and_finish),
 }
 
 
 def recorded_inputs(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the executor input of every stage of a raw recording, by the full names of the drivers' pods."""
+    """Yield the full name of every stage's driver in a raw recording, and the executor input that it wrote."""
     for driver, node in named_nodes(manifest_of(raw(RAW[name][0]))).items():
         if node["type"] == "Pod" and node["templateName"] == "system-container-driver":
             yield driver, executor_input(node)
@@ -298,40 +299,42 @@ def executor_input(node: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def recorded_outputs(name: str) -> dict[str, Any]:
-    """Return what stages of a raw recording put out, as far as later stages took it: metadata by URI."""
+    """Return the metadata of the artifacts that stages of a raw recording read, by URI."""
     return {
         artifact["uri"]: artifact["metadata"]
-        for _, given in recorded_inputs(name)
-        for taken in given["inputs"].get("artifacts", {}).values()
-        for artifact in taken["artifacts"]
+        for _, executor_input in recorded_inputs(name)
+        for artifacts in executor_input["inputs"].get("artifacts", {}).values()
+        for artifact in artifacts["artifacts"]
     }
 
 
 def produce_as_recorded(name: str) -> Callable[[str, dict[str, Any]], Outputs]:
-    """Return a function that gives the outputs of the recorded stages: of a loop, those of the same seed."""
+    """Return a function that returns the recorded outputs of a stage; in a loop, those of the same seed."""
     inputs = dict(recorded_inputs(name))
-    values = {driver: given["inputs"]["parameterValues"] for driver, given in inputs.items()}
+    values = {driver: recorded["inputs"]["parameterValues"] for driver, recorded in inputs.items()}
 
-    def produce(task: str, given: dict[str, Any]) -> Outputs:
+    def produce(task: str, executor_input: dict[str, Any]) -> Outputs:
         keys = ("seed", "run", "config")
-        same = [
+        actual = executor_input["inputs"]["parameterValues"]
+        drivers = [
             driver
-            for driver, theirs in values.items()
-            if f".{task}-driver" in driver
-            and all(theirs.get(key) == given["inputs"]["parameterValues"].get(key) for key in keys)
+            for driver, recorded in values.items()
+            if f".{task}-driver" in driver and all(recorded.get(key) == actual.get(key) for key in keys)
         ]
-        artifacts = inputs[same[0]]["outputs"]["artifacts"] if same else {}
-        metadata = {
-            key: recorded_outputs(name).get(each["artifacts"][0]["uri"]) for key, each in artifacts.items()
-        }
-        return {"parameters": parameters(task), "metadata": {key: each for key, each in metadata.items() if each}}
+        artifacts = inputs[drivers[0]]["outputs"]["artifacts"] if drivers else {}
+        uris = {key: artifact["artifacts"][0]["uri"] for key, artifact in artifacts.items()}
+        metadata = {key: recorded_outputs(name).get(uri) for key, uri in uris.items()}
+        metadata = {key: entry for key, entry in metadata.items() if entry}
+        return {"parameters": parameters(task), "metadata": metadata}
 
     def parameters(task: str) -> dict[str, Any]:
         if task == "prepare":
             return {"Output": "s2"}
         if task != "choose":
             return {}
-        best = next(each for driver, each in values.items() if "seed-2(0)" in driver and "train-driver" in driver)
+        best = next(
+            recorded for driver, recorded in values.items() if "seed-2(0)" in driver and "train-driver" in driver
+        )
         return {"seeds": SEEDS, "trial": 4, "place": best["store"], "runs": best["run"], "config": best["config"]}
 
     return produce
@@ -339,19 +342,19 @@ def produce_as_recorded(name: str) -> Callable[[str, dict[str, Any]], Outputs]:
 
 @cache
 def run_again(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a recorded pipeline on the test server: the answers of v1beta1 and v2beta1 at its end."""
+    """Run a recorded pipeline on the test server; return the answers of v1beta1 and v2beta1 at the end."""
     source, parameters, act = RAW[name]
     with started(recorded_pipeline(source), parameters, produce=produce_as_recorded(name)) as (server, run_id):
         act(server, run_id)
         return call(server, f"/apis/v1beta1/runs/{run_id}"), call(server, f"/apis/v2beta1/runs/{run_id}")
 
 
-def size(value: Any) -> int:
+def json_size(value: Any) -> int:
     return len(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
 
 
 def without_ids(text: str) -> str:
-    """Return a pod's patch without what is drawn by chance or counted over all runs."""
+    """Return a pod's patch without random IDs and numbers that count over all runs."""
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
     text = re.sub(r'"--execution_id","\d+"', '"--execution_id","N"', text)
     return re.sub(r'\{\\"name\\":\\"\d+\\"', '{"name":"N"', text)
@@ -359,46 +362,55 @@ def without_ids(text: str) -> str:
 
 @pytest.mark.parametrize("name", RAW)
 def test_drivers_write_the_recorded_pods(name):
-    made = named_nodes(manifest_of(run_again(name)[0]))
+    rerun = named_nodes(manifest_of(run_again(name)[0]))
     recorded = named_nodes(manifest_of(raw(RAW[name][0])))
     for driver, _ in recorded_inputs(name):
-        ours, theirs = (parameters_of(nodes[driver], "outputs")["pod-spec-patch"] for nodes in (made, recorded))
-        assert without_ids(ours) == without_ids(theirs), driver
+        actual, expected = (
+            parameters_of(nodes[driver], "outputs")["pod-spec-patch"] for nodes in (rerun, recorded)
+        )
+        assert without_ids(actual) == without_ids(expected), driver
 
 
 @pytest.mark.parametrize("name", RAW)
 def test_nodes_have_the_recorded_fields_and_sizes(name):
-    made = named_nodes(manifest_of(run_again(name)[0]))
+    rerun = named_nodes(manifest_of(run_again(name)[0]))
     recorded = named_nodes(manifest_of(raw(RAW[name][0])))
-    for node, theirs in recorded.items():
-        assert set(made[node]) == set(theirs), node
+    for name_of_node, expected in recorded.items():
+        actual = rerun[name_of_node]
+        assert set(actual) == set(expected), name_of_node
         for side in ("inputs", "outputs"):
-            sizes = [
-                {key: len(value) for key, value in parameters_of(n, side).items()} for n in (made[node], theirs)
-            ]
-            assert list(sizes[0]) == list(sizes[1]), node
-            assert all(abs(sizes[0][key] - length) <= 10 for key, length in sizes[1].items()), node
-    assert size(made) == pytest.approx(size(recorded), rel=0.01)
+            actual_sizes, expected_sizes = (
+                {key: len(value) for key, value in parameters_of(node, side).items()}
+                for node in (actual, expected)
+            )
+            assert list(actual_sizes) == list(expected_sizes), name_of_node
+            assert all(abs(actual_sizes[key] - size) <= 10 for key, size in expected_sizes.items()), name_of_node
+    assert json_size(rerun) == pytest.approx(json_size(recorded), rel=0.01)
 
 
 @pytest.mark.parametrize("name", RAW)
 def test_workflows_have_the_recorded_fields_and_templates(name):
-    made, recorded = manifest_of(run_again(name)[0]), manifest_of(raw(RAW[name][0]))
-    assert set(recorded["metadata"]) - set(made["metadata"]) == {"managedFields", "resourceVersion", "generation"}
-    assert set(made["spec"]) == set(recorded["spec"])
-    assert set(recorded["status"]) - set(made["status"]) == {"resourcesDuration"}
-    assert set(made["status"]) < set(recorded["status"])
-    theirs = {template["name"]: template for template in recorded["spec"]["templates"]}
-    for template in made["spec"]["templates"]:
-        assert without_hashes(template) == without_hashes(theirs.pop(template["name"]))
-    assert not theirs
-    arguments = [workflow["spec"]["arguments"]["parameters"] for workflow in (made, recorded)]
-    ours, theirs = ({without_hashes(each["name"]): each["value"] for each in side} for side in arguments)
-    assert ours == theirs
+    rerun, recorded = manifest_of(run_again(name)[0]), manifest_of(raw(RAW[name][0]))
+    assert set(recorded["metadata"]) - set(rerun["metadata"]) == {"managedFields", "resourceVersion", "generation"}
+    assert set(rerun["spec"]) == set(recorded["spec"])
+    assert set(recorded["status"]) - set(rerun["status"]) == {"resourcesDuration"}
+    assert set(rerun["status"]) < set(recorded["status"])
+    templates = {template["name"]: template for template in recorded["spec"]["templates"]}
+    for template in rerun["spec"]["templates"]:
+        assert without_hashes(template) == without_hashes(templates.pop(template["name"]))
+    assert not templates
+    actual, expected = (
+        {
+            without_hashes(argument["name"]): argument["value"]
+            for argument in workflow["spec"]["arguments"]["parameters"]
+        }
+        for workflow in (rerun, recorded)
+    )
+    assert actual == expected
 
 
 def without_hashes(value: Any) -> str:
-    """Return JSON without run IDs, display names, and hashes of components, which Kubeflow makes of other text."""
+    """Return JSON without run IDs, display names and hashes of components, which Kubeflow computes differently."""
     text = json.dumps(value, sort_keys=True)
     text = re.sub(r"(components|implementations)-[0-9a-f]{64}", r"\1-HASH", text)
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID", text)
@@ -407,24 +419,24 @@ def without_hashes(value: Any) -> str:
 
 @pytest.mark.parametrize("name", RAW)
 def test_answer_of_v1beta1_has_the_recorded_fields(name):
-    made, recorded = run_again(name)[0], raw(RAW[name][0])
-    assert set(made) == set(recorded)
-    assert set(made["run"]) == set(recorded["run"])
-    assert set(made["pipeline_runtime"]) == set(recorded["pipeline_runtime"])
-    assert made["run"]["status"] == recorded["run"]["status"]
-    assert made["run"]["pipeline_spec"]["runtime_config"] == recorded["run"]["pipeline_spec"]["runtime_config"]
+    rerun, recorded = run_again(name)[0], raw(RAW[name][0])
+    assert set(rerun) == set(recorded)
+    assert set(rerun["run"]) == set(recorded["run"])
+    assert set(rerun["pipeline_runtime"]) == set(recorded["pipeline_runtime"])
+    assert rerun["run"]["status"] == recorded["run"]["status"]
+    assert rerun["run"]["pipeline_spec"]["runtime_config"] == recorded["run"]["pipeline_spec"]["runtime_config"]
     pipelines = [
-        list(yaml.safe_load_all(run["run"]["pipeline_spec"]["pipeline_manifest"])) for run in (made, recorded)
+        list(yaml.safe_load_all(run["run"]["pipeline_spec"]["pipeline_manifest"])) for run in (rerun, recorded)
     ]
     assert pipelines[0] == pipelines[1]
 
 
-def test_large_workflows_are_compressed_and_their_tasks_stop_as_recorded():
-    first, second = run_again("tuning")
-    made, recorded = manifest_of(first)["status"], manifest_of(raw("raw-tuning-compressed"))["status"]
-    assert "nodes" not in made
-    assert len(made["compressedNodes"]) == pytest.approx(len(recorded["compressedNodes"]), rel=0.1)
-    states = {task["state"] for task in second["run_details"]["task_details"]}
-    assert second["state"] == "SUCCEEDED"
+def test_large_workflows_are_compressed_and_their_task_details_stop_changing_as_recorded():
+    v1, v2 = run_again("tuning")
+    actual, recorded = manifest_of(v1)["status"], manifest_of(raw("raw-tuning-compressed"))["status"]
+    assert "nodes" not in actual
+    assert len(actual["compressedNodes"]) == pytest.approx(len(recorded["compressedNodes"]), rel=0.1)
+    states = {task["state"] for task in v2["run_details"]["task_details"]}
+    assert v2["state"] == "SUCCEEDED"
     assert "RUNNING" in states
-    assert len(second["run_details"]["task_details"]) < len(nodes_of(manifest_of(first)))
+    assert len(v2["run_details"]["task_details"]) < len(nodes_of(manifest_of(v1)))

@@ -1,4 +1,4 @@
-"""Schedules on a server that replaces nothing in parameters: the stages put in the time that the driver gives."""
+"""The schedules on a server that replaces nothing in parameters: stages fill in the time that the driver passes."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,50 +24,50 @@ def config(kubeflow, tmp_path) -> list[str]:
 
 
 def inputs(kubeflow, run_id: str, stage: str) -> dict:
-    """The inputs of a stage as its driver gives them."""
+    """Return the inputs that a stage's driver passes to the stage."""
     kubeflow.reach(run_id, stage)
-    return kubeflow.driver_outputs_of(run_id, stage)["inputs"]["parameterValues"]
+    return kubeflow.executor_input_of(run_id, stage)["inputs"]["parameterValues"]
 
 
 def names(kubeflow, run_id: str) -> list[str]:
-    """The name of the run in each stage of training, the third time in a second attempt of training."""
-    found = [inputs(kubeflow, run_id, stage) for stage in ("validate", "train")]
+    """Return the run's name in validation, in two attempts of training, and in evaluation."""
+    stage_inputs = [inputs(kubeflow, run_id, stage) for stage in ("validate", "train")]
     kubeflow.retry_stage(run_id, "train")
-    found += [inputs(kubeflow, run_id, stage) for stage in ("train", "evaluate")]
-    return [fill(given["run"], given["scheduled_at"]) for given in found]
+    stage_inputs += [inputs(kubeflow, run_id, stage) for stage in ("train", "evaluate")]
+    return [fill(parameters["run"], parameters["scheduled_at"]) for parameters in stage_inputs]
 
 
-def test_a_nightly_training_has_a_legal_name_of_its_own_that_all_its_stages_agree_on(kubeflow, read, config):
-    given = ["-p", "run=nightly-[[ScheduledTime]]", "-p", "store=s3://bucket/[[ScheduledTime]]"]
-    job = read("schedule", "create", "nightly", "--cron", "30 2 * * *", *SITE, *config, *given)["id"]
+def test_all_stages_of_a_scheduled_training_use_the_same_legal_unique_name(kubeflow, read, config):
+    flags = ["-p", "run=nightly-[[ScheduledTime]]", "-p", "store=s3://bucket/[[ScheduledTime]]"]
+    job = read("schedule", "create", "nightly", "--cron", "30 2 * * *", *SITE, *config, *flags)["id"]
     for at, expected in ((FIRST, "nightly-20261128023000"), (SECOND, "nightly-20261129023000")):
         run_id = kubeflow.fire(job, at)
-        shown = read("runs", "show", run_id)["parameters"]
-        assert shown["run"] == "nightly-[[ScheduledTime]]"
+        parameters = read("runs", "show", run_id)["parameters"]
+        assert parameters["run"] == "nightly-[[ScheduledTime]]"
         assert names(kubeflow, run_id) == [expected] * 4
         assert require_run_name(expected)
         assert kubeflow.finish(run_id) == "SUCCEEDED"
 
 
-def test_a_run_that_is_not_scheduled_is_named_by_the_time_of_its_creation(kubeflow, read, config):
-    given = ["-p", "run=now-[[ScheduledTime]]", "-p", "store=s3://bucket/runs"]
-    read("schedule", "create", "nightly", "--cron", "30 2 * * *", *SITE, *config, *given)
-    for command in (["submit", *SITE, *config, *given], ["schedule", "trigger", "nightly"]):
-        made = read(*command)
-        (name,) = set(names(kubeflow, made["id"]))
-        assert name == f"now-{made['created'].translate(str.maketrans('', '', '-: Z'))}"
+def test_the_name_of_an_unscheduled_run_contains_the_time_of_its_creation(kubeflow, read, config):
+    flags = ["-p", "run=now-[[ScheduledTime]]", "-p", "store=s3://bucket/runs"]
+    read("schedule", "create", "nightly", "--cron", "30 2 * * *", *SITE, *config, *flags)
+    for command in (["submit", *SITE, *config, *flags], ["schedule", "trigger", "nightly"]):
+        run = read(*command)
+        (name,) = set(names(kubeflow, run["id"]))
+        assert name == f"now-{run['created'].translate(str.maketrans('', '', '-: Z'))}"
 
 
 def prepared(kubeflow, run_id: str, directory: Path) -> Study:
-    """The study that stage prepare makes of the inputs that its driver gives."""
-    given = inputs(kubeflow, run_id, "prepare")
+    """Run stage prepare with the inputs that its driver passes; return the study that the stage creates."""
+    stage_inputs = inputs(kubeflow, run_id, "prepare")
     artifact = dsl.Artifact(uri=str(directory / run_id))
-    own = {name: value for name, value in given.items() if not name.startswith("pipelinechannel--")}
-    name = prepare.python_func(**own, runs=artifact)
+    arguments = {name: value for name, value in stage_inputs.items() if not name.startswith("pipelinechannel--")}
+    name = prepare.python_func(**arguments, runs=artifact)
     return Study.load(Database(f"sqlite:///{directory}/studies.db"), name)
 
 
-def test_each_edition_of_a_recurring_study_begins_with_the_best_of_the_last(
+def test_each_edition_of_a_recurring_study_starts_with_the_best_trial_of_the_last_edition(
     monkeypatch, kubeflow, read, config, tmp_path
 ):
     monkeypatch.setenv("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db")
@@ -77,7 +77,7 @@ def test_each_edition_of_a_recurring_study_begins_with_the_best_of_the_last(
 
     first = prepared(kubeflow, run_id := kubeflow.fire(job, FIRST), tmp_path)
     assert (first.name, first.num_trials) == ("weekly-20261128023000", 4)
-    assert first.place.startswith("s3://bucket/20261128023000/")
+    assert first.store.startswith("s3://bucket/20261128023000/")
     for value, worker in enumerate(["a", "b", "c", "d"]):
         first.claim(worker).finish("complete", float(-((value - 2) ** 2)))
     assert first.best().number == 2
