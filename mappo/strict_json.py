@@ -1,4 +1,4 @@
-"""The strict JSON of this package: parsing, canonical text, hashes, and dataclasses that are checked against a JSON object."""
+"""The strict JSON of this package: parsing, canonical text, hashes, and checks against dataclasses."""
 
 import dataclasses
 import hashlib

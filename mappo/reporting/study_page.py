@@ -100,8 +100,8 @@ def _comparison(comparison: ComparisonReport) -> dict[str, Any]:
         rows.append((name, seeds, str(configuration.mean), str(configuration.gain or "")))
     note = (
         "Both configurations were trained from the same fresh seeds, from which no trial was trained, and "
-        f"evaluated on held-out seeds. Intervals of trained policies: {comparison.intervals}. Intervals of baselines: 95 % "
-        "bootstrap, resampling evaluation episodes."
+        f"evaluated on held-out seeds. Intervals of trained policies: {comparison.intervals}. Intervals of "
+        "baselines: 95 % bootstrap, resampling evaluation episodes."
     )
     heads = ("policy", "training seeds and their mean returns", "mean return", "more than the default")
     return {"heads": heads, "rows": rows, "note": note}

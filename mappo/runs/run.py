@@ -188,7 +188,7 @@ class Run:
             return None
 
     def _verified(self, key: str, max_bytes: int, sha256: str) -> bytes:
-        """Read an entry and verify its hash. Repeat a damaged download, since the network may have damaged it."""
+        """Read an entry and verify its hash; repeat the download if it was damaged on the way."""
         for download in range(1, _DOWNLOADS + 1):
             try:
                 return verify(self.store.read(key, max_bytes), sha256, f"{self.store.location}/{key}")
