@@ -16,7 +16,6 @@ from mappo.cli.arguments import add_config_arguments, changes_from_arguments, da
 from mappo.config import override, to_json
 from mappo.evaluation.statistics import Estimate
 from mappo.recipes import RECIPES, recipe
-from mappo.reporting.tables import estimate
 from mappo.stages.evaluate import evaluate
 from mappo.stages.train import train
 
@@ -52,7 +51,7 @@ def _measure(config: str) -> str:
 
 
 def _mean(returns: dict[str, dict[str, float]]) -> str:
-    return estimate(Estimate(**returns["mean"]))
+    return str(Estimate(**returns["mean"]))
 
 
 if __name__ == "__main__":

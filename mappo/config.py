@@ -2,6 +2,8 @@
 
 A configuration is a tree of frozen dataclasses. Its text is canonical JSON (sorted keys, no spaces), so that equal
 experiments have equal text and equal hashes, whoever wrote them.
+
+This file is long because it declares every field with its range and its help text.
 """
 
 import dataclasses

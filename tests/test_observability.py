@@ -1,4 +1,4 @@
-"""Trainings watched by a real Prometheus, as on a cluster: found by their pods, shown on every panel."""
+"""The trainings that a real Prometheus watches, as on a cluster: found by pods, shown on every panel."""
 
 import csv
 import json
@@ -142,7 +142,7 @@ def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monke
 
 
 def _run_a_study(config: ExperimentConfig, directory: Path) -> None:
-    """Two trials, as a worker's pod would do them."""
+    """Run two trials, as a worker's pod would."""
     study_config = json.dumps({"budget": {"num_trials": 2}, "tuning": {"pruner": "none"}})
     prepare(to_json(config), "s", str(directory / "runs"), study_config)
     work_on_study("s")
@@ -160,7 +160,7 @@ def _static(address: str, namespace: str) -> dict:
 
 
 def _pods(port: int) -> list[dict]:
-    """As Kubernetes lists them to Prometheus: a target for each container."""
+    """Return the targets as Kubernetes lists them to Prometheus, one for each container."""
 
     def target(pod: str, container: str, phase: str = "Running", **more: str) -> dict:
         labels = {
@@ -186,7 +186,7 @@ def _pods(port: int) -> list[dict]:
 
 
 def _relabelling() -> list[dict]:
-    """That of our PodMonitor after what the operator puts before it, as Prometheus spells it."""
+    """Return the relabelling of our PodMonitor after the operator's own, as Prometheus spells it."""
     path = ROOT / "k8s" / "components" / "podmonitor" / "podmonitor.yaml"
     (endpoint,) = yaml.safe_load(path.read_text())["spec"]["podMetricsEndpoints"]
     ours = [
@@ -221,7 +221,7 @@ def _dcgm_page() -> bytes:
 
 
 def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
-    """What the three stages of a real run show at their ends."""
+    """Return what the three stages of a real run export at their ends."""
     stages = ("train", "evaluate", "validate", "tune")
     train, evaluation, validation, tune = (Monitor(stage, "r", MonitorSettings(), print) for stage in stages)
     with train, evaluation, validation, tune:
@@ -236,7 +236,7 @@ def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) 
 
 
 def _history(end: int, page: str) -> str:
-    """OpenMetrics of two hours: what a run shows at its end, and counters that grow up to there."""
+    """Write OpenMetrics of two hours: a run's values at its end, and counters that grow up to there."""
     lines = []
     for number in range(3):
         own = {"namespace": "n", "study": "s", "run": f"run-{number}", "pod": f"p{number}"}

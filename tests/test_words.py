@@ -1,4 +1,4 @@
-"""The words of the code: a docstring begins with a verb, or with an article and a noun; a help text never with a paraphrase."""
+"""The words of the code: docstrings begin with a verb or an article, help texts with no paraphrase."""
 
 import ast
 import re

@@ -1,4 +1,7 @@
-"""The flags of commands, made from configurations: one flag for each field, with its help text and range."""
+"""The flags of commands, made from configurations: one flag for each field, with its help text and range.
+
+This file is long because the commands of `mappo` and of `pipelines` share these flags.
+"""
 
 import argparse
 import os
@@ -222,7 +225,7 @@ def changes_from_arguments(arguments: argparse.Namespace) -> list[dict[str, Any]
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
-    """Spell flags with hyphens: --learner.clip_epsilon becomes --learner.clip-epsilon."""
+    """Write flags with hyphens: --learner.clip_epsilon becomes --learner.clip-epsilon."""
     words = [word.partition("=") if word.startswith("--") else (word, "", "") for word in argv]
     return [
         (name.replace("_", "-") if name.startswith("--") else name) + equals + value

@@ -2,6 +2,8 @@
 
 A check returns one line about what it measured. It raises EnvironmentUnfit if training would fail or mislead,
 and Concern if somebody should look at the task.
+
+This file is long because a task has many checks; each of them is short.
 """
 
 import time

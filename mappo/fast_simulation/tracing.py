@@ -6,14 +6,15 @@ from an input holds for that input alone. VMAS and its scenarios often read valu
 can express:
 
 - An assertion reads a value and can only fail. The tracer assumes that the assertion holds.
-- The broad phase of collisions asks whether two entities are near in any environment, and skips the pair if
-not.
-  The graph always computes the pair, and uses the result where the answer, now a tensor, is true:
+- The broad phase of collisions asks whether two entities are near in any environment, and skips the pair if they
+  are not. The graph always computes the pair, and uses the result where the answer, now a tensor, is true: see
   `_broad_phase`.
 - `x[mask] = value` and `x[mask] += value` write as many elements as the mask selects, a number that depends on
   values. They are traced as `where(mask, value, x)`, which writes all elements.
 
 The tracer refuses every other read of a value, and random numbers.
+
+This file is long because the three exceptions and the refusals share the state of one trace.
 """
 
 import ast
@@ -225,7 +226,7 @@ def _rest(whole: Tensor, index: Any) -> Tensor:
     if not isinstance(index, tuple):
         return whole
     if index[0].ndim > 1 or not all(isinstance(item, int | slice) for item in index[1:]):
-        raise NotTraceable(f"an index combines a mask with other tensors ({_location()})")
+        raise NotTraceable(f"an index combines a mask with unsupported indices ({_location()})")
     rest: Tensor = whole[(slice(None), *index[1:])]
     return rest
 

@@ -6,6 +6,8 @@ Prometheus scrapes a training pod. When training ends, the pod waits until every
 does so once more, so that the last values are not lost. Short stages push their metrics to a Pushgateway, if
 there is one, and delete them there after Prometheus has had time to scrape them. Monitoring runs beside training
 or after it. Failed monitoring never fails a stage.
+
+This file is long because one object owns the registry, the state of a stage and the lock over both.
 """
 
 import math

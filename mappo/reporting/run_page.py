@@ -4,8 +4,6 @@ The page contains everything that it shows. It needs no network, stores nothing,
 that allows only scripts.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,11 +13,12 @@ from mappo.config import config_hash, differences, from_dict
 from mappo.errors import ConfigError
 from mappo.evaluation.comparison import compare
 from mappo.evaluation.evaluation import EvaluationReport
-from mappo.evaluation.statistics import Estimate, probability_of_improvement
+from mappo.evaluation.statistics import probability_of_improvement
 from mappo.reporting.diagnosis import diagnose
 from mappo.reporting.html import embedded, render
 from mappo.reporting.plots import Plot, evaluation_plot, training_plots
 from mappo.reporting.run_record import RunRecord
+from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
 _INTERVALS = "95 % bootstrap intervals; resampled: "
@@ -34,15 +33,8 @@ def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:
     return _page(records, [*warnings, warning], with_episodes=False)
 
 
-def history_rows(text: str) -> list[dict[str, float]]:
-    """Return the rows of a history in CSV. NaN stands for an empty cell and for a text that is not a number."""
-    return [
-        {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
-    ]
-
-
 def _page(records: Sequence[RunRecord], warnings: list[str], with_episodes: bool) -> str:
-    histories = {record.name: history_rows(record.history) for record in records}
+    histories = {record.name: parse_history(record.history) for record in records}
     curves = training_plots(histories) if any(histories.values()) else []
     evaluations = [_evaluation(record, index) for index, record in enumerate(records) if record.evaluation]
     plots: list[Plot] = [*curves, *(evaluation["plot"] for evaluation in evaluations)]
@@ -85,8 +77,8 @@ def _subtitle(records: Sequence[RunRecord]) -> str:
 def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     if record.evaluation:
-        facts.append(("mean return in evaluation", _interval(record.evaluation.trained.mean)))
-        facts.append(("mean return of the random policy", _interval(record.evaluation.random.mean)))
+        facts.append(("mean return in evaluation", str(record.evaluation.trained.mean)))
+        facts.append(("mean return of the random policy", str(record.evaluation.random.mean)))
     for name, column, unit in (("frames of training", "frames", ""), ("training time", "elapsed_seconds", " s")):
         if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
             facts.append((name, f"{last:,.0f}{unit}"))
@@ -101,8 +93,8 @@ def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
     rows = [
         (
             name,
-            _interval(returns.mean),
-            _interval(returns.interquartile_mean),
+            str(returns.mean),
+            str(returns.interquartile_mean),
             f"{returns.episode_frames_mean:.0f}",
         )
         for name, returns in report.policies().items()
@@ -127,9 +119,9 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         rows.append(
             (
                 record.name,
-                _interval(report.trained.mean),
-                _interval(report.trained.interquartile_mean),
-                "" if record is evaluated[0] else _interval(better),
+                str(report.trained.mean),
+                str(report.trained.interquartile_mean),
+                "" if record is evaluated[0] else str(better),
             )
         )
     differing = [
@@ -167,10 +159,10 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
         (
             "; ".join(f"{name} {change}" for name, change in configuration.differs.items()) or "as the first run",
             ", ".join(map(str, configuration.training_seeds)),
-            _interval(configuration.mean),
-            _interval(configuration.gain) if configuration.gain else "",
-            _interval(configuration.interquartile_mean),
-            _interval(configuration.improvement) if configuration.improvement else "",
+            str(configuration.mean),
+            str(configuration.gain or ""),
+            str(configuration.interquartile_mean),
+            str(configuration.improvement or ""),
         )
         for configuration in result.configurations
     ]
@@ -197,7 +189,7 @@ def _rows(record: RunRecord) -> list[tuple[str, str]]:
 def _warnings(records: Sequence[RunRecord]) -> list[str]:
     warnings = []
     for record in records:
-        rows = history_rows(record.history)
+        rows = parse_history(record.history)
         failed = rows[-1].get("num_failed_saves", 0.0) if rows else 0.0
         if failed > 0:
             warnings.append(f"{record.name}: in the last attempt, saving a checkpoint failed {failed:.0f} times.")
@@ -214,16 +206,3 @@ def _player(name: str, index: int, rollouts: dict[str, Any]) -> dict[str, Any]:
     baselines = [policy for policy in policies if policy != "trained"]
     player = {"name": name, "identifier": f"rollouts-{index}", "has_lidar": has_lidar, "baselines": baselines}
     return {**player, "json": embedded(rollouts)}
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3g}"
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-
-
-def _number(value: str | None) -> float:
-    try:
-        return float(value) if value else math.nan
-    except ValueError:
-        return math.nan

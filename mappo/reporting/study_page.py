@@ -21,6 +21,7 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.html import render
 from mappo.reporting.plots import COLOURS, Plot, figure_json
+from mappo.reporting.tables import trial_rows
 from mappo.strict_json import to_dict
 from mappo.tuning.search_space import applied, value_of
 from mappo.tuning.study import Study
@@ -59,7 +60,7 @@ def build(
         plots=plots,
         wide=["parallel", "slice", "timeline", "curves"],
         notes=[] if complete >= _MIN_TRIALS else [f"Importances need at least {_MIN_TRIALS} completed trials."],
-        trials=_table(study, trials),
+        trials=dict(zip(("heads", "rows"), trial_rows(trials), strict=True)),
         plan_json=json.dumps(study.plan.to_dict(), indent=2),
     )
 
@@ -222,27 +223,3 @@ def _timeline(trials: Sequence[TrialRecord]) -> Plot:
         "Bars are trials by number. Lost: the worker sent no heartbeat. Released: the worker was stopped."
     )
     return Plot("timeline", "Workers", explanation, figure_json(figure))
-
-
-def _table(study: Study, trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    paths = list(study.plan.space)
-    heads = ["trial", "state", "value", *(path.rpartition(".")[2] for path in paths), "minutes", "attempts", "why"]
-    rows = [
-        [
-            trial.number,
-            trial.state,
-            "" if trial.value is None else f"{trial.value:.4g}",
-            *(_cell(trial.values.get(path)) for path in paths),
-            f"{trial.seconds / 60:.1f}",
-            len(trial.attempts),
-            trial.reason or ("" if trial.origin == "sampled" else trial.origin),
-        ]
-        for trial in trials
-    ]
-    return {"heads": heads, "rows": rows}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

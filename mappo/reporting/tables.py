@@ -9,7 +9,6 @@ from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.validation import Check
 from mappo.evaluation.comparison import ComparisonReport
 from mappo.evaluation.evaluation import EpisodeReturns
-from mappo.evaluation.statistics import Estimate
 from mappo.promotion.champions import ChampionDecision
 from mappo.promotion.promotion import Decision
 from mappo.reporting.terminal import say
@@ -23,19 +22,11 @@ if TYPE_CHECKING:
     from mappo.tuning.trial import TrialRecord
 
 
-def estimate(value: Estimate) -> str:
-    """Return an estimate with its interval as text, such as `0.98 [0.96, 1.00]`."""
-    interval = "" if value.low is None else f" [{value.low:.3g}, {value.high:.3g}]"
-    return f"{value.value:.3g}{interval}"
-
-
 def comparison_table(report: ComparisonReport) -> list[str]:
     """Return a line for each baseline and configuration, and a line that explains the intervals."""
     baselines = {"random": report.random, "heuristic": report.heuristic}
     lines = [
-        f"{name:<9} {estimate(returns.mean):<24} evaluation episodes"
-        for name, returns in baselines.items()
-        if returns
+        f"{name:<9} {returns.mean!s:<24} evaluation episodes" for name, returns in baselines.items() if returns
     ]
     for number, configuration in enumerate(report.configurations, start=1):
         name = "trained" if len(report.configurations) == 1 else f"trained {number}"
@@ -43,10 +34,10 @@ def comparison_table(report: ComparisonReport) -> list[str]:
             f"{seed}: {value:.3g}"
             for seed, value in zip(configuration.training_seeds, configuration.episode_returns, strict=True)
         )
-        lines.append(f"{name:<9} {estimate(configuration.mean):<24} training seeds  {seeds}")
+        lines.append(f"{name:<9} {configuration.mean!s:<24} training seeds  {seeds}")
         if configuration.gain:
             changes = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
-            lines.append(f"{'':<9} {estimate(configuration.gain)} more than trained 1; {changes}")
+            lines.append(f"{'':<9} {configuration.gain} more than trained 1; {changes}")
     return [*lines, f"intervals of trained policies: {report.intervals}"]
 
 
@@ -124,8 +115,8 @@ def checkpoint_lines(
 def returns_line(policy: str, returns: EpisodeReturns) -> str:
     """Return a line with the returns of one policy in the evaluation."""
     return (
-        f"{policy:<8} mean return {estimate(returns.mean)}  "
-        f"interquartile mean {estimate(returns.interquartile_mean)}  "
+        f"{policy:<8} mean return {returns.mean}  "
+        f"interquartile mean {returns.interquartile_mean}  "
         f"{len(returns.episode_returns)} episodes of {returns.episode_frames_mean:.0f} frames"
     )
 
@@ -135,8 +126,8 @@ def decision_lines(decision: Decision) -> list[str]:
     gate, result = decision.gate, "is promoted" if decision.action == "promoted" else "is not promoted"
     champion = f"the champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
     return [
-        f"candidate  mean return {estimate(decision.candidate_mean)}",
-        f"{decision.opponent:<10} mean return {estimate(decision.opponent_mean)}",
+        f"candidate  mean return {decision.candidate_mean}",
+        f"{decision.opponent:<10} mean return {decision.opponent_mean}",
         f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}",
         f"({decision.test})",
@@ -165,20 +156,45 @@ def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
     ]
 
 
-def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
-    """Return a table with a line for each trial."""
+def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[str]]]:
+    """Return the column names and the cells of a table with one row for each trial."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
-    names = [path.rpartition(".")[2] for path in paths]
-    header = "".join(f"  {name:>14}" for name in names)
-    lines = [f"{'trial':>5}  {'state':<8}  {'value':>9}{header}  {'min':>6}  attempts  reason"]
-    for trial in trials:
-        value = "" if trial.value is None else f"{trial.value:.4g}"
-        cells = "".join(f"  {_short(trial.values.get(path)):>14}" for path in paths)
-        reason = trial.reason or ("" if trial.origin == "sampled" else trial.origin)
-        lines.append(
-            f"{trial.number:>5}  {trial.state:<8}  {value:>9}{cells}  {trial.seconds / 60:>6.1f}  "
-            f"{len(trial.attempts):>8}  {reason}".rstrip()
-        )
+    columns = [
+        "trial",
+        "state",
+        "value",
+        *(path.rpartition(".")[2] for path in paths),
+        "minutes",
+        "attempts",
+        "reason",
+    ]
+    rows = [
+        [
+            str(trial.number),
+            trial.state,
+            "" if trial.value is None else f"{trial.value:.4g}",
+            *(_short(trial.values.get(path)) for path in paths),
+            f"{trial.seconds / 60:.1f}",
+            str(len(trial.attempts)),
+            trial.reason or ("" if trial.origin == "sampled" else trial.origin),
+        ]
+        for trial in trials
+    ]
+    return columns, rows
+
+
+def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
+    """Return the lines of a table with one line for each trial; numbers are aligned to the right."""
+    columns, rows = trial_rows(trials)
+    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+    left = (columns.index("state"), columns.index("reason"))
+    lines = []
+    for row in [columns, *rows]:
+        cells = [
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
     return lines
 
 

@@ -10,9 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import RetryCallState
 
 from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable, TooLarge
+from mappo.runs.retries import make_retrying
 from mappo.runs.s3_access import S3Access, s3_access
 from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
@@ -98,14 +99,8 @@ class S3Store:
     def _with_retries(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
         """Send a request, and retry it with growing pauses while its error is transient."""
         location = f"{self.location}/{key}"
-        retrying = Retrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            stop=stop_after_delay(self._patience_seconds),
-            # Jitter would draw from Python's random numbers, which training uses: the pauses have none.
-            wait=wait_exponential(multiplier=0.2, max=10),
-            before_sleep=partial(_log_retry, self._patience_seconds),
-            reraise=True,
-        )
+        log = partial(_log_retry, self._patience_seconds)
+        retrying = make_retrying(_is_retryable, self._patience_seconds, 10.0, log)
         result: T = retrying(self._send, operation, location, request)
         return result
 
@@ -220,6 +215,10 @@ class S3Store:
         url = urlsplit(self._cached_client.meta.endpoint_url)
         host = url.netloc.rpartition("@")[2]  # the text before @ may be a password
         return f"{url.scheme}://{host} ({self._access.endpoint_origin})"
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, StoreUnavailable)
 
 
 def _log_retry(patience_seconds: float, state: RetryCallState) -> None:

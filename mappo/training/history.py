@@ -5,7 +5,6 @@ import errno
 import io
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -154,8 +153,9 @@ class HistoryFile:
 
     def last_row(self) -> dict[str, float]:
         """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
-        rows = deque(csv.DictReader(io.StringIO(self._text)), maxlen=1)
-        return {name: float(value) if value else math.nan for row in rows for name, value in row.items()}
+        header, *lines = self._text.splitlines(keepends=True)
+        (row,) = parse_history(header + lines[-1]) if lines else [{}]
+        return row
 
     def _write(self, line: str) -> None:
         try:
@@ -168,6 +168,20 @@ class HistoryFile:
                 raise
             self._is_complete = False
             _log.warning("%s: %s; training continues, but free disk space", self._path, error.strerror)
+
+
+def parse_history(text: str) -> list[dict[str, float]]:
+    """Return the rows of a history in CSV. NaN stands for an empty cell and for a text that is not a number."""
+    return [
+        {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _number(value: str | None) -> float:
+    try:
+        return float(value) if value else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _csv_line(cells: Iterable[object]) -> str:

@@ -75,13 +75,13 @@ def train(
         require_memory_for_batch(config, device)
         newest = run.refs()[:1]
         # Resume before the claim, so that a process that cannot resume does not supersede another one.
-        resumed = resume(config, run, initial, start)
+        resumed = resume(config, run, initial, start, device)
         if resumed and resumed[1].iteration >= config.collection.num_iterations:
             history.restore(resumed[1].history)
             return resumed[1]
         attempt = claim(run, keep)
         if run.refs()[:1] != newest:
-            resumed = resume(config, run, initial, start)  # another process saved before the claim
+            resumed = resume(config, run, initial, start, device)  # another process saved before the claim
         if resumed:
             training = resumed[0]
             match_platform(resumed[1].platform, device)
@@ -111,7 +111,7 @@ def _iterate(
     saver: Saver,
     on_report: Callable[[IterationReport], object],
 ) -> Checkpoint:
-    device = resolve_device(config.device)
+    device = training.device
     previous_elapsed, start_time = history.elapsed_seconds, time.perf_counter()
     save_seconds = 0.0
     while training.progress.iteration < config.collection.num_iterations:

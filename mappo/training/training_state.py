@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from mappo.compute.resources import cpu_limit, resolve_device
+from mappo.compute.resources import cpu_limit
 from mappo.config import ExperimentConfig, config_hash, differences
 from mappo.errors import CheckpointError, ConfigError, SimulationStateError
 from mappo.learning.learner import Learner
@@ -50,6 +50,7 @@ class TrainingState:
     learner: Learner
     progress: Progress
     started_from: str
+    device: torch.device
     highest_return: float = -math.inf
     selection_return: float = math.nan
 
@@ -101,11 +102,11 @@ def begin_training(
     collector.begin()
     if collector.note:
         _log.warning(collector.note)
-    return TrainingState(collector, learner, initial, str(start) if start else "")
+    return TrainingState(collector, learner, initial, str(start) if start else "", device)
 
 
 def resume(
-    config: ExperimentConfig, run: Run, initial: Progress, start: StartingPoint | None
+    config: ExperimentConfig, run: Run, initial: Progress, start: StartingPoint | None, device: torch.device
 ) -> tuple[TrainingState, Checkpoint] | None:
     """Restore training from the newest checkpoint that can be used; return both, or None in a new run.
 
@@ -118,7 +119,7 @@ def resume(
         try:
             checkpoint = run.load(ref)
             _require_same_run(run, checkpoint, config, start)
-            return _restored(config, checkpoint, initial, start), checkpoint
+            return _restored(config, checkpoint, initial, start, device), checkpoint
         except (CheckpointError, SimulationStateError) as error:
             problems.append(str(error))
             _log.warning("%s cannot be used, trying the previous checkpoint: %s", ref, error)
@@ -160,7 +161,7 @@ def snapshot(config: ExperimentConfig, training: TrainingState, history: str) ->
         optimiser=_copies(learner.optimiser_tensors()),
         state=training.collector.capture(),
         history=history,
-        platform=Platform.current(resolve_device(config.device)),
+        platform=Platform.current(training.device),
         selection_return=_finite_or_none(training.selection_return),
         highest_return=_finite_or_none(training.highest_return),
         started_from=training.started_from,
@@ -181,11 +182,14 @@ def _changed(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[s
 
 
 def _restored(
-    config: ExperimentConfig, checkpoint: Checkpoint, initial: Progress, start: StartingPoint | None
+    config: ExperimentConfig,
+    checkpoint: Checkpoint,
+    initial: Progress,
+    start: StartingPoint | None,
+    device: torch.device,
 ) -> TrainingState:
     """Make the state of training from a checkpoint, and restore the random states of this process."""
     _require_possible(config, checkpoint)
-    device = resolve_device(config.device)
     training = begin_training(config, initial, None, device)
     restore_networks(checkpoint, training.networks)
     if checkpoint.iteration > initial.iteration or (start and start.kind == "extend"):

@@ -16,9 +16,10 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_exponential
+from tenacity import RetryCallState
 
 from mappo.errors import ConfigError, DatabaseError
+from mappo.runs.retries import make_retrying
 from mappo.tuning.database_url import FILE, RUNS, URL_VARIABLE, database_url
 
 T = TypeVar("T")
@@ -66,14 +67,7 @@ class Database:
         Raises:
             DatabaseError: the database did not answer before the retries ended, or refuses.
         """
-        retrying = Retrying(
-            retry=retry_if_exception(_is_retryable),
-            stop=stop_after_delay(self._patience_seconds),
-            # No jitter: it would draw from Python's global generator, which training draws from too.
-            wait=wait_exponential(multiplier=0.2, max=5),
-            before_sleep=self._log_retry,
-            reraise=True,
-        )
+        retrying = make_retrying(_is_retryable, self._patience_seconds, 5.0, self._log_retry)
         try:
             return retrying(call)
         except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, filelock.Timeout) as error:

@@ -5,6 +5,8 @@ and sends heartbeats. If the heartbeats stop, the study requeues the trial with 
 and another worker continues it. One process at a time decides about the trials of a study, under a lock. So two
 workers never train the same trial, and no more trials start than were requested. (Optuna's own heartbeats fail a
 trial without heartbeats and queue a copy of it. They miss a trial whose worker died before the first heartbeat.)
+
+This file is long because every change of a study's records happens here, under one lock.
 """
 
 import logging

@@ -1,8 +1,6 @@
 """The commands `run` and `observe`: run a pipeline on this machine, without a cluster."""
 
 import argparse
-import csv
-import json
 import os
 import signal
 import sys
@@ -104,22 +102,22 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
 
 
 def _summary(artifacts: dict[str, Path], seconds: float) -> str:
-    report = json.loads(artifacts["evaluation_report"].read_text())
-    with artifacts["training_history"].open(newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    num_episodes = len(report["trained"]["episode_returns"])
-    frames, training_seconds = int(last["frames"]), float(last["elapsed_seconds"])
+    from mappo.reporting.run_record import parse_evaluation  # imports torch
+    from mappo.training.history import parse_history
+
+    path = artifacts["evaluation_report"]
+    report = parse_evaluation(str(path), path.read_bytes())
+    last = parse_history(artifacts["training_history"].read_text())[-1]
+    frames, training_seconds = int(last["frames"]), last["elapsed_seconds"]
     lines = [
         "",
-        f"{'policy':<9} {'mean return':<24} {'interquartile mean':<24}".rstrip(),
+        f"{'policy':<9} {'mean return':<24} interquartile mean",
         *(
-            f"{policy:<9} {_interval(report[policy]['mean']):<24} "
-            f"{_interval(report[policy]['interquartile_mean'])}"
-            for policy in ("random", "heuristic", "trained")
-            if report[policy]
+            f"{policy:<9} {returns.mean!s:<24} {returns.interquartile_mean}"
+            for policy, returns in report.policies().items()
         ),
-        f"95 % intervals over {num_episodes} held-out episodes of this one trained policy, after "
-        f"{report['training_frames']:,} frames",
+        f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes of this one trained policy, "
+        f"after {report.training_frames:,} frames",
         "",
         f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
         f"the whole pipeline took {seconds:.1f} s",
@@ -136,9 +134,3 @@ def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:
     return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f}"
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -57,7 +57,7 @@ def test_rule_uses_metrics_that_there_are_and_rates_of_counters_only(rule):
 
 
 def require_known_metrics(expression: str, recorded: set[str]) -> None:
-    """Every metric is one that we export, record, or that others are known to have; only counters have rates."""
+    """Check that each metric is exported, recorded or known of others, and that only counters have rates."""
     kinds = {metric.name: metric.kind for metric in metrics.METRICS}
     counters = {name for name, kind in kinds.items() if kind == "counter"} | {
         f"{name}_bucket" for name, kind in kinds.items() if kind == "histogram"
@@ -74,7 +74,7 @@ def require_known_metrics(expression: str, recorded: set[str]) -> None:
 
 
 def _metric_names(node: object, function: str = "") -> set[tuple[str, str]]:
-    """Every metric of a parsed expression, with the innermost function around it."""
+    """Yield each metric of a parsed expression, with the innermost function around it."""
     found: set[tuple[str, str]] = set()
     if (name := getattr(node, "name", None)) and hasattr(node, "matchers"):
         found.add((name, function))

@@ -168,7 +168,7 @@ def test_phases_are_shares_of_time_however_long_iterations_take(tmp_path):
 
 
 def _queries(title: str) -> list[str]:
-    """Those of the panel with this title, for all runs; of the one with the most, if there are several."""
+    """Return the expressions of the panel with this title, for all runs; of the longest, if there are several."""
     found = [
         [filled_in(target["expr"], dashboard, 3600, {"__rate_interval": "1m"}) for target in panel["targets"]]
         for dashboard in DASHBOARDS
@@ -179,7 +179,7 @@ def _queries(title: str) -> list[str]:
 
 
 def _require_values(directory: Path, series: dict[str, str], asked: list[tuple[str, dict[str, float]]]) -> None:
-    """What each expression gives, to three digits, after ten minutes of these series, scraped every 15 s."""
+    """Return each expression's value, to three digits, after ten minutes of these series, scraped every 15 s."""
     test = {
         "interval": "15s",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],

@@ -1,4 +1,4 @@
-"""What Prometheus and the Pushgateway are told, against what pods and code say."""
+"""The settings of Prometheus and the Pushgateway, compared with pods and code."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""Every overlay of k8s/, as a cluster would see it: schemas, Pod Security, flows, roles, names, references."""
+"""The overlays of k8s/, as a cluster would see them: schemas, Pod Security, flows, roles, names, references."""
 
 import argparse
 import base64
@@ -106,7 +106,7 @@ def test_the_namespace_of_our_own_enforces_what_its_pods_keep():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, Path]:
-    """Each pipeline, compiled for a site that chooses nothing."""
+    """Compile each pipeline for a site that chooses nothing."""
     from tests.conftest import TINY
 
     directory = tmp_path_factory.mktemp("compiled")
@@ -156,13 +156,13 @@ def kubeflow(**labels: str) -> Peer:
 
 
 def own(overlay: str, name: str) -> Peer:
-    """One of our servers, with all its labels."""
+    """Return one of our servers, with all its labels."""
     templates = dict(pod_templates(overlay))
     return Peer(namespace_of(overlay), templates[name]["metadata"]["labels"])
 
 
 def flows(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str]]:
-    """Every connection that is needed: why, from where, to where, port of the pod, protocol."""
+    """The connections that are needed: why, from where, to where, port of the pod, protocol."""
     driver = Peer(namespace_of(overlay), RUN)
     stage = Peer(namespace_of(overlay), RUN | dict([POD_LABEL]))
     there = dict(pod_templates(overlay))
@@ -198,7 +198,7 @@ def flows(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str]]:
 
 
 def others(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str]]:
-    """Connections that nobody needs."""
+    """The connections that nobody needs."""
     namespace = namespace_of(overlay)
     stage = Peer(namespace, RUN | dict([POD_LABEL]))
     stranger, neighbour = Peer("elsewhere", {"app": "web"}), Peer(namespace, {"app": "notebook"})
@@ -425,7 +425,7 @@ def test_what_is_referred_to_is_there_or_is_said_to_be_made_first(overlay):
 
 
 def _references(pod: Manifest) -> Iterator[tuple[str, str, set[str]]]:
-    """Kind and name of what a pod needs in its namespace, and the keys."""
+    """Yield the kind and the name of each object that a pod needs in its namespace, and the keys."""
     if "priorityClassName" in pod:
         yield "PriorityClass", pod["priorityClassName"], set()
     for volume in pod.get("volumes", []):

@@ -16,21 +16,21 @@ by_name = pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: 
 
 
 @pytest.mark.parametrize("stage", metrics.STAGES)
-def test_promtool_finds_nothing_to_say_about_our_metrics(stage):
-    """Every declared metric is shown once, with made-up values."""
+def test_promtool_accepts_the_metrics(stage):
+    """The page has every declared metric, with invented values."""
     monitor = Monitor(stage, "r", MonitorSettings(), print)
     for metric in monitor._declared:
-        for own in metric.combinations():
+        for labels in metric.combinations():
             if metric.kind == "gauge" and not metric.is_info:
-                monitor._set(metric.name, 1, **own)
-    done = subprocess.run(
+                monitor._set(metric.name, 1, **labels)
+    result = subprocess.run(
         [require("promtool"), "check", "metrics"], input=monitor.text(), capture_output=True, timeout=60
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
 @by_name
-def test_metric_is_named_as_prometheus_asks(metric):
+def test_metric_name_follows_the_rules_of_prometheus(metric):
     assert re.fullmatch(r"mappo_[a-z_]+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|minutes|mb|mib|percent)(_|$)", metric.name)
@@ -38,30 +38,32 @@ def test_metric_is_named_as_prometheus_asks(metric):
 
 
 @by_name
-def test_labels_have_few_values_which_are_known(metric):
+def test_labels_have_few_and_known_values(metric):
     assert len(metric.combinations()) <= 25
     assert metric.is_info == (metric.name == "mappo_run_info")
 
 
 @by_name
-def test_metric_is_documented_with_its_values(metric):
+def test_docs_list_the_metric_with_its_label_values(metric):
     page = (ROOT / "docs" / "metrics.md").read_text()
     (row,) = re.findall(rf"^\| `{metric.name}` \| (.*)$", page, re.MULTILINE)
     assert metric.description in row
     assert all(value in row for values in metric.labels.values() for value in values)
 
 
-def test_columns_of_the_history_that_metrics_name_are_there_and_none_that_matters_is_left_out():
-    used = {metric.column.format(**own) for metric in metrics.METRICS for own in metric.combinations()} - {""}
+def test_metrics_use_existing_columns_of_the_history_and_all_important_ones():
+    used = {metric.column.format(**labels) for metric in metrics.METRICS for labels in metric.combinations()} - {
+        ""
+    }
     assert used <= set(COLUMNS)
     assert set(COLUMNS) - used == {
-        *("iteration", "elapsed_seconds"),  # counted by the monitor itself, and by Prometheus
-        *("num_saves", "num_failed_saves", "num_skipped_saves"),  # told one by one
+        *("iteration", "elapsed_seconds"),  # the monitor and Prometheus count these themselves
+        *("num_saves", "num_failed_saves", "num_skipped_saves"),  # the saver reports every save by itself
     }
 
 
-def test_label_values_are_those_that_the_code_speaks_of():
-    """A value that is not declared would appear in Prometheus only once it has happened."""
+def test_label_values_are_the_outcomes_of_the_code():
+    """Prometheus would have an undeclared value only after its first event, so an alert could miss that event."""
     by_name = {metric.name: metric.labels for metric in metrics.METRICS}
     outcomes = {error.outcome for error in (StoreError, StoreUnavailable, KeyMissing, KeyTaken)} | {"ok"}
     assert set(by_name["mappo_store_requests_total"]["outcome"]) == outcomes

@@ -32,54 +32,59 @@ from tests.support.services import free_ports, wait
 RUN = {"study": "s", "run": "r"}
 
 
-def monitor_of(stage: str = "train", *, said: list | None = None, **options) -> Monitor:
+def monitor_of(stage: str = "train", *, messages: list | None = None, **options) -> Monitor:
     settings = MonitorSettings(**{"study": "s", "linger_seconds": 0.5, **options.pop("settings", {})})
-    announce: Callable[[str], object] = said.append if said is not None else lambda _: None
+    announce: Callable[[str], object] = messages.append if messages is not None else lambda _: None
     return Monitor(stage, "r", settings, announce, **options)
 
 
 def values(monitor: Monitor) -> dict[tuple, float]:
-    """Every sample that is scraped: {(name, other labels as sorted pairs): value}."""
-    found = {}
+    """Return every scraped sample: {(name, other labels as sorted pairs): value}."""
+    samples = {}
     for family in text_string_to_metric_families(monitor.text().decode()):
         for sample in family.samples:
-            own = {name: value for name, value in sample.labels.items() if name not in RUN}
+            other_labels = {name: value for name, value in sample.labels.items() if name not in RUN}
             assert family.name.startswith("process_") or sample.labels.items() >= RUN.items()
-            found[(sample.name, *sorted(own.items()))] = sample.value
-    return found
+            samples[(sample.name, *sorted(other_labels.items()))] = sample.value
+    return samples
 
 
 @pytest.fixture
 def reports(tiny, tmp_path) -> list[IterationReport]:
-    """Those of a real run, three iterations."""
+    """The reports of a real run with three iterations."""
     reports: list[IterationReport] = []
     train_here(tiny, tmp_path, reports.append)
     return reports
 
 
-def test_what_is_scraped_is_what_the_reports_say(tiny, reports):
-    """By hand: three iterations of 120 frames, two epochs of three minibatches each."""
+def test_scraped_values_are_the_values_of_the_reports(tiny, reports):
+    """The run has three iterations of 120 frames, with two epochs of three minibatches each."""
     monitor = monitor_of()
     monitor.planned(tiny)
     for report in reports:
         monitor.iterated(report)
-    seen, last = values(monitor), reports[-1]
-    assert seen["mappo_iterations_total",] == 3
-    assert seen["mappo_frames_total",] == seen["mappo_run_frames",] == seen["mappo_run_planned_frames",] == 360
-    assert seen["mappo_epochs_total",] == 6
-    assert seen["mappo_optimiser_steps_total",] == 18
-    assert seen["mappo_episodes_total",] == sum(report.episodes.num_episodes for report in reports)
-    assert seen["mappo_episode_return_mean",] == last.episodes.episode_return_mean
-    assert seen["mappo_loss", ("term", "critic")] == last.losses.loss_critic
-    assert seen["mappo_gradient_norm", ("network", "policy")] == last.losses.gradient_norm_policy
-    assert seen["mappo_phase_seconds_total", ("phase", "learn")] == pytest.approx(
+    samples, last = values(monitor), reports[-1]
+    assert samples["mappo_iterations_total",] == 3
+    assert (
+        samples["mappo_frames_total",]
+        == samples["mappo_run_frames",]
+        == samples["mappo_run_planned_frames",]
+        == 360
+    )
+    assert samples["mappo_epochs_total",] == 6
+    assert samples["mappo_optimiser_steps_total",] == 18
+    assert samples["mappo_episodes_total",] == sum(report.episodes.num_episodes for report in reports)
+    assert samples["mappo_episode_return_mean",] == last.episodes.episode_return_mean
+    assert samples["mappo_loss", ("term", "critic")] == last.losses.loss_critic
+    assert samples["mappo_gradient_norm", ("network", "policy")] == last.losses.gradient_norm_policy
+    assert samples["mappo_phase_seconds_total", ("phase", "learn")] == pytest.approx(
         sum(report.learn_seconds for report in reports)
     )
-    assert seen["mappo_run_state", ("state", "running")] == 1
-    assert sum(value for name, value in seen.items() if name[0] == "mappo_run_state") == 1
+    assert samples["mappo_run_state", ("state", "running")] == 1
+    assert sum(value for name, value in samples.items() if name[0] == "mappo_run_state") == 1
 
 
-def test_every_metric_of_training_has_a_value_when_it_is_done(tiny, tmp_path):
+def test_every_metric_of_training_has_a_value_after_training(tiny, tmp_path):
     with monitor_of() as monitor:
         monitor.planned(tiny)
         monitor.began(TrainingStarted(Progress(), 1, is_resumed=False))
@@ -90,11 +95,11 @@ def test_every_metric_of_training_has_a_value_when_it_is_done(tiny, tmp_path):
     assert declared <= families
 
 
-def test_a_number_that_is_not_defined_changes_nothing(tiny, reports):
+def test_a_number_that_is_not_finite_changes_no_metric(tiny, reports):
     monitor = monitor_of()
     monitor.planned(tiny)
     monitor.iterated(reports[0])
-    before = values(monitor)
+    previous = values(monitor)
     nan = replace(
         reports[1],
         save_seconds=math.nan,
@@ -102,23 +107,23 @@ def test_a_number_that_is_not_defined_changes_nothing(tiny, reports):
         losses=replace(reports[1].losses, explained_variance=math.inf),
     )
     monitor.iterated(nan)
-    after = values(monitor)
+    current = values(monitor)
     for unchanged in (
         ("mappo_episode_return_mean",),
         ("mappo_explained_variance",),
         ("mappo_phase_seconds_total", ("phase", "save")),
     ):
-        assert after[unchanged] == before[unchanged]
-    assert after["mappo_iterations_total",] == 2
-    assert all(math.isfinite(value) for value in after.values())
+        assert current[unchanged] == previous[unchanged]
+    assert current["mappo_iterations_total",] == 2
+    assert all(math.isfinite(value) for value in current.values())
 
 
 def test_counters_begin_at_zero_with_all_their_labels_and_gauges_are_absent_before_a_value():
-    seen = values(monitor_of())
-    assert seen["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 0
-    assert seen["mappo_non_finite_total", ("source", "loss")] == 0
-    assert seen["mappo_checkpoint_saves_total", ("outcome", "failed")] == 0
-    assert ("mappo_episode_return_mean",) not in seen
+    samples = values(monitor_of())
+    assert samples["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 0
+    assert samples["mappo_non_finite_total", ("source", "loss")] == 0
+    assert samples["mappo_checkpoint_saves_total", ("outcome", "failed")] == 0
+    assert ("mappo_episode_return_mean",) not in samples
 
 
 def test_saves_and_requests_are_counted_by_outcome():
@@ -131,36 +136,40 @@ def test_saves_and_requests_are_counted_by_outcome():
     ):
         monitor.saved(save)
     monitor.requested("write", "unavailable")
-    seen = values(monitor)
-    counts = [seen["mappo_checkpoint_saves_total", ("outcome", each)] for each in ("saved", "failed", "skipped")]
+    samples = values(monitor)
+    counts = [
+        samples["mappo_checkpoint_saves_total", ("outcome", outcome)] for outcome in ("saved", "failed", "skipped")
+    ]
     assert counts == [2, 1, 1]
-    assert seen["mappo_checkpoint_bytes",] == 200
-    assert seen["mappo_checkpoint_save_seconds_count",] == 3
-    assert seen["mappo_checkpoint_save_seconds_sum",] == pytest.approx(7.02)
-    assert seen["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 1
+    assert samples["mappo_checkpoint_bytes",] == 200
+    assert samples["mappo_checkpoint_save_seconds_count",] == 3
+    assert samples["mappo_checkpoint_save_seconds_sum",] == pytest.approx(7.02)
+    assert samples["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] == 1
 
 
-def test_an_evaluation_shows_every_policy_with_its_interval(tiny, checkpoint):
+def test_an_evaluation_exports_every_policy_with_its_interval(tiny, checkpoint):
     report = evaluate(tiny, checkpoint)
     monitor = monitor_of("evaluate")
     monitor.evaluated(report)
-    seen = values(monitor)
-    assert seen["mappo_evaluation_return_mean", ("policy", "trained")] == report.trained.mean.value
-    assert seen["mappo_evaluation_return_mean_low", ("policy", "random")] == report.random.mean.low
-    assert seen["mappo_evaluation_episodes", ("policy", "random")] == 8
-    assert ("mappo_evaluation_return_mean", ("policy", "heuristic")) not in seen
+    samples = values(monitor)
+    assert samples["mappo_evaluation_return_mean", ("policy", "trained")] == report.trained.mean.value
+    assert samples["mappo_evaluation_return_mean_low", ("policy", "random")] == report.random.mean.low
+    assert samples["mappo_evaluation_episodes", ("policy", "random")] == 8
+    assert ("mappo_evaluation_return_mean", ("policy", "heuristic")) not in samples
 
 
-def test_a_validation_counts_its_checks():
+def test_a_validation_counts_its_checks_by_outcome():
     monitor = monitor_of("validate")
     outcomes = ("passed", "passed", "failed")
     monitor.validated(ValidationReport("hash", [Check("name", outcome, "detail") for outcome in outcomes]))
-    seen = values(monitor)
-    counts = [seen["mappo_validation_checks", ("outcome", each)] for each in ("passed", "warning", "failed")]
+    samples = values(monitor)
+    counts = [
+        samples["mappo_validation_checks", ("outcome", outcome)] for outcome in ("passed", "warning", "failed")
+    ]
     assert counts == [2, 0, 1]
 
 
-def test_the_registry_is_injected_and_never_the_global_one():
+def test_metrics_go_to_the_given_registry_and_never_to_the_global_one():
     from prometheus_client import REGISTRY
 
     registry = CollectorRegistry()
@@ -170,7 +179,7 @@ def test_the_registry_is_injected_and_never_the_global_one():
 
 
 def test_training_is_ready_after_an_iteration_and_unhealthy_when_it_stalls(tiny, reports):
-    reports = [replace(each, collect_seconds=0.0, learn_seconds=0.0, evaluate_seconds=0.0) for each in reports]
+    reports = [replace(report, collect_seconds=0.0, learn_seconds=0.0, evaluate_seconds=0.0) for report in reports]
     with monitor_of(settings={"port": 0}, min_stall_seconds=0.5) as monitor:
         monitor.planned(tiny)
         assert _page(monitor, "/readyz") == (503, "before the first iteration\n")
@@ -178,21 +187,21 @@ def test_training_is_ready_after_an_iteration_and_unhealthy_when_it_stalls(tiny,
         monitor.iterated(reports[0])
         assert _page(monitor, "/readyz")[0] == 200
         assert _page(monitor, "/healthz") == (200, "running\n")
-        wait(lambda: _page(monitor, "/healthz")[0] == 503, 30, "it does not count as stalled")
+        wait(lambda: _page(monitor, "/healthz")[0] == 503, 30, "training does not count as stalled")
         assert "stalled: no iteration for" in _page(monitor, "/healthz")[1]
         assert values(monitor)["mappo_stall_limit_seconds",] == 0.5
         monitor.iterated(reports[1])
         assert _page(monitor, "/healthz")[0] == 200
 
 
-def test_the_first_iteration_counts_for_what_a_stall_is(tiny, reports):
+def test_the_stall_limit_takes_the_first_iteration_into_account(tiny, reports):
     monitor = monitor_of(min_stall_seconds=0.01)
     monitor.planned(tiny)
     monitor.iterated(replace(reports[0], collect_seconds=100.0, learn_seconds=20.0, evaluate_seconds=3.0))
     assert values(monitor)["mappo_stall_limit_seconds",] == 1230
 
 
-def test_slow_iterations_are_allowed_ten_times_the_longest(tiny, reports):
+def test_training_has_not_stalled_within_ten_times_the_longest_iteration(tiny, reports):
     monitor = monitor_of(min_stall_seconds=0.01)
     monitor.planned(tiny)
     monitor.iterated(reports[0])
@@ -203,37 +212,37 @@ def test_slow_iterations_are_allowed_ten_times_the_longest(tiny, reports):
     assert values(monitor)["mappo_stall_limit_seconds",] > 3
 
 
-def test_a_taken_port_is_said_and_training_goes_on(tiny, tmp_path):
-    said: list[str] = []
+def test_training_continues_with_a_warning_when_the_port_is_taken(tiny, tmp_path):
+    messages: list[str] = []
     with monitor_of(settings={"port": 0}) as first:
-        with monitor_of(settings={"port": first.port}, said=said) as second:
+        with monitor_of(settings={"port": first.port}, messages=messages) as second:
             second.planned(tiny)
             train_here(tiny, tmp_path, second.iterated)
         assert values(second)["mappo_iterations_total",] == 3
-    assert f"port {first.port} cannot be listened on" in said[0]
+    assert f"cannot listen on port {first.port}" in messages[0]
 
 
-def test_the_last_values_wait_for_a_scrape_when_the_run_was_short():
-    said: list[str] = []
+def test_a_short_run_waits_for_a_scrape_of_its_last_values():
+    messages: list[str] = []
     with ThreadPoolExecutor() as prometheus:
-        with monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said) as monitor:
+        with monitor_of(settings={"port": 0, "linger_seconds": 60}, messages=messages) as monitor:
             scraped = prometheus.submit(_page_later, monitor)
         assert 'mappo_run_state{run="r",state="finished",study="s"} 1.0' in scraped.result()
         assert 'mappo_stage_success{run="r",stage="train",study="s"} 1.0' in scraped.result()
-    assert "waiting up to 60 s" in said[-1]
+    assert "waiting up to 60 s" in messages[-1]
 
 
-def test_nobody_is_waited_for_when_nobody_has_looked():
+def test_the_monitor_does_not_wait_when_no_client_has_scraped():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 1})
-    began = time.monotonic()
+    start = time.monotonic()
     with monitor:
         time.sleep(1.2)
-        left = time.monotonic()
-    assert time.monotonic() - left < 1
-    assert time.monotonic() - began > 1.2
+        end = time.monotonic()
+    assert time.monotonic() - end < 1
+    assert time.monotonic() - start > 1.2
 
 
-def test_a_failure_is_scraped_too_and_goes_on_as_it_was():
+def test_a_failure_is_scraped_and_its_exception_is_raised():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
     with ThreadPoolExecutor() as prometheus:
         with pytest.raises(ArithmeticError, match="loss_critic"), monitor:
@@ -244,7 +253,7 @@ def test_a_failure_is_scraped_too_and_goes_on_as_it_was():
         assert 'mappo_run_state{run="r",state="failed",study="s"} 1.0' in scraped.result()
 
 
-def test_a_preemption_is_scraped_while_there_is_time():
+def test_a_preemption_is_scraped():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
     with ThreadPoolExecutor() as prometheus:
         with pytest.raises(SystemExit), monitor:
@@ -253,44 +262,43 @@ def test_a_preemption_is_scraped_while_there_is_time():
         assert 'mappo_run_state{run="r",state="preempted",study="s"} 1.0' in scraped.result()
 
 
-def test_control_c_waits_for_nothing():
+def test_the_monitor_does_not_wait_after_control_c():
     monitor = monitor_of(settings={"port": 0, "linger_seconds": 60})
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), monitor:
         raise KeyboardInterrupt
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - start < 20
     assert values(monitor)["mappo_run_state", ("state", "preempted")] == 1
 
 
-def test_what_a_pushgateway_took_without_an_answer_is_deleted_there(monkeypatch):
-    """One that is slow, not dead."""
+def test_metrics_are_deleted_from_a_pushgateway_that_did_not_answer_in_time(monkeypatch):
     monkeypatch.setattr("mappo.monitoring.monitor._PUSH_SECONDS", 0.5)
-    said: list[str] = []
-    with slow_pushgateway(seconds=1.5) as (url, asked):
-        with monitor_of("evaluate", settings={"pushgateway": url}, said=said):
+    messages: list[str] = []
+    with slow_pushgateway(seconds=1.5) as (url, requests):
+        with monitor_of("evaluate", settings={"pushgateway": url}, messages=messages):
             pass
-        assert asked == ["PUT", "DELETE"]
-    assert "timed out" in said[-1]
+        assert requests == ["PUT", "DELETE"]
+    assert "timed out" in messages[-1]
 
 
-def test_a_stage_that_is_asked_to_end_while_it_waits_deletes_what_it_pushed(tiny, tmp_path, monkeypatch):
+def test_a_stage_deletes_its_pushed_metrics_when_sigterm_arrives_during_the_wait(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("MAPPO_LINGER_SECONDS", "60")
-    with slow_pushgateway(on_push=lambda: os.kill(os.getpid(), signal.SIGTERM)) as (url, asked):
+    with slow_pushgateway(on_push=lambda: os.kill(os.getpid(), signal.SIGTERM)) as (url, requests):
         monkeypatch.setenv("MAPPO_PUSHGATEWAY", url)
         with pytest.raises(Preempted):
             validate(to_json(tiny), tmp_path / "report")
-        assert asked == ["PUT", "DELETE"]
+        assert requests == ["PUT", "DELETE"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @contextmanager
 def slow_pushgateway(seconds: float = 0.0, on_push: Callable[[], object] = lambda: None):
-    """Its URL, and what it was asked to do."""
-    asked: list[str] = []
+    """Start a slow Pushgateway; the context is its URL and the methods of its requests."""
+    requests: list[str] = []
 
     class Answers(BaseHTTPRequestHandler):
         def do_PUT(self):
-            asked.append(self.command)
+            requests.append(self.command)
             time.sleep(seconds)
             with suppress(OSError):
                 self.send_response(202)
@@ -306,36 +314,36 @@ def slow_pushgateway(seconds: float = 0.0, on_push: Callable[[], object] = lambd
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as gateway:
         threading.Thread(target=gateway.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{gateway.server_port}", asked
+        yield f"http://127.0.0.1:{gateway.server_port}", requests
         gateway.shutdown()
 
 
-def test_control_c_ends_the_waiting_and_not_in_failure():
-    said: list[str] = []
-    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60}, said=said)
-    began = time.monotonic()
+def test_control_c_ends_the_wait_without_a_failure():
+    messages: list[str] = []
+    monitor = monitor_of(settings={"port": 0, "linger_seconds": 60}, messages=messages)
+    start = time.monotonic()
     with monitor:
         threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    assert time.monotonic() - began < 30
-    assert "did not wait" in said[-1]
+    assert time.monotonic() - start < 30
+    assert "no longer waiting" in messages[-1]
 
 
-def test_a_dead_pushgateway_is_said_and_fails_nothing():
-    said: list[str] = []
+def test_a_pushgateway_that_does_not_answer_is_reported_and_fails_no_stage():
+    messages: list[str] = []
     (port,) = free_ports(1)
-    with monitor_of("evaluate", settings={"pushgateway": f"http://127.0.0.1:{port}"}, said=said):
+    with monitor_of("evaluate", settings={"pushgateway": f"http://127.0.0.1:{port}"}, messages=messages):
         pass
-    assert f"the Pushgateway http://127.0.0.1:{port} did not take the metrics" in said[-1]
+    assert f"the Pushgateway http://127.0.0.1:{port} did not accept the metrics" in messages[-1]
 
 
 def test_settings_come_from_the_environment():
-    given = {
+    environment = {
         "MAPPO_METRICS_PORT": "9464",
         "MAPPO_PUSHGATEWAY": "http://gateway:9091",
         "MAPPO_LINGER_SECONDS": "2.5",
         "MAPPO_STUDY": "first-study",
     }
-    assert MonitorSettings.from_environment(given) == MonitorSettings(
+    assert MonitorSettings.from_environment(environment) == MonitorSettings(
         9464, "http://gateway:9091", 2.5, "first-study"
     )
     assert MonitorSettings.from_environment({"MAPPO_METRICS_PORT": ""}) == MonitorSettings()
@@ -354,7 +362,7 @@ def test_settings_come_from_the_environment():
         ("MAPPO_STUDY", 'a"} 1'),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(name, value):
+def test_a_wrong_setting_raises_an_error_that_names_it(name, value):
     with pytest.raises(ConfigError, match=name) as error:
         MonitorSettings.from_environment({name: value})
     assert "secret-password" not in str(error.value)
@@ -375,7 +383,7 @@ def _page(monitor: Monitor, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
-def test_requests_of_a_real_store_are_told_with_their_outcome(kind, s3, tmp_path):
+def test_requests_to_a_real_store_are_counted_by_outcome(kind, s3, tmp_path):
     monitor = monitor_of()
     location = str(tmp_path) if kind == "directory" else f"s3://{s3}/a"
     store = open_store(location, 1.0, monitor.requested)
@@ -396,14 +404,14 @@ def test_requests_of_a_real_store_are_told_with_their_outcome(kind, s3, tmp_path
         ("write", "ok"): 1,
         ("create", "ok"): 1,
         ("create", "taken"): 1,
-        ("read", "ok"): 1,  # what the key holds, to be sure that it is not an earlier try's
+        ("read", "ok"): 1,  # reads the key, in case an earlier try of this creation wrote it
         ("read", "missing"): 1,
         ("list", "ok"): 1,
         ("delete", "ok"): 1,
     }
 
 
-def test_a_store_that_is_not_there_fails_every_try(monkeypatch, s3):
+def test_every_try_counts_as_unavailable_when_the_store_does_not_answer(monkeypatch, s3):
     monitor = monitor_of()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(StoreUnavailable):
@@ -411,7 +419,7 @@ def test_a_store_that_is_not_there_fails_every_try(monkeypatch, s3):
     assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] > 1
 
 
-def test_a_directory_that_cannot_be_written_refuses(tmp_path):
+def test_a_request_counts_as_refused_when_the_directory_cannot_be_written(tmp_path):
     monitor = monitor_of()
     (tmp_path / "file").touch()
     with pytest.raises(StoreError):
@@ -419,36 +427,40 @@ def test_a_directory_that_cannot_be_written_refuses(tmp_path):
     assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "refused")] == 1
 
 
-def test_a_worker_shows_its_present_run_and_that_the_last_has_ended(tiny, reports):
+def test_a_worker_exports_its_current_run_and_the_end_of_the_last_runs(tiny, reports):
     monitor = monitor_of("tune", settings={"linger_seconds": 1.0})
     monitor.studied({"complete": 2, "running": 1}, 5, 1, 0.5)
 
-    def shown(name: str) -> dict[tuple, float]:
+    def exported(name: str) -> dict[tuple, float]:
         samples = [
             sample
             for family in text_string_to_metric_families(monitor.text().decode())
             for sample in family.samples
             if sample.name == name
         ]
-        return {(each.labels["run"], each.labels.get("state", "")): each.value for each in samples if each.value}
+        return {
+            (sample.labels["run"], sample.labels.get("state", "")): sample.value
+            for sample in samples
+            if sample.value
+        }
 
     for trial in ("trial-0", "trial-1", "trial-2"):
         monitor.begin_run(trial)
         monitor.planned(tiny)
         monitor.iterated(reports[0])
-        assert shown("mappo_run_info").keys() == {(trial, "")}
-        assert shown("mappo_frames_total") == {(trial, ""): 120}
-        assert shown("mappo_run_state")[trial, "running"] == 1
+        assert exported("mappo_run_info").keys() == {(trial, "")}
+        assert exported("mappo_frames_total") == {(trial, ""): 120}
+        assert exported("mappo_run_state")[trial, "running"] == 1
         monitor.end_run("finished")
-    assert shown("mappo_run_state").keys() == {(f"trial-{index}", "finished") for index in range(3)}
+    assert exported("mappo_run_state").keys() == {(f"trial-{index}", "finished") for index in range(3)}
     time.sleep(2.1)
     monitor.begin_run("trial-3")
-    assert shown("mappo_run_state").keys() <= {("trial-2", "finished")}
-    assert shown("mappo_study_trials") == {("r", "complete"): 2, ("r", "running"): 1}
-    assert shown("mappo_study_asked_trials") == {("r", ""): 5}
+    assert exported("mappo_run_state").keys() <= {("trial-2", "finished")}
+    assert exported("mappo_study_trials") == {("r", "complete"): 2, ("r", "running"): 1}
+    assert exported("mappo_study_asked_trials") == {("r", ""): 5}
 
 
-def test_a_worker_between_trials_has_not_stalled_and_ends_without_a_state_of_its_own(tiny, reports):
+def test_a_worker_between_trials_has_not_stalled_and_exports_no_run_state_of_its_own(tiny, reports):
     monitor = monitor_of("tune", min_stall_seconds=0.05)
     with monitor:
         monitor.begin_run("trial-0")

@@ -15,7 +15,10 @@ from tests.support.services import wait
 
 @pytest.fixture
 def server() -> Iterator[MetricsServer]:
-    pages = {"/metrics": lambda: Page(200, "text/plain", b"one 1\n"), "/healthz": lambda: text_page(503, "ill")}
+    pages = {
+        "/metrics": lambda: Page(200, "text/plain", b"one 1\n"),
+        "/healthz": lambda: text_page(503, "unhealthy"),
+    }
     server = MetricsServer(0, pages)
     yield server
     server.close()
@@ -26,38 +29,38 @@ def test_a_page_is_served_with_its_status_and_type(server):
         assert (answer.status, answer.headers["Content-Type"], answer.read()) == (200, "text/plain", b"one 1\n")
     with pytest.raises(urllib.error.HTTPError, match="503") as error:
         _get(server, "/healthz")
-    assert error.value.read() == b"ill\n"
+    assert error.value.read() == b"unhealthy\n"
 
 
-def test_another_path_is_not_found_and_the_answer_names_those_there_are(server):
+def test_an_unknown_path_is_not_found_and_the_answer_names_the_known_paths(server):
     with pytest.raises(urllib.error.HTTPError, match="404") as error:
         _get(server, "/metrics/../etc")
-    assert error.value.read() == b"there is only /metrics, /healthz\n"
+    assert error.value.read() == b"not found; the pages are /metrics, /healthz\n"
 
 
-def test_waiting_ends_with_an_answer_to_a_later_request_only(server):
+def test_waiting_ends_only_after_an_answer_to_a_later_request(server):
     _get(server, "/metrics").close()
-    moment = time.monotonic()
-    assert not server.wait_for_clients("/metrics", moment, set(), 0.1)
+    since = time.monotonic()
+    assert not server.wait_for_clients("/metrics", since, set(), 0.1)
     threading.Timer(0.2, lambda: _get(server, "/metrics").close()).start()
-    assert server.wait_for_clients("/metrics", moment, set(), 30)
+    assert server.wait_for_clients("/metrics", since, set(), 30)
 
 
-def test_waiting_ends_when_each_of_two_clients_has_asked_again(server):
-    """A Prometheus in two copies: the second comes some seconds after the first."""
+def test_waiting_ends_after_both_clients_have_sent_another_request(server):
+    """A Prometheus may run as two replicas; the second one scrapes some seconds after the first."""
     first, second = "127.0.0.1", "127.0.0.2"
     for client in (first, second):
         _get_from(server, client)
-    known = server.clients("/metrics", 0)
-    assert len(known) == 2
-    moment = time.monotonic()
+    clients = server.clients("/metrics", 0)
+    assert len(clients) == 2
+    since = time.monotonic()
     _get_from(server, first)
-    assert not server.wait_for_clients("/metrics", moment, known, 0.2)
+    assert not server.wait_for_clients("/metrics", since, clients, 0.2)
     _get_from(server, second)
-    assert server.wait_for_clients("/metrics", moment, known, 30)
+    assert server.wait_for_clients("/metrics", since, clients, 30)
 
 
-def test_a_taken_port_is_an_error(server):
+def test_a_taken_port_raises_an_error(server):
     with pytest.raises(OSError, match="in use"):
         MetricsServer(server.port, {})
 
@@ -68,19 +71,19 @@ def test_a_closed_server_frees_its_port():
     MetricsServer(first.port, {}).close()
 
 
-def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
-    """Clients without a pause get a few answers a second and a burst, not thousands."""
+def test_many_requests_are_answered_at_a_bounded_rate(server):
+    """Clients that never pause get a burst of answers and then a few per second, not thousands."""
     answers, stop = [], time.monotonic() + 2
 
-    def ask() -> None:
+    def send_requests() -> None:
         while time.monotonic() < stop:
             try:
                 _get(server, "/metrics").close()
                 answers.append(1)
-            except OSError:  # turned away
+            except OSError:  # the server closed the connection
                 pass
 
-    clients = [threading.Thread(target=ask) for _ in range(8)]
+    clients = [threading.Thread(target=send_requests) for _ in range(8)]
     for client in clients:
         client.start()
     for client in clients:
@@ -88,8 +91,8 @@ def test_a_storm_of_requests_is_answered_at_a_bounded_rate(server):
     assert 5 < len(answers) < 50
 
 
-def test_silent_clients_keep_no_one_else_away(server):
-    """More connections than there are threads, which never send a request."""
+def test_silent_clients_do_not_block_other_clients(server):
+    """The test opens more connections than the server has threads, and never sends a request."""
     silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     try:
         wait(lambda: _is_answered(server), 30, "no answer")
@@ -98,7 +101,7 @@ def test_silent_clients_keep_no_one_else_away(server):
             connection.close()
 
 
-def test_clients_that_send_a_byte_now_and_then_keep_no_one_else_away(server):
+def test_clients_that_send_one_byte_a_second_do_not_block_other_clients(server):
     stop = threading.Event()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
 
@@ -117,7 +120,7 @@ def test_clients_that_send_a_byte_now_and_then_keep_no_one_else_away(server):
             connection.close()
 
 
-def test_threads_that_cannot_be_started_cost_no_later_answers(server, monkeypatch):
+def test_the_server_answers_again_after_threads_could_not_start(server, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(socketserver.ThreadingMixIn, "process_request", _no_thread)
         for _ in range(6):
@@ -125,7 +128,7 @@ def test_threads_that_cannot_be_started_cost_no_later_answers(server, monkeypatc
     assert _is_answered(server)
 
 
-def test_a_broken_page_closes_the_connection_and_not_the_server():
+def test_a_page_that_raises_closes_its_connection_but_not_the_server():
     def broken() -> Page:
         raise RuntimeError("a defect")
 

@@ -14,14 +14,14 @@ from tests.cli.test_main import TINY
 
 
 def scalars(directory) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows, read by its own code."""
+    """Return the scalars of event files, as TensorBoard's own code reads them."""
     events = EventAccumulator(str(directory))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_shows_the_numbers_of_the_history_once_each_also_after_a_restart(tmp_path, monkeypatch):
-    """120 frames, and twice the next 120, as after a crash: what was done twice is shown once, as done last."""
+def test_tensorboard_has_every_number_of_the_history_once_also_after_a_restart(tmp_path, monkeypatch):
+    """Let two runs write frames 121 to 240, as after a crash: TensorBoard shows them once, from the second."""
     monkeypatch.chdir(tmp_path)
     events = ["--tensorboard", str(tmp_path / "events")]
     assert main(["train", *TINY, "--run", "first", *events]) == 0
@@ -33,18 +33,18 @@ def test_tensorboard_shows_the_numbers_of_the_history_once_each_also_after_a_res
         for run in ("first", "second")
         for row in csv.DictReader(io.StringIO(load_checkpoint(f"runs/{run}", "last").history))
     ]
-    shown = scalars(tmp_path / "events")
+    written = scalars(tmp_path / "events")
     for column, tag in (
         ("loss_critic", "loss/loss_critic"),
         ("kl", "learning/kl"),
         ("episode_return_mean", "return/episode_return_mean"),
     ):
         expected = [(int(row["frames"]), float(row[column])) for row in rows if row[column]]
-        assert [step for step, _ in shown[tag]] == [step for step, _ in expected]
-        assert all(math.isclose(a, b, rel_tol=1e-5) for (_, a), (_, b) in zip(shown[tag], expected, strict=True))
+        assert [step for step, _ in written[tag]] == [step for step, _ in expected]
+        assert all(math.isclose(a, b, rel_tol=1e-5) for (_, a), (_, b) in zip(written[tag], expected, strict=True))
 
 
-def test_a_missing_package_is_said_with_what_to_install(monkeypatch, tmp_path):
+def test_a_missing_package_raises_an_error_with_the_command_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'mappo\[tensorboard\]'"):
         EventFiles(tmp_path)

@@ -18,7 +18,7 @@ def states(history: list[dict[str, float]]) -> dict[str, str]:
 RISING = [float(step) for step in range(20)]
 
 
-def test_a_training_that_went_well_has_nothing_to_look_at():
+def test_a_good_training_has_good_answers_only():
     assert set(states(rows(RISING)).values()) == {"good"}
 
 
@@ -38,13 +38,13 @@ def test_a_training_that_went_well_has_nothing_to_look_at():
         ({}, [math.nan] * 20, "best", "look"),
     ],
 )
-def test_what_went_wrong_is_found_with_its_evidence(columns, returns, question, state):
+def test_a_problem_is_found_with_its_evidence(columns, returns, question, state):
     history = rows(returns, **columns)
     assert states(history)[question] == state
     assert all(finding.evidence for finding in diagnose(history, 0.2))
 
 
-def test_exploration_that_collapses_early_is_a_problem_and_late_is_not():
+def test_exploration_is_a_problem_when_it_ends_early_but_not_late():
     def with_entropy(entropies: list[float]) -> list[dict[str, float]]:
         return [{**row, "entropy": entropy} for row, entropy in zip(rows(RISING), entropies, strict=True)]
 
@@ -52,6 +52,6 @@ def test_exploration_that_collapses_early_is_a_problem_and_late_is_not():
     assert states(with_entropy([1.0 - 0.1 * step for step in range(20)]))["explore"] == "good"
 
 
-def test_too_few_iterations_say_nothing():
+def test_too_few_iterations_give_no_answers():
     assert diagnose(rows([1.0] * 4), 0.2) == []
     assert diagnose([], 0.2) == []

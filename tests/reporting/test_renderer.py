@@ -1,4 +1,4 @@
-"""A frame of the page beside the same frame by VMAS's own renderer, which needs OpenGL and a display."""
+"""The comparison of a frame on the page with VMAS's own renderer, which needs OpenGL and a display."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from tests.support.browser import chromium, open_page
 from tests.support.services import missing, wait
 
 FRAME = 5
-SHARE = 0.01  # of the picture's width
+TOLERANCE = 0.01  # as a share of the picture's width
 _PIXELS = """
 const canvas = document.querySelector('canvas'), [red, green, blue] = arguments[0];
 const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -39,7 +39,7 @@ return [median(xs) / canvas.width, median(ys) / canvas.height, xs.length / canva
 
 @pytest.fixture
 def display(monkeypatch) -> Iterator[None]:
-    """A display without a screen."""
+    """A virtual display (Xvfb)."""
     if not shutil.which("Xvfb"):
         missing("Xvfb", "sudo apt install xvfb libgl1 libglu1-mesa")
     reader, writer = os.pipe()
@@ -57,27 +57,33 @@ def _on_white(colour: list[float]) -> list[float]:
 
 
 def _in_vmas(image: np.ndarray, colour: list[float]) -> list[float]:
-    """Where a colour is, as shares of width and height, and how much it fills; lines hardly count."""
+    """Return the median position of a colour, as shares of width and height, and the share of its pixels.
+
+    The outlines of agents have few pixels, so they hardly change the result.
+    """
     matches = np.abs(image.astype(int) - np.array(colour)).sum(-1) < 30
     rows, columns = matches.nonzero()
     return [np.median(columns) / image.shape[1], np.median(rows) / image.shape[0], matches.mean()]
 
 
 @pytest.mark.long
-def test_a_frame_shows_things_where_vmas_draws_them(display, checkpoint, tmp_path):
-    """Two agents and their goals, by colour: same places and sizes, but for lines that either draws over them."""
+def test_a_frame_has_every_entity_where_vmas_draws_it(display, checkpoint, tmp_path):
+    """Two agents and their goals, found by colour, have the same positions and sizes in both pictures.
+
+    The tolerances allow for the lines that each renderer draws over the entities.
+    """
     config = override(checkpoint.config, {"evaluation": {"seeds": [1], "episodes_per_seed": 1}})
     rollouts = record(config, checkpoint, evaluate(config, checkpoint))
-    seen: list[np.ndarray] = []
+    images: list[np.ndarray] = []
 
-    def look(environment, running, reward) -> None:
-        seen.append(
+    def render(environment, running, reward) -> None:
+        images.append(
             environment.base_env._env.render(mode="rgb_array", env_index=0, visualize_when_rgb=False)
-            if len(seen) == FRAME
+            if len(images) == FRAME
             else np.zeros(())
         )
 
-    play_episodes(trained_policy(config, checkpoint), config, config.evaluation, Stream.EVALUATION, look)
+    play_episodes(trained_policy(config, checkpoint), config, config.evaluation, Stream.EVALUATION, render)
     page = tmp_path / "page.html"
     page.write_text(build([of_checkpoint("r", checkpoint, checkpoint.history, None, asdict(rollouts))]))
     colours = [_on_white(entity.colours[0][1]) for entity in rollouts.episodes[0].entities]
@@ -88,9 +94,9 @@ def test_a_frame_shows_things_where_vmas_draws_them(display, checkpoint, tmp_pat
         slider = browser.find_element(By.CSS_SELECTOR, "[data-player=frame]")
         script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
         browser.execute_script(script, slider, FRAME)
-        ours = [browser.execute_script(_PIXELS, colour) for colour in colours]
-    theirs = [_in_vmas(seen[FRAME], colour) for colour in colours]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine[:2] == pytest.approx(other[:2], abs=SHARE)
-        assert 0.6 < mine[2] / other[2] < 1.5
+        page_results = [browser.execute_script(_PIXELS, colour) for colour in colours]
+    vmas_results = [_in_vmas(images[FRAME], colour) for colour in colours]
+    for result, expected in zip(page_results, vmas_results, strict=True):
+        assert result[:2] == pytest.approx(expected[:2], abs=TOLERANCE)
+        assert 0.6 < result[2] / expected[2] < 1.5
     assert len(colours) == 4

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows, that it moves, complains of nothing and asks nobody."""
+"""The page of a run in a real browser: its content and animation, without console errors and network requests."""
 
 import html
 from dataclasses import asdict, replace
@@ -23,7 +23,7 @@ from tests.support.services import wait
 
 @pytest.fixture(scope="module")
 def whole(checkpoint) -> RunRecord:
-    """Everything that is known of a real run."""
+    """The complete record of a real run."""
     evaluation = evaluate(checkpoint.config, checkpoint)
     rollouts = asdict(record(checkpoint.config, checkpoint, evaluation))
     return of_checkpoint("first", checkpoint, checkpoint.history, evaluation, rollouts)
@@ -37,9 +37,9 @@ def browser():
 
 @pytest.fixture
 def look(browser, tmp_path):
-    """Open a page of these records; nothing may be complained of or asked for."""
+    """A function that opens the page of records; the page must write no console message and send no request."""
 
-    def give(*records: RunRecord, **options) -> None:
+    def open_records(*records: RunRecord, **options) -> None:
         path = tmp_path / "page.html"
         path.write_text(build(records, **options))
         complaints(browser), requests(browser)
@@ -48,7 +48,7 @@ def look(browser, tmp_path):
         assert complaints(browser) == []
         assert requests(browser) == []
 
-    return give
+    return open_records
 
 
 def text(browser) -> str:
@@ -59,32 +59,32 @@ def frame(browser) -> int:
     return int(browser.find_element(By.TAG_NAME, "canvas").get_attribute("data-frame"))
 
 
-def test_page_shows_the_evaluations_numbers_and_the_configuration(look, browser, whole):
+def test_page_has_the_numbers_of_the_evaluation_and_the_configuration(look, browser, whole):
     look(whole)
-    shown = text(browser)
+    page_text = text(browser)
     mean = whole.evaluation.trained.mean
-    assert f"{mean.value:.3g} [{mean.low:.3g}, {mean.high:.3g}]" in shown
-    assert "resampled: evaluation episodes" in shown
-    assert "learner.clip_epsilon" in shown
-    assert "360" in shown
+    assert f"{mean.value:.3g} [{mean.low:.3g}, {mean.high:.3g}]" in page_text
+    assert "resampled: evaluation episodes" in page_text
+    assert "learner.clip_epsilon" in page_text
+    assert "360" in page_text
     for title in ("Return", "Entropy", "Critic", "Time by phase", "Returns in evaluation"):
-        assert title in shown
+        assert title in page_text
     assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 10
 
 
-def test_episodes_play_pause_seek_and_change(look, browser, whole):
+def test_episodes_can_be_played_paused_sought_and_changed(look, browser, whole):
     look(whole)
     button = browser.find_element(By.CSS_SELECTOR, "[data-player=play]")
     button.click()
-    wait(lambda: frame(browser) > 2, 20, "the animation stands still")
+    wait(lambda: frame(browser) > 2, 20, "the animation does not move")
     button.click()
-    stopped = frame(browser)
+    paused_frame = frame(browser)
     slider = browser.find_element(By.CSS_SELECTOR, "[data-player=frame]")
     browser.execute_script("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider)
-    assert frame(browser) == 1 != stopped
-    before = pixels(browser)
+    assert frame(browser) == 1 != paused_frame
+    previous = pixels(browser)
     browser.execute_script("arguments[0].value = 9; arguments[0].dispatchEvent(new Event('input'))", slider)
-    assert pixels(browser) != before
+    assert pixels(browser) != previous
     label = browser.find_element(By.CSS_SELECTOR, "[data-player=label]")
     browser.execute_script("arguments[0].value = 'worst'; arguments[0].dispatchEvent(new Event('change'))", label)
     assert frame(browser) == 0
@@ -98,8 +98,8 @@ def pixels(browser) -> str:
     return browser.execute_script("return document.querySelector('canvas').toDataURL()")
 
 
-def test_agents_are_drawn_where_they_were(look, browser, whole):
-    """The colour of the canvas at the place of an agent, computed apart, is the agent's."""
+def test_agents_are_drawn_at_their_recorded_positions(look, browser, whole):
+    """The canvas has the agent's colour at the pixel of the agent's position, which this test computes itself."""
     look(whole)
     beside(browser, "")
     canvas = "const c = document.querySelector('canvas');"
@@ -115,10 +115,10 @@ def test_agents_are_drawn_where_they_were(look, browser, whole):
     assert reach <= zoom or zoom == 1.0
     for index in agents:
         entity = episode["entities"][index]
-        half = [max(zoom, *(abs(poses[:, each, axis]).max() + margin for each in agents)) for axis in (0, 1)]
+        half = [max(zoom, *(abs(poses[:, agent, axis]).max() + margin for agent in agents)) for axis in (0, 1)]
         scale = min(width / (2 * half[0]), height / (2 * half[1]))
         x = width / 2 + scale * poses[0, index, 0]
-        y = height / 2 - scale * (poses[0, index, 1] - 0.5 * entity["size"][0])  # below its line of sight
+        y = height / 2 - scale * (poses[0, index, 1] - 0.5 * entity["size"][0])  # below the line of its direction
         red, green, blue, _ = browser.execute_script(
             f"{canvas} return Array.from(c.getContext('2d').getImageData(arguments[0], arguments[1], 1, 1).data)",
             round(x),
@@ -129,7 +129,7 @@ def test_agents_are_drawn_where_they_were(look, browser, whole):
 
 
 def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path):
-    """As Kubeflow's UI shows it."""
+    """Kubeflow's UI shows pages in such a frame."""
     page = html.escape(build([whole]), quote=True)
     path = tmp_path / "frame.html"
     path.write_text(f'<iframe sandbox="allow-scripts" style="width:100%;height:2000px" srcdoc="{page}"></iframe>')
@@ -138,12 +138,12 @@ def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path
     browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
     wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
     browser.find_element(By.CSS_SELECTOR, "[data-player=play]").click()
-    wait(lambda: frame(browser) > 1, 20, "the animation stands still")
+    wait(lambda: frame(browser) > 1, 20, "the animation does not move")
     browser.switch_to.default_content()
     assert complaints(browser) == []
 
 
-def test_page_fits_a_phone_and_the_dark(whole, tmp_path):
+def test_page_fits_a_phone_with_a_dark_scheme(whole, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(build([whole]))
     with chromium(400, 900, is_dark=True) as phone:
@@ -161,18 +161,18 @@ def test_page_fits_a_phone_and_the_dark(whole, tmp_path):
         assert complaints(phone) == []
 
 
-def test_several_runs_are_laid_over_each_other_with_what_differs(look, browser, whole, checkpoint):
+def test_page_of_two_runs_compares_them_and_lists_their_differences(look, browser, whole, checkpoint):
     other = override(checkpoint.config, {"learner": {"clip_epsilon": 0.3}, "seed": 1})
     look(whole, replace(whole, name="second", config=to_dict(other), rollouts=None))
-    shown = text(browser)
-    assert "learner.clip_epsilon" in shown
-    assert "0.2 -> 0.3" in shown
-    assert "probability of improvement" in shown
-    assert "0.5 [" in shown  # equal returns
+    page_text = text(browser)
+    assert "learner.clip_epsilon" in page_text
+    assert "0.2 -> 0.3" in page_text
+    assert "probability of improvement" in page_text
+    assert "0.5 [" in page_text  # equal returns
 
 
-def test_numbers_over_training_seeds_are_those_of_the_evaluations(look, browser, whole, checkpoint):
-    """Four seeds of two configurations, whose mean returns are 1, 2, 3 and 6."""
+def test_numbers_over_training_seeds_match_the_evaluations(look, browser, whole, checkpoint):
+    """Two configurations have two seeds each, with the mean returns 1, 2, 3 and 6."""
     records = []
     for seed, clip_epsilon, value in ((0, 0.2, 1.0), (1, 0.2, 2.0), (0, 0.3, 3.0), (1, 0.3, 6.0)):
         config = to_dict(override(checkpoint.config, {"learner": {"clip_epsilon": clip_epsilon}, "seed": seed}))
@@ -190,8 +190,8 @@ def test_numbers_over_training_seeds_are_those_of_the_evaluations(look, browser,
     assert row[3].startswith("3 [")
     assert row[4].startswith("4.5 [")
     assert row[5] == "1 [1, 1]"
-    both = replace(records[1], name="twice", config=records[0].config, evaluation=records[0].evaluation)
-    look(records[0], both)
+    duplicate = replace(records[1], name="twice", config=records[0].config, evaluation=records[0].evaluation)
+    look(records[0], duplicate)
     assert "Not compared over training seeds: seed 0: trained and evaluated more than once" in text(browser)
 
 
@@ -214,26 +214,28 @@ def test_empty_and_undefined_histories_make_a_page(look, browser, whole, rows):
     assert ("The history has no iteration" in text(browser)) == (not rows)
 
 
-def test_names_and_values_cannot_leave_their_places(look, browser, whole):
-    evil = '</script><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
-    config = to_dict(override(run_page.from_dict(whole.config), {"environment": {"scenario_kwargs": {"a": evil}}}))
-    look(replace(whole, name=evil, config=config, facts={evil: evil}))
+def test_names_and_values_are_escaped(look, browser, whole):
+    attack = '</script><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
+    config = to_dict(
+        override(run_page.from_dict(whole.config), {"environment": {"scenario_kwargs": {"a": attack}}})
+    )
+    look(replace(whole, name=attack, config=config, facts={attack: attack}))
     assert browser.title != "taken"
-    assert evil in text(browser)
+    assert attack in text(browser)
 
 
-def test_a_page_that_would_be_too_large_goes_without_episodes(whole, monkeypatch):
+def test_page_has_no_episodes_when_they_would_make_it_too_large(whole, monkeypatch):
     monkeypatch.setattr(run_page, "MAX_BYTES", len(build([whole]).encode()) - 1)
     page = build([whole])
     assert "Episodes are left out" in page
     assert "<canvas" not in page
 
 
-def test_a_page_is_far_below_what_kubeflow_shows(whole):
+def test_page_is_far_below_the_size_limit_of_kubeflow(whole):
     assert len(build([whole]).encode()) < 6_000_000
 
 
-def test_report_of_an_evaluated_run_is_made_from_what_it_kept(tmp_path, capsys):
+def test_report_uses_the_stored_evaluation_of_a_run(tmp_path, capsys):
     from tests.cli.test_main import TINY
 
     assert main(["train", "--store", str(tmp_path), "--run", "first", *TINY]) == 0

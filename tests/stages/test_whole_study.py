@@ -216,7 +216,8 @@ def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
     prepare(to_json(CONFIG), "one", "runs", settings(1))
     for action in ("show", "work", "resume", "delete", "export"):
         assert main(["study", action, "nothing"]) == 1
-        assert "there is no study 'nothing' in sqlite:///runs/studies.db; its studies: one" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "there is no study 'nothing' in sqlite:///runs/studies.db; its studies: one" in shown
 
 
 def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):

@@ -1,4 +1,4 @@
-"""Debian's Chromium without a display, and what it complains about."""
+"""The Chromium of Debian, without a display, and its complaints."""
 
 import json
 import shutil
@@ -33,12 +33,12 @@ def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) ->
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
-    """What was written to the console."""
+    """Return the messages of the console."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
 def requests(browser: webdriver.Chrome) -> list[str]:
-    """Addresses that were asked for, but for files and data."""
+    """Return the requested addresses, except files and data."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
     return [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]

@@ -117,7 +117,7 @@ _VOLUMES = {
 
 
 def restricted_violations(pod: Mapping[str, Any]) -> list[str]:
-    """Why Pod Security admission would refuse a pod's specification under `restricted`, for Linux.
+    """Yield the reasons for which Pod Security admission would refuse a pod under `restricted`, on Linux.
 
     After kubernetes.io/docs/concepts/security/pod-security-standards, with the controls of `baseline`.
     """
@@ -165,7 +165,7 @@ def _of_a_container(container: Mapping[str, Any], of_pod: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class Peer:
-    """One end of a connection: a pod by its namespace and labels, or an address outside of the cluster."""
+    """An end of a connection: a pod by its namespace and labels, or an address outside of the cluster."""
 
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -236,7 +236,7 @@ def permits(role: Mapping[str, Any], call: Call) -> bool:
 
 
 def granted(role: Mapping[str, Any]) -> Iterator[Call]:
-    """Everything that a role allows, one call at a time."""
+    """Yield each call that a role allows."""
     for rule in role["rules"]:
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:

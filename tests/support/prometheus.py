@@ -1,4 +1,4 @@
-"""Real Prometheus servers for tests, and the queries of dashboards put to them as Grafana would."""
+"""The real Prometheus servers of tests, and the queries of dashboards put to them as Grafana would."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def server(command: list[str], directory: Path, ready: str) -> Iterator[None]:
 
 
 def get(url: str) -> Any:
-    """What a JSON API answers, errors of Prometheus included."""
+    """Return the answer of a JSON API, errors of Prometheus included."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)
@@ -112,12 +112,12 @@ def eventually(condition: Callable[[], Any], seconds: float, what: object) -> An
 
 
 def panels(dashboard: Path) -> list[dict[str, Any]]:
-    """Those that show something; rows are only headings."""
+    """Return the panels that show data; rows are only headings."""
     return [panel for panel in json.loads(dashboard.read_text())["panels"] if panel["type"] != "row"]
 
 
 def expressions(dashboard: Path) -> list[tuple[str, str, bool]]:
-    """Every query of a dashboard: the panel's title, the expression, whether it is instant."""
+    """Yield each query of a dashboard: the panel's title, the expression, whether it is instant."""
     return [
         (panel["title"], target["expr"], bool(target.get("instant")))
         for panel in panels(dashboard)

@@ -1,4 +1,4 @@
-"""The schedules on a server that replaces nothing in parameters: stages fill in the time that the driver passes."""
+"""The schedules on a server that replaces nothing in parameters: stages fill in the time."""
 
 from datetime import UTC, datetime
 from pathlib import Path
