@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mappo.cli.arguments import dashed
-from mappo.errors import ConfigError, StoreError
+from mappo.errors import ConfigError, MappoError
 
 _EXAMPLES = """examples:
   python -m pipelines run                                   run the navigation recipe here, into runs/
@@ -64,7 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (ConfigError, OSError) as error:
         print(f"pipelines {command}: error: {error}", file=sys.stderr)
         return 2
-    except _failures() as error:
+    except MappoError as error:
         print(f"pipelines {command}: error: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
@@ -72,12 +72,6 @@ def _run(argv: Sequence[str] | None) -> int:
         hint = f"; to resume, give the same command with --run {arguments.run}" if is_run else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from pipelines.errors import ApiError
-
-    return (ApiError, StoreError)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,23 +1,25 @@
-"""The exceptions of the pipelines."""
+"""The exceptions of the pipelines: the branch of the tree of `mappo.errors` that talks of Kubernetes."""
+
+from mappo.errors import MappoError
 
 
-class PipelineFailed(Exception):
+class PipelineFailed(MappoError):
     """A failed stage stopped the pipeline, so later stages did not run; the message has stage and reason."""
 
 
-class UnreachableError(Exception):
+class UnreachableError(MappoError):
     """The Kubernetes API is unreachable: no kubeconfig, no answer, or credentials that it does not accept."""
 
 
-class MissingError(Exception):
+class MissingError(MappoError):
     """A Kubernetes object does not exist."""
 
 
-class ForbiddenError(Exception):
+class ForbiddenError(MappoError):
     """The user lacks the right to read a Kubernetes object."""
 
 
-class ApiError(Exception):
+class ApiError(MappoError):
     """The API refused a request or failed; the message holds its answer and a remedy.
 
     `status` is the HTTP status, or 0 without one.

@@ -1,4 +1,4 @@
-"""The trainings that a real Prometheus watches, as on a cluster: found by pods, shown on every panel."""
+"""The monitoring of training with a real Prometheus, as on a cluster, from discovery by pods to every panel."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ RECORDED = ("run:mappo_run_active:max", "run:mappo_frames:rate5m", "run:mappo_gp
 
 
 def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_path, monkeypatch):
-    """Validation, training and evaluation, scraped and pushed; the relabelling is that of our PodMonitor."""
+    """Scrape and push the metrics of validation, training and evaluation, with our PodMonitor's relabelling."""
     (port,) = free_ports(1)
     config = override(tiny, {"collection": {"total_frames": 4800}, "selection": {"interval_iterations": 5}})
     pods = tmp_path / "pods.json"
@@ -77,12 +77,12 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 ("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db"),
             ):
                 monkeypatch.setenv(name, value)
-            began = time.time()
+            start = time.time()
             _run_all_stages(config, tmp_path / "run")
-            seconds = int(time.time() - began) + 1
+            seconds = int(time.time() - start) + 1
 
-            found = {(each["labels"]["job"], each["labels"].get("pod")) for each in _targets(url)}
-            assert found == {
+            targets = {(target["labels"]["job"], target["labels"].get("pod")) for target in _targets(url)}
+            assert targets == {
                 ("podMonitor/n/mappo-training/0", "train-abc"),
                 ("pushgateway", None),
                 ("dcgm-exporter", None),
@@ -108,32 +108,32 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             assert _last(url, 'mappo_run_state{state="finished"}', seconds) == 1
             for stage in ("validate", "train", "evaluate"):
                 assert _last(url, f'mappo_stage_success{{stage="{stage}"}}', seconds) == 1
-            outcome, when = (
+            success, push_time = (
                 query(url, f'last_over_time({name}{{stage="validate"}}[{seconds}s])')[0]["metric"]
                 for name in ("mappo_stage_success", "push_time_seconds")
             )
-            assert {**outcome, "__name__": ""} == {**when, "__name__": ""}, "alerts join them"
-            assert _metrics_of(gateway) == [], "what was pushed is deleted"
+            assert {**success, "__name__": ""} == {**push_time, "__name__": ""}, "alerts join these two series"
+            assert _metrics_of(gateway) == [], "stages delete their pushed metrics"
             _run_a_study(config, tmp_path)
-            seconds = int(time.time() - began) + 1
+            seconds = int(time.time() - start) + 1
             counts = query(url, f'last_over_time(mappo_study_trials{{study="s"}}[{seconds}s])')
-            found = {each["metric"]["state"]: float(each["value"][1]) for each in counts}
-            assert found == {"waiting": 0, "running": 0, "complete": 2, "pruned": 0, "failed": 0}
+            trials = {series["metric"]["state"]: float(series["value"][1]) for series in counts}
+            assert trials == {"waiting": 0, "running": 0, "complete": 2, "pruned": 0, "failed": 0}
             assert _last(url, 'mappo_run_state{study="s", run="s-0000-0", state="finished"}', seconds) == 1
             for dashboard in DASHBOARDS:
                 assert without_data(url, dashboard, seconds, time.time()) == [], dashboard.name
 
 
 def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monkeypatch):
-    """Backfilled for three runs, each with the series of a real monitor; shown in steps of 15 s."""
+    """Backfill the series of a real monitor for three runs, in steps of 15 s."""
     monkeypatch.setitem(GRAFANA, "__rate_interval", "1m")
     end = int(time.time()) // 60 * 60
     history = tmp_path / "history.txt"
     history.write_text(_history(end, _exposed(tiny, checkpoint, tmp_path)))
     blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(history), str(tmp_path / "data")]
     require("promtool")
-    done = subprocess.run(blocks, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(blocks, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
     with prometheus(tmp_path, []) as url:
         for dashboard in DASHBOARDS:
             assert without_data(url, dashboard, HISTORY_SECONDS, end, step=15) == [], dashboard.name
@@ -160,9 +160,9 @@ def _static(address: str, namespace: str) -> dict:
 
 
 def _pods(port: int) -> list[dict]:
-    """Return the targets as Kubernetes lists them to Prometheus, one for each container."""
+    """Return the targets in the form of Prometheus's Kubernetes discovery: one for each container."""
 
-    def target(pod: str, container: str, phase: str = "Running", **more: str) -> dict:
+    def target(pod: str, container: str, phase: str = "Running", **annotations: str) -> dict:
         labels = {
             "namespace": "n",
             "pod_name": pod,
@@ -170,9 +170,9 @@ def _pods(port: int) -> list[dict]:
             "pod_phase": phase,
             "pod_container_name": container,
             "pod_label_app_kubernetes_io_part_of": "mappo",
-            **more,
+            **annotations,
         }
-        named = {f"__meta_kubernetes_{name}": each for name, each in labels.items()}
+        named = {f"__meta_kubernetes_{name}": value for name, value in labels.items()}
         return {"targets": ["127.0.0.1"], "labels": named}
 
     annotation = {"pod_annotation_prometheus_io_port": str(port)}
@@ -205,8 +205,8 @@ def _targets(url: str) -> list[dict]:
 
 
 def _last(url: str, series: str, seconds: int) -> float:
-    (found,) = query(url, f"last_over_time({series}[{seconds}s])")
-    return float(found["value"][1])
+    (result,) = query(url, f"last_over_time({series}[{seconds}s])")
+    return float(result["value"][1])
 
 
 def _metrics_of(gateway: str) -> list[str]:
@@ -221,7 +221,7 @@ def _dcgm_page() -> bytes:
 
 
 def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
-    """Return what the three stages of a real run export at their ends."""
+    """Return the metrics that the stages of a real run export at their ends."""
     stages = ("train", "evaluate", "validate", "tune")
     train, evaluation, validation, tune = (Monitor(stage, "r", MonitorSettings(), print) for stage in stages)
     with train, evaluation, validation, tune:
@@ -236,28 +236,29 @@ def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) 
 
 
 def _history(end: int, page: str) -> str:
-    """Write OpenMetrics of two hours: a run's values at its end, and counters that grow up to there."""
+    """Return OpenMetrics of two hours: constant gauges, and counters that grow up to their last value."""
     lines = []
     for number in range(3):
-        own = {"namespace": "n", "study": "s", "run": f"run-{number}", "pod": f"p{number}"}
-        own |= {"instance": f"10.0.0.{number}:9464", "job": "training"}
+        labels_of_run = {"namespace": "n", "study": "s", "run": f"run-{number}", "pod": f"p{number}"}
+        labels_of_run |= {"instance": f"10.0.0.{number}:9464", "job": "training"}
         samples = {
-            (sample.name, *sorted({**sample.labels, **own}.items())): (sample.value, family.type)
+            (sample.name, *sorted({**sample.labels, **labels_of_run}.items())): (sample.value, family.type)
             for family in text_string_to_metric_families(page)
             for sample in family.samples
         }
-        samples |= {(name, *sorted(own.items())): (0.5, "gauge") for name in RECORDED}
-        samples |= {(name, *sorted(own.items())): (value, "gauge") for name, value in DCGM.items()}
+        samples |= {(name, *sorted(labels_of_run.items())): (0.5, "gauge") for name in RECORDED}
+        samples |= {(name, *sorted(labels_of_run.items())): (value, "gauge") for name, value in DCGM.items()}
         for (name, *labels), (value, kind) in samples.items():
-            shown = ",".join(f'{key}="{each}"' for key, each in labels)
-            for at in range(end - HISTORY_SECONDS, end + 1, 15):
-                lines.append(f"{name}{{{shown}}} {_at(name, value, kind, at, end)} {at}")
+            label_text = ",".join(f'{key}="{text}"' for key, text in labels)
+            for timestamp in range(end - HISTORY_SECONDS, end + 1, 15):
+                sample_value = _value_at(name, value, kind, timestamp, end)
+                lines.append(f"{name}{{{label_text}}} {sample_value} {timestamp}")
     return "\n".join([*lines, "# EOF", ""])
 
 
-def _at(name: str, value: float, kind: str, at: int, end: int) -> float:
+def _value_at(name: str, value: float, kind: str, timestamp: int, end: int) -> float:
     if name.endswith("_timestamp_seconds"):
-        return at - 5
+        return timestamp - 5
     if name == "mappo_run_gpus":
         return 1
-    return value * (1 - (end - at) / HISTORY_SECONDS) if kind in ("counter", "histogram") else value
+    return value * (1 - (end - timestamp) / HISTORY_SECONDS) if kind in ("counter", "histogram") else value

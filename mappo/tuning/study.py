@@ -121,8 +121,8 @@ class Study:
     def request_trials(self, num_trials: int | None = None, timeout_seconds: float | None = None) -> None:
         """Request trials for the terminal's session, so that workers can continue the study.
 
-        Without `num_trials`, the session's previous number stays. Without `timeout_seconds`, no deadline holds any
-        more. Without both, a deadline that has not passed stays too.
+        Without `num_trials`, the session's previous number stays. Without `timeout_seconds`, a deadline that has
+        not passed stays, and one that has passed ends.
 
         Raises:
             DatabaseError: the database does not answer.
@@ -130,10 +130,13 @@ class Study:
 
         def request() -> None:
             with self._database.lock(self.name):
-                if num_trials is timeout_seconds is None and not self._deadline_has_passed():
+                is_late = self._deadline_has_passed()
+                if num_trials is timeout_seconds is None and not is_late:
                     return
-                previous = self._sessions().get(TERMINAL, {"trials": 0})
-                self._request(TERMINAL, num_trials or previous["trials"], timeout_seconds or 0.0)
+                previous = self._sessions().get(TERMINAL, {"trials": 0, "seconds": 0.0})
+                kept_seconds = 0.0 if is_late else previous["seconds"]
+                seconds = kept_seconds if timeout_seconds is None else timeout_seconds
+                self._request(TERMINAL, num_trials or previous["trials"], seconds)
 
         self._database.retry(request)
 

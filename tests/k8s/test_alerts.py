@@ -23,7 +23,7 @@ ALERTS = {rule["alert"]: rule for rule in GROUPS["mappo.alerts"]}
 UNIT_TESTS = ROOT / "tests" / "alerts.yaml"
 
 
-def test_every_alert_fires_when_it_should_and_is_silent_when_it_should():
+def test_alerts_pass_their_unit_tests():
     promtool("test", "rules", str(UNIT_TESTS))
 
 
@@ -32,7 +32,7 @@ def test_rules_are_valid():
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_alert_is_unit_tested_both_ways(alert):
+def test_alert_has_a_unit_test_that_fires_and_one_that_does_not(alert):
     tests = [
         test for group in yaml.safe_load(UNIT_TESTS.read_text())["tests"] for test in group["alert_rule_test"]
     ]
@@ -42,7 +42,7 @@ def test_alert_is_unit_tested_both_ways(alert):
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_alert_says_what_is_wrong_and_what_to_do(alert):
+def test_alert_names_the_problem_and_the_steps_to_take(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
@@ -51,13 +51,16 @@ def test_alert_says_what_is_wrong_and_what_to_do(alert):
 
 
 @pytest.mark.parametrize("rule", [rule for rules in GROUPS.values() for rule in rules])
-def test_rule_uses_metrics_that_there_are_and_rates_of_counters_only(rule):
+def test_rule_uses_existing_metrics_and_rates_of_counters_only(rule):
     recorded = {rule["record"] for rule in GROUPS["mappo.recording"]}
     require_known_metrics(rule["expr"], recorded)
 
 
 def require_known_metrics(expression: str, recorded: set[str]) -> None:
-    """Check that each metric is exported, recorded or known of others, and that only counters have rates."""
+    """Check that an expression uses only existing metrics, and rates only of counters.
+
+    A metric exists if we export it, if a rule records it, or if another known exporter has it.
+    """
     kinds = {metric.name: metric.kind for metric in metrics.METRICS}
     counters = {name for name, kind in kinds.items() if kind == "counter"} | {
         f"{name}_bucket" for name, kind in kinds.items() if kind == "histogram"
@@ -74,24 +77,24 @@ def require_known_metrics(expression: str, recorded: set[str]) -> None:
 
 
 def _metric_names(node: object, function: str = "") -> set[tuple[str, str]]:
-    """Yield each metric of a parsed expression, with the innermost function around it."""
-    found: set[tuple[str, str]] = set()
+    """Return every metric of a parsed expression with the innermost function around it."""
+    names: set[tuple[str, str]] = set()
     if (name := getattr(node, "name", None)) and hasattr(node, "matchers"):
-        found.add((name, function))
+        names.add((name, function))
     if selector := getattr(node, "vector_selector", None):
-        found |= _metric_names(selector, function)
-    own = getattr(getattr(node, "func", None), "name", function)
+        names |= _metric_names(selector, function)
+    innermost = getattr(getattr(node, "func", None), "name", function)
     for child in ("expr", "lhs", "rhs"):
         if hasattr(node, child):
-            found |= _metric_names(getattr(node, child), own)
+            names |= _metric_names(getattr(node, child), innermost)
     for argument in getattr(node, "args", None) or []:
-        found |= _metric_names(argument, own)
-    return found
+        names |= _metric_names(argument, innermost)
+    return names
 
 
 @pytest.mark.long
 def test_faults_of_real_trainings_reach_a_webhook(tiny, tmp_path):
-    """NaN, a store that is not there, a stall: from trainings through Prometheus and Alertmanager to a webhook."""
+    """Check a NaN, a missing store and a stall, from training through Prometheus and Alertmanager to a webhook."""
     nan, cut_off, nowhere = free_ports(3)
     scenario = {"scenario": "tests.support.scenarios:NanLater", "scenario_kwargs": {}, "max_episode_frames": 20}
     diverging = override(tiny, {"environment": scenario, "collection": {"num_envs": 8, "total_frames": 480}})
@@ -139,7 +142,7 @@ def _directory(path: Path) -> Path:
 
 @contextmanager
 def _webhook() -> Iterator[tuple[str, set[tuple[str, str]]]]:
-    """A URL, and what has fired there: (alert, run)."""
+    """Start a webhook; the context is its URL and the set of received alerts: (alert, run)."""
     received: set[tuple[str, str]] = set()
 
     class Hook(http.server.BaseHTTPRequestHandler):
@@ -167,7 +170,7 @@ def _webhook() -> Iterator[tuple[str, set[tuple[str, str]]]]:
 
 @contextmanager
 def _alertmanager(directory: Path, hook: str) -> Iterator[str]:
-    """The address of an Alertmanager that passes every alert on at once."""
+    """Start an Alertmanager that forwards every alert at once; the context is its address."""
     (port,) = free_ports(1)
     config = directory / "alertmanager.yml"
     receivers = [{"name": "hook", "webhook_configs": [{"url": hook}]}]
@@ -185,5 +188,5 @@ def _alertmanager(directory: Path, hook: str) -> Iterator[str]:
 
 
 def promtool(*arguments: str) -> None:
-    done = subprocess.run([require("promtool"), *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run([require("promtool"), *arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr

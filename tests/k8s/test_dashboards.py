@@ -13,16 +13,16 @@ from tests.support.prometheus import DASHBOARDS, expressions, filled_in, panels
 by_name = pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
 
 
-def test_there_is_a_dashboard_of_a_run_one_of_the_fleet_and_one_of_studies():
+def test_dashboards_are_for_a_run_for_the_fleet_and_for_studies():
     assert [path.stem for path in DASHBOARDS] == ["fleet", "training-run", "tuning-study"]
 
 
-def test_generated_files_are_those_that_their_sources_make(capsys):
+def test_generated_files_are_up_to_date(capsys):
     assert generate.main(["--check"]) == 0, capsys.readouterr().out
 
 
 @by_name
-def test_every_panel_says_what_it_shows_in_which_unit(dashboard):
+def test_every_panel_has_a_title_a_description_a_unit_and_queries(dashboard):
     for panel in panels(dashboard):
         assert panel["title"]
         assert len(panel["description"]) > 4, panel["title"]
@@ -31,10 +31,10 @@ def test_every_panel_says_what_it_shows_in_which_unit(dashboard):
 
 
 @by_name
-def test_panels_and_queries_can_be_told_apart(dashboard):
-    """Grafana needs an ID for each panel, and a refId for each of its queries, which the SDK sets not."""
-    everything = json.loads(dashboard.read_text())["panels"]
-    identifiers = [panel["id"] for panel in everything]
+def test_panels_and_queries_have_unique_ids(dashboard):
+    """Check the IDs that Grafana needs: one per panel, and a refId per query; the SDK sets neither."""
+    all_panels = json.loads(dashboard.read_text())["panels"]
+    identifiers = [panel["id"] for panel in all_panels]
     assert len(set(identifiers)) == len(identifiers)
     for panel in panels(dashboard):
         references = [target["refId"] for target in panel["targets"]]
@@ -42,14 +42,16 @@ def test_panels_and_queries_can_be_told_apart(dashboard):
 
 
 @by_name
-def test_panels_lie_side_by_side_on_the_grid(dashboard):
-    taken: set[tuple[int, int]] = set()
+def test_panels_do_not_overlap_on_the_grid(dashboard):
+    occupied: set[tuple[int, int]] = set()
     for panel in json.loads(dashboard.read_text())["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24
-        own = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert not own & taken, panel["title"]
-        taken |= own
+        position = panel["gridPos"]
+        assert position["x"] + position["w"] <= 24
+        cells = {
+            (position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])
+        }
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
 
 
 @by_name
@@ -63,14 +65,14 @@ def test_graphs_have_a_legend_and_numbers_show_the_last_value(dashboard):
 
 @by_name
 def test_no_key_is_misspelt(dashboard):
-    """What the SDK does not know, it would drop on the way in."""
+    """The SDK drops unknown keys when it reads a dashboard, so the copy would differ."""
     written = json.loads(dashboard.read_text())
-    again = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
-    assert again == written
+    copy = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
+    assert copy == written
 
 
 @by_name
-def test_variables_narrow_each_other_down(dashboard):
+def test_variables_offer_only_values_within_the_preceding_choices(dashboard):
     variables = json.loads(dashboard.read_text())["templating"]["list"]
     names = ["datasource", "namespace", "study", "run"][: 3 if dashboard.stem == "tuning-study" else 4]
     assert [variable["name"] for variable in variables] == names
@@ -79,27 +81,27 @@ def test_variables_narrow_each_other_down(dashboard):
 
 
 @by_name
-def test_queries_use_metrics_that_there_are_and_rates_of_counters_only(dashboard):
+def test_queries_use_existing_metrics_and_rates_of_counters_only(dashboard):
     recorded = {rule["record"] for rule in GROUPS["mappo.recording"]}
     for _, expression, _ in expressions(dashboard):
         require_known_metrics(filled_in(expression, dashboard, 3600), recorded)
 
 
 @by_name
-def test_queries_are_of_the_selected_runs(dashboard):
+def test_queries_select_the_chosen_runs(dashboard):
     for title, expression, _ in expressions(dashboard):
         assert ('study=~"$study"' if dashboard.stem == "tuning-study" else 'run=~"$run"') in expression, title
 
 
-def test_a_rate_of_a_gauge_is_noticed():
+def test_a_rate_of_a_gauge_and_an_unknown_metric_are_found():
     with pytest.raises(AssertionError):
         require_known_metrics("rate(mappo_learning_rate[1m])", set())
     with pytest.raises(AssertionError):
         require_known_metrics("sum(1 + max_over_time(mappo_learning_rat[1m]))", set())
 
 
-def test_what_a_run_does_now_is_what_its_newest_process_does(tmp_path):
-    """Not the maximum over all that ever trained it; what another stage tells is shown, too."""
+def test_current_values_of_a_run_come_from_its_newest_process(tmp_path):
+    """Check that values are not the maximum over all processes of a run, and that pushed values count, too."""
     attempts = {
         ("r", 'instance="a", pod="A"', "{}x4 stale"): (1, 100, 900, 1, 50, 40, 60),
         ("r", 'instance="b", pod="B"', "_x8 {}x40"): (2, 600, 1000, 4, 10, 20, 300),
@@ -123,7 +125,7 @@ def test_what_a_run_does_now_is_what_its_newest_process_does(tmp_path):
         "Attempt": [(2, 1)],
         "Runs": [(600, 400), (1000, 900), (10, 30), (20, 20), (4, 5), (2, 1)],
     }
-    asked = [
+    expectations = [
         (
             expression,
             {f'{{namespace="n", study="s", run="{run}"}}': value[run == "pushed"] for run in ("r", "pushed")},
@@ -132,29 +134,29 @@ def test_what_a_run_does_now_is_what_its_newest_process_does(tmp_path):
         for expression, value in zip(_queries(title), values, strict=True)
     ]
     (held_out,) = _queries("Held-out evaluation")
-    asked.append((held_out, {'{namespace="n", study="s", run="r", policy="trained"}': 7}))
-    _require_values(tmp_path, series, asked)
+    expectations.append((held_out, {'{namespace="n", study="s", run="r", policy="trained"}': 7}))
+    _require_values(tmp_path, series, expectations)
 
 
-def test_trainings_whose_ends_were_pushed_at_once_do_not_hide_the_hardware_of_others(tmp_path):
+def test_trainings_that_pushed_their_end_do_not_hide_the_hardware_of_others(tmp_path):
     pushed = 'job="mappo", namespace="n", study="s", stage="train", pod="gateway"'
     series = {f'mappo_run_info{{{pushed}, run="r-{seed}"}}': "1x40" for seed in range(2)}
-    own = 'job="training", instance="c", namespace="n", pod="C"'
+    process_labels = 'job="training", instance="c", namespace="n", pod="C"'
     series |= {
-        f'mappo_run_info{{{own}, study="s", run="r-2"}}': "1x40",
-        f"process_cpu_seconds_total{{{own}}}": "0+15x40",
+        f'mappo_run_info{{{process_labels}, study="s", run="r-2"}}': "1x40",
+        f"process_cpu_seconds_total{{{process_labels}}}": "0+15x40",
         'DCGM_FI_DEV_POWER_USAGE{namespace="n", pod="C", gpu="0"}': "5x40",
     }
     (cpus,), (power,) = _queries("CPUs"), _queries("GPU power")
-    asked = [
-        (cpus, {f'{{{own}, study="s", run="r-2"}}': 1}),
+    expectations = [
+        (cpus, {f'{{{process_labels}, study="s", run="r-2"}}': 1}),
         (power, {'{namespace="n", pod="C", study="s", run="r-2"}': 5}),
     ]
-    _require_values(tmp_path, series, asked)
+    _require_values(tmp_path, series, expectations)
 
 
 def test_phases_are_shares_of_time_however_long_iterations_take(tmp_path):
-    """Their counters grow at the ends of iterations only."""
+    """The counters of phases grow only at the ends of iterations."""
     series = {
         f'mappo_phase_seconds_total{{namespace="n", study="s", run="r", phase="{phase}"}}': f"0x39 {seconds}x19"
         for phase, seconds in (("collect", 450), ("learn", 150))
@@ -168,18 +170,23 @@ def test_phases_are_shares_of_time_however_long_iterations_take(tmp_path):
 
 
 def _queries(title: str) -> list[str]:
-    """Return the expressions of the panel with this title, for all runs; of the longest, if there are several."""
-    found = [
+    """Return the queries of the panel with this title, for all runs.
+
+    If several panels have the title, the panel with the most queries counts.
+    """
+    candidates = [
         [filled_in(target["expr"], dashboard, 3600, {"__rate_interval": "1m"}) for target in panel["targets"]]
         for dashboard in DASHBOARDS
         for panel in panels(dashboard)
         if panel["title"] == title
     ]
-    return max(found, key=len)
+    return max(candidates, key=len)
 
 
-def _require_values(directory: Path, series: dict[str, str], asked: list[tuple[str, dict[str, float]]]) -> None:
-    """Return each expression's value, to three digits, after ten minutes of these series, scraped every 15 s."""
+def _require_values(
+    directory: Path, series: dict[str, str], expectations: list[tuple[str, dict[str, float]]]
+) -> None:
+    """Check the value of each expression, to three digits, after ten minutes of `series`, scraped every 15 s."""
     test = {
         "interval": "15s",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -189,7 +196,7 @@ def _require_values(directory: Path, series: dict[str, str], asked: list[tuple[s
                 "eval_time": "10m15s",
                 "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
             }
-            for expression, samples in asked
+            for expression, samples in expectations
         ],
     }
     path = directory / "queries.yaml"

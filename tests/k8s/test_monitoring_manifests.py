@@ -16,14 +16,18 @@ K8S = ROOT / "k8s"
 
 
 def _one(overlay: str, kind: str, name: str = "") -> dict:
-    found = [each for each in rendered(overlay) if each["kind"] == kind and name in each["metadata"]["name"]]
-    assert len(found) == 1, (kind, name)
-    return found[0]
+    matches = [
+        manifest
+        for manifest in rendered(overlay)
+        if manifest["kind"] == kind and name in manifest["metadata"]["name"]
+    ]
+    assert len(matches) == 1, (kind, name)
+    return matches[0]
 
 
 @pytest.fixture(params=["training", "seeds"])
 def compiled(request, tiny, tmp_path) -> tuple[dict, dict]:
-    """A compiled pipeline: its stages by name, and what Kubernetes is told of each."""
+    """A compiled pipeline: its stages by name, and the Kubernetes settings of each stage."""
     make = {"training": lambda: make_training_pipeline(Site()), "seeds": lambda: make_seeds_pipeline(Site(), 0)}
     parameters = {"config": to_json(tiny), "image": "image:1"}
     if request.param == "seeds":
@@ -34,7 +38,7 @@ def compiled(request, tiny, tmp_path) -> tuple[dict, dict]:
     return spec["deploymentSpec"]["executors"], platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-def test_pods_carry_what_the_pod_monitor_selects_by(compiled):
+def test_pods_have_the_labels_and_annotations_that_the_pod_monitor_selects(compiled):
     stages, pods = compiled
     endpoint = _one("example", "PodMonitor")["spec"]
     selected = endpoint["selector"]["matchLabels"]
@@ -42,10 +46,10 @@ def test_pods_carry_what_the_pod_monitor_selects_by(compiled):
         assert pod["podMetadata"]["labels"].items() >= selected.items()
     assert selected == dict([POD_LABEL])
     annotated = {name: pod["podMetadata"].get("annotations") for name, pod in pods.items()}
-    assert {name: each for name, each in annotated.items() if each} == {
+    assert {name: annotations for name, annotations in annotated.items() if annotations} == {
         "exec-train": {PORT_ANNOTATION: str(metrics.PORT)}
     }
-    environment = {each["name"]: each["value"] for each in stages["exec-train"]["container"]["env"]}
+    environment = {variable["name"]: variable["value"] for variable in stages["exec-train"]["container"]["env"]}
     assert environment == {"MAPPO_METRICS_PORT": str(metrics.PORT)}
 
 
@@ -56,26 +60,28 @@ def test_pods_find_the_pushgateway_through_the_config_map(compiled):
     assert config_map["metadata"]["name"] == MONITORING_CONFIG_MAP
     assert config_map["data"] == {"pushgateway": url}
     for pod in compiled[1].values():
-        (found,) = [each for each in pod["configMapAsEnv"] if each["configMapName"] == MONITORING_CONFIG_MAP]
-        assert found["optional"]
-        assert {"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"} in found["keyToEnv"]
+        (source,) = [
+            source for source in pod["configMapAsEnv"] if source["configMapName"] == MONITORING_CONFIG_MAP
+        ]
+        assert source["optional"]
+        assert {"configMapKey": "pushgateway", "envVar": "MAPPO_PUSHGATEWAY"} in source["keyToEnv"]
 
 
-def test_pods_know_the_pipeline_run_that_they_belong_to(compiled):
+def test_pods_have_the_id_of_their_pipeline_run(compiled):
     for pod in compiled[1].values():
         assert pod["fieldPathAsEnv"] == [
             {"name": "MAPPO_PIPELINE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
         ]
 
 
-def test_the_pod_monitor_scrapes_at_the_interval_that_stages_wait_for():
+def test_the_scrape_interval_is_the_one_that_stages_wait_for():
     (endpoint,) = _one("example", "PodMonitor")["spec"]["podMetricsEndpoints"]
-    (pushed,) = _one("example", "ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["interval"] == pushed["interval"] == f"{metrics.SCRAPE_SECONDS}s"
-    assert "port" not in endpoint, "Kubeflow's pods declare none: it would find nothing"
+    (pushgateway,) = _one("example", "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["interval"] == pushgateway["interval"] == f"{metrics.SCRAPE_SECONDS}s"
+    assert "port" not in endpoint, "Kubeflow's pods declare no port, so the monitor would find no pod"
     annotation = PORT_ANNOTATION.replace(".", "_").replace("/", "_")
     assert f"__meta_kubernetes_pod_annotation_{annotation}" in str(endpoint["relabelings"])
-    assert pushed["honorLabels"]
+    assert pushgateway["honorLabels"]
 
 
 def test_the_service_monitor_finds_the_pushgateway():
@@ -90,15 +96,15 @@ def test_the_service_monitor_finds_the_pushgateway():
     assert f"--web.listen-address=:{service['spec']['ports'][0]['port']}" in container["args"]
 
 
-def test_the_pushgateway_takes_pushes_of_pods_without_istio():
-    """Kubeflow's pods have no sidecar; one beside the Pushgateway would refuse them."""
+def test_the_pushgateway_accepts_pushes_from_pods_without_istio():
+    """The pods of runs have no Istio sidecar; a sidecar of the Pushgateway would reject them."""
     label, deployment = "sidecar.istio.io/inject", _one("example", "Deployment")
     assert deployment["spec"]["template"]["metadata"]["labels"][label] == "false"
     assert label not in deployment["metadata"]["labels"]
     assert label not in deployment["spec"]["selector"]["matchLabels"]
 
 
-def test_the_prometheus_rule_is_the_rules_that_are_tested():
+def test_the_prometheus_rule_has_the_tested_rules():
     rules = yaml.safe_load((K8S / "components" / "alerts" / "rules.yaml").read_text())
     assert _one("example-monitoring", "PrometheusRule")["spec"] == rules
 
@@ -110,4 +116,4 @@ def test_grafanas_sidecar_finds_the_dashboard(name):
     assert config_map["metadata"]["name"] == f"mappo-dashboard-{name}"
     expected = (K8S / "components" / "dashboards" / f"{name}.json").read_text()
     assert config_map["data"] == {f"{name}.json": expected}
-    assert len(expected) < 250_000, "a ConfigMap holds a mebibyte, kubectl apply a quarter of it"
+    assert len(expected) < 250_000, "the limit of a ConfigMap is 1 MiB, and kubectl apply accepts a quarter of it"

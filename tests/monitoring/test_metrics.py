@@ -17,7 +17,7 @@ by_name = pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: 
 
 @pytest.mark.parametrize("stage", metrics.STAGES)
 def test_promtool_accepts_the_metrics(stage):
-    """The page has every declared metric, with invented values."""
+    """Check a page that has every declared metric, with invented values."""
     monitor = Monitor(stage, "r", MonitorSettings(), print)
     for metric in monitor._declared:
         for labels in metric.combinations():
@@ -63,7 +63,7 @@ def test_metrics_use_existing_columns_of_the_history_and_all_important_ones():
 
 
 def test_label_values_are_the_outcomes_of_the_code():
-    """Prometheus would have an undeclared value only after its first event, so an alert could miss that event."""
+    """Check that all values are declared: an alert could miss the first event of an undeclared value."""
     by_name = {metric.name: metric.labels for metric in metrics.METRICS}
     outcomes = {error.outcome for error in (StoreError, StoreUnavailable, KeyMissing, KeyTaken)} | {"ok"}
     assert set(by_name["mappo_store_requests_total"]["outcome"]) == outcomes

@@ -72,7 +72,7 @@ def test_a_closed_server_frees_its_port():
 
 
 def test_many_requests_are_answered_at_a_bounded_rate(server):
-    """Clients that never pause get a burst of answers and then a few per second, not thousands."""
+    """Check that clients without pauses get a burst of answers and then a few per second, not thousands."""
     answers, stop = [], time.monotonic() + 2
 
     def send_requests() -> None:

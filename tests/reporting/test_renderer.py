@@ -68,7 +68,7 @@ def _in_vmas(image: np.ndarray, colour: list[float]) -> list[float]:
 
 @pytest.mark.long
 def test_a_frame_has_every_entity_where_vmas_draws_it(display, checkpoint, tmp_path):
-    """Two agents and their goals, found by colour, have the same positions and sizes in both pictures.
+    """Compare the positions and sizes of two agents and their goals, found by colour, in both pictures.
 
     The tolerances allow for the lines that each renderer draws over the entities.
     """

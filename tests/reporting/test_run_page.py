@@ -129,7 +129,7 @@ def test_agents_are_drawn_at_their_recorded_positions(look, browser, whole):
 
 
 def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path):
-    """Kubeflow's UI shows pages in such a frame."""
+    """Check the page in a frame such as the one of Kubeflow's UI."""
     page = html.escape(build([whole]), quote=True)
     path = tmp_path / "frame.html"
     path.write_text(f'<iframe sandbox="allow-scripts" style="width:100%;height:2000px" srcdoc="{page}"></iframe>')
@@ -172,7 +172,7 @@ def test_page_of_two_runs_compares_them_and_lists_their_differences(look, browse
 
 
 def test_numbers_over_training_seeds_match_the_evaluations(look, browser, whole, checkpoint):
-    """Two configurations have two seeds each, with the mean returns 1, 2, 3 and 6."""
+    """Compare two configurations with two seeds each, whose mean returns are 1, 2, 3 and 6."""
     records = []
     for seed, clip_epsilon, value in ((0, 0.2, 1.0), (1, 0.2, 2.0), (0, 0.3, 3.0), (1, 0.3, 6.0)):
         config = to_dict(override(checkpoint.config, {"learner": {"clip_epsilon": clip_epsilon}, "seed": seed}))

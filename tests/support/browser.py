@@ -1,4 +1,4 @@
-"""The Chromium of Debian, without a display, and its complaints."""
+"""The Chromium of Debian without a display, its console messages and its requests."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ _FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-
 
 @contextmanager
 def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) -> Iterator[webdriver.Chrome]:
-    """A browser that remembers what pages say and ask for."""
+    """Start a browser that records the console messages and the requests of its pages."""
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         missing("chromium", "sudo apt install chromium chromium-driver")
     options = Options()
@@ -33,17 +33,19 @@ def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) ->
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:
-    """Return the messages of the console."""
+    """Return the console messages since the last call."""
     return [entry["message"] for entry in browser.get_log("browser")]
 
 
 def requests(browser: webdriver.Chrome) -> list[str]:
-    """Return the requested addresses, except files and data."""
+    """Return the addresses that pages have requested since the last call, except files and data."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
-    return [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
+    urls = [
+        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+    ]
+    return [url for url in urls if not url.startswith(("file:", "data:", "blob:", "about:"))]
 
 
 def open_page(browser: webdriver.Chrome, path: Path) -> None:
-    """Open a file."""
+    """Open a local file in the browser."""
     browser.get(path.absolute().as_uri())

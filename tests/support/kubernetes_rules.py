@@ -1,8 +1,8 @@
-"""The checks of a cluster on manifests: schemas, Pod Security, network policies, roles; each by its own rules.
+"""The checks that a cluster makes of manifests: schemas, Pod Security, network policies and roles.
 
-Kubernetes' own kinds are checked by its published schemas (kubernetes-validate). For the kinds that operators add
-there is no such package: their schemas here are those of the fields that we use, after the references of
-prometheus-operator, Kueue and Kubeflow's profiles, and closed, so that a field that is misspelt is an error.
+The package kubernetes-validate has the published schemas of Kubernetes' own kinds. No package has the schemas of
+the kinds that operators add. The schemas here cover the fields that we use, after the references of
+prometheus-operator, Kueue and Kubeflow's profiles. They allow no other fields, so that a misspelt field is an error.
 """
 
 import ipaddress
@@ -15,7 +15,7 @@ import kubernetes_validate
 
 from pipelines.kubeflow.cluster import Call
 
-OLDEST, NEWEST = "1.31", "1.37"  # of Kubernetes, as docs/operations.md says
+OLDEST, NEWEST = "1.31", "1.37"  # versions of Kubernetes in docs/operations.md
 _TEXT = {"type": "string", "minLength": 1}
 _LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 _DURATION = {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"}
@@ -87,11 +87,11 @@ _CUSTOM = {
 
 
 def check_schema(manifest: Mapping[str, Any], version: str) -> None:
-    """Refuse what the API server of that version would.
+    """Check a manifest as the API server of a version would.
 
     Raises:
-        ValidationError: of jsonschema or kubernetes_validate.
-        SchemaNotFoundError: a kind that neither knows.
+        ValidationError: the manifest does not match its schema (the class of jsonschema or kubernetes_validate).
+        SchemaNotFoundError: the kind has no schema.
     """
     custom = _CUSTOM.get((manifest["apiVersion"], manifest["kind"]))
     if custom is None:
@@ -117,19 +117,19 @@ _VOLUMES = {
 
 
 def restricted_violations(pod: Mapping[str, Any]) -> list[str]:
-    """Yield the reasons for which Pod Security admission would refuse a pod under `restricted`, on Linux.
+    """Return the reasons why Pod Security admission would reject a pod under `restricted`, on Linux.
 
-    After kubernetes.io/docs/concepts/security/pod-security-standards, with the controls of `baseline`.
+    Source: kubernetes.io/docs/concepts/security/pod-security-standards, with the controls of `baseline`.
     """
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    violations = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
     for volume in pod.get("volumes", []):
-        found += [f"volume {kind}" for kind in volume.keys() - {"name"} - _VOLUMES]
-    of_pod = pod.get("securityContext") or {}
-    found += _of_the_pod(of_pod)
+        violations += [f"volume {kind}" for kind in volume.keys() - {"name"} - _VOLUMES]
+    pod_context = pod.get("securityContext") or {}
+    violations += _of_the_pod(pod_context)
     for kind in ("initContainers", "containers", "ephemeralContainers"):
         for container in pod.get(kind, []):
-            found += [f"{container['name']}: {each}" for each in _of_a_container(container, of_pod)]
-    return found
+            violations += [f"{container['name']}: {reason}" for reason in _of_a_container(container, pod_context)]
+    return violations
 
 
 def _of_the_pod(context: Mapping[str, Any]) -> Iterator[str]:
@@ -141,23 +141,23 @@ def _of_the_pod(context: Mapping[str, Any]) -> Iterator[str]:
         yield "sysctls"
 
 
-def _of_a_container(container: Mapping[str, Any], of_pod: Mapping[str, Any]) -> Iterator[str]:
-    own = container.get("securityContext") or {}
-    capabilities = own.get("capabilities") or {}
-    if own.get("privileged"):
+def _of_a_container(container: Mapping[str, Any], pod_context: Mapping[str, Any]) -> Iterator[str]:
+    context = container.get("securityContext") or {}
+    capabilities = context.get("capabilities") or {}
+    if context.get("privileged"):
         yield "privileged"
-    if own.get("allowPrivilegeEscalation") is not False:
+    if context.get("allowPrivilegeEscalation") is not False:
         yield "allowPrivilegeEscalation"
     if "ALL" not in capabilities.get("drop", []) or set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
         yield "capabilities"
-    if own.get("runAsNonRoot", of_pod.get("runAsNonRoot")) is not True:
+    if context.get("runAsNonRoot", pod_context.get("runAsNonRoot")) is not True:
         yield "runAsNonRoot"
-    if own.get("runAsUser", of_pod.get("runAsUser")) == 0:
+    if context.get("runAsUser", pod_context.get("runAsUser")) == 0:
         yield "runAsUser 0"
-    seccomp = (own.get("seccompProfile") or of_pod.get("seccompProfile") or {}).get("type")
+    seccomp = (context.get("seccompProfile") or pod_context.get("seccompProfile") or {}).get("type")
     if seccomp not in ("RuntimeDefault", "Localhost"):
         yield "seccompProfile"
-    if own.get("procMount", "Default") != "Default":
+    if context.get("procMount", "Default") != "Default":
         yield "procMount"
     if any(port.get("hostPort") for port in container.get("ports", [])):
         yield "hostPort"
@@ -165,7 +165,7 @@ def _of_a_container(container: Mapping[str, Any], of_pod: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class Peer:
-    """An end of a connection: a pod by its namespace and labels, or an address outside of the cluster."""
+    """An end of a connection: a pod with its namespace and labels, or an address outside the cluster."""
 
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -182,21 +182,21 @@ def is_allowed(
 
 
 def _may(
-    policies: Sequence[Mapping[str, Any]], direction: str, own: Peer, other: Peer, port: int, protocol: str
+    policies: Sequence[Mapping[str, Any]], direction: str, pod: Peer, other: Peer, port: int, protocol: str
 ) -> bool:
-    mine = [
+    specs = [
         policy["spec"]
         for policy in policies
-        if policy["metadata"]["namespace"] == own.namespace
+        if policy["metadata"]["namespace"] == pod.namespace
         and direction in policy["spec"]["policyTypes"]
-        and _selects(policy["spec"]["podSelector"], own.labels)
+        and _selects(policy["spec"]["podSelector"], pod.labels)
     ]
-    sides, ports = direction.lower(), {"Egress": "to", "Ingress": "from"}[direction]
-    return not mine or any(
-        any(each["port"] == port and each.get("protocol", "TCP") == protocol for each in rule["ports"])
-        and any(_is_peer(peer, other, own.namespace) for peer in rule[ports])
-        for spec in mine
-        for rule in spec.get(sides, [])
+    rules_key, peers_key = direction.lower(), {"Egress": "to", "Ingress": "from"}[direction]
+    return not specs or any(
+        any(item["port"] == port and item.get("protocol", "TCP") == protocol for item in rule["ports"])
+        and any(_is_peer(peer, other, pod.namespace) for peer in rule[peers_key])
+        for spec in specs
+        for rule in spec.get(rules_key, [])
     )
 
 
@@ -207,7 +207,7 @@ def _is_peer(peer: Mapping[str, Any], other: Peer, namespace: str) -> bool:
         return (
             address is not None
             and address in ipaddress.ip_network(block["cidr"])
-            and not any(address in ipaddress.ip_network(each) for each in block.get("except", []))
+            and not any(address in ipaddress.ip_network(excluded) for excluded in block.get("except", []))
         )
     if other.address:
         return False
@@ -236,7 +236,7 @@ def permits(role: Mapping[str, Any], call: Call) -> bool:
 
 
 def granted(role: Mapping[str, Any]) -> Iterator[Call]:
-    """Yield each call that a role allows."""
+    """Yield every call that a role allows."""
     for rule in role["rules"]:
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:

@@ -1,4 +1,4 @@
-"""The API server of a cluster that holds the objects of manifests and reviews access by their roles."""
+"""The API server of a cluster. It stores the objects of manifests and reviews access by their roles."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from tests.support.kubeflow_server import Answer, KubernetesServer
 from tests.support.kubernetes_rules import permits
 from tests.support.overlays import Manifest
 
-_VERSION = "1.34"  # of the cluster on which Kubeflow was tried
+_VERSION = "1.34"  # version of the cluster on which Kubeflow was tested
 _PLURALS = {"Secret": "secrets", "ConfigMap": "configmaps", "ServiceAccount": "serviceaccounts"}
 
 
@@ -24,7 +24,7 @@ class ClusterServer(KubernetesServer):
         self._bindings: list[Manifest] = []
 
     def apply(self, manifests: Iterable[Manifest]) -> None:
-        """Make objects, of the kinds that are asked for later."""
+        """Create the objects of manifests, as far as their kinds are needed."""
         for manifest in manifests:
             kind, metadata = manifest["kind"], manifest["metadata"]
             if kind == "Namespace":
@@ -47,9 +47,9 @@ class ClusterServer(KubernetesServer):
 
     def _review(self, review: dict[str, Any]) -> Answer:
         kubernetes_validate.validate(review, _VERSION, strict=True)
-        namespace, asked = review["metadata"]["namespace"], review["spec"]["resourceAttributes"]
-        assert asked["namespace"] == namespace
-        call = Call(asked["verb"], asked["resource"], asked["name"], asked["group"])
+        namespace, attributes = review["metadata"]["namespace"], review["spec"]["resourceAttributes"]
+        assert attributes["namespace"] == namespace
+        call = Call(attributes["verb"], attributes["resource"], attributes["name"], attributes["group"])
         roles = [
             self._roles[namespace, binding["roleRef"]["name"]]
             for binding in self._bindings
@@ -62,7 +62,7 @@ class ClusterServer(KubernetesServer):
 
 def _is_bound(binding: Manifest, user: str) -> bool:
     return user in [
-        f"system:serviceaccount:{each.get('namespace', '')}:{each['name']}"
-        for each in binding["subjects"]
-        if each["kind"] == "ServiceAccount"
+        f"system:serviceaccount:{subject.get('namespace', '')}:{subject['name']}"
+        for subject in binding["subjects"]
+        if subject["kind"] == "ServiceAccount"
     ]

@@ -1,4 +1,4 @@
-"""The manifests of k8s/ as kustomize makes them, and what the commands on top of them make."""
+"""The manifests that kustomize renders from k8s/, and the objects that the commands in its comments create."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ metadata:
   uid: 0b1f6f0e-9d2b-4b0e-8a4c-1f3e5d7c9b2a
 type: Opaque
 """
-# The commands of a comment, with a kubectl that needs no cluster: it prints each object in place of making it.
+# The shell for the commands of a comment. Its kubectl needs no cluster: it prints objects instead of creating them.
 _SHELL = """set -euo pipefail
 kubectl() {
   case " $* " in
@@ -58,13 +58,13 @@ def directory_of(overlay: str) -> Path:
 
 @cache
 def rendered(overlay: str) -> list[Manifest]:
-    """Return the manifests that kustomize makes of an overlay."""
+    """Return the manifests that kustomize renders from an overlay."""
     _require_kubectl()
-    done = subprocess.run(
+    result = subprocess.run(
         ["kubectl", "kustomize", directory_of(overlay)], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    assert result.returncode == 0, result.stderr
+    return list(yaml.safe_load_all(result.stdout))
 
 
 def _require_kubectl() -> None:
@@ -73,25 +73,25 @@ def _require_kubectl() -> None:
 
 
 def commands_of(overlay: str) -> str:
-    """Return the commands in the comment on top of an overlay: its lines with three blanks or more."""
+    """Return the commands in the comment on top of an overlay: the lines that three or more blanks indent."""
     comment = (directory_of(overlay) / "kustomization.yaml").read_text().partition("\napiVersion")[0]
     return "\n".join(line[4:] for line in comment.splitlines() if line.startswith("#   "))
 
 
 @dataclass(frozen=True)
 class Applied:
-    """The objects that an overlay's commands make, in their order, and the arguments of `python` in them."""
+    """The objects that an overlay's commands create, in order, and the arguments of the `python` command."""
 
     objects: list[Manifest]
     submit: list[str]
 
     def secrets(self, namespace: str) -> dict[str, set[str]]:
         """Return the keys of each secret of a namespace, by the secret's name."""
-        secrets = [each for each in self.objects if each["kind"] == "Secret"]
+        secrets = [created for created in self.objects if created["kind"] == "Secret"]
         return {
-            each["metadata"]["name"]: set(each["data"])
-            for each in secrets
-            if each["metadata"]["namespace"] == namespace
+            secret["metadata"]["name"]: set(secret["data"])
+            for secret in secrets
+            if secret["metadata"]["namespace"] == namespace
         }
 
 
@@ -101,7 +101,7 @@ def applied(overlay: str) -> Applied:
     _require_kubectl()
     with tempfile.TemporaryDirectory() as directory:
         submitted = Path(directory, "submitted")
-        done = subprocess.run(
+        result = subprocess.run(
             ["bash", "-c", _SHELL + commands_of(overlay)],
             capture_output=True,
             text=True,
@@ -109,13 +109,13 @@ def applied(overlay: str) -> Applied:
             cwd=ROOT,
             env={**os.environ, "STORE_SECRET": _STORE_SECRET, "SUBMITTED": str(submitted)},
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr
         arguments = submitted.read_text().splitlines() if submitted.exists() else []
-    return Applied([each for each in yaml.safe_load_all(done.stdout) if each], arguments)
+    return Applied([created for created in yaml.safe_load_all(result.stdout) if created], arguments)
 
 
 def of_kind(overlay: str, *kinds: str) -> list[Manifest]:
-    return [each for each in rendered(overlay) if each["kind"] in kinds]
+    return [manifest for manifest in rendered(overlay) if manifest["kind"] in kinds]
 
 
 def namespace_of(overlay: str) -> str:
@@ -124,11 +124,11 @@ def namespace_of(overlay: str) -> str:
 
 
 def pod_templates(overlay: str) -> Iterator[tuple[str, Manifest]]:
-    """The name and template of everything that makes pods."""
-    for each in of_kind(overlay, "Deployment", "StatefulSet", "DaemonSet", "Job"):
-        yield each["metadata"]["name"], each["spec"]["template"]
-    for each in of_kind(overlay, "CronJob"):
-        yield each["metadata"]["name"], each["spec"]["jobTemplate"]["spec"]["template"]
+    """Yield the name and the pod template of every object that creates pods."""
+    for workload in of_kind(overlay, "Deployment", "StatefulSet", "DaemonSet", "Job"):
+        yield workload["metadata"]["name"], workload["spec"]["template"]
+    for job in of_kind(overlay, "CronJob"):
+        yield job["metadata"]["name"], job["spec"]["jobTemplate"]["spec"]["template"]
 
 
 def containers_of(template: Manifest) -> list[Manifest]:

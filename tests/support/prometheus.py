@@ -1,4 +1,4 @@
-"""The real Prometheus servers of tests, and the queries of dashboards put to them as Grafana would."""
+"""The real Prometheus servers of tests, and the queries of dashboards as Grafana would send them."""
 
 import json
 import re
@@ -19,11 +19,14 @@ from tests.support.services import free_ports, missing, wait
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "k8s" / "components" / "alerts" / "rules.yaml"
 DASHBOARDS = sorted((ROOT / "k8s" / "components" / "dashboards").glob("*.json"))
-GRAFANA = {"__rate_interval": "20s", "__interval": "5s"}  # what Grafana puts for its own variables; and the range
+GRAFANA = {
+    "__rate_interval": "20s",
+    "__interval": "5s",
+}  # values of Grafana's own variables; the range is added later
 
 
 def require(program: str) -> str:
-    """A program of Debian's package of the same name."""
+    """Return the name of a program, or report which Debian package is missing."""
     if not shutil.which(program):
         missing(program, f"sudo apt install {'prometheus' if program == 'promtool' else program}")
     return program
@@ -33,7 +36,7 @@ def require(program: str) -> str:
 def prometheus(
     directory: Path, jobs: list[dict[str, Any]], alertmanager: str = "", rules: Path = RULES
 ) -> Iterator[str]:
-    """The URL of a Prometheus with our rules that scrapes every second."""
+    """Start a Prometheus with our rules that scrapes every second; the context is its URL."""
     directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
@@ -58,7 +61,7 @@ def prometheus(
 
 @contextmanager
 def pushgateway(directory: Path) -> Iterator[str]:
-    """The URL of a Pushgateway."""
+    """Start a Pushgateway; the context is its URL."""
     directory.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
@@ -69,7 +72,7 @@ def pushgateway(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def server(command: list[str], directory: Path, ready: str) -> Iterator[None]:
-    """A program that ends with the block, once it answers."""
+    """Start a program, wait until it answers at `ready`, and kill it at the end of the block."""
     with (directory / f"{command[0]}.out").open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=directory)
     try:
@@ -81,7 +84,7 @@ def server(command: list[str], directory: Path, ready: str) -> Iterator[None]:
 
 
 def get(url: str) -> Any:
-    """Return the answer of a JSON API, errors of Prometheus included."""
+    """Return the answer of a JSON API. An error of Prometheus is an answer, too."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)
@@ -90,7 +93,7 @@ def get(url: str) -> Any:
 
 
 def status(url: str) -> int:
-    """The HTTP status; 0 without an answer."""
+    """Return the HTTP status of a URL, or 0 without an answer."""
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return int(answer.status)
@@ -101,12 +104,12 @@ def status(url: str) -> int:
 
 
 def query(url: str, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-    """The series of an instant query."""
+    """Return the series of an instant query, at the time `at` or at the current time."""
     return _result(url, "query", query=expression, time=at or time.time())
 
 
 def eventually(condition: Callable[[], Any], seconds: float, what: object) -> Any:
-    """Wait until a condition is true, and return what it gave."""
+    """Wait until a condition is true, and return its value."""
     wait(lambda: bool(condition()), seconds, what)
     return condition()
 
@@ -117,7 +120,7 @@ def panels(dashboard: Path) -> list[dict[str, Any]]:
 
 
 def expressions(dashboard: Path) -> list[tuple[str, str, bool]]:
-    """Yield each query of a dashboard: the panel's title, the expression, whether it is instant."""
+    """Return every query of a dashboard: title of the panel, expression, and whether the query is instant."""
     return [
         (panel["title"], target["expr"], bool(target.get("instant")))
         for panel in panels(dashboard)
@@ -126,7 +129,7 @@ def expressions(dashboard: Path) -> list[tuple[str, str, bool]]:
 
 
 def filled_in(expression: str, dashboard: Path, seconds: int, chosen: dict[str, str] | None = None) -> str:
-    """An expression with the dashboard's variables and Grafana's own put in."""
+    """Return an expression with values for the dashboard's variables and for Grafana's own variables."""
     variables = {
         variable["name"]: variable.get("allValue") or ".*"
         for variable in json.loads(dashboard.read_text())["templating"]["list"]
@@ -137,27 +140,27 @@ def filled_in(expression: str, dashboard: Path, seconds: int, chosen: dict[str, 
 
 
 def without_data(url: str, dashboard: Path, seconds: int, end: float, step: int = 1) -> list[str]:
-    """The panels and variables of a dashboard for which Prometheus has nothing, or an error."""
+    """Return the panels and variables of a dashboard for which Prometheus returns no data."""
     empty = []
     for title, expression, instant in expressions(dashboard):
-        asked = filled_in(expression, dashboard, seconds)
+        filled_expression = filled_in(expression, dashboard, seconds)
         kind, times = (
             ("query", {"time": end})
             if instant
             else ("query_range", {"start": end - seconds, "end": end, "step": step})
         )
-        if not _result(url, kind, query=asked, **times):
-            empty.append(f"{title}: {asked}")
+        if not _result(url, kind, query=filled_expression, **times):
+            empty.append(f"{title}: {filled_expression}")
     for variable in json.loads(dashboard.read_text())["templating"]["list"]:
         if variable["type"] == "query":
             matcher, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]).groups()
-            asked = filled_in(matcher, dashboard, seconds)
-            found = get(
+            filled_matcher = filled_in(matcher, dashboard, seconds)
+            answer = get(
                 f"{url}/api/v1/label/{label}/values?"
-                + urllib.parse.urlencode({"match[]": asked, "start": end - seconds, "end": end})
+                + urllib.parse.urlencode({"match[]": filled_matcher, "start": end - seconds, "end": end})
             )
-            if not found["data"]:
-                empty.append(f"variable {variable['name']}: {asked}")
+            if not answer["data"]:
+                empty.append(f"variable {variable['name']}: {filled_matcher}")
     return empty
 
 

@@ -228,6 +228,15 @@ def test_a_study_continues_after_its_deadline_when_the_terminal_requests_trials(
     assert study.claim(new_worker()) is None
 
 
+def test_more_trials_without_a_time_keep_a_deadline_that_has_not_passed(database):
+    study = Study.prepare(database, "s", PLAN, 1, timeout_seconds=1.0)
+    study.request_trials(num_trials=3)
+    assert study.num_trials == 3
+    assert finish(study, new_worker()) == 0
+    time.sleep(1.1)
+    assert study.claim(new_worker()) is None
+
+
 def test_no_trial_stays_running_when_its_worker_is_lost_near_the_deadline(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=2)
     assert study.claim("silent")
