@@ -4,12 +4,12 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from typing_extensions import TypedDict
 
 from mappo.errors import ConfigError
+from mappo.strict_json import STRICT
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _LARGEST_ID = 2**31 - 1  # the largest user or group ID that Kubernetes accepts
 SHOWN_CHARACTERS = 60  # the longest value that a message shows in full
 

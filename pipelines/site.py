@@ -14,9 +14,8 @@ from pydantic.dataclasses import dataclass
 
 from mappo.config import merged
 from mappo.errors import ConfigError
-from mappo.strict_json import checked, to_dict
+from mappo.strict_json import STRICT, checked, to_dict
 from pipelines.kubernetes_types import (
-    STRICT,
     AnnotationKey,
     Cpu,
     GpuType,

@@ -2,7 +2,7 @@
 
 The package kubernetes-validate has the published schemas of Kubernetes' own kinds. No package has the schemas of
 the kinds that operators add. The schemas here cover the fields that we use, after the references of
-prometheus-operator, Kueue and Kubeflow's profiles. They allow no other fields, so that a misspelt field is an error.
+prometheus-operator, Kueue and Kubeflow's profiles. They allow no other fields, so a misspelt field is an error.
 """
 
 import ipaddress

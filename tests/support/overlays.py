@@ -37,7 +37,7 @@ metadata:
   uid: 0b1f6f0e-9d2b-4b0e-8a4c-1f3e5d7c9b2a
 type: Opaque
 """
-# The shell for the commands of a comment. Its kubectl needs no cluster: it prints objects instead of creating them.
+# A shell for the commands of a comment. Its kubectl needs no cluster: it prints objects instead of creating them.
 _SHELL = """set -euo pipefail
 kubectl() {
   case " $* " in
