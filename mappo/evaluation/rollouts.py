@@ -127,9 +127,8 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
     """
     per_seed = config.evaluation.episodes_per_seed
     labelled = _labelled_episodes(report.trained.episode_returns)
-    chosen = {
-        label: divmod(index, per_seed) for label, index in labelled.items()
-    }  # seed index, number in the seed
+    # The values of `chosen` are the index of the seed and the number of the episode among those of this seed.
+    chosen = {label: divmod(index, per_seed) for label, index in labelled.items()}
     policies: dict[str, PolicyOf] = {
         "trained": trained_policy(config, checkpoint),
         "random": lambda environment: environment.rand_action,

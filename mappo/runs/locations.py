@@ -69,6 +69,6 @@ def run_location(store: str, run: str, otherwise: str, seed: str = "") -> str:
     run = run or os.environ.get("MAPPO_PIPELINE_RUN", "")
     if not run:
         raise ConfigError(
-            f"run '': a name has to be given with store = {store!r}, so that a later start finds the run; set run"
+            f"run = '': store = {store!r} needs the name of a run, by which a later start finds it again; set run"
         )
     return joined(store, require_run_name(f"{run}-{seed}" if seed else run))
