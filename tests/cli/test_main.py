@@ -211,7 +211,15 @@ def test_existing_run_refuses_another_configuration_naming_the_field(capsys, tmp
     assert "started with another configuration: learner.epochs = 1 -> 2; use that configuration" in output
 
 
-@pytest.mark.parametrize("name", ["", "Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
+def test_empty_run_name_is_refused(capsys, tmp_path):
+    assert main(["train", "--run=", "--store", str(tmp_path), *TINY]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mappo train: error: run")
+    assert f"store = {str(tmp_path)!r}" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Run", "../run", "a/b", "-x", "a" * 64, "a.b", "a b"])
 def test_invalid_run_name_is_refused(name, capsys, tmp_path):
     assert main(["train", f"--run={name}", "--store", str(tmp_path), *TINY]) == 2
     assert f"run {name!r}: a name has" in capsys.readouterr().err
