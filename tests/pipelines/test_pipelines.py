@@ -19,6 +19,7 @@ import components.validate
 from mappo.cli.arguments import add_config_arguments, config_from_arguments
 from mappo.config import config_hash, from_dict, from_json, override, to_json
 from mappo.errors import ConfigError
+from mappo.evaluation.statistics import Estimate
 from mappo.recipes import recipe
 from mappo.runs.locations import run_location
 from mappo.tuning.database import Database
@@ -74,7 +75,7 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
 
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
-    assert f"{trained['value']:.3f} [{trained['low']:.3f}, {trained['high']:.3f}]" in output
+    assert f"trained   {Estimate(**trained)}" in output
     for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in output
 
