@@ -108,9 +108,9 @@ def query(url: str, expression: str, at: float | None = None) -> list[dict[str, 
     return _result(url, "query", query=expression, time=at or time.time())
 
 
-def eventually(condition: Callable[[], Any], seconds: float, what: object) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float, message: object) -> Any:
     """Wait until a condition is true, and return its value."""
-    wait(lambda: bool(condition()), seconds, what)
+    wait(lambda: bool(condition()), seconds, message)
     return condition()
 
 
