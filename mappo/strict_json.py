@@ -33,6 +33,20 @@ def checked(kind: type[_Checked], values: Mapping[str, Any]) -> _Checked:
         raise ConfigError("the configuration is nested too deeply") from None
 
 
+def parse_report(adapter: TypeAdapter[_Checked], location: str, content: bytes, expected: str) -> _Checked:
+    """Read a report that a stage wrote as JSON. Errors name `location` and `expected`, such as "an evaluation".
+
+    Raises:
+        ConfigError: the content is not such a report; the message names the first field that is wrong.
+    """
+    try:
+        return adapter.validate_json(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"{location}: not {expected}: {field}: {problem['msg']}") from None
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as a JSON object: dictionaries, lists, strings, numbers and booleans only."""
     values = TypeAdapter(type(config)).dump_python(config, mode="json")

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.specification import defaults_of
+
 Path = tuple[str, ...]  # the nested steps down to a stage, in Argo's names: root, for-loop-1, train
 
 
@@ -28,11 +30,8 @@ def planned_stages(
     """
     pipeline = specification.get("pipeline_spec", specification)
     root = pipeline.get("root", {})
-    declared = root.get("inputDefinitions", {}).get("parameters", {})
-    defaults = {name: value["defaultValue"] for name, value in declared.items() if "defaultValue" in value}
-    return list(
-        _Plan(pipeline.get("components", {}), unknown_items).stages(("root",), root, {**defaults, **parameters})
-    )
+    values = {**defaults_of({"root": root}), **parameters}
+    return list(_Plan(pipeline.get("components", {}), unknown_items).stages(("root",), root, values))
 
 
 def repeated_names(specification: Mapping[str, Any]) -> frozenset[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from mappo.errors import ConfigError
 from mappo.tuning.study_config import study_config_from_json
 from pipelines.plan import PlannedStage, planned_stages
+from pipelines.specification import parameters_of
 
 MAX_BYTES = 1024**2
 _COPIES = 6  # of a stage's pod: the driver's output twice, the inputs of a task and of its pod, each with a retry
@@ -35,8 +36,8 @@ def workflow_bytes(document: Mapping[str, Any], parameters: Mapping[str, Any]) -
     `document` is a pipeline as the API takes it (`Compiled.body`); `parameters` are those of the run.
     """
     pipeline = document.get("pipeline_spec", document)
-    declared = pipeline["root"].get("inputDefinitions", {}).get("parameters", {})
-    values = {name: definition.get("defaultValue") for name, definition in declared.items()} | dict(parameters)
+    declared = parameters_of(pipeline).items()
+    values = {name: definition.get("defaultValue") for name, definition in declared} | dict(parameters)
     stages = planned_stages(document, parameters, unknown_items=_num_retraining_seeds(values) or 1)
     nodes = sorted(_nodes(document, stages, values), key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "".join(nodes)

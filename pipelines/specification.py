@@ -18,11 +18,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "LIST": (list,),
     "STRUCT": (dict,),
 }
-TIMED_PARAMETERS = (
-    "run",
-    "edition",
-    "store",
-)  # in these, the stages replace [[ScheduledTime]] by the time of the run
+TIMED_PARAMETERS = ("run", "edition", "store")  # the stages replace [[ScheduledTime]] in these
 KIND_WORDS = {
     "STRING": "text",
     "NUMBER_INTEGER": "a whole number",

@@ -28,7 +28,7 @@ RUN_HELP = "a run: its directory, such as runs/first, or s3://bucket/prefix/firs
 Group = Any  # argparse's private type of the object that add_argument_group returns
 _SHORT_FLAGS = {"budget.num_trials": "trials", "budget.hours": "hours", "retraining.num_seeds": "retrain-seeds"}
 _RUNS = "runs"
-_SECTION = "experiment"  # the title of the flags that belong to no section
+_LOOSE = "experiment"  # the title of the flags that belong to no section
 
 
 def add_command(
@@ -62,13 +62,13 @@ def add_config_arguments(parser: argparse.ArgumentParser, with_recipe: bool = Tr
         metavar="FILE",
         help="JSON file whose fields replace the recipe's: what show-config prints, or a part of it",
     )
-    for section, fields in _sections():
+    for section, fields in _sections(ExperimentConfig).items():
         _add_group(parser, section, fields)
 
 
 def add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one flag for each field of `Gate`, such as --gate.margin."""
-    _add_group(parser, "gate", _study_fields("gate"))
+    _add_group(parser, "gate", _sections(StudyConfig)["gate"], with_defaults=True)
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> Group:
@@ -80,18 +80,19 @@ def add_study_arguments(parser: argparse.ArgumentParser, is_required: bool) -> G
         metavar="NAME",
         help="tune the configuration; name of the study, which continues if it exists",
     )
-    _add_fields(group, _study_fields("budget"))
-    space = _study_schema()["space"]
-    group.add_argument("--space", default="{}", metavar="JSON", help=space["description"].replace("%", "%%"))
+    sections = _sections(StudyConfig)
+    _add_fields(group, sections["budget"], with_defaults=True)
+    ((_, space),) = sections[_LOOSE]
+    group.add_argument("--space", default="{}", metavar="JSON", help=_help(space))
     add_retraining_arguments(parser)
-    _add_group(parser, "tuning", _study_fields("tuning"))
+    _add_group(parser, "tuning", sections["tuning"], with_defaults=True)
     return group
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a study's budget to a command that continues one; a flag left out changes nothing."""
     group = parser.add_argument_group("study", "a setting that is not given stays as it was")
-    _add_fields(group, [(path, schema | {"has_default": False}) for path, schema in _study_fields("budget")])
+    _add_fields(group, _sections(StudyConfig)["budget"])
 
 
 def add_retraining_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +101,7 @@ def add_retraining_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=count, default=1, metavar="N", help="number of worker processes (default: 1)"
     )
-    _add_fields(group, _study_fields("retraining"))
+    _add_fields(group, _sections(StudyConfig)["retraining"], with_defaults=True)
     group.add_argument(
         "--champions",
         default="",
@@ -134,8 +135,8 @@ def study_config_from_arguments(arguments: argparse.Namespace, config: Experimen
 
 def study_changes_from_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of `StudyConfig` that flags give, as nested JSON; others are left out."""
-    fields = [field for section in _study_schema() if section != "space" for field in _study_fields(section)]
-    return _values_of(arguments, fields)
+    sections = _sections(StudyConfig).items()
+    return _values_of(arguments, [field for name, fields in sections if name != _LOOSE for field in fields])
 
 
 def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
@@ -144,7 +145,29 @@ def gate_from_arguments(arguments: argparse.Namespace) -> Gate:
     Raises:
         ConfigError: a value is not allowed.
     """
-    return checked(Gate, _values_of(arguments, _study_fields("gate")).get("gate", {}))
+    return checked(Gate, _values_of(arguments, _sections(StudyConfig)["gate"]).get("gate", {}))
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument RUN, and `--checkpoint` for one of the run's checkpoints."""
+    parser.add_argument("run_location", metavar="RUN", help=RUN_HELP)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        default="best",
+        help="checkpoint to use: best, last, or the number of an iteration (default: best)",
+    )
+
+
+def add_keep_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--keep`, the number of newest checkpoints that stay."""
+    parser.add_argument(
+        "--keep",
+        type=count,
+        metavar="N",
+        default=3,
+        help="number of newest checkpoints to keep, besides the best (default: 3)",
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +258,7 @@ def dashed(argv: Sequence[str]) -> list[str]:
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the configuration that flags give, as nested JSON."""
-    return _values_of(arguments, [field for _, fields in _sections() for field in fields])
+    return _values_of(arguments, [field for fields in _sections(ExperimentConfig).values() for field in fields])
 
 
 def _values_of(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
@@ -252,30 +275,16 @@ def _values_of(arguments: argparse.Namespace, fields: Fields) -> dict[str, Any]:
     return changes
 
 
-def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields) -> None:
-    _add_fields(parser.add_argument_group(title), fields)
+def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields, with_defaults: bool = False) -> None:
+    _add_fields(parser.add_argument_group(title), fields, with_defaults)
 
 
-def _add_fields(group: Group, fields: Fields) -> None:
+def _add_fields(group: Group, fields: Fields, with_defaults: bool = False) -> None:
+    """Add one flag for each field. `with_defaults` shows the defaults of fields, which recipes may replace."""
     for path, schema in fields:
         flag = _SHORT_FLAGS.get(path, path.replace("_", "-"))
-        group.add_argument(f"--{flag}", dest=path, metavar=_metavar(schema), default=None, help=_help(schema))
-
-
-@cache
-def _study_schema() -> dict[str, Any]:
-    """Return the JSON schema of each section of `StudyConfig`, by its name."""
-    schema = TypeAdapter(StudyConfig).json_schema()
-    sections = schema["properties"]
-    return {
-        name: schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
-        for name, entry in sections.items()
-    }
-
-
-def _study_fields(section: str) -> Fields:
-    properties = _study_schema()[section]["properties"]
-    return [(f"{section}.{name}", schema | {"has_default": True}) for name, schema in properties.items()]
+        text = _help(schema, with_defaults)
+        group.add_argument(f"--{flag}", dest=path, metavar=_metavar(schema), default=None, help=text)
 
 
 def _text_or_file(flag: str, value: str) -> str:
@@ -302,18 +311,21 @@ def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
 
 
 @cache
-def _sections() -> tuple[tuple[str, Fields], ...]:
-    """Return the sections in order, each with (dotted path, JSON schema) of its fields."""
-    schema = TypeAdapter(ExperimentConfig).json_schema()
-    sections: list[tuple[str, Fields]] = []
+def _sections(kind: type) -> dict[str, Fields]:
+    """Return the sections of a configuration by name, each with (dotted path, JSON schema) of its fields.
+
+    The last one, `_LOOSE`, has the fields that belong to no section.
+    """
+    schema = TypeAdapter(kind).json_schema()
+    sections: dict[str, Fields] = {}
     loose: Fields = []
     for name, entry in schema["properties"].items():
         if "$ref" not in entry:
             loose.append((name, entry))
             continue
         inner = schema["$defs"][entry["$ref"].split("/")[-1]]
-        sections.append((name, [(f"{name}.{key}", value) for key, value in inner["properties"].items()]))
-    return (*sections, (_SECTION, loose))
+        sections[name] = [(f"{name}.{key}", value) for key, value in inner["properties"].items()]
+    return {**sections, _LOOSE: loose}
 
 
 def _metavar(schema: dict[str, Any]) -> str:
@@ -329,11 +341,11 @@ def _metavar(schema: dict[str, Any]) -> str:
     }[schema["type"]]
 
 
-def _help(schema: dict[str, Any]) -> str:
+def _help(schema: dict[str, Any], with_default: bool = False) -> str:
     limits = _limits(schema)
     if "items" in schema:
         limits = f"at least {schema['minItems']}; each {_limits(schema['items'])}"
-    if schema.get("has_default"):
+    if with_default:
         limits = "; ".join(filter(None, [limits, f"default: {_flag_value(schema['default'])}"]))
     return f"{schema['description']}{f' ({limits})' if limits else ''}".replace("%", "%%")
 

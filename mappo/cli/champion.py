@@ -10,7 +10,7 @@ from mappo.cli.status import status
 def add(commands: Commands) -> None:
     """Add the command and its actions."""
     command = add_command(
-        commands, "champion", _champion, "list, show, roll back or export the policies in use (the champions)"
+        commands, "champion", None, "list, show, roll back or export the policies in use (the champions)"
     )
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, summary in (
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         ("rollback", "put an earlier champion in force; the history keeps both"),
         ("export", "copy the policy, as a file that needs only PyTorch, and its model card"),
     ):
-        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action = add_command(actions, name, _champion, summary)
         action.add_argument("location", metavar="LOCATION", nargs="?", default="champions", help=CHAMPIONS_HELP)
         if name != "list":
             action.add_argument(

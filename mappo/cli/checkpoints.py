@@ -2,15 +2,13 @@
 
 import argparse
 
-from mappo.cli.arguments import RUN_HELP, Commands, add_command, count
+from mappo.cli.arguments import RUN_HELP, Commands, add_command, add_keep_argument
 from mappo.cli.status import status
 
 
 def add(commands: Commands) -> None:
     """Add the command and its actions."""
-    command = add_command(
-        commands, "checkpoints", _checkpoints, "list, show, verify or delete the checkpoints of a run"
-    )
+    command = add_command(commands, "checkpoints", None, "list, show, verify or delete the checkpoints of a run")
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, summary in (
         ("list", "list a run's checkpoints, newest first"),
@@ -19,7 +17,7 @@ def add(commands: Commands) -> None:
         ("prune", "delete all checkpoints but the newest ones and the best"),
         ("gc", "delete files that no checkpoint needs, such as parts of saves that a crash interrupted"),
     ):
-        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        action = add_command(actions, name, _checkpoints, summary)
         action.add_argument("run_location", metavar="RUN", help=RUN_HELP)
         if name == "show":
             action.add_argument(
@@ -29,13 +27,7 @@ def add(commands: Commands) -> None:
                 help="checkpoint to show: best, last, or the number of an iteration (default: last)",
             )
         if name == "prune":
-            action.add_argument(
-                "--keep",
-                type=count,
-                metavar="N",
-                default=3,
-                help="number of newest checkpoints to keep, besides the best (default: 3)",
-            )
+            add_keep_argument(action)
         if name == "gc":
             action.add_argument(
                 "--grace-hours",

@@ -7,14 +7,15 @@ from mappo.cli.arguments import (
     CHAMPIONS_HELP,
     RUN_HELP,
     Commands,
+    add_checkpoint_arguments,
     add_command,
     add_config_arguments,
     add_gate_arguments,
+    add_keep_argument,
     add_monitor_arguments,
     add_run_arguments,
     changes_from_arguments,
     config_from_arguments,
-    count,
     gate_from_arguments,
     run_directory,
 )
@@ -33,13 +34,7 @@ def add(commands: Commands) -> None:
 
     command = add_command(commands, "train", _train, "train a run, or resume it; write checkpoints and history")
     add_run_arguments(command)
-    command.add_argument(
-        "--keep",
-        type=count,
-        metavar="N",
-        default=3,
-        help="number of newest checkpoints to keep, besides the best (default: 3)",
-    )
+    add_keep_argument(command)
     command.add_argument(
         "--extend",
         default="",
@@ -59,13 +54,7 @@ def add(commands: Commands) -> None:
     add_config_arguments(command)
 
     command = add_command(commands, "evaluate", _evaluate, "evaluate a checkpoint and baselines on held-out seeds")
-    command.add_argument("run_location", metavar="RUN", help=RUN_HELP)
-    command.add_argument(
-        "--checkpoint",
-        metavar="WHICH",
-        default="best",
-        help="checkpoint to use: best, last, or the number of an iteration (default: best)",
-    )
+    add_checkpoint_arguments(command)
     command.add_argument("--output", type=Path, metavar="FILE", help="write the report as JSON")
     add_monitor_arguments(command)
     add_config_arguments(command, with_recipe=False, required="RUN")
@@ -73,13 +62,7 @@ def add(commands: Commands) -> None:
     command = add_command(
         commands, "promote", _promote, "make a run's checkpoint the champion of its task if it is better"
     )
-    command.add_argument("run_location", metavar="RUN", help=RUN_HELP)
-    command.add_argument(
-        "--checkpoint",
-        metavar="WHICH",
-        default="best",
-        help="checkpoint to use: best, last, or the number of an iteration (default: best)",
-    )
+    add_checkpoint_arguments(command)
     command.add_argument("--champions", metavar="LOCATION", default="champions", help=CHAMPIONS_HELP)
     command.add_argument("--output", type=Path, metavar="FILE", help="write the decision as JSON")
     add_gate_arguments(command)

@@ -69,8 +69,7 @@ def _add_study(command: argparse.ArgumentParser) -> None:
         ("resume", _resume, "continue a study as mappo tune does: trials, then the best again from fresh seeds"),
         ("delete", _delete, "delete a study; the runs of its trials stay"),
     ):
-        action = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        action.set_defaults(execute=execute)
+        action = add_command(actions, name, execute, summary)
         if name != "list":
             action.add_argument("study", metavar="STUDY", help="name of the study")
         if name == "export":
@@ -103,15 +102,12 @@ def _tune(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     name, changes = require_run_name(arguments.study), study_changes_from_arguments(arguments)
     settings = checked(StudyConfig, changes)
-    num_trials, hours = (
-        getattr(settings.budget, field) if field in changes.get("budget", {}) else None
-        for field in ("num_trials", "hours")
-    )
+    budget = changes.get("budget", {})  # a field that no flag gives stays as it was
     from mappo.cli.study_actions import request_trials
     from mappo.stages.whole_study import run_study
 
     def resume() -> None:
-        request_trials(name, num_trials, hours)
+        request_trials(name, budget.get("num_trials"), budget.get("hours"))
         run_study(name, arguments.workers, study_config_to_json(settings), arguments.champions)
 
     return status(resume)

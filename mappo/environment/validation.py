@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.checks import (
@@ -59,14 +57,8 @@ def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> V
         on_check(checks[-1])
         return checks[-1].outcome != "failed"
 
-    devices: list[torch.device] = []
-
-    def device_is_available() -> str:
-        devices.append(resolve_device(config.device))
-        return str(devices[0])
-
-    if run("device", device_is_available):
-        device = devices[0]
+    if run("device", lambda: str(resolve_device(config.device))):
+        device = resolve_device(config.device)
         task = Task(config, device)
         with private_random_streams(config.seed, Stream.VALIDATION, device):
             is_built = run("environment", lambda: environment_is_built(task))

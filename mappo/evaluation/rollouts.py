@@ -139,18 +139,14 @@ def record(config: ExperimentConfig, checkpoint: Checkpoint, report: EvaluationR
     view: tuple[float, View] | None = None
     for name, policy in policies.items():
         for seed_index in sorted({seed_index for seed_index, _ in chosen.values()}):
-            labels = {number: label for label, (index, number) in chosen.items() if index == seed_index}
+            numbers = {label: number for label, (index, number) in chosen.items() if index == seed_index}
             seed = config.evaluation.seeds[seed_index]
-            recorder = _Recorder(sorted({number for index, number in chosen.values() if index == seed_index}))
+            recorder = _Recorder(sorted(set(numbers.values())))
             play_episodes(
                 policy, config, replace(config.evaluation, seeds=(seed,)), Stream.EVALUATION, recorder.record_frame
             )
             view = view or recorder.view
-            episodes += [
-                recorder.episode(name, label, seed, number)
-                for label, (index, number) in chosen.items()
-                if index == seed_index and number in labels
-            ]
+            episodes += [recorder.episode(name, label, seed, number) for label, number in numbers.items()]
     assert view is not None
     order = ["best", "median", "worst"]
     episodes.sort(key=lambda episode: ([*policies].index(episode.policy), order.index(episode.label)))

@@ -2,13 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mappo.errors import ConfigError
 from mappo.training.history import IterationReport, TrainingStarted
-
-if TYPE_CHECKING:
-    pass
 
 _GROUPS = {  # group of plots: prefixes of the names of its columns
     "return": ("episode_return_", "evaluation_return_"),

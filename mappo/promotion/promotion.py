@@ -18,6 +18,7 @@ from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions,
 from mappo.promotion.export import export_policy, model_card
 from mappo.promotion.gate import Gate
 from mappo.runs.checkpoint import Checkpoint
+from mappo.strict_json import parse_report
 
 TEST = (
     "one-sided paired t test over episodes; a pair is the episodes of both policies from the same initial state; "
@@ -116,10 +117,7 @@ def parse_decision(location: str, content: bytes) -> Decision | PromotionSkipped
     Raises:
         ConfigError: the content is not the result of a promotion.
     """
-    try:
-        return _RESULT.validate_json(content)
-    except ValidationError as error:
-        raise ConfigError(f"{location}: not the result of a promotion: {error.errors()[0]['msg']}") from None
+    return parse_report(_RESULT, location, content, "the result of a promotion")
 
 
 def judge(

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from mappo.errors import ConfigError, KeyMissing
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.evaluation.rollouts import Rollouts
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run
-from mappo.strict_json import to_dict
+from mappo.strict_json import parse_report, to_dict
 
 EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
 _MAX_BYTES = 100_000_000  # limit for each of the two files
@@ -84,8 +84,7 @@ def parse_evaluation(location: str, content: bytes) -> EvaluationReport:
     Raises:
         ConfigError: the content is not an evaluation report.
     """
-    report: EvaluationReport = _parsed(_REPORT, location, content, "an evaluation report")
-    return report
+    return parse_report(_REPORT, location, content, "an evaluation report")
 
 
 def _of_run(name: str, location: str) -> RunRecord:
@@ -99,18 +98,9 @@ def _of_run(name: str, location: str) -> RunRecord:
     if EVALUATION in contents:
         evaluation = parse_evaluation(f"{location}/{EVALUATION}", contents[EVALUATION])
     if ROLLOUTS in contents:
-        parsed = _parsed(_ROLLOUTS, f"{location}/{ROLLOUTS}", contents[ROLLOUTS], "recorded episodes")
+        parsed = parse_report(_ROLLOUTS, f"{location}/{ROLLOUTS}", contents[ROLLOUTS], "recorded episodes")
         rollouts = asdict(parsed)
     return of_checkpoint(name, last, last.history, evaluation, rollouts)
-
-
-def _parsed(adapter: TypeAdapter[Any], location: str, content: bytes, expected: str) -> Any:
-    try:
-        return adapter.validate_json(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field_name = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{location}: not {expected}: {field_name}: {problem['msg']}") from None
 
 
 def _unique_names(locations: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ def build(
     config = study.plan.config
     chosen = applied(config, best.values)
     complete = sum(trial.state == "complete" for trial in trials)
+    columns, rows = trial_rows(trials)
     plots = [*_optuna_plots(study, complete), _curves(study, trials), _timeline(trials)]
     return render(
         "study.html",
@@ -60,7 +61,7 @@ def build(
         plots=plots,
         wide=["parallel", "slice", "timeline", "curves"],
         notes=[] if complete >= _MIN_TRIALS else [f"Importances need at least {_MIN_TRIALS} completed trials."],
-        trials=dict(zip(("heads", "rows"), trial_rows(trials), strict=True)),
+        trials={"heads": columns, "rows": rows},
         plan_json=json.dumps(study.plan.to_dict(), indent=2),
     )
 

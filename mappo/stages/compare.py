@@ -11,7 +11,7 @@ from mappo.evaluation.evaluation import EvaluationReport
 from mappo.reporting import run_record
 from mappo.reporting.tables import comparison_table
 from mappo.reporting.terminal import say
-from mappo.stages.runtime import StageResult, metadata_of, readable_errors, write_json
+from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors, write_json
 
 
 def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
@@ -52,12 +52,9 @@ def read_report(path: Path) -> EvaluationReport:
 
 def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
     """Return the numbers of the first configuration, the only one in a pipeline over several seeds."""
-    mean = report.configurations[0].mean
-    metrics = {
-        "num_seeds": float(len(report.configurations[0].training_seeds)),
+    trained = report.configurations[0]
+    return {
+        "num_seeds": float(len(trained.training_seeds)),
         "random_return_mean": report.random.mean.value,
-        "trained_return_mean": mean.value,
+        **estimate_metrics("trained_return_mean", trained.mean),
     }
-    if mean.low is not None and mean.high is not None:
-        metrics |= {"trained_return_mean_low": mean.low, "trained_return_mean_high": mean.high}
-    return metrics

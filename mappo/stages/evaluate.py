@@ -14,6 +14,7 @@ from mappo.runs.run import load_checkpoint
 from mappo.stages.report import write_page
 from mappo.stages.runtime import (
     StageResult,
+    estimate_metrics,
     finite,
     metadata_of,
     readable_errors,
@@ -99,8 +100,5 @@ def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
     metrics: dict[str, float] = {"training_frames": report.training_frames}
     for policy, returns in report.policies().items():
         for name, value in (("mean", returns.mean), ("interquartile_mean", returns.interquartile_mean)):
-            metrics[f"{policy}_return_{name}"] = value.value
-            if value.low is not None and value.high is not None:
-                metrics[f"{policy}_return_{name}_low"] = value.low
-                metrics[f"{policy}_return_{name}_high"] = value.high
+            metrics |= estimate_metrics(f"{policy}_return_{name}", value)
     return metrics

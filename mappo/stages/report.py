@@ -8,7 +8,7 @@ from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
 from mappo.reporting.terminal import say
 from mappo.stages.compare import compare_reports
-from mappo.stages.runtime import StageResult, metadata_of, readable_errors
+from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
@@ -59,10 +59,5 @@ def report_study(
 def _gain_metrics(comparison: ComparisonReport) -> dict[str, float]:
     """Return the mean returns of the default and of the best, and the gain, which is 0 where they are the same."""
     default, best = comparison.configurations[0], comparison.configurations[-1]
-    metrics = {"default_return_mean": default.mean.value, "best_return_mean": best.mean.value}
-    if best.gain is None:
-        return metrics | {"gain": 0.0}
-    metrics["gain"] = best.gain.value
-    if best.gain.low is not None and best.gain.high is not None:
-        metrics |= {"gain_low": best.gain.low, "gain_high": best.gain.high}
-    return metrics
+    gain = {"gain": 0.0} if best.gain is None else estimate_metrics("gain", best.gain)
+    return {"default_return_mean": default.mean.value, "best_return_mean": best.mean.value, **gain}

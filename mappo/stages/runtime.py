@@ -23,6 +23,7 @@ import mappo
 from mappo.compute.resources import cpu_limit, require_gpu
 from mappo.config import ExperimentConfig, config_hash, from_json, override
 from mappo.errors import MappoError, NonFiniteError, StageFailed
+from mappo.evaluation.statistics import Estimate
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
 from mappo.reporting.terminal import WarningLines, say
@@ -172,6 +173,14 @@ def finite(stage: str, numbers: dict[str, float]) -> dict[str, float]:
     metrics = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
     if left_out := sorted(numbers.keys() - metrics.keys()):
         say(stage, f"not finite, left out of the metrics: {', '.join(left_out)}")
+    return metrics
+
+
+def estimate_metrics(name: str, estimate: Estimate) -> dict[str, float]:
+    """Return an estimate as metrics: its value, and the ends of its interval if it has one."""
+    metrics = {name: estimate.value}
+    if estimate.low is not None and estimate.high is not None:
+        metrics |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return metrics
 
 

@@ -53,13 +53,6 @@ class Connection:
         object.__setattr__(self, "token", _credential("KF_PIPELINES_TOKEN", self.token))
         object.__setattr__(self, "cookie", _credential("KF_PIPELINES_COOKIE", self.cookie))
 
-    def describe(self) -> str:
-        """Return the endpoint, or the source from which it is derived."""
-        if self.endpoint:
-            return self.endpoint
-        source = "the pod's service account" if in_pod() else f"kubeconfig, context {self.context or 'current'}"
-        return f"ml-pipeline in namespace {self.api_namespace}, by {source}"
-
 
 def _credential(source: str, text: str) -> str:
     """Return a token or cookie without white space at its ends. Error messages never contain the credential."""
