@@ -29,9 +29,7 @@ class Stage:
         file = self.directory / "attempts"
         return [int(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def run(
-        self, ending: str, pod: str = "executor-0", uid: str = "u0", policy: RetryPolicy = POLICY, **more
-    ) -> int:
+    def run(self, ending: str, pod: str = "executor-0", uid: str = "u0", **more) -> int:
         """Run the stage in one pod, and return its exit status.
 
         `ending` is the Python code of the stage's process; its variable `attempt` is the number of the attempt.
