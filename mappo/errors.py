@@ -31,6 +31,10 @@ class NotFaithful(MappoError, ValueError):
     """A scenario cannot run on the fast path; the message says why."""
 
 
+class SimulationDiffers(MappoError):
+    """The running fast simulation gives other results than VMAS; the message says what differs."""
+
+
 class NoHeuristic(MappoError):
     """A scenario has no heuristic policy for this task, or it cannot run; the message says why."""
 

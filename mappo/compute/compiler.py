@@ -48,13 +48,26 @@ def trace_graph(
     """Trace a function on tensors of the same shapes and types as `inputs` and return its graph.
 
     `replacements` maps operations to the functions that are traced in their place. SIGINT and SIGTERM are
-    delivered after tracing.
+    delivered after tracing. A traced function that takes long calls `end_if_stopped` now and then.
     """
     # One fake mode for all nodes: make_fx would create one for each, which doubles the time of tracing.
     fake_mode = FakeTensorMode(allow_fallback_kernels=True)
     with _deferred_signals(), tracing(TracingContext(fake_mode)):
         graph: GraphModule = make_fx(function, dict(replacements))(*inputs)
     return graph
+
+
+class _Stopped(BaseException):
+    """A signal has arrived; `_deferred_signals` delivers it once this exception has ended the tracing."""
+
+
+def end_if_stopped() -> None:
+    """End the tracing if SIGINT or SIGTERM has arrived. Call this function where Python may raise exceptions."""
+    if _received_signals:
+        raise _Stopped
+
+
+_received_signals: list[int] = []
 
 
 @contextmanager
@@ -67,14 +80,17 @@ def _deferred_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
-    received: list[int] = []
-    handlers = {stop: signal.signal(stop, lambda number, _: received.append(number)) for stop in _STOP_SIGNALS}
+    handlers = {
+        stop: signal.signal(stop, lambda number, _: _received_signals.append(number)) for stop in _STOP_SIGNALS
+    }
     try:
         yield
     finally:
         for stop, handler in handlers.items():
             signal.signal(stop, handler)
-        for number in received[:1]:
+        received = _received_signals[:1]
+        _received_signals.clear()
+        for number in received:
             signal.raise_signal(number)
 
 

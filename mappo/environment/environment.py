@@ -11,6 +11,7 @@ import warnings
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import vmas
@@ -23,7 +24,13 @@ from vmas.simulator.scenario import BaseScenario
 from mappo.compute.resources import free_memory_bytes, gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.keys import EPISODE_RETURN, REWARD
-from mappo.environment.random_streams import Stream, stream_seed
+from mappo.environment.random_streams import (
+    Stream,
+    random_states,
+    same_random_states,
+    set_random_states,
+    stream_seed,
+)
 from mappo.errors import ConfigError
 
 
@@ -81,6 +88,7 @@ def make_environment(
         ConfigError: the scenario does not exist, does not take the arguments, or has agents with different
             observations or actions.
     """
+    states = random_states(device)
     vmas_env = _make_vmas(config, num_envs, device)
     _require_equal_agents(vmas_env, config.scenario)
     transforms = Compose(
@@ -89,7 +97,23 @@ def make_environment(
     )
     environment = TransformedEnv(vmas_env, transforms)
     environment.set_seed(stream_seed(seed, stream, 2 * process, after_frames))
+    _recipes[environment] = (num_envs, seed, stream, device, after_frames, process), states
     return environment
+
+
+# For each environment: the arguments of `make_environment` after the configuration, and random states before it.
+_recipes: WeakKeyDictionary[EnvBase, tuple[Any, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def make_twin(config: EnvironmentConfig, environment: EnvBase) -> TransformedEnv:
+    """Make an environment again, with all numbers that were drawn when `make_environment` made it from `config`.
+
+    Random states are afterwards as they were before.
+    """
+    arguments, states = _recipes[environment]
+    with same_random_states(environment.device):
+        set_random_states(states, environment.device)
+        return make_environment(config, *arguments)
 
 
 def action_choices(environment: EnvBase) -> tuple[int, ...]:

@@ -78,6 +78,16 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
+def same_random_states(device: torch.device) -> Iterator[None]:
+    """Restore every random state after the block."""
+    states = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(states, device)
+
+
+@contextmanager
 def unchanged_simulator_random_state() -> Iterator[None]:
     """Restore the random state of all VMAS environments after the block, so that its draws have no effect."""
     saved = list(VmasEnvironment.vmas_random_state)

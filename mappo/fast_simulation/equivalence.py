@@ -1,144 +1,168 @@
 """The check that a pure step equals plain VMAS in every frame of a rollout, and where episodes end."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mappo.environment.keys import ACTION, OBSERVATION, REWARD, TERMINATED
-from mappo.environment.random_streams import random_states, set_random_states
+from mappo.environment.keys import ACTION
+from mappo.environment.random_streams import simulator_random_state
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.pure_step import PureStep, StepState
-from mappo.fast_simulation.slots import changed_slots, copies, find_slots, replaced_owners, same_bits, signatures
+from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, require_same_random_states, stacked
+from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.resets import Resets
+from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
 
-_ROUNDING = 1e-6  # tolerance for a traced graph, relative to the largest number of the state
+_ROUNDING = 1e-6  # tolerance for a traced graph, relative to the largest number of the same tensor
 _ROUNDING_COMPILED = 1e-5  # larger, because compilers reorder operations and contact amplifies the difference
 _EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole rollout that may exceed the tolerance in a compiled step
 _CHECKED_FRAMES = 60
+_ROTATED_FRAMES = 10  # frames in which environments also change places
 _HELD_FRAMES = 7  # frames that repeat a random action, so that agents move far enough to touch
 _RESETS = 8  # finished environments that are reset after a frame, one by one; further ones continue to play
 
 
-def find_reset_slots(environment: EnvBase, step: PureStep) -> frozenset[str]:
-    """Return the slots of the state that a reset overwrites; a reset must leave all other slots unchanged.
+@dataclass(frozen=True)
+class PlainFrame:
+    """A frame of plain VMAS: the state [envs, ...] and the action before it, and its results by name."""
 
-    The function compares resets from two states with the same random numbers. In the second state, every number
-    differs from the first state.
+    state: StepState
+    action: Tensor
+    results: dict[str, Tensor]
+
+
+def first_frame(environment: EnvBase) -> PlainFrame:
+    """Reset an environment that is new and play its first frame by a random action."""
+    environment.reset()
+    slots = find_slots(environment)
+    return play_frame(environment, slots, tuple(slots), environment.rand_action()[ACTION])
+
+
+def play_frame(environment: EnvBase, slots: Slots, names: tuple[str, ...], action: Tensor) -> PlainFrame:
+    """Play one frame of plain VMAS from the state in the slots.
 
     Raises:
-        NotFaithful: a reset depends on the state before it; a reset of one environment differs from a reset
-        of all
-            environments, or changes other environments; or an observation changes the state.
+        NotFaithful: the step draws random numbers.
     """
-    slots, row = find_slots(environment), environment.batch_size[0] // 2
-    simulator = environment.base_env._env
-    simulator.reset()
-    original = copies(slots, step.names)
-    altered = {path: _altered(value) for path, value in original.items()}
-    operations = (
-        simulator.reset,
-        lambda: simulator.reset_at(row),
-        lambda: simulator.get_from_scenario(True, False, True, True),
-    )
-    states = random_states(environment.device)
-    results = []
-    for operation in operations:
-        for start in (original, altered):
-            set_random_states(states, environment.device)
-            for path, value in start.items():
-                slots[path].put(value.clone())
-            operation()
-            results.append(copies(slots, step.names))
-    simulator.reset()
-    return frozenset(
-        path
-        for path in step.names
-        if _is_reset(path, original, altered, [result[path] for result in results], row)
-    )
+    state, random_state = copies(slots, names), simulator_random_state()
+    observations, rewards, terminated, _ = environment.base_env._env.step(by_agent(action.clone()))
+    require_same_random_states(random_state)
+    results = stacked(observations, rewards, terminated)
+    return PlainFrame(state, action, _by_name(copies(slots, names), *(value.clone() for value in results)))
 
 
-def _is_reset(path: str, original: StepState, altered: StepState, results: list[Tensor], row: int) -> bool:
-    """Return whether resets refresh this slot.
+def check_first_frame(step: PureStep, frame: PlainFrame) -> None:
+    """Compare a step with the first frame of an environment, in which Python may do what it does only once.
 
-    results: the slot after a full reset, a one-row reset and an observation, from both starting states.
+    Raises:
+        NotFaithful: the frame differs, or the scenario makes a part of the state in it.
     """
-    starts = original[path], altered[path]
-    is_kept = all(same_bits(start, result) for start, result in zip(starts, results[:2], strict=True))
-    others = [index for index in range(len(starts[0])) if index != row]
-    if not is_kept and not same_bits(*results[:2]):
-        raise NotFaithful(f"a reset depends on the state before it: {path}")
-    rows = [value[row] for value in (results[2:4] if not is_kept else [*starts, *results[2:4]])]
-    pairs = list(zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True))
-    if not all(same_bits(one, other) for one, other in pairs):
-        raise NotFaithful(f"a reset of one environment differs from a reset of all environments: {path}")
-    if not all(
-        same_bits(start[others], result[others]) for start, result in zip(starts, results[2:4], strict=True)
-    ):
-        raise NotFaithful(f"a reset of one environment changes others: {path}")
-    if not all(same_bits(start, result) for start, result in zip(starts, results[4:], strict=True)):
-        raise NotFaithful(f"an observation changes the state: {path}")
-    return not is_kept
+    if missing := set(step.names) - frame.state.keys():
+        raise NotFaithful(f"the first frame makes a part of the state: {min(missing)}")
+    expected = {name: value for name, value in frame.results.items() if name in step.names or name in _OUTPUTS}
+    state = {name: frame.state[name] for name in step.names}
+    num_wrong, description = differences(_by_name(*step(state, frame.action)), expected, _ROUNDING)
+    if num_wrong:
+        raise NotFaithful(f"{description} differ in the first frame")
 
 
-def _altered(value: Tensor) -> Tensor:
-    """Return a tensor that differs from `value` in every element."""
-    return ~value if value.dtype == torch.bool else value + 1
-
-
-def check_steps(environment: EnvBase, *steps: PureStep, frames: int = _CHECKED_FRAMES) -> None:
+def check_steps(environment: EnvBase, resets: Resets, *steps: PureStep, frames: int = _CHECKED_FRAMES) -> None:
     """Play a rollout with plain VMAS, with resets of some environments, and compare the pure steps in each frame.
 
     Differences by rounding are allowed. In a compiled step, a few numbers in ten thousand may differ more,
     because contact amplifies rounding and thresholds may be near. The traced graph has no such allowance;
-    pass the graph as a step, too.
+    pass the graph as the first step, too.
 
     Raises:
-        NotFaithful: state, observations, rewards or flags differ by more than rounding explains.
+        NotFaithful: state, observations, rewards or flags differ by more than rounding explains, environments
+            are not interchangeable, or a frame or a reset changes what it must not change.
     """
-    slots, names = find_slots(environment), steps[0].names
-    carried = environment.reset()
-    constants = signatures({path: slots[path] for path in steps[0].constants})
+    environment.reset()
+    watch, slots, names = Watch(environment), find_slots(environment), steps[0].names
+    simulator, (num_envs,) = environment.base_env._env, environment.batch_size
+    constants = {path: slots[path] for path in steps[0].constants}
+    constants_before = signatures(constants)
     num_compared, num_excused = 0, [0] * len(steps)
     for index in range(frames):
         if index % _HELD_FRAMES == 0:
-            action = environment.rand_action(carried)[ACTION]
-        state = copies(slots, names)
-        result = environment.step(carried.set(ACTION, action))["next"]
-        expected = _by_name(copies(slots, names), result[OBSERVATION], result[REWARD], result[TERMINATED])
-        num_compared += sum(value.numel() for value in expected.values())
+            action = environment.rand_action()[ACTION]
+        frame = play_frame(environment, slots, names, action)
+        num_compared += sum(value.numel() for value in frame.results.values())
         for number, step in enumerate(steps):
-            num_wrong, description = _differences(_by_name(*step(state, action)), expected, _rounding(step, state))
+            num_wrong, description = compare_frame(step, frame)
             num_excused[number] += num_wrong
-            allowed = max(_EXCUSED, _EXCUSED_RATIO * num_compared) if step.is_compiled else 0
-            if num_excused[number] > allowed:
+            if num_excused[number] > (allowed_differences(num_compared) if step.is_compiled else 0):
                 raise NotFaithful(f"{description} differ after frame {index + 1} of the check")
-        finished = result["done"] & (result["done"].cumsum(0) <= _RESETS)
-        finished[index % len(finished)] = True
-        carried = environment.reset(result.exclude(REWARD).set("_reset", finished))
-        if written := changed_slots(constants, {path: slots[path] for path in steps[0].constants}):
+        if index < _ROTATED_FRAMES:
+            _check_rotated(steps[0], frame, 1 + index % max(1, num_envs - 1))
+        finished = frame.results["terminated"].squeeze(-1)
+        for row in {index % num_envs, *finished.nonzero().flatten().tolist()[:_RESETS]}:
+            before = copies(slots, names)
+            simulator.reset_at(row)
+            check_reset(before, copies(slots, names), resets.names, row)
+        watch.require_unchanged()
+        if written := changed_slots(constants_before, constants):
             raise NotFaithful(f"a frame or a reset writes to a slot that was constant before: {min(written)}")
-    if replaced := replaced_owners(environment, slots):
-        raise NotFaithful(f"the scenario replaces an object, though not in every frame: {min(replaced)}")
+
+
+def compare_frame(step: PureStep, frame: PlainFrame) -> tuple[int, str]:
+    """Return how many numbers of a pure step differ from a frame of plain VMAS, and the first difference."""
+    results = _by_name(*step(frame.state, frame.action))
+    return differences(results, frame.results, _ROUNDING_COMPILED if step.is_compiled else _ROUNDING)
+
+
+def allowed_differences(num_compared: int) -> float:
+    """Return how many of the numbers of a compiled step may differ by more than rounding."""
+    return max(_EXCUSED, _EXCUSED_RATIO * num_compared)
+
+
+def _check_rotated(step: PureStep, frame: PlainFrame, places: int) -> None:
+    """Check that environments are interchangeable: the step gives each the same results in another place."""
+
+    def rotated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.roll(places, 0) for name, value in tensors.items()}
+
+    results = _by_name(*step(rotated(frame.state), frame.action.roll(places, 0)))
+    num_wrong, description = differences(results, rotated(frame.results), _ROUNDING)
+    if num_wrong:
+        raise NotFaithful(f"environments differ: {description} differ in another place")
+
+
+def check_reset(before: StepState, after: StepState, reset_names: frozenset[str], row: int) -> None:
+    """Compare states before and after a reset of one environment.
+
+    Raises:
+        NotFaithful: the reset changes another environment, or a slot that resets keep.
+    """
+    for name, value in before.items():
+        expected = value.clone()
+        if name in reset_names:
+            expected[row] = after[name][row]
+        if not same_bits(expected, after[name]):
+            raise NotFaithful(f"a reset of one environment changes others: {name}")
+
+
+_OUTPUTS = "observation", "reward", "terminated"
 
 
 def _by_name(state: StepState, observation: Tensor, reward: Tensor, terminated: Tensor) -> dict[str, Tensor]:
-    return {**state, "observation": observation, "reward": reward, "terminated": terminated}
+    return {**state, **dict(zip(_OUTPUTS, (observation, reward, terminated), strict=True))}
 
 
-def _rounding(step: PureStep, state: StepState) -> float:
-    """Return the tolerance below which numbers count as equal."""
-    ratio = _ROUNDING_COMPILED if step.is_compiled else _ROUNDING
-    return ratio * max([1.0, *(_largest(value) for value in state.values())])
+def differences(actual: dict[str, Tensor], expected: dict[str, Tensor], rounding: float) -> tuple[int, str]:
+    """Return how many numbers differ by more than `rounding`, and a description of the first difference.
 
-
-def _differences(actual: dict[str, Tensor], expected: dict[str, Tensor], rounding: float) -> tuple[int, str]:
-    """Return how many numbers differ by more than `rounding`, and a description of the first difference."""
+    rounding: relative to the largest finite number of the same tensor, or to 1 if that is larger.
+    """
     num_wrong, description = 0, ""
     for name, value in expected.items():
         result = actual[name]
         if result.shape != value.shape or result.dtype != value.dtype:
             kinds = f"{list(result.shape)} {result.dtype} instead of {list(value.shape)} {value.dtype}"
             raise NotFaithful(f"{name} is {kinds}")
-        close = torch.isclose(result.double(), value.double(), rtol=rounding, atol=rounding, equal_nan=True)
+        tolerance = rounding * max(1.0, _largest(value))
+        close = torch.isclose(result.double(), value.double(), rtol=0.0, atol=tolerance, equal_nan=True)
         if num_differing := int((~close).sum()):
             index = tuple((~close).nonzero()[0].tolist())
             numbers = f"{num_differing} of {close.numel()} numbers"

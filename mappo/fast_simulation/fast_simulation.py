@@ -7,7 +7,6 @@ compared with the plain environment before it is used. docs/fast-simulation.md e
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from mappo.compute.cuda_graphs import CudaGraphed, Function
 from mappo.compute.traced_function import TracedFunction, Way
 from mappo.config import EnvironmentConfig, ExperimentConfig
-from mappo.environment.environment import make_environment
+from mappo.environment.environment import make_twin
 from mappo.environment.frames import Frames, nested, require_finite_observations
 from mappo.environment.keys import (
     ACTION,
@@ -37,31 +36,34 @@ from mappo.environment.keys import (
     next_key,
 )
 from mappo.environment.plain_simulation import PlainSimulation
-from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
+from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.equivalence import check_steps, find_reset_slots
+from mappo.fast_simulation.audit import Audit
+from mappo.fast_simulation.equivalence import check_first_frame, check_steps, first_frame
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
 from mappo.fast_simulation.pure_step import Frame, PureStep, StepState, trace_step
-from mappo.fast_simulation.slots import changed_slots, copies, find_slots, signatures
+from mappo.fast_simulation.python_state import find_slots, read_python_state, require_equal
+from mappo.fast_simulation.resets import Resets, check_resets
+from mappo.fast_simulation.slots import Slots, copies, same_bits
 
 
 class FastSimulation:
     """The simulation that steps by a pure step and lets a plain environment make fresh states."""
 
-    def __init__(self, environment: EnvBase, step: PureStep, resets: frozenset[str]):
+    def __init__(self, environment: EnvBase, step: PureStep, resets: Resets):
         self._environment, self._step = environment, step
-        self.resets = tuple(sorted(resets))  # names of the state's slots that a reset overwrites
+        self.resets = tuple(sorted(resets.names))  # names of the state's slots that a reset overwrites
         self._is_on_cpu = environment.device.type == "cpu"
-        with _same_random_states(environment.device):
-            environment.rand_step(environment.reset())
-        self._slots = find_slots(environment)
-        if missing := {*step.names, *step.constants} - self._slots.keys():
-            raise NotFaithful(f"a slot of the traced environment is missing in another one: {min(missing)}")
+        self._resets = resets
+        self._slots: Slots = {}
 
     def begin(self) -> tuple[StepState, Tensor, FreshStatePool]:
         """Reset all environments as the plain path does; return the state, observations and an empty pool."""
-        fresh, observation = self._reset()
-        state = {**copies(self._slots, self._step.names), **fresh}
+        observation = self._environment.reset()[OBSERVATION]
+        self._slots = find_slots(self._environment)
+        self.audit = Audit(self._environment, self._step, self._resets, self._slots)
+        state = copies(self._slots, self._step.names)
+        fresh = {name: state[name] for name in self.resets}
         return state, observation, FreshStatePool.empty_like(fresh, observation)
 
     @property
@@ -109,10 +111,13 @@ class FastSimulation:
 
         The reset draws from the simulator's random state.
         """
-        constants = {path: self._slots[path] for path in self._step.constants}
-        previous = signatures(constants)
-        observation = self._environment.reset()[OBSERVATION]
-        assert not changed_slots(previous, constants), "a reset writes to a slot that was constant before"
+        if self._resets.one_by_one:
+            simulator = self._environment.base_env._env
+            for row in range(self._environment.batch_size[0]):
+                simulator.reset_at(row, return_observations=False)
+            observation = torch.stack(simulator.get_from_scenario(True, False, False, False)[0], 1)
+        else:
+            observation = self._environment.reset()[OBSERVATION]
         return copies(self._slots, self.resets), observation
 
 
@@ -121,23 +126,40 @@ def make_fast_simulation(
 ) -> FastSimulation:
     """Make the fast path of a plain environment that `config` made.
 
-    The fast path is checked against a second environment. Only the configuration and the versions of
-    libraries decide whether the check succeeds. The function changes neither the environment nor the caller's
-    random states.
+    The fast path is traced and checked in a second environment, which was made as the first one was and holds
+    the same. The function changes neither the environment nor the caller's random states.
 
     Raises:
         NotFaithful: the scenario must use the plain path; the message names the reason.
     """
-    device, (num_envs,) = environment.device, environment.batch_size
+    device = environment.device
+    rehearsal = make_twin(config, environment)
+    require_equal(read_python_state(environment), read_python_state(rehearsal))
     with private_random_streams(0, Stream.VALIDATION, device):
-        rehearsal = make_environment(config, num_envs, 0, Stream.VALIDATION, device)
+        first = first_frame(rehearsal)
         graph = step = trace_step(rehearsal)
-        resets = find_reset_slots(rehearsal, graph)
+        check_first_frame(graph, first)
+        resets = check_resets(rehearsal, graph)
         if is_compiled:
             slots = find_slots(rehearsal)
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
-        check_steps(rehearsal, graph, *([step] if is_compiled else []))
+        check_steps(rehearsal, resets, graph, *([step] if is_compiled else []))
+        _require_equal_constants(environment, rehearsal, step)
     return FastSimulation(environment, step, resets)
+
+
+def _require_equal_constants(environment: EnvBase, rehearsal: EnvBase, step: PureStep) -> None:
+    """Check that the environment holds the numbers that were traced as constants.
+
+    Raises:
+        NotFaithful: a constant differs, for example because it was drawn from the clock.
+    """
+    own, other = read_python_state(environment), read_python_state(rehearsal)
+    tensors = {path: slot.get() for path, slot in own.slots.items() if path in step.constants}
+    others = {path: slot.get() for path, slot in other.slots.items()}
+    for path, value in {**tensors, **own.fixed}.items():
+        if not same_bits(value, {**others, **other.fixed}[path]):
+            raise NotFaithful(f"each environment has numbers of its own: {path}")
 
 
 class FastEnvironment:
@@ -176,9 +198,14 @@ class FastEnvironment:
         )
         for _ in range(rollout_frames):
             pool = self._simulation.refilled(pool)
+            is_audited = self._simulation.audit.is_due()
+            before = {name: value.clone() for name, value in state.items()} if is_audited else {}
             results = iter(play(*self._flatten(outputs, state, pool.fresh)))
             outputs, state, fresh = self._unflatten(results)
-            frames.append(_named(FRAME, results))
+            frame = _named(FRAME, results)
+            frames.append(frame)
+            if is_audited:
+                self._simulation.audit.check(before, frame[ACTION])
             pool = pool.after_frame(fresh)
         batch = frames.batch()
         # The sum is not finite if any observation is not; it costs a tenth of checking every number.
@@ -289,15 +316,6 @@ def choose_simulation(
     seconds = time.perf_counter() - started
     fast = FastEnvironment(simulation, environment, config.environment.max_episode_frames)
     return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"
-
-
-@contextmanager
-def _same_random_states(device: torch.device) -> Iterator[None]:
-    states = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(states, device)
 
 
 def _named(names: Iterable[Any], tensors: Iterator[Tensor]) -> dict[Any, Tensor]:

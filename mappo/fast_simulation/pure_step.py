@@ -6,11 +6,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchrl.envs import EnvBase
@@ -18,23 +17,18 @@ from vmas.simulator.environment import Environment
 
 from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
-from mappo.errors import NotFaithful, NotTraceable, SimulationStateError
-from mappo.fast_simulation.slots import (
-    Slots,
-    changed_slots,
-    find_slots,
-    other_content,
-    replaced_owners,
-    same_bits,
-    shared_memory,
-    signatures,
-)
-from mappo.fast_simulation.tracing import trace_simulation
+from mappo.environment.random_streams import simulator_random_state
+from mappo.errors import NotFaithful, NotTraceable
+from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.slots import Slots, changed_slots, same_bits, shared_memory, signatures
+from mappo.fast_simulation.tracing import Queries, no_outside_reads, no_random_numbers, trace_simulation
 
 StepState = dict[str, Tensor]  # tensors [envs, ...] by path of the slot
 Frame = tuple[
     StepState, Tensor, Tensor, Tensor
 ]  # state; observation, reward [envs, agents, ...]; terminated [envs, 1]
+
+_QUERIED_STATES = 3
 
 
 @dataclass(frozen=True)
@@ -43,11 +37,15 @@ class PureStep:
 
     names: the slots whose tensors are the state. A step reads them; a step or a reset writes them.
     constants: the slots that steps or resets may read and must never write.
+    unused: the other slots; steps or resets write them, and no observation, reward or flag depends on them.
+    observed: the slots, not constants, on which the observation of a state depends, such as the one after a reset.
     graph: (the state's tensors, action) -> (the state's tensors, observation, reward, terminated).
     """
 
     names: tuple[str, ...]
     constants: frozenset[str]
+    unused: frozenset[str]
+    observed: frozenset[str]
     graph: GraphModule
     run: Callable[..., Any]
     is_compiled: bool = False
@@ -64,7 +62,11 @@ class PureStep:
     def compiled(self, state: StepState, action: Tensor) -> "PureStep":
         """Return the compiled step; the compiler caches its results on disk for later processes."""
         run = compile_graph(self.graph, [*(state[name] for name in self.names), action])
-        return PureStep(self.names, self.constants, self.graph, run, is_compiled=True)
+        return replace(self, run=run, is_compiled=True)
+
+    def as_graph(self) -> "PureStep":
+        """Return the step that runs the graph's operations one after the other, without the compiler."""
+        return replace(self, run=self.graph, is_compiled=False)
 
 
 def trace_step(environment: EnvBase) -> PureStep:
@@ -76,48 +78,56 @@ def trace_step(environment: EnvBase) -> PureStep:
         NotFaithful: a step is not a function of the tensors that a walk through the environment finds.
     """
     try:
-        carried = environment.step_and_maybe_reset(environment.rand_action(environment.reset()))[1]
+        environment.step_and_maybe_reset(environment.rand_action(environment.reset()))
         environment.reset()
         slots = find_slots(environment)
-        varying = _varying_slots(environment, slots, carried)
+        varying = _varying_slots(environment, slots)
         graph, names = _trace(environment, slots, varying)
-    except (NotTraceable, SimulationStateError) as error:
+        observed = _observed(environment, slots, sorted(varying))
+    except NotTraceable as error:
         raise NotFaithful(str(error)) from error
     _require_rows(environment, slots, varying, names)
-    return PureStep(names, frozenset(slots.keys() - varying), graph, graph)
+    unused = frozenset(varying - set(names))
+    return PureStep(names, frozenset(slots.keys() - varying), unused, observed, graph, graph)
 
 
-def _varying_slots(environment: EnvBase, slots: Slots, carried: TensorDictBase) -> set[str]:
+def _varying_slots(environment: EnvBase, slots: Slots) -> set[str]:
     """Return the slots whose tensors a step or a reset replaces or writes to.
 
     Raises:
-        NotFaithful: a step or a reset replaces an object, or changes state that is not in a tensor.
+        NotFaithful: a step or a reset changes anything else that Python can read, or a step draws random numbers.
+        NotTraceable: a step draws random numbers from torch, or reads the clock or a file.
     """
     varying: set[str] = set()
-    content = other_content(environment)
-    for action in (_play, _reset_all, _play, _reset_one, _play, _reset_one):
-        previous = signatures(slots)
-        action(environment, carried)
-        varying |= changed_slots(previous, slots)
-        if replaced := replaced_owners(environment, slots):
-            raise NotFaithful(f"the scenario replaces objects, and not only tensors: {min(replaced)}")
-        current = other_content(environment)
-        for path in sorted(content.keys() | current.keys()):
-            if content.get(path, "nothing") != current.get(path, "nothing"):
-                raise NotFaithful(f"the scenario keeps state outside of tensors: {path}")
+    watch = Watch(environment)
+    simulator, row = environment.base_env._env, environment.batch_size[0] - 1
+    for reset in (simulator.reset, lambda: simulator.reset_at(row), lambda: simulator.reset_at(0)):
+        for change in (lambda: _play_without_random_numbers(environment), reset):
+            previous = signatures(slots)
+            change()
+            varying |= changed_slots(previous, slots)
+            watch.require_unchanged()
     return varying
 
 
-def _play(environment: EnvBase, carried: TensorDictBase) -> None:
-    environment.rand_step(carried.clone())
+def _play_without_random_numbers(environment: EnvBase) -> None:
+    actions = by_agent(environment.rand_action()[ACTION])
+    before = simulator_random_state()
+    with no_outside_reads(), no_random_numbers():
+        environment.base_env._env.step(actions)
+    require_same_random_states(before)
 
 
-def _reset_all(environment: EnvBase, _: TensorDictBase) -> None:
-    environment.reset()
+def require_same_random_states(before: tuple[bytes, str, str]) -> None:
+    """Compare the simulator's random state with the one before a step.
 
-
-def _reset_one(environment: EnvBase, _: TensorDictBase) -> None:
-    environment.base_env._env.reset_at(environment.batch_size[0] - 1)
+    Raises:
+        NotFaithful: the step drew random numbers.
+    """
+    sources = "torch", "numpy", "Python's random module"
+    for source, old, new in zip(sources, before, simulator_random_state(), strict=True):
+        if old != new:
+            raise NotFaithful(f"a step draws random numbers from {source}")
 
 
 def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[GraphModule, tuple[str, ...]]:
@@ -125,15 +135,13 @@ def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[Graph
 
     If the traced step writes to a slot that is not in `varying`, the function adds the slot and traces again.
     """
-    action = environment.rand_action()[ACTION]
+    action, world = environment.rand_action()[ACTION], environment.base_env._env.world
     while True:
         paths = sorted(varying)
         with _restored_slots(environment, slots):
             previous = signatures({path: slots[path] for path in slots.keys() - varying})
-            inputs = [slots[path].get() for path in paths]
-            graph, written = trace_simulation(
-                _step_of(environment, slots, paths), [*inputs, action], environment.base_env._env.world
-            )
+            inputs = [*(slots[path].get() for path in paths), action]
+            graph, written, has_asked = trace_simulation(_step_of(environment, slots, paths), inputs, world)
             new_slots = changed_slots(previous, slots)
         if not new_slots:
             break
@@ -141,22 +149,78 @@ def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[Graph
     for index in written - {len(paths)}:
         if other := shared_memory(slots, paths[index]):
             raise NotFaithful(f"a step writes into {paths[index]}, which shares memory with {other}")
+    if has_asked:
+        _check_queries(environment, slots, paths)
     return graph, _reduce_to_live(graph, paths)
 
 
+def _check_queries(environment: EnvBase, slots: Slots, paths: list[str]) -> None:
+    """Check that a scenario skips a pair that is not near, and does nothing else, when it calls `World.collides`.
+
+    Raises:
+        NotFaithful: the answer decides something else.
+    """
+    world = environment.base_env._env.world
+    with _restored_slots(environment, slots):
+        inputs = [*(slots[path].get() for path in paths), environment.rand_action()[ACTION]]
+        step = _step_of(environment, slots, paths)
+        apart, skipped = (
+            trace_simulation(step, inputs, world, queries)[0] for queries in (Queries.APART, Queries.SKIPPED)
+        )
+    for _ in range(_QUERIED_STATES):
+        inputs = [_altered_state(value) for value in inputs]
+        if not all(same_bits(one, other) for one, other in zip(apart(*inputs), skipped(*inputs), strict=True)):
+            raise NotFaithful("a scenario uses the answer of World.collides for more than skipping a pair")
+
+
+def _altered_state(value: Tensor) -> Tensor:
+    return value + 0.1 * torch.randn_like(value) if value.is_floating_point() else value
+
+
+def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset[str]:
+    """Return those of the slots on which the observations of a state depend."""
+
+    def observe(*inputs: Tensor) -> list[Tensor]:
+        for path, value in zip(paths, inputs, strict=True):
+            slots[path].put(value)
+        observations: list[Tensor] = environment.base_env._env._get_from_scenario(True, False, False, False)[0]
+        return observations
+
+    with _restored_slots(environment, slots):
+        inputs = [slots[path].get() for path in paths]
+        graph, _, has_asked = trace_simulation(observe, inputs, environment.base_env._env.world)
+    if has_asked:
+        raise NotFaithful("an observation calls World.collides")
+    nodes = list(graph.graph.nodes)
+    needed = _ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    return frozenset(name for name, node in zip(paths, placeholders, strict=True) if node in needed)
+
+
+def stacked(
+    observations: list[Tensor], rewards: list[Tensor], terminated: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return observation [envs, agents, features], reward [envs, agents, 1] and terminated [envs, 1] of VMAS."""
+    num_envs = len(terminated)
+    reward = torch.stack([reward.reshape(num_envs, 1) for reward in rewards], dim=1)
+    return torch.stack(observations, dim=1), reward, terminated.reshape(num_envs, 1)
+
+
+def by_agent(action: Tensor) -> list[Tensor]:
+    """Return an action [envs, agents, features] or [envs, agents] as VMAS expects it."""
+    return [item if item.ndim > 1 else item.unsqueeze(-1) for item in action.unbind(1)]
+
+
 def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[..., list[Tensor]]:
-    simulator, (num_envs,) = environment.base_env._env, environment.batch_size
+    simulator = environment.base_env._env
 
     def step(*inputs: Tensor) -> list[Tensor]:
         for path, value in zip(paths, inputs[:-1], strict=True):
             slots[path].put(value)
-        actions = [action if action.ndim > 1 else action.unsqueeze(-1) for action in inputs[-1].unbind(1)]
-        observations, rewards, terminated, _ = Environment.step.__wrapped__(simulator, actions)
+        observations, rewards, terminated, _ = Environment.step.__wrapped__(simulator, by_agent(inputs[-1]))
         return [
             *(slots[path].get() for path in paths),
-            torch.stack(observations, dim=1),
-            torch.stack([reward.reshape(num_envs, 1) for reward in rewards], dim=1),
-            terminated.reshape(num_envs, 1),
+            *stacked(observations, rewards, terminated),
         ]
 
     return step

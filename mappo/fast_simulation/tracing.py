@@ -18,6 +18,7 @@ This file is long because the three exceptions and the refusals share the state 
 """
 
 import ast
+import enum
 import linecache
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -34,9 +35,10 @@ from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from vmas.simulator.core import Sphere, World
 
-from mappo.compute.compiler import trace_graph
+from mappo.compute.compiler import end_if_stopped, trace_graph
 from mappo.errors import NotTraceable
 
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "is_nonzero"}
@@ -50,54 +52,138 @@ _ELEMENTWISE = {  # operations that are allowed on x[mask] before the result is 
     *("__get__", "size", "dim", "numel"),  # shapes, dtypes and devices
 }
 _SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
+_STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
+_MOST_OPERATIONS = 40_000  # of one step, as traced; more take minutes to trace and longer to compile
+
+
+class Queries(enum.Enum):
+    """How a trace answers a scenario's own calls of `World.collides`; VMAS's own calls are always traced.
+
+    A scenario that asks in the way that a trace assumes does the same in the cases APART and SKIPPED.
+    """
+
+    TRACED = "yes, and whatever follows depends on whether the pair is near"
+    APART = "yes, though the pair is near in no environment"
+    SKIPPED = "no"
 
 
 def trace_simulation(
-    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World
-) -> tuple[GraphModule, set[int]]:
-    """Return the graph of a function of tensors, and the indices of the inputs that the function writes to.
+    function: Callable[..., Iterable[Tensor]],
+    inputs: list[Tensor],
+    world: World,
+    queries: Queries = Queries.TRACED,
+) -> tuple[GraphModule, set[int], bool]:
+    """Return the graph of a function of tensors, the indices of the inputs that it writes to, and whether it asks.
 
-    `world` is the simulated world, whose collisions the function computes. The function may write to its
-    inputs and keep tensors elsewhere; the graph does neither. The graph is valid for all inputs of these
-    shapes and types. Results that depend on no input are computed once, here.
+    `world` is the simulated world, whose collisions the function computes; a function that asks calls
+    `World.collides` itself. The function may write to its inputs and keep tensors elsewhere; the graph does
+    neither. The graph is valid for all inputs of these shapes and types. Results that depend on no input are
+    computed once, here.
 
     Raises:
-        NotTraceable: the function depends on values, draws random numbers, or fails.
+        NotTraceable: the function depends on values, draws random numbers, fails, or has too many operations.
     """
     try:
-        tracer = _Tracer()
+        tracer = _Tracer(queries)
         with torch.no_grad(), tracer, _broad_phase(world, tracer):
             traced = trace_graph(function, [tensor.clone() for tensor in inputs])
     except NotTraceable:
         raise
     except Exception as error:  # a scenario is foreign code, and tracing does not support every operation
         raise NotTraceable(f"{_first_line(error)} ({_error_location(error)})") from error
-    _require_deterministic(traced)
+    for node in traced.graph.nodes:
+        _require_deterministic(node)
     with torch.no_grad():
         graph = trace_graph(functionalize(traced), inputs)
     written = _remove_writes(graph)
     _fold_constants(graph)
-    return graph, written
+    return graph, written, tracer.has_asked
+
+
+@contextmanager
+def no_random_numbers() -> Iterator[None]:
+    """Raise NotTraceable with its line if an operation in the block draws random numbers from torch."""
+    with _NoRandomNumbers():  # type: ignore[no-untyped-call]
+        yield
+
+
+class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotTraceable(f"a step draws random numbers: {func} ({_location()})")
+        return func(*args, **(kwargs or {}))
+
+
+_OUTSIDE = {  # modules of C functions that read what no walk through a scenario finds, such as the clock
+    *("time", "datetime", "_datetime", "posix", "nt", "io", "_io", "_socket", "_uuid"),
+}
+
+
+@contextmanager
+def no_outside_reads() -> Iterator[None]:
+    """Raise NotTraceable at the end of the block if Python has read the clock, a file or the system in it."""
+    reads: list[str] = []
+
+    def note(frame: FrameType, event: str, function: Any) -> None:
+        if event == "c_call" and not reads:
+            owner = getattr(function, "__self__", None)
+            module = getattr(function, "__module__", None) or getattr(owner, "__module__", "")
+            if module in _OUTSIDE and not _is_from_torch(frame):
+                reads.append(f"{module}.{function.__name__}, {_location_of(frame)}")
+
+    previous = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(previous)
+    if reads:
+        raise NotTraceable(f"a step reads something outside of the simulation: {reads[0]}")
+
+
+def _is_from_torch(frame: FrameType) -> bool:
+    """Return whether torch's or the standard library's own work leads to this call."""
+    found: FrameType | None = frame
+    while found and _is_standard(found):
+        found = found.f_back
+    return found is None or found.f_code.co_filename.startswith((*_SKIPPED_FILES, "<"))
+
+
+def _is_standard(frame: FrameType) -> bool:
+    """Return whether a frame belongs to Python's standard library."""
+    path = frame.f_code.co_filename
+    return path.startswith(_STANDARD_LIBRARY) and "-packages/" not in path.removeprefix(_STANDARD_LIBRARY)
+
+
+def _location_of(frame: FrameType) -> str:
+    found: FrameType | None = frame
+    while found and found.f_back and _is_standard(found):
+        found = found.f_back
+    assert found
+    return _format_location(found.f_code.co_filename, found.f_lineno)
 
 
 class _Tracer(TorchFunctionMode):
     """The mode that handles every function of tensors before the function is traced.
 
-    near: flags by the names of two entities: whether the two entities are near in any environment.
+    near: flags by two entities: whether the two entities are near in any environment.
+    has_asked: whether the scenario itself has called `World.collides`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queries: Queries) -> None:
         super().__init__()
+        self.queries, self.has_asked, self.is_asking = queries, False, False
         self._selected: dict[
             int, tuple[Tensor, Tensor]
         ] = {}  # for x[mask], by id: a copy of all of x, and the mask
-        self.near: dict[frozenset[str], Tensor] = {}
+        self.near: dict[frozenset[int], Tensor] = {}
         self._varying: set[Node] = set()  # nodes that depend on an input, up to the node `_last`
         self._last: Node | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        end_if_stopped()
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in _VALUES and isinstance(args[0], Tensor):
             return self._read_value(func, args, kwargs)
@@ -119,8 +205,10 @@ class _Tracer(TorchFunctionMode):
         frame = _caller()
         if frame.f_code is World.collides.__code__:
             # The answer is true, so that every pair is traced; `_broad_phase` applies the flag to the result.
-            self.near[_pair(frame.f_locals["a"], frame.f_locals["b"])] = args[0]
-            return True
+            apart = self.is_asking and self.queries is Queries.APART
+            near = torch.zeros_like(args[0]) if apart else args[0]
+            self.near[_pair(frame.f_locals["a"], frame.f_locals["b"])] = near
+            return not (self.is_asking and self.queries is Queries.SKIPPED)
         if self._is_traced(args[0]) and not _is_assertion(frame):
             raise NotTraceable(f"Python depends on a tensor's value ({_location()})")
         with disable_proxy_modes_tracing():
@@ -147,7 +235,10 @@ class _Tracer(TorchFunctionMode):
         frame = _caller()
         while node.op != "root" and "location" not in node.meta:
             node.meta["location"] = frame.f_code.co_filename, frame.f_lineno
+            _require_deterministic(node)
             node = node.prev
+        if mode and len(mode.tracer.graph.nodes) > _MOST_OPERATIONS:
+            raise NotTraceable(f"a step has more than {_MOST_OPERATIONS} operations ({_location()})")
 
     def _select(self, whole: Tensor, mask: Tensor) -> Tensor:
         copy = whole.clone()
@@ -178,26 +269,36 @@ def _broad_phase(world: World, tracer: _Tracer) -> Iterator[None]:
 
     This equals VMAS's skipping of the pair. Skipping changes results, because forces reach a little further
     than the broad phase, and because scenarios read the distance of pairs that may collide. Between spheres,
-    forces do not reach further, and their forces stay as they are.
+    forces do not reach further, and their forces stay as they are. The world's own methods compute everything,
+    also if a subclass or an attribute replaces VMAS's.
     """
+    names = "update_env_forces", "collides", "get_distance"
+    own = {name: getattr(world, name) for name in names}
+    own_attributes = {name: world.__dict__[name] for name in names if name in world.__dict__}
 
-    def forces(a: Any, force_a: Tensor, torque_a: Any, b: Any, force_b: Tensor, torque_b: Any) -> None:
-        near = tracer.near.get(_pair(a, b))
-        values = [force_a, torque_a, force_b, torque_b]
-        if near is not None and not (isinstance(a.shape, Sphere) and isinstance(b.shape, Sphere)):
+    def forces(entity_a: Any, f_a: Tensor, t_a: Any, entity_b: Any, f_b: Tensor, t_b: Any) -> None:
+        near = tracer.near.get(_pair(entity_a, entity_b))
+        values = [f_a, t_a, f_b, t_b]
+        are_spheres = isinstance(entity_a.shape, Sphere) and isinstance(entity_b.shape, Sphere)
+        if near is not None and not are_spheres:
             values = [torch.where(near, value, 0.0) if isinstance(value, Tensor) else value for value in values]
-        World.update_env_forces(world, a, *values[:2], b, *values[2:])
+        own["update_env_forces"](entity_a, *values[:2], entity_b, *values[2:])
 
     def collides(a: Any, b: Any) -> bool:
-        result: bool = World.collides(world, a, b)
-        last_query[:] = [sys._getframe(1), _pair(a, b)]
+        caller = sys._getframe(1)
+        tracer.is_asking = caller.f_code is not World._apply_vectorized_enviornment_force.__code__
+        tracer.has_asked |= tracer.is_asking
+        tracer.near.pop(_pair(a, b), None)  # of the last query; this one may not come to compare positions
+        result: bool = own["collides"](a, b)
+        last_query[:] = [caller, _pair(a, b)]
         return result
 
-    def distance(a: Any, b: Any, env_index: int | None = None) -> Tensor:
-        value: Tensor = World.get_distance(world, a, b, env_index)
-        if last_query != [sys._getframe(1), _pair(a, b)]:
+    def distance(entity_a: Any, entity_b: Any, env_index: int | None = None) -> Tensor:
+        value: Tensor = own["get_distance"](entity_a, entity_b, env_index)
+        near = tracer.near.get(_pair(entity_a, entity_b))
+        if near is None or last_query != [sys._getframe(1), _pair(entity_a, entity_b)]:
             return value
-        return torch.where(tracer.near[_pair(a, b)], value, torch.inf)
+        return torch.where(near, value, torch.inf)
 
     # The Python frame and the pair of the last call of `collides`. A scenario calls `get_distance` next in the
     # same frame, for the same pair, only if the pair is near in some environment.
@@ -209,10 +310,11 @@ def _broad_phase(world: World, tracer: _Tracer) -> Iterator[None]:
     finally:
         for name in replacements:
             del world.__dict__[name]
+        world.__dict__.update(own_attributes)
 
 
-def _pair(a: Any, b: Any) -> frozenset[str]:
-    return frozenset((a.name, b.name))
+def _pair(a: Any, b: Any) -> frozenset[int]:
+    return frozenset((id(a), id(b)))
 
 
 def _mask(index: Any) -> Tensor | None:
@@ -317,17 +419,16 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _require_deterministic(graph: GraphModule) -> None:
+def _require_deterministic(node: Node) -> None:
     reasons = {
         torch.Tag.nondeterministic_seeded: "a step draws random numbers",
         torch.Tag.dynamic_output_shape: "the shape of a result depends on a tensor's value",
         torch.Tag.data_dependent_output: "Python depends on a tensor's value",
     }
-    for node in graph.graph.nodes:
-        for tag in getattr(node.target, "tags", ()):
-            if tag in reasons and not _is_indexed_by_numbers(node):
-                location = _format_location(*node.meta["location"])
-                raise NotTraceable(f"{reasons[tag]}: {node.target} ({location})")
+    for tag in getattr(node.target, "tags", ()):
+        if tag in reasons and not _is_indexed_by_numbers(node):
+            location = _format_location(*node.meta["location"])
+            raise NotTraceable(f"{reasons[tag]}: {node.target} ({location})")
 
 
 def _is_indexed_by_numbers(node: Node) -> bool:

@@ -1,0 +1,207 @@
+"""The check of resets: what a reset overwrites, and how fresh states may be made.
+
+On the plain path, VMAS resets a finished environment alone. On the fast path, a finished environment takes a fresh
+state that another environment may have made, before. Both are the same if
+
+- a reset of one environment depends neither on the state before it nor on the number of the environment,
+- it leaves the other environments as they are, and
+- the first observation depends only on what the reset overwrites.
+
+Fresh states are made for all environments at once by VMAS's full reset if that draws the same distribution, and
+independently for each environment. Otherwise each fresh state is made by a reset of one environment.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from mappo.environment.keys import ACTION
+from mappo.environment.random_streams import random_states, set_random_states
+from mappo.errors import NotFaithful
+from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent
+from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.slots import copies, same_bits
+
+_DRAWS = 48  # resets of each kind whose numbers are compared
+_ALTERED_DRAWS = 12  # of them, resets that are repeated from an altered state
+_ROWS = 8  # environments that are reset alone, in turns
+_MIXTURES = 8  # random sums of all numbers of a state, which show how numbers go together
+_UNLIKELY = 1e-9  # probability by chance below which environments count as different
+_SUSPICIOUS = 1e-4  # probability below which full resets are not used; by mistake, this only costs time
+
+
+@dataclass(frozen=True)
+class Resets:
+    """What resets do.
+
+    names: the slots of the state that a reset overwrites.
+    one_by_one: whether fresh states must be made by resets of one environment.
+    """
+
+    names: frozenset[str]
+    one_by_one: bool
+
+
+def check_resets(environment: EnvBase, step: PureStep) -> Resets:
+    """Reset from states of a rollout and from the same states with other numbers, and compare the results.
+
+    Raises:
+        NotFaithful: a reset of one environment depends on the state before it or on the environment, or changes
+            other environments; or the first observation depends on what resets keep.
+    """
+    watch = Watch(environment)
+    rows = sorted({int(row) for row in np.linspace(0, environment.batch_size[0] - 1, _ROWS)})
+    check = _ResetCheck(environment, step)
+    for draw in range(_DRAWS):
+        check.draw(rows[draw % len(rows)], 10.0 ** (draw % 6 - 1) if draw < _ALTERED_DRAWS else None)
+        watch.require_unchanged()
+    if kept := step.observed & check.kept:
+        raise NotFaithful(f"the first observation after a reset depends on what resets keep: {min(kept)}")
+    reset_slots = frozenset(step.names) - check.kept
+    return Resets(reset_slots, _must_be_one_by_one(check, sorted(reset_slots)))
+
+
+class _ResetCheck:
+    """The comparison of resets, and the numbers that resets have written.
+
+    kept: the slots that no reset overwrites.
+    full: the slots after each full reset [envs, ...].
+    alone: the row of the slots after each reset of one environment, by its number.
+    """
+
+    def __init__(self, environment: EnvBase, step: PureStep):
+        self._environment, self._simulator = environment, environment.base_env._env
+        self._slots, self._names = find_slots(environment), sorted({*step.names, *step.observed})
+        self._unused = sorted(step.unused - step.observed)
+        self.kept: set[str] = set()
+        self.full: list[StepState] = []
+        self.alone: list[tuple[int, StepState]] = []
+
+    def draw(self, row: int, magnitude: float | None) -> None:
+        """Play a frame, and reset from its state all environments and environment `row` alone.
+
+        magnitude: if given, also reset from a state in which all numbers are others, of about this size.
+        """
+        self._simulator.step(by_agent(self._environment.rand_action()[ACTION]))
+        start = copies(self._slots, [*self._names, *self._unused])
+        states = random_states(self._environment.device)
+        alone, full = (self._after(reset, start, states) for reset in self._resets(row))
+        self.full.append(full)
+        self.alone.append((row, {name: value[row] for name, value in alone.items()}))
+        if magnitude is None:
+            return
+        altered = {path: _altered(value, magnitude) for path, value in start.items()}
+        alone_too, full_too = (self._after(reset, altered, states) for reset in self._resets(row))
+        observed = self._after(self._observe, altered, states)
+        for name in self._names:
+            pairs = [(start[name], altered[name]), (full[name], full_too[name]), (alone[name], alone_too[name])]
+            self._compare(name, pairs, row)
+            if not same_bits(altered[name], observed[name]):
+                raise NotFaithful(f"an observation changes the state: {name}")
+
+    def _resets(self, row: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        return lambda: self._simulator.reset_at(row), self._simulator.reset
+
+    def _observe(self) -> None:
+        self._simulator.get_from_scenario(True, False, True, True)
+
+    def _after(self, operation: Callable[[], object], start: StepState, states: dict[str, Any]) -> StepState:
+        """Return the slots after an operation from a state, with these random numbers."""
+        set_random_states(states, self._environment.device)
+        for path, value in start.items():
+            self._slots[path].put(value.clone())
+        try:
+            operation()
+        except Exception as error:  # a scenario is foreign code, and numbers that it never has may be impossible
+            raise NotFaithful(f"a reset fails from another state: {type(error).__name__}: {error}") from error
+        return copies(self._slots, self._names)
+
+    def _compare(self, name: str, pairs: list[tuple[Tensor, Tensor]], row: int) -> None:
+        """Compare a slot before, after a full reset and after a reset of `row`; each from two states."""
+        before, full, alone = pairs
+        is_kept = all(same_bits(*pair) for pair in zip(before, full, strict=True))
+        if not is_kept and not same_bits(*full):
+            raise NotFaithful(f"a reset depends on the state before it: {name}")
+        if self.full[1:] and is_kept != (name in self.kept):
+            raise NotFaithful(f"a reset overwrites {name} in some episodes and keeps it in others")
+        if is_kept:
+            self.kept.add(name)
+        others = [index for index in range(len(before[0])) if index != row]
+        if not all(same_bits(start[others], result[others]) for start, result in zip(before, alone, strict=True)):
+            raise NotFaithful(f"a reset of one environment changes others: {name}")
+        rows = [value[row] for value in (*before, *alone)] if is_kept else [value[row] for value in alone]
+        if not all(same_bits(*pair) for pair in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True)):
+            raise NotFaithful(f"a reset of one environment differs from a reset of all environments: {name}")
+
+
+def _altered(value: Tensor, magnitude: float) -> Tensor:
+    """Return a tensor of finite numbers of about this size, which differs from `value` in every element."""
+    if value.dtype == torch.bool:
+        return ~value
+    if not value.is_floating_point():
+        return value + torch.randint_like(value, 1, 4)
+    number = magnitude * (0.5 + torch.rand_like(value)) * torch.randn_like(value).sign()
+    return torch.where(number == value, 2 * number, number)
+
+
+def _must_be_one_by_one(check: _ResetCheck, names: list[str]) -> bool:
+    """Return whether full resets draw other states than resets of one environment, or not independent ones.
+
+    Raises:
+        NotFaithful: resets of one environment differ by environment.
+    """
+    if not names:
+        return False
+    rows = sorted({row for row, _ in check.alone})
+    full = np.stack([_numbers({name: state[name][rows] for name in names}) for state in check.full])
+    alone = np.stack([_numbers({name: state[name][None] for name in names})[0] for _, state in check.alone])
+    mixtures = np.random.default_rng(0).normal(size=(full.shape[-1], _MIXTURES))
+    full, alone = (np.concatenate([numbers, numbers @ mixtures], -1) for numbers in (full, alone))
+    by_row = [alone[[index for index, (row, _) in enumerate(check.alone) if row == each]] for each in rows]
+    if _least_probability(by_row) < _UNLIKELY:
+        raise NotFaithful("environments differ: a reset of one environment depends on its number")
+    one_of_each = full[np.arange(len(full)), np.arange(len(full)) % len(rows)]  # [draws, numbers]
+    is_same = _least_probability([one_of_each, alone]) > _SUSPICIOUS
+    is_independent = _least_probability([*full]) > _SUSPICIOUS
+    is_interchangeable = _least_probability([*full.swapaxes(0, 1)]) > _SUSPICIOUS
+    return not (is_same and is_independent and is_interchangeable)
+
+
+def _numbers(state: StepState) -> NDArray[np.float64]:
+    """Return all finite numbers of a state [rows, numbers]; infinity and NaN become numbers of their own."""
+    flat = [value.reshape(len(value), -1).double().cpu().nan_to_num(-1e30, 1e30, -1e31) for value in state.values()]
+    numbers: NDArray[np.float64] = torch.cat(flat, 1).numpy()
+    return numbers
+
+
+def _least_probability(groups: list[NDArray[np.float64]]) -> float:
+    """Return the least probability, over all numbers, that groups [draws, numbers] come from one distribution.
+
+    The probability is corrected for the number of comparisons. Location and spread are compared by ranks
+    (Kruskal and Wallis 1952), of two groups also the whole distribution (Kolmogorov and Smirnov).
+    """
+    groups = [group for group in groups if len(group)]
+    everything = np.concatenate(groups)
+    varying = (everything != everything[0]).any(0)
+    if len(groups) < 2 or not varying.any():
+        return 1.0
+    groups = [group[:, varying] for group in groups]
+    constant = [(group == group[0]).all(0) for group in groups]
+    if np.all(constant, 0).any():  # each group has one number, and groups differ
+        return 0.0
+    centre = np.median(everything[:, varying], 0)
+    probabilities = [
+        stats.kruskal(*groups).pvalue,
+        stats.kruskal(*(abs(group - centre) for group in groups)).pvalue,
+    ]
+    if len(groups) == 2:
+        probabilities.append(stats.ks_2samp(*groups).pvalue)
+    least = float(np.nanmin(np.stack(probabilities), initial=1.0))
+    return min(1.0, least * len(probabilities) * int(varying.sum()))
