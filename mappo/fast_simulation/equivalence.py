@@ -8,17 +8,17 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
-from mappo.errors import NotFaithful
+from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, require_same_random_states, stacked
 from mappo.fast_simulation.python_state import Watch, find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
+from mappo.fast_simulation.tracing import no_random_numbers
 
-_ROUNDING = 1e-6  # tolerance for a traced graph, relative to the largest number of the same tensor
+_ROUNDING = 0.0  # tolerance for a traced graph, relative to the largest number of the same tensor
 _ROUNDING_COMPILED = 1e-5  # larger, because compilers reorder operations and contact amplifies the difference
 _EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole rollout that may exceed the tolerance in a compiled step
 _CHECKED_FRAMES = 60
-_ROTATED_FRAMES = 10  # frames in which environments also change places
 _HELD_FRAMES = 7  # frames that repeat a random action, so that agents move far enough to touch
 _RESETS = 8  # finished environments that are reset after a frame, one by one; further ones continue to play
 
@@ -35,8 +35,12 @@ class PlainFrame:
 def first_frame(environment: EnvBase) -> PlainFrame:
     """Reset an environment that is new and play its first frame by a random action."""
     environment.reset()
-    slots = find_slots(environment)
-    return play_frame(environment, slots, tuple(slots), environment.rand_action()[ACTION])
+    slots, action = find_slots(environment), environment.rand_action()[ACTION]
+    try:
+        with no_random_numbers():
+            return play_frame(environment, slots, tuple(slots), action)
+    except NotTraceable as error:
+        raise NotFaithful(str(error)) from error
 
 
 def play_frame(environment: EnvBase, slots: Slots, names: tuple[str, ...], action: Tensor) -> PlainFrame:
@@ -94,8 +98,7 @@ def check_steps(environment: EnvBase, resets: Resets, *steps: PureStep, frames: 
             num_excused[number] += num_wrong
             if num_excused[number] > (allowed_differences(num_compared) if step.is_compiled else 0):
                 raise NotFaithful(f"{description} differ after frame {index + 1} of the check")
-        if index < _ROTATED_FRAMES:
-            _check_rotated(steps[0], frame, 1 + index % max(1, num_envs - 1))
+        _check_rotated(steps[0], frame, 1 + index % max(1, num_envs - 1))
         finished = frame.results["terminated"].squeeze(-1)
         for row in {index % num_envs, *finished.nonzero().flatten().tolist()[:_RESETS]}:
             before = copies(slots, names)

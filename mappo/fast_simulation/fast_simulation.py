@@ -41,10 +41,10 @@ from mappo.errors import NotFaithful
 from mappo.fast_simulation.audit import Audit
 from mappo.fast_simulation.equivalence import check_first_frame, check_steps, first_frame
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
-from mappo.fast_simulation.pure_step import Frame, PureStep, StepState, trace_step
-from mappo.fast_simulation.python_state import find_slots, read_python_state, require_equal
-from mappo.fast_simulation.resets import Resets, check_resets
-from mappo.fast_simulation.slots import Slots, copies, same_bits
+from mappo.fast_simulation.pure_step import Frame, PureStep, StepState, find_varying, trace_step
+from mappo.fast_simulation.python_state import find_slots, read_python_state, require_equal, require_equal_tensors
+from mappo.fast_simulation.resets import ResetCheck, Resets
+from mappo.fast_simulation.slots import Slots, copies
 
 
 class FastSimulation:
@@ -137,29 +137,30 @@ def make_fast_simulation(
     require_equal(read_python_state(environment), read_python_state(rehearsal))
     with private_random_streams(0, Stream.VALIDATION, device):
         first = first_frame(rehearsal)
-        graph = step = trace_step(rehearsal)
+        _require_same_after_first_frame(rehearsal, make_twin(config, environment))
+        varying = find_varying(rehearsal)
+        reset_check = ResetCheck(rehearsal, varying)
+        graph = step = trace_step(rehearsal, varying)
         check_first_frame(graph, first)
-        resets = check_resets(rehearsal, graph)
+        resets = reset_check.resets(graph)
         if is_compiled:
             slots = find_slots(rehearsal)
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
         check_steps(rehearsal, resets, graph, *([step] if is_compiled else []))
-        _require_equal_constants(environment, rehearsal, step)
+    require_equal_tensors(environment, rehearsal, step.constants)
     return FastSimulation(environment, step, resets)
 
 
-def _require_equal_constants(environment: EnvBase, rehearsal: EnvBase, step: PureStep) -> None:
-    """Check that the environment holds the numbers that were traced as constants.
+def _require_same_after_first_frame(rehearsal: EnvBase, twin: EnvBase) -> None:
+    """Check that what an environment makes in its first frame does not depend on that frame.
 
     Raises:
-        NotFaithful: a constant differs, for example because it was drawn from the clock.
+        NotFaithful: it does, so the environment holds something else than the one that is traced.
     """
-    own, other = read_python_state(environment), read_python_state(rehearsal)
-    tensors = {path: slot.get() for path, slot in own.slots.items() if path in step.constants}
-    others = {path: slot.get() for path, slot in other.slots.items()}
-    for path, value in {**tensors, **own.fixed}.items():
-        if not same_bits(value, {**others, **other.fixed}[path]):
-            raise NotFaithful(f"each environment has numbers of its own: {path}")
+    first_frame(twin)
+    varying = find_varying(twin)
+    require_equal(read_python_state(rehearsal), read_python_state(twin))
+    require_equal_tensors(rehearsal, twin, frozenset(find_slots(twin).keys() - varying))
 
 
 class FastEnvironment:

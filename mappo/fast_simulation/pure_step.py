@@ -37,14 +37,12 @@ class PureStep:
 
     names: the slots whose tensors are the state. A step reads them; a step or a reset writes them.
     constants: the slots that steps or resets may read and must never write.
-    unused: the other slots; steps or resets write them, and no observation, reward or flag depends on them.
     observed: the slots, not constants, on which the observation of a state depends, such as the one after a reset.
     graph: (the state's tensors, action) -> (the state's tensors, observation, reward, terminated).
     """
 
     names: tuple[str, ...]
     constants: frozenset[str]
-    unused: frozenset[str]
     observed: frozenset[str]
     graph: GraphModule
     run: Callable[..., Any]
@@ -69,52 +67,55 @@ class PureStep:
         return replace(self, run=self.graph, is_compiled=False)
 
 
-def trace_step(environment: EnvBase) -> PureStep:
-    """Trace one step of a plain environment as a graph, which runs one operation after the other.
+def find_varying(environment: EnvBase) -> frozenset[str]:
+    """Return the slots whose tensors a step or a reset replaces or writes to.
 
     The function resets and steps the environment, and so draws random numbers.
 
     Raises:
-        NotFaithful: a step is not a function of the tensors that a walk through the environment finds.
-    """
-    try:
-        environment.step_and_maybe_reset(environment.rand_action(environment.reset()))
-        environment.reset()
-        slots = find_slots(environment)
-        varying = _varying_slots(environment, slots)
-        graph, names = _trace(environment, slots, varying)
-        observed = _observed(environment, slots, sorted(varying))
-    except NotTraceable as error:
-        raise NotFaithful(str(error)) from error
-    _require_rows(environment, slots, varying, names)
-    unused = frozenset(varying - set(names))
-    return PureStep(names, frozenset(slots.keys() - varying), unused, observed, graph, graph)
-
-
-def _varying_slots(environment: EnvBase, slots: Slots) -> set[str]:
-    """Return the slots whose tensors a step or a reset replaces or writes to.
-
-    Raises:
-        NotFaithful: a step or a reset changes anything else that Python can read, or a step draws random numbers.
-        NotTraceable: a step draws random numbers from torch, or reads the clock or a file.
+        NotFaithful: a step or a reset changes anything else that Python can read, or a step draws random
+            numbers, or reads the clock or a file, or has too many operations.
     """
     varying: set[str] = set()
-    watch = Watch(environment)
     simulator, row = environment.base_env._env, environment.batch_size[0] - 1
+    simulator.step(by_agent(environment.rand_action()[ACTION]))
+    simulator.reset()
+    slots, watch = find_slots(environment), Watch(environment)
     for reset in (simulator.reset, lambda: simulator.reset_at(row), lambda: simulator.reset_at(0)):
         for change in (lambda: _play_without_random_numbers(environment), reset):
             previous = signatures(slots)
             change()
             varying |= changed_slots(previous, slots)
             watch.require_unchanged()
-    return varying
+    return frozenset(varying)
+
+
+def trace_step(environment: EnvBase, varying: frozenset[str]) -> PureStep:
+    """Trace one step of a plain environment as a graph, which runs one operation after the other.
+
+    varying: what `find_varying` has returned for this environment.
+
+    Raises:
+        NotFaithful: a step is not a function of the tensors that a walk through the environment finds.
+    """
+    try:
+        slots = find_slots(environment)
+        graph, names, varying = _trace(environment, slots, set(varying))
+        observed = _observed(environment, slots, sorted(varying))
+    except NotTraceable as error:
+        raise NotFaithful(str(error)) from error
+    _require_rows(environment, slots, varying, names)
+    return PureStep(names, frozenset(slots.keys() - varying), observed, graph, graph)
 
 
 def _play_without_random_numbers(environment: EnvBase) -> None:
     actions = by_agent(environment.rand_action()[ACTION])
     before = simulator_random_state()
-    with no_outside_reads(), no_random_numbers():
-        environment.base_env._env.step(actions)
+    try:
+        with no_outside_reads(), no_random_numbers():
+            environment.base_env._env.step(actions)
+    except NotTraceable as error:
+        raise NotFaithful(str(error)) from error
     require_same_random_states(before)
 
 
@@ -130,8 +131,10 @@ def require_same_random_states(before: tuple[bytes, str, str]) -> None:
             raise NotFaithful(f"a step draws random numbers from {source}")
 
 
-def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[GraphModule, tuple[str, ...]]:
-    """Return the graph of a step and the slots that the graph needs.
+def _trace(
+    environment: EnvBase, slots: Slots, varying: set[str]
+) -> tuple[GraphModule, tuple[str, ...], frozenset[str]]:
+    """Return the graph of a step, the slots that the graph needs, and the slots that vary.
 
     If the traced step writes to a slot that is not in `varying`, the function adds the slot and traces again.
     """
@@ -146,12 +149,13 @@ def _trace(environment: EnvBase, slots: Slots, varying: set[str]) -> tuple[Graph
         if not new_slots:
             break
         varying |= new_slots
-    for index in written - {len(paths)}:
-        if other := shared_memory(slots, paths[index]):
-            raise NotFaithful(f"a step writes into {paths[index]}, which shares memory with {other}")
     if has_asked:
         _check_queries(environment, slots, paths)
-    return graph, _reduce_to_live(graph, paths)
+    names = _reduce_to_live(graph, paths)
+    for index in written - {len(paths)}:
+        if others := shared_memory(slots, paths[index]) & {*names}:
+            raise NotFaithful(f"a step writes into {paths[index]}, which shares memory with {min(others)}")
+    return graph, names, frozenset(varying)
 
 
 def _check_queries(environment: EnvBase, slots: Slots, paths: list[str]) -> None:
@@ -271,7 +275,7 @@ def _ancestors(nodes: list[Node]) -> set[Node]:
     return ancestors
 
 
-def _require_rows(environment: EnvBase, slots: Slots, varying: set[str], names: tuple[str, ...]) -> None:
+def _require_rows(environment: EnvBase, slots: Slots, varying: frozenset[str], names: tuple[str, ...]) -> None:
     """Check that state has a row for each environment, and that constants are equal in all environments.
 
     A finished environment takes the next fresh state, which another environment may have made. Constants that

@@ -18,7 +18,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,14 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.state_walk import GENERATORS, SCALARS, attributes, roots
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.slots import Slot, Slots
+from mappo.fast_simulation.slots import Slot, Slots, same_bits
 
 _TRUSTED = {  # packages whose functions keep no state that a scenario reads
     *sys.stdlib_module_names,
     *("torch", "torchrl", "tensordict", "numpy", "gym", "gymnasium", "vmas.simulator", "typing_extensions"),
 }
 _CLOSED_CLASSES = {"builtins", "torch", "numpy", "gym", "gymnasium", "typing"}  # packages of constant classes
-_SPACES = {"gym", "gymnasium"}  # packages of objects that only describe actions and observations
+_IGNORED = {"gym", "gymnasium", "logging"}  # packages of objects on which no result depends
 _DYNAMIC = {"globals", "eval", "exec", "vars"}  # functions that reach every global
 _MOST_VALUES = 300_000
 _CONSTANT = (  # types whose values cannot change
@@ -111,6 +110,24 @@ def require_equal(state: PythonState, twin: PythonState) -> None:
         raise NotFaithful(f"each environment has a value of its own: {path}")
 
 
+def require_equal_tensors(environment: EnvBase, twin: EnvBase, constants: frozenset[str]) -> None:
+    """Compare the tensors that never change in two environments; those that only one of them has are left out.
+
+    constants: slots.
+
+    Raises:
+        NotFaithful: a tensor differs.
+    """
+    own, others = read_python_state(environment), read_python_state(twin)
+    tensors, twins = (
+        {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
+        for state in (own, others)
+    )
+    for path in sorted(tensors.keys() & twins.keys()):
+        if not same_bits(tensors[path], twins[path]):
+            raise NotFaithful(f"each environment has numbers of its own: {path}")
+
+
 class _Identity(int):
     """The id of an object that the reading keeps alive."""
 
@@ -154,9 +171,7 @@ class _Walk:
         place: where the value can be replaced, or None.
         """
         kind, content = type(value), self._state.content
-        if isinstance(value, Enum):
-            content[path] = kind, value.name
-        elif kind in (float, complex):
+        if kind in (float, complex):
             content[path] = kind, repr(value)  # NaN equals itself
         elif isinstance(value, _CONSTANT):
             content[path] = kind, value
@@ -166,6 +181,8 @@ class _Walk:
                 self._state.slots[path] = place
             else:
                 self._state.fixed[path] = value
+            if vars(value):
+                self.add(dict(vars(value)), f"{path}.__dict__", None)
         elif id(value) in self._paths:
             content[path] = "same", self._paths[id(value)]
         else:
@@ -264,8 +281,13 @@ def _references_of_function(function: types.FunctionType) -> Iterator[tuple[str,
     for name in sorted(known if names & _DYNAMIC else names & known.keys()):
         value = known[name]
         yield f" -> {name}", value
-        if isinstance(value, types.ModuleType) and not _is_in(value.__name__, _TRUSTED):
-            yield from ((f" -> {name}.{item}", vars(value)[item]) for item in sorted(names & vars(value).keys()))
+        if isinstance(value, types.ModuleType):
+            is_trusted = _is_in(value.__name__, _TRUSTED)
+            for item in sorted(names & vars(value).keys()):
+                if not (
+                    is_trusted and (callable(vars(value)[item]) or isinstance(vars(value)[item], types.ModuleType))
+                ):
+                    yield f" -> {name}.{item}", vars(value)[item]
 
 
 def _references_of_class(kind: type) -> Iterator[tuple[str, Any]]:
@@ -305,9 +327,9 @@ def _is_in(module: str | None, packages: set[str]) -> bool:
 
 def _has_attributes(value: Any) -> bool:
     """Return whether a walk enters the attributes of a value, because a scenario may keep something there."""
-    if isinstance(value, types.FunctionType | types.ModuleType | type | Tensor | np.ndarray | np.generic):
+    if isinstance(value, types.FunctionType | types.ModuleType | type | np.ndarray | np.generic):
         return False
-    if type(value) in GENERATORS or _is_in(type(value).__module__, _SPACES):
+    if type(value) in GENERATORS or _is_in(type(value).__module__, _IGNORED):
         return False
     if isinstance(value, Distribution | nn.Module | types.SimpleNamespace):
         return True
@@ -318,8 +340,8 @@ def _has_attributes(value: Any) -> bool:
 
 def _is_opaque(value: Any) -> bool:
     """Return whether a value may keep state that cannot be read."""
-    if hasattr(type(value), "__next__"):
-        return True
+    if hasattr(type(value), "__next__") or type(value).__module__.partition(".")[0] in {"ctypes", "_ctypes"}:
+        return not isinstance(value, type)
     if isinstance(value, type) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__"):
         return False
     return not isinstance(value, (*_CONSTANT, *_READ)) and not _is_in(type(value).__module__, _IMMUTABLE)

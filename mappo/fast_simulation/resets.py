@@ -25,15 +25,16 @@ from torchrl.envs import EnvBase
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent
+from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, stacked
 from mappo.fast_simulation.python_state import Watch, find_slots
 from mappo.fast_simulation.slots import copies, same_bits
 
-_DRAWS = 48  # resets of each kind whose numbers are compared
-_ALTERED_DRAWS = 12  # of them, resets that are repeated from an altered state
+_DRAWS = 24  # full resets whose numbers are compared; after each, `_ROWS` environments are reset alone
+_ALTERED_DRAWS = 12  # of them, full resets that are repeated from an altered state
 _ROWS = 8  # environments that are reset alone, in turns
+_PLAYED_FRAMES = 5  # frames in which a number must show that it matters
 _MIXTURES = 8  # random sums of all numbers of a state, which show how numbers go together
-_UNLIKELY = 1e-9  # probability by chance below which environments count as different
+_UNLIKELY = 1e-6  # probability by chance below which environments count as different
 _SUSPICIOUS = 1e-4  # probability below which full resets are not used; by mistake, this only costs time
 
 
@@ -49,65 +50,113 @@ class Resets:
     one_by_one: bool
 
 
-def check_resets(environment: EnvBase, step: PureStep) -> Resets:
-    """Reset from states of a rollout and from the same states with other numbers, and compare the results.
+class ResetCheck:
+    """The comparison of resets from states of a rollout and from the same states with other numbers.
 
-    Raises:
-        NotFaithful: a reset of one environment depends on the state before it or on the environment, or changes
-            other environments; or the first observation depends on what resets keep.
-    """
-    watch = Watch(environment)
-    rows = sorted({int(row) for row in np.linspace(0, environment.batch_size[0] - 1, _ROWS)})
-    check = _ResetCheck(environment, step)
-    for draw in range(_DRAWS):
-        check.draw(rows[draw % len(rows)], 10.0 ** (draw % 6 - 1) if draw < _ALTERED_DRAWS else None)
-        watch.require_unchanged()
-    if kept := step.observed & check.kept:
-        raise NotFaithful(f"the first observation after a reset depends on what resets keep: {min(kept)}")
-    reset_slots = frozenset(step.names) - check.kept
-    return Resets(reset_slots, _must_be_one_by_one(check, sorted(reset_slots)))
-
-
-class _ResetCheck:
-    """The comparison of resets, and the numbers that resets have written.
-
-    kept: the slots that no reset overwrites.
-    full: the slots after each full reset [envs, ...].
-    alone: the row of the slots after each reset of one environment, by its number.
+    It needs no graph, so it comes before tracing, which takes longer.
     """
 
-    def __init__(self, environment: EnvBase, step: PureStep):
+    def __init__(self, environment: EnvBase, varying: frozenset[str]):
+        """Draw resets of all environments and of one environment alone.
+
+        varying: the slots that steps or resets write.
+
+        Raises:
+            NotFaithful: resets change what is not in slots, or fail, or the state cannot be captured.
+        """
         self._environment, self._simulator = environment, environment.base_env._env
-        self._slots, self._names = find_slots(environment), sorted({*step.names, *step.observed})
-        self._unused = sorted(step.unused - step.observed)
-        self.kept: set[str] = set()
-        self.full: list[StepState] = []
-        self.alone: list[tuple[int, StepState]] = []
+        self._slots, self._names = find_slots(environment), sorted(varying)
+        self._problems: dict[str, str] = {}  # by slot, a reason why it may not be part of the state
+        self._kept: set[str] = set()  # slots that no reset overwrites
+        self._overwritten: set[str] = set()  # slots that each reset overwrites, whatever they were before
+        self._full: list[StepState] = []  # the slots after each full reset
+        self._alone: list[tuple[int, StepState]] = []  # a reset environment's number, and its row of the slots
+        self._rows = sorted({int(row) for row in np.linspace(0, environment.batch_size[0] - 1, _ROWS)})
+        watch = Watch(environment)
+        for draw in range(_DRAWS):
+            self._draw(draw, 10.0 ** (draw % 6 - 1) if draw < _ALTERED_DRAWS else None)
+            watch.require_unchanged()
+            if draw == _ALTERED_DRAWS:
+                self._refuse_early()
 
-    def draw(self, row: int, magnitude: float | None) -> None:
-        """Play a frame, and reset from its state all environments and environment `row` alone.
+    def _refuse_early(self) -> None:
+        """Refuse the scenario if a slot that may not be part of the state changes what agents see or get."""
+        for name, problem in sorted(self._problems.items()):
+            self._simulator.reset()
+            start = copies(self._slots, self._names)
+            action = self._environment.rand_action()[ACTION]
+            outputs = []
+            for value in (start[name], _altered(start[name], 1.0)):
+                self._put({**start, name: value})
+                outputs.append([self._play(action) for _ in range(_PLAYED_FRAMES)])
+            if not all(
+                same_bits(one, other)
+                for frame, changed in zip(*outputs, strict=True)
+                for one, other in zip(frame, changed, strict=True)
+            ):
+                raise NotFaithful(problem)
+
+    def resets(self, step: PureStep) -> Resets:
+        """Return what resets do to the state of a step.
+
+        Raises:
+            NotFaithful: a reset of one environment depends on the state before it or on the environment, or
+                changes other environments; or the first observation depends on what resets keep.
+        """
+        for name in step.names:
+            if name in self._problems:
+                raise NotFaithful(self._problems[name])
+        if kept := step.observed - self._overwritten:
+            raise NotFaithful(f"the first observation after a reset depends on what resets keep: {min(kept)}")
+        names = frozenset(step.names) - self._kept
+        return Resets(names, self._must_be_one_by_one(sorted(names | step.observed)))
+
+    def _draw(self, draw: int, magnitude: float | None) -> None:
+        """Play a frame, and from its state reset all environments, and some environments alone.
 
         magnitude: if given, also reset from a state in which all numbers are others, of about this size.
         """
-        self._simulator.step(by_agent(self._environment.rand_action()[ACTION]))
-        start = copies(self._slots, [*self._names, *self._unused])
+        row = self._rows[draw % len(self._rows)]
+        self._play(self._environment.rand_action()[ACTION])
+        start = copies(self._slots, self._names)
         states = random_states(self._environment.device)
         alone, full = (self._after(reset, start, states) for reset in self._resets(row))
-        self.full.append(full)
-        self.alone.append((row, {name: value[row] for name, value in alone.items()}))
-        if magnitude is None:
-            return
+        self._full.append(full)
+        if magnitude is not None:
+            self._compare_altered(row, magnitude, start, (full, alone), states)
+        for other in self._rows:
+            self._simulator.reset_at(other)
+            values = {name: self._slots[name].get() for name in self._names}
+            values = {name: value[other].clone() for name, value in values.items() if value.ndim}
+            self._alone.append((other, values))
+
+    def _compare_altered(
+        self,
+        row: int,
+        magnitude: float,
+        start: StepState,
+        results: tuple[StepState, StepState],
+        states: dict[str, Any],
+    ) -> None:
+        """Repeat resets from a state in which all numbers are others, of about this size, and note problems."""
+        full, alone = results
         altered = {path: _altered(value, magnitude) for path, value in start.items()}
-        alone_too, full_too = (self._after(reset, altered, states) for reset in self._resets(row))
-        observed = self._after(self._observe, altered, states)
+        observed, alone_too, full_too = (
+            self._after(operation, altered, states) for operation in (self._observe, *self._resets(row))
+        )
         for name in self._names:
             pairs = [(start[name], altered[name]), (full[name], full_too[name]), (alone[name], alone_too[name])]
-            self._compare(name, pairs, row)
+            problem = self._compare(name, pairs, row)
             if not same_bits(altered[name], observed[name]):
-                raise NotFaithful(f"an observation changes the state: {name}")
+                problem = f"an observation changes the state: {name}"
+            if problem:
+                self._problems.setdefault(name, problem)
+
+    def _play(self, action: Tensor) -> tuple[Tensor, ...]:
+        return stacked(*self._simulator.step(by_agent(action.clone()))[:3])
 
     def _resets(self, row: int) -> tuple[Callable[[], object], Callable[[], object]]:
-        return lambda: self._simulator.reset_at(row), self._simulator.reset
+        return (lambda: self._simulator.reset_at(row)), self._simulator.reset
 
     def _observe(self) -> None:
         self._simulator.get_from_scenario(True, False, True, True)
@@ -115,30 +164,67 @@ class _ResetCheck:
     def _after(self, operation: Callable[[], object], start: StepState, states: dict[str, Any]) -> StepState:
         """Return the slots after an operation from a state, with these random numbers."""
         set_random_states(states, self._environment.device)
-        for path, value in start.items():
-            self._slots[path].put(value.clone())
+        self._put(start)
         try:
             operation()
         except Exception as error:  # a scenario is foreign code, and numbers that it never has may be impossible
             raise NotFaithful(f"a reset fails from another state: {type(error).__name__}: {error}") from error
         return copies(self._slots, self._names)
 
-    def _compare(self, name: str, pairs: list[tuple[Tensor, Tensor]], row: int) -> None:
-        """Compare a slot before, after a full reset and after a reset of `row`; each from two states."""
+    def _put(self, state: StepState) -> None:
+        for path, value in state.items():
+            self._slots[path].put(value.clone())
+
+    def _compare(self, name: str, pairs: list[tuple[Tensor, Tensor]], row: int) -> str:
+        """Compare a slot before, after a full reset and after a reset of `row`; each from two states.
+
+        Return a reason why the slot may not be part of the state, or an empty text.
+        """
         before, full, alone = pairs
+        is_first = len(self._full) == 1
         is_kept = all(same_bits(*pair) for pair in zip(before, full, strict=True))
+        is_overwritten = same_bits(*full) and bool(alone[0].ndim) and same_bits(alone[0][row], alone[1][row])
+        for is_true, names in ((is_kept, self._kept), (is_overwritten, self._overwritten)):
+            if is_true and is_first:
+                names.add(name)
+            elif not is_true and name in names:
+                names.remove(name)
         if not is_kept and not same_bits(*full):
-            raise NotFaithful(f"a reset depends on the state before it: {name}")
-        if self.full[1:] and is_kept != (name in self.kept):
-            raise NotFaithful(f"a reset overwrites {name} in some episodes and keeps it in others")
-        if is_kept:
-            self.kept.add(name)
+            return f"a reset depends on the state before it: {name}"
+        if is_kept != (name in self._kept):
+            return f"a reset overwrites {name} in some episodes and keeps it in others"
+        if not before[0].ndim:
+            return "" if is_kept else f"environments share state: {name}"
         others = [index for index in range(len(before[0])) if index != row]
         if not all(same_bits(start[others], result[others]) for start, result in zip(before, alone, strict=True)):
-            raise NotFaithful(f"a reset of one environment changes others: {name}")
-        rows = [value[row] for value in (*before, *alone)] if is_kept else [value[row] for value in alone]
-        if not all(same_bits(*pair) for pair in zip(rows[: len(rows) // 2], rows[len(rows) // 2 :], strict=True)):
-            raise NotFaithful(f"a reset of one environment differs from a reset of all environments: {name}")
+            return f"a reset of one environment changes others: {name}"
+        if is_kept and not all(same_bits(*pair) for pair in zip(before, alone, strict=True)):
+            return f"a reset of one environment differs from a reset of all environments: {name}"
+        if not is_kept and not is_overwritten:
+            return f"a reset of one environment differs from a reset of all environments: {name}"
+        return ""
+
+    def _must_be_one_by_one(self, names: list[str]) -> bool:
+        """Return whether full resets draw other states than resets of one environment, or not independent ones.
+
+        Raises:
+            NotFaithful: resets of one environment differ by environment.
+        """
+        if not names:
+            return False
+        rows = sorted({row for row, _ in self._alone})
+        full = np.stack([_numbers({name: state[name][rows] for name in names}) for state in self._full])
+        alone = np.stack([_numbers({name: state[name][None] for name in names})[0] for _, state in self._alone])
+        mixtures = np.random.default_rng(0).normal(size=(full.shape[-1], _MIXTURES))
+        full, alone = (np.concatenate([numbers, numbers @ mixtures], -1) for numbers in (full, alone))
+        by_row = [alone[[index for index, (row, _) in enumerate(self._alone) if row == each]] for each in rows]
+        if _least_probability(by_row) < _UNLIKELY:
+            raise NotFaithful("environments differ: a reset of one environment depends on its number")
+        one_of_each = full[np.arange(len(full)), np.arange(len(full)) % len(rows)]  # [draws, numbers]
+        is_same = _least_probability([one_of_each, alone]) > _SUSPICIOUS
+        is_independent = _least_probability([*full]) > _SUSPICIOUS
+        is_interchangeable = _least_probability([*full.swapaxes(0, 1)]) > _SUSPICIOUS
+        return not (is_same and is_independent and is_interchangeable)
 
 
 def _altered(value: Tensor, magnitude: float) -> Tensor:
@@ -151,32 +237,11 @@ def _altered(value: Tensor, magnitude: float) -> Tensor:
     return torch.where(number == value, 2 * number, number)
 
 
-def _must_be_one_by_one(check: _ResetCheck, names: list[str]) -> bool:
-    """Return whether full resets draw other states than resets of one environment, or not independent ones.
-
-    Raises:
-        NotFaithful: resets of one environment differ by environment.
-    """
-    if not names:
-        return False
-    rows = sorted({row for row, _ in check.alone})
-    full = np.stack([_numbers({name: state[name][rows] for name in names}) for state in check.full])
-    alone = np.stack([_numbers({name: state[name][None] for name in names})[0] for _, state in check.alone])
-    mixtures = np.random.default_rng(0).normal(size=(full.shape[-1], _MIXTURES))
-    full, alone = (np.concatenate([numbers, numbers @ mixtures], -1) for numbers in (full, alone))
-    by_row = [alone[[index for index, (row, _) in enumerate(check.alone) if row == each]] for each in rows]
-    if _least_probability(by_row) < _UNLIKELY:
-        raise NotFaithful("environments differ: a reset of one environment depends on its number")
-    one_of_each = full[np.arange(len(full)), np.arange(len(full)) % len(rows)]  # [draws, numbers]
-    is_same = _least_probability([one_of_each, alone]) > _SUSPICIOUS
-    is_independent = _least_probability([*full]) > _SUSPICIOUS
-    is_interchangeable = _least_probability([*full.swapaxes(0, 1)]) > _SUSPICIOUS
-    return not (is_same and is_independent and is_interchangeable)
-
-
 def _numbers(state: StepState) -> NDArray[np.float64]:
-    """Return all finite numbers of a state [rows, numbers]; infinity and NaN become numbers of their own."""
-    flat = [value.reshape(len(value), -1).double().cpu().nan_to_num(-1e30, 1e30, -1e31) for value in state.values()]
+    """Return the numbers of a state [rows, numbers], with finite ones for infinity and NaN."""
+    flat = [
+        value.reshape(len(value), -1).double().cpu().nan_to_num(-1e30, 1e30, -1e31) for value in state.values()
+    ]
     numbers: NDArray[np.float64] = torch.cat(flat, 1).numpy()
     return numbers
 

@@ -57,13 +57,10 @@ def changed_slots(previous: dict[str, tuple[Tensor, int]], slots: Slots) -> set[
     }
 
 
-def shared_memory(slots: Slots, path: str) -> str | None:
-    """Return another slot whose tensor shares memory with the tensor of `path`, or None."""
+def shared_memory(slots: Slots, path: str) -> set[str]:
+    """Return the other slots whose tensors share memory with the tensor of `path`."""
     memory = slots[path].get().untyped_storage()._cdata
-    others = [
-        name for name, slot in slots.items() if slot.get().untyped_storage()._cdata == memory and name != path
-    ]
-    return others[0] if others else None
+    return {name for name, slot in slots.items() if slot.get().untyped_storage()._cdata == memory} - {path}
 
 
 def copies(slots: Slots, paths: Iterable[str]) -> dict[str, Tensor]:

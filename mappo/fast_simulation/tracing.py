@@ -49,8 +49,17 @@ _ELEMENTWISE = {  # operations that are allowed on x[mask] before the result is 
     *("__truediv__", "__rtruediv__", "__itruediv__", "__neg__", "__pow__", "__invert__", "__and__", "__or__"),
     *("logical_not", "logical_and", "logical_or", "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__"),
     *("__lt__", "__le__", "__gt__", "__ge__", "minimum", "maximum", "clamp_min", "clamp_max"),
-    *("__get__", "size", "dim", "numel"),  # shapes, dtypes and devices
+    "dim",
 }
+_SHAPELESS = {
+    "dtype",
+    "device",
+    "ndim",
+    "layout",
+    "is_cuda",
+    "requires_grad",
+    "is_sparse",
+}  # attributes of x[mask]
 _SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
 _STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
 _MOST_OPERATIONS = 40_000  # of one step, as traced; more take minutes to trace and longer to compile
@@ -185,6 +194,8 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         end_if_stopped()
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "__get__":  # of an attribute, such as shape
+            name = getattr(func, "__self__", func).__name__
         if name in _VALUES and isinstance(args[0], Tensor):
             return self._read_value(func, args, kwargs)
         if name == "__getitem__" and (mask := _mask(args[1])) is not None:
@@ -254,6 +265,8 @@ class _Tracer(TorchFunctionMode):
         whole.copy_(torch.where(_like(mask, whole), value, whole))
 
     def _require_elementwise(self, name: str, masks: list[Tensor], operands: list[Tensor]) -> None:
+        if name in _SHAPELESS:
+            return
         others = [operand for operand in operands if id(operand) not in self._selected and operand.numel() > 1]
         if (
             name not in _ELEMENTWISE | {"__setitem__"}
