@@ -21,7 +21,13 @@ from mappo.environment.random_streams import simulator_random_state
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.python_state import Watch, find_slots
 from mappo.fast_simulation.slots import Slots, changed_slots, same_bits, shared_memory, signatures
-from mappo.fast_simulation.tracing import Queries, no_outside_reads, no_random_numbers, trace_simulation
+from mappo.fast_simulation.tracing import (
+    Queries,
+    no_outside_reads,
+    no_random_numbers,
+    run_simulation,
+    trace_simulation,
+)
 
 StepState = dict[str, Tensor]  # tensors [envs, ...] by path of the slot
 Frame = tuple[
@@ -164,17 +170,16 @@ def _check_queries(environment: EnvBase, slots: Slots, paths: list[str]) -> None
     Raises:
         NotFaithful: the answer decides something else.
     """
-    world = environment.base_env._env.world
+    world, step = environment.base_env._env.world, _step_of(environment, slots, paths)
     with _restored_slots(environment, slots):
         inputs = [*(slots[path].get() for path in paths), environment.rand_action()[ACTION]]
-        step = _step_of(environment, slots, paths)
-        apart, skipped = (
-            trace_simulation(step, inputs, world, queries)[0] for queries in (Queries.APART, Queries.SKIPPED)
-        )
-    for _ in range(_QUERIED_STATES):
-        inputs = [_altered_state(value) for value in inputs]
-        if not all(same_bits(one, other) for one, other in zip(apart(*inputs), skipped(*inputs), strict=True)):
-            raise NotFaithful("a scenario uses the answer of World.collides for more than skipping a pair")
+        for _ in range(_QUERIED_STATES):
+            inputs = [_altered_state(value) for value in inputs]
+            apart, skipped = (
+                run_simulation(step, inputs, world, queries) for queries in (Queries.APART, Queries.SKIPPED)
+            )
+            if not all(same_bits(one, other) for one, other in zip(apart, skipped, strict=True)):
+                raise NotFaithful("the scenario uses an answer of World.collides for more than skipping a pair")
 
 
 def _altered_state(value: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ from mappo.environment.state_walk import GENERATORS, SCALARS, attributes, roots
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.slots import Slot, Slots, same_bits
 
-_TRUSTED = {  # packages whose functions keep no state that a scenario reads
+_CLOSED = {  # packages whose classes never change
     *sys.stdlib_module_names,
-    *("torch", "torchrl", "tensordict", "numpy", "gym", "gymnasium", "vmas.simulator", "typing_extensions"),
+    *("torch", "torchrl", "tensordict", "numpy", "gym", "gymnasium", "typing_extensions"),
 }
-_CLOSED_CLASSES = {"builtins", "torch", "numpy", "gym", "gymnasium", "typing"}  # packages of constant classes
+_TRUSTED = {*_CLOSED, "vmas.simulator"}  # packages whose functions keep no state that a scenario reads
 _IGNORED = {"gym", "gymnasium", "logging"}  # packages of objects on which no result depends
 _DYNAMIC = {"globals", "eval", "exec", "vars"}  # functions that reach every global
 _MOST_VALUES = 300_000
@@ -49,7 +49,14 @@ _READ = (  # types without attributes whose content is read
     *(types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType, functools.partial, staticmethod),
     *(classmethod, property, weakref.ref, types.CellType),
 )
-_IMMUTABLE = {"datetime", "re", "decimal", "typing", "numpy.dtypes"}  # modules of types whose values cannot change
+_IMMUTABLE = {
+    "datetime",
+    "re",
+    "decimal",
+    "typing",
+    "numpy.dtypes",
+    "_collections",
+}  # modules of types whose values cannot change
 
 
 @dataclass
@@ -291,7 +298,7 @@ def _references_of_function(function: types.FunctionType) -> Iterator[tuple[str,
 
 
 def _references_of_class(kind: type) -> Iterator[tuple[str, Any]]:
-    if _is_in(kind.__module__, _CLOSED_CLASSES):
+    if _is_in(kind.__module__, _CLOSED):
         return
     for name, item in vars(kind).items():
         if not (name.startswith("__") and name.endswith("__") and not callable(item)) and name not in _NO_STATE:
@@ -333,9 +340,7 @@ def _has_attributes(value: Any) -> bool:
         return False
     if isinstance(value, Distribution | nn.Module | types.SimpleNamespace):
         return True
-    return hasattr(value, "__dict__") or (
-        hasattr(type(value), "__slots__") and not _is_in(type(value).__module__, _CLOSED_CLASSES)
-    )
+    return hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
 
 
 def _is_opaque(value: Any) -> bool:
@@ -343,6 +348,8 @@ def _is_opaque(value: Any) -> bool:
     if hasattr(type(value), "__next__") or type(value).__module__.partition(".")[0] in {"ctypes", "_ctypes"}:
         return not isinstance(value, type)
     if isinstance(value, type) or hasattr(value, "__dict__") or hasattr(type(value), "__slots__"):
+        return False
+    if hasattr(type(value), "__get__"):  # a descriptor, which belongs to a class
         return False
     return not isinstance(value, (*_CONSTANT, *_READ)) and not _is_in(type(value).__module__, _IMMUTABLE)
 

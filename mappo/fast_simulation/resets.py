@@ -125,7 +125,7 @@ class ResetCheck:
         if magnitude is not None:
             self._compare_altered(row, magnitude, start, (full, alone), states)
         for other in self._rows:
-            self._simulator.reset_at(other)
+            self._simulator.reset_at(other, return_observations=False)
             values = {name: self._slots[name].get() for name in self._names}
             values = {name: value[other].clone() for name, value in values.items() if value.ndim}
             self._alone.append((other, values))
@@ -156,7 +156,10 @@ class ResetCheck:
         return stacked(*self._simulator.step(by_agent(action.clone()))[:3])
 
     def _resets(self, row: int) -> tuple[Callable[[], object], Callable[[], object]]:
-        return (lambda: self._simulator.reset_at(row)), self._simulator.reset
+        return (
+            lambda: self._simulator.reset_at(row, return_observations=False),
+            lambda: self._simulator.reset(return_observations=False),
+        )
 
     def _observe(self) -> None:
         self._simulator.get_from_scenario(True, False, True, True)
@@ -234,6 +237,7 @@ def _altered(value: Tensor, magnitude: float) -> Tensor:
     if not value.is_floating_point():
         return value + torch.randint_like(value, 1, 4)
     number = magnitude * (0.5 + torch.rand_like(value)) * torch.randn_like(value).sign()
+    number = number.float().to(value.dtype)  # a scenario may convert numbers to 32 bits
     return torch.where(number == value, 2 * number, number)
 
 

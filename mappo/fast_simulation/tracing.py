@@ -76,11 +76,17 @@ class Queries(enum.Enum):
     SKIPPED = "no"
 
 
+def run_simulation(
+    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World, queries: Queries
+) -> list[Tensor]:
+    """Return the results of a function of tensors under this assumption about the scenario's own queries."""
+    tracer = _Tracer(queries)
+    with torch.no_grad(), tracer, _broad_phase(world, tracer):
+        return [value.clone() for value in function(*(tensor.clone() for tensor in inputs))]
+
+
 def trace_simulation(
-    function: Callable[..., Iterable[Tensor]],
-    inputs: list[Tensor],
-    world: World,
-    queries: Queries = Queries.TRACED,
+    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World
 ) -> tuple[GraphModule, set[int], bool]:
     """Return the graph of a function of tensors, the indices of the inputs that it writes to, and whether it asks.
 
@@ -93,7 +99,7 @@ def trace_simulation(
         NotTraceable: the function depends on values, draws random numbers, fails, or has too many operations.
     """
     try:
-        tracer = _Tracer(queries)
+        tracer = _Tracer(Queries.TRACED)
         with torch.no_grad(), tracer, _broad_phase(world, tracer):
             traced = trace_graph(function, [tensor.clone() for tensor in inputs])
     except NotTraceable:

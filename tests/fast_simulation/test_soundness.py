@@ -1,0 +1,188 @@
+"""A scenario is either simulated exactly as VMAS does, or refused: tests with scenarios that are easily got wrong.
+
+Policies of these tests are deterministic and resets draw no random numbers, so a plain and a fast rollout must
+agree to the last bit, through natural ends, time limits and first observations.
+"""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensordict.nn import TensorDictModule
+
+from mappo.config import EnvironmentConfig
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, next_key
+from mappo.environment.plain_simulation import PlainSimulation
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.errors import NotFaithful, SimulationDiffers
+from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from tests.conftest import CPU
+from tests.support import memories
+
+_COMPARED = OBSERVATION, next_key(REWARD), next_key(OBSERVATION), next_key(DONE)
+
+
+class _PushRight(torch.nn.Module):
+    def forward(self, observation):
+        return torch.stack([torch.ones_like(observation[..., 0]), torch.zeros_like(observation[..., 0])], -1)
+
+
+def _policy():
+    return TensorDictModule(_PushRight(), in_keys=[OBSERVATION], out_keys=[ACTION])
+
+
+def _rollout(scenario, kwargs, is_fast, num_envs=5, frames=60, limit=25):
+    """Return a batch [envs, frames] of a scenario in `tests.support.memories`, or the reason of a refusal."""
+    config = EnvironmentConfig(
+        scenario=f"tests.support.memories:{scenario}", scenario_kwargs=kwargs, max_episode_frames=limit
+    )
+    with private_random_streams(3, Stream.TRAINING, CPU):
+        environment = make_environment(config, num_envs, 3, Stream.TRAINING, CPU)
+        simulation = PlainSimulation(environment)
+        if is_fast:
+            simulation = FastEnvironment(make_fast_simulation(config, environment, False), environment, limit)
+        return simulation.collect(_policy(), frames, simulation.reset())[0]
+
+
+def _assert_same_or_refused(scenario, kwargs, **options):
+    """Compare both paths; return the reason if the scenario is refused, and an empty text otherwise."""
+    plain = _rollout(scenario, kwargs, False, **options)
+    try:
+        fast = _rollout(scenario, kwargs, True, **options)
+    except NotFaithful as reason:
+        return str(reason)
+    for key in _COMPARED:
+        assert torch.equal(plain[key].nan_to_num(7.0), fast[key].nan_to_num(7.0)), (key, kwargs)
+    return ""
+
+
+ACCEPTED = [
+    ("Remembering", {}),
+    *(("Remembering", {"place": place}) for place in ("list", "dict", "object", "in place", "double")),
+    *(("Remembering", {"change": change}) for change in ("least", "sum", "where", "mask")),
+    *(("Remembering", {"change": "least", "initial": initial}) for initial in ("inf", "nan", 2.0**24, "-inf")),
+    ("Remembering", {"change": "sum", "reset": "keep"}),
+    ("Remembering", {"reset": "staggered", "use": "done"}),
+    ("Remembering", {"place": "number", "change": "nothing", "reset": "keep", "use": "nothing"}),
+    *(("OwnGoal", {"source": source}) for source in ("torch", "numpy", "python")),
+    ("OwnGoal", {"shape": True}),
+    *(("OwnWorld", {"method": method}) for method in ("none", "collisions", "forces", "distance", "attribute")),
+    ("Posts", {}),
+    ("Posts", {"names": ["left", "right"]}),
+    ("FromOutside", {}),
+]
+
+
+@pytest.mark.parametrize(("scenario", "kwargs"), ACCEPTED, ids=str)
+def test_accepted_scenario_is_simulated_exactly(scenario, kwargs):
+    assert _assert_same_or_refused(scenario, kwargs, num_envs=6) == ""
+
+
+REFUSED = [
+    *(
+        ("Remembering", {"place": place}, "keeps state outside of tensors|cannot be read|a tensor where it cannot")
+        for place in sorted(memories.PLACES_OF_NUMBERS)
+    ),
+    *(
+        ("Remembering", {"place": place}, "a tensor where it cannot be replaced|keeps state outside of tensors")
+        for place in ("tuple", "named tuple", "deque", "class", "closure")
+    ),
+    ("Remembering", {"place": "new object"}, "replaces objects"),
+    ("Remembering", {"place": "one number"}, "environments share state"),
+    ("Remembering", {"place": "alias"}, "shares memory|changes others|differ in the first frame"),
+    ("Remembering", {"reset": "keep", "use": "observation"}, "first observation after a reset depends on what"),
+    ("Remembering", {"reset": "only full"}, "a reset of one environment differs from a reset of all"),
+    ("Remembering", {"reset": "only one"}, "a reset of one environment|depends on the state before it"),
+    ("Remembering", {"reset": "halve"}, "a reset depends on the state before it"),
+    ("Remembering", {"reset": "by number"}, "environments differ"),
+    ("Remembering", {"reset": "all"}, "a reset of one environment changes others"),
+    ("Remembering", {"use": "start", "reset": "keep"}, "a reset depends on the state before it"),
+    ("OwnGoal", {"source": "unseeded"}, "each environment has a value of its own: scenario.goal"),
+    ("FirstFrame", {"what": "number"}, "of its own: scenario.first"),
+    ("FirstFrame", {"what": "tensor"}, "of its own: scenario.first|environments differ"),
+    *(("Noisy", {"source": source}, "draws random numbers") for source in ("python", "numpy", "torch")),
+    ("Noisy", {"source": "own torch"}, "draws random numbers|outside of tensors"),
+    *(("Noisy", {"source": source}, "outside of tensors") for source in ("own numpy", "own python")),
+    *(("Noisy", {"source": source, "probability": 1e-3}, "random numbers") for source in ("python", "numpy")),
+    *(("Noisy", {"source": source, "probability": 1e-3}, "outside of") for source in ("own numpy", "own python")),
+    ("Noisy", {"source": "system"}, r"reads something outside of the simulation: posix.urandom, memories.py:\d+"),
+    ("Noisy", {"source": "clock"}, r"reads something outside of the simulation: time.monotonic"),
+    ("Noisy", {"source": "file"}, r"reads something outside of the simulation: _?io.open"),
+    ("AsksWhetherNear", {}, "uses an answer of World.collides for more than skipping a pair"),
+    ("CountsSelected", {}, r"numel of x\[mask\] depends on how many elements it selects"),
+    ("Graduating", {"level": "tensor"}, "a reset depends on the state before it"),
+    ("Graduating", {"level": "number"}, "outside of tensors: scenario.level"),
+    *(
+        ("ByNumber", {"kind": kind, "use": use}, "environments differ")
+        for kind in ("list", "array", "tensor", "column", "closure", "arange")
+        for use in ("reward", "done", "start")
+    ),
+]
+
+
+@pytest.mark.parametrize(("scenario", "kwargs", "reason"), REFUSED, ids=str)
+def test_scenario_that_could_become_another_task_is_refused_with_the_reason(scenario, kwargs, reason):
+    with pytest.raises(NotFaithful, match=reason):
+        _rollout(scenario, kwargs, True)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    place=st.sampled_from(sorted(memories.PLACES)),
+    change=st.sampled_from(sorted(memories.CHANGES)),
+    reset=st.sampled_from(sorted(memories.RESETS)),
+    use=st.sampled_from(["reward", "observation", "done", "start", "nothing"]),
+    initial=st.sampled_from([0.0, 3.0, -1e9, "inf", "nan"]),
+    num_envs=st.integers(1, 9),
+)
+def test_generated_scenario_is_simulated_exactly_or_refused(place, change, reset, use, initial, num_envs):
+    kwargs = {"place": place, "change": change, "reset": reset, "use": use, "initial": initial}
+    _assert_same_or_refused("Remembering", kwargs, num_envs=num_envs, frames=30, limit=9)
+
+
+@pytest.mark.long
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    place=st.sampled_from(sorted(memories.PLACES)),
+    change=st.sampled_from(sorted(memories.CHANGES)),
+    reset=st.sampled_from(sorted(memories.RESETS)),
+    use=st.sampled_from(["reward", "observation", "done", "start", "nothing"]),
+    initial=st.sampled_from([0.0, 3.0, -1e9, "inf", "nan"]),
+    num_envs=st.integers(1, 9),
+)
+def test_many_generated_scenarios_are_simulated_exactly_or_refused(place, change, reset, use, initial, num_envs):
+    kwargs = {"place": place, "change": change, "reset": reset, "use": use, "initial": initial}
+    _assert_same_or_refused("Remembering", kwargs, num_envs=num_envs, frames=30, limit=9)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fresh_states_are_as_independent_as_those_of_resets_one_by_one(shared):
+    """VMAS resets finished environments one by one, so that no two of them start alike."""
+    batch = _rollout("DrawnStarts", {"shared": shared}, True, num_envs=8, frames=40, limit=4)
+    starts = batch[OBSERVATION][:, 4::4, 0, 0]  # the first observation of each episode but the first
+    assert starts.shape == (8, 9)
+    assert len(starts.flatten().unique()) == 72
+
+
+def test_audit_finds_a_branch_that_appears_late(monkeypatch):
+    config = EnvironmentConfig(scenario="tests.support.memories:FromOutside", max_episode_frames=25)
+    with private_random_streams(3, Stream.TRAINING, CPU):
+        environment = make_environment(config, 4, 3, Stream.TRAINING, CPU)
+        simulation = FastEnvironment(make_fast_simulation(config, environment, False), environment, 25)
+        carried = simulation.reset()
+        for _ in range(4):
+            _, carried = simulation.collect(_policy(), 300, carried)
+        monkeypatch.setattr(memories, "WIND", 1.0)
+        with pytest.raises(SimulationDiffers, match=r"reward: .* instead of .*; the last checkpoint is"):
+            for _ in range(4):
+                _, carried = simulation.collect(_policy(), 300, carried)
+
+
+def test_audit_changes_nothing(monkeypatch):
+    def batch(interval):
+        monkeypatch.setattr("mappo.fast_simulation.audit._INTERVAL_FRAMES", interval)
+        return _rollout("DrawnStarts", {}, True, frames=60)
+
+    often, never = batch(2), batch(10**9)
+    assert all(torch.equal(often[key], never[key]) for key in _COMPARED)
