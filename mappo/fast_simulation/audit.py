@@ -18,9 +18,9 @@ from mappo.fast_simulation.equivalence import (
     play_frame,
 )
 from mappo.fast_simulation.pure_step import PureStep, StepState
-from mappo.fast_simulation.python_state import Watch
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
+from mappo.fast_simulation.watch import Watch
 
 _INTERVAL_FRAMES = 500  # of which one is audited; `python -m benchmarks.audit` measures what it costs
 

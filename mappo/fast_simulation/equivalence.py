@@ -8,11 +8,12 @@ from torchrl.envs import EnvBase
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
 from mappo.errors import NotFaithful, NotTraceable
+from mappo.fast_simulation.guards import no_random_numbers
 from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, require_same_random_states, stacked
-from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
-from mappo.fast_simulation.tracing import no_random_numbers
+from mappo.fast_simulation.watch import Watch
 
 # Tolerances, relative to the largest number that this place of a tensor holds in any environment, and to 1.
 _EXACT = 0.0  # for a traced graph on a CPU, which runs the same operations on the same numbers

@@ -5,11 +5,11 @@ state of a set. A scenario that cannot be traced faithfully is refused with the 
 compared with the plain environment before it is used. docs/fast-simulation.md explains how.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.compute.cuda_graphs import CudaGraphed, Function
-from mappo.compute.traced_function import TracedFunction, Way
+from mappo.compute.traced_function import TracedFunction
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.environment import make_twin
 from mappo.environment.frames import Frames, nested, require_finite_observations
@@ -38,87 +38,16 @@ from mappo.environment.keys import (
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.audit import Audit
 from mappo.fast_simulation.equivalence import check_first_frame, check_steps, first_frame
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
-from mappo.fast_simulation.pure_step import Frame, PureStep, StepState, find_varying, trace_step
-from mappo.fast_simulation.python_state import find_slots, read_python_state, require_equal, require_equal_tensors
-from mappo.fast_simulation.resets import ResetCheck, Resets
-from mappo.fast_simulation.slots import Slots, copies
+from mappo.fast_simulation.pure_step import StepState, find_varying, trace_step
+from mappo.fast_simulation.python_state import find_slots, read_python_state
+from mappo.fast_simulation.resets import ResetCheck
+from mappo.fast_simulation.simulation import FastSimulation, rows_like
+from mappo.fast_simulation.slots import copies
+from mappo.fast_simulation.watch import require_equal, require_equal_tensors
 
-
-class FastSimulation:
-    """The simulation that steps by a pure step and lets a plain environment make fresh states."""
-
-    def __init__(self, environment: EnvBase, step: PureStep, resets: Resets):
-        self._environment, self._step = environment, step
-        self.resets = tuple(sorted(resets.names))  # names of the state's slots that a reset overwrites
-        self._is_on_cpu = environment.device.type == "cpu"
-        self._resets = resets
-        self._slots: Slots = {}
-
-    def begin(self) -> tuple[StepState, Tensor, FreshStatePool]:
-        """Reset all environments as the plain path does; return the state, observations and an empty pool."""
-        observation = self._environment.reset()[OBSERVATION]
-        self._slots = find_slots(self._environment)
-        self.audit = Audit(self._environment, self._step, self._resets, self._slots)
-        state = copies(self._slots, self._step.names)
-        fresh = {name: state[name] for name in self.resets}
-        return state, observation, FreshStatePool.empty_like(fresh, observation)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the state's slots."""
-        return self._step.names
-
-    @property
-    def way(self) -> Way:
-        """The way in which frames are computed."""
-        return "fast" if self._step.is_compiled else "plain"
-
-    def step(self, state: StepState, action: Tensor) -> Frame:
-        """Compute one frame of all environments, without changing an argument."""
-        return self._step(state, action)
-
-    def refilled(self, pool: FreshStatePool) -> FreshStatePool:
-        """Return the pool, topped up so that every environment could finish in the next frame.
-
-        Call this method before each frame. The host waits at most until the GPU has finished the frame before
-        the last one.
-        """
-        while pool.is_low():
-            pool = pool.with_new_set(*self._reset())
-        return pool
-
-    def reset_finished(
-        self, done: Tensor, state: StepState, observation: Tensor, fresh: FreshStates
-    ) -> tuple[StepState, Tensor, FreshStates]:
-        """Let the environments that are done [envs, 1] take the next fresh states in order.
-
-        Other environments, and slots that resets do not write, keep their values. If no environment is done,
-        the result may be the arguments themselves.
-        """
-        finished = done.squeeze(-1)
-        # On a GPU, `any` would make the host wait for the frame; there, fresh states are always selected.
-        if self._is_on_cpu and not finished.any():
-            return state, observation, fresh
-        fresh_state, fresh_observation, fresh = fresh.take(finished)
-        reset_slots = {name: _where(finished, fresh_state[name], state[name]) for name in self.resets}
-        return {**state, **reset_slots}, _where(finished, fresh_observation, observation), fresh
-
-    def _reset(self) -> tuple[StepState, Tensor]:
-        """Reset the plain environment and return a fresh state and observation for each environment.
-
-        The reset draws from the simulator's random state.
-        """
-        if self._resets.one_by_one:
-            simulator = self._environment.base_env._env
-            for row in range(self._environment.batch_size[0]):
-                simulator.reset_at(row, return_observations=False)
-            observation = torch.stack(simulator.get_from_scenario(True, False, False, False)[0], 1)
-        else:
-            observation = self._environment.reset()[OBSERVATION]
-        return copies(self._slots, self.resets), observation
+_log = logging.getLogger(__name__)
 
 
 def make_fast_simulation(
@@ -137,8 +66,8 @@ def make_fast_simulation(
     require_equal(read_python_state(environment), read_python_state(rehearsal))
     with private_random_streams(0, Stream.VALIDATION, device):
         first = first_frame(rehearsal)
-        _require_same_after_first_frame(rehearsal, make_twin(config, environment))
         varying = find_varying(rehearsal)
+        _require_same_after_first_frame(rehearsal, make_twin(config, environment), varying)
         reset_check = ResetCheck(rehearsal, varying)
         graph = step = trace_step(rehearsal, varying)
         check_first_frame(graph, first)
@@ -151,14 +80,14 @@ def make_fast_simulation(
     return FastSimulation(environment, step, resets)
 
 
-def _require_same_after_first_frame(rehearsal: EnvBase, twin: EnvBase) -> None:
+def _require_same_after_first_frame(rehearsal: EnvBase, twin: EnvBase, varying: frozenset[str]) -> None:
     """Check that what an environment makes in its first frame does not depend on that frame.
 
     Raises:
         NotFaithful: it does, so the environment holds something else than the one that is traced.
     """
     first_frame(twin)
-    varying = find_varying(twin)
+    twin.reset()
     require_equal(read_python_state(rehearsal), read_python_state(twin))
     require_equal_tensors(rehearsal, twin, frozenset(find_slots(twin).keys() - varying))
 
@@ -184,6 +113,10 @@ class FastEnvironment:
         outputs = self._environment.fake_tensordict().select(*CARRIED).zero_()
         return _carried(outputs.set(OBSERVATION, observation), state, pool)
 
+    def require_same_constants(self) -> None:
+        """Check the plain environment as `FastSimulation.require_same_constants` does."""
+        self._simulation.require_same_constants()
+
     def collect(
         self, policy: TensorDictModuleBase, rollout_frames: int, carried: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
@@ -191,6 +124,7 @@ class FastEnvironment:
 
         Raises:
             NonFiniteObservation: an observation is not finite; the message names the environment and the agent.
+            SimulationDiffers: an audit shows that the fast simulation no longer equals the plain one.
         """
         play, simulation, frames = self._frame_function(policy), carried["simulation"], Frames(rollout_frames)
         outputs, state = {key: carried[key] for key in CARRIED}, dict(simulation["state"].items())
@@ -263,7 +197,7 @@ class FastEnvironment:
         state, observation, fresh = self._simulation.reset_finished(done, state, outputs[OBSERVATION], fresh)
         if fresh is previous:
             return outputs, state, fresh
-        zeroed = {key: outputs[key].masked_fill(_rows(done, outputs[key]), 0) for key in CARRIED}
+        zeroed = {key: outputs[key].masked_fill(rows_like(done, outputs[key]), 0) for key in CARRIED}
         return {**zeroed, OBSERVATION: observation}, state, fresh
 
     def _outputs_of_step(
@@ -309,6 +243,7 @@ def choose_simulation(
     if config.collection.simulation == "plain":
         return PlainSimulation(environment), ""
     started = time.perf_counter()
+    _log.info("tracing and checking the simulation of %s; this takes seconds", config.environment.scenario)
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:
@@ -322,12 +257,3 @@ def choose_simulation(
 def _named(names: Iterable[Any], tensors: Iterator[Tensor]) -> dict[Any, Tensor]:
     """Return the next tensors by name."""
     return {name: next(tensors) for name in names}
-
-
-def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:
-    return torch.where(_rows(rows, others), chosen, others)
-
-
-def _rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Return the flags [envs] or [envs, 1] in a shape that broadcasts with a tensor [envs, ...]."""
-    return rows.reshape(-1, *[1] * (like.ndim - 1))

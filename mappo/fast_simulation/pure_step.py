@@ -4,6 +4,7 @@
 (state, action) -> (state, observation, reward, terminated). docs/fast-simulation.md explains how.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,15 +20,13 @@ from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
 from mappo.errors import NotFaithful, NotTraceable
-from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.guards import few_operations, no_outside_reads, no_random_numbers
+from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.slots import Slots, changed_slots, same_bits, shared_memory, signatures
-from mappo.fast_simulation.tracing import (
-    Queries,
-    no_outside_reads,
-    no_random_numbers,
-    run_simulation,
-    trace_simulation,
-)
+from mappo.fast_simulation.tracing import Queries, run_simulation, trace_simulation
+from mappo.fast_simulation.watch import Watch
+
+_log = logging.getLogger(__name__)
 
 StepState = dict[str, Tensor]  # tensors [envs, ...] by path of the slot
 Frame = tuple[
@@ -86,6 +85,7 @@ def find_varying(environment: EnvBase) -> frozenset[str]:
     simulator, row = environment.base_env._env, environment.batch_size[0] - 1
     simulator.step(by_agent(environment.rand_action()[ACTION]))
     simulator.reset()
+    _require_few_operations(environment)
     slots, watch = find_slots(environment), Watch(environment)
     for reset in (simulator.reset, lambda: simulator.reset_at(row), lambda: simulator.reset_at(0)):
         for change in (lambda: _play_without_random_numbers(environment), reset):
@@ -112,6 +112,21 @@ def trace_step(environment: EnvBase, varying: frozenset[str]) -> PureStep:
         raise NotFaithful(str(error)) from error
     _require_rows(environment, slots, varying, names)
     return PureStep(names, frozenset(slots.keys() - varying), observed, graph, graph)
+
+
+def _require_few_operations(environment: EnvBase) -> None:
+    """Count the operations of a step in which all entities touch each other, as a trace has them."""
+    simulator = environment.base_env._env
+    for entity in simulator.world.entities:
+        entity.state.pos = torch.zeros_like(entity.state.pos)
+    try:
+        with few_operations():
+            simulator.step(by_agent(environment.rand_action()[ACTION]))
+    except NotTraceable as error:
+        raise NotFaithful(str(error)) from error
+    except Exception as error:  # a scenario is foreign code, to which this state may be impossible
+        _log.info("the operations of a step are not counted: %s", error)
+    simulator.reset()
 
 
 def _play_without_random_numbers(environment: EnvBase) -> None:

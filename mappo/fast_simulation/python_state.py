@@ -1,4 +1,4 @@
-"""Everything that a scenario's Python can read or write, apart from the numbers in tensors.
+"""The reading of all that a scenario's Python can read or write, apart from the numbers in tensors.
 
 A traced step repeats what Python did once. It is right in every later frame if Python does the same again, and
 Python does the same again if a step finds everything that it may read as the step before left it. So a reading is
@@ -28,7 +28,7 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.state_walk import GENERATORS, SCALARS, attributes, roots
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.slots import Slot, Slots, same_bits
+from mappo.fast_simulation.slots import Slot, Slots
 
 _CLOSED = {  # packages whose classes never change
     *sys.stdlib_module_names,
@@ -98,70 +98,8 @@ def find_slots(environment: EnvBase) -> Slots:
     return read_python_state(environment).slots
 
 
-def require_equal(state: PythonState, twin: PythonState) -> None:
-    """Compare the readings of two environments that were made in the same way.
-
-    Raises:
-        NotFaithful: they hold different things, apart from the numbers in tensors.
-    """
-
-    def content(reading: PythonState) -> dict[str, Any]:
-        return {
-            path: tuple(item for item in value if type(item) is not _Identity)
-            for path, value in reading.content.items()
-        }
-
-    own, others = content(state), content(twin)
-    if own != others:
-        path = next(path for path in {**own, **others} if own.get(path) != others.get(path))
-        raise NotFaithful(f"each environment has a value of its own: {path}")
-
-
-def require_equal_tensors(environment: EnvBase, twin: EnvBase, constants: frozenset[str]) -> None:
-    """Compare the tensors that never change in two environments; those that only one of them has are left out.
-
-    constants: slots.
-
-    Raises:
-        NotFaithful: a tensor differs.
-    """
-    own, others = read_python_state(environment), read_python_state(twin)
-    tensors, twins = (
-        {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
-        for state in (own, others)
-    )
-    for path in sorted(tensors.keys() & twins.keys()):
-        if not same_bits(tensors[path], twins[path]):
-            raise NotFaithful(f"each environment has numbers of its own: {path}")
-
-
-class _Identity(int):
+class Identity(int):
     """The id of an object that the reading keeps alive."""
-
-
-class Watch:
-    """A guard that raises if a scenario keeps state elsewhere than in slots."""
-
-    def __init__(self, environment: EnvBase):
-        self._environment = environment
-        self._before = read_python_state(environment)
-        self._versions = {path: tensor._version for path, tensor in self._before.fixed.items()}
-
-    def require_unchanged(self) -> None:
-        """Compare everything that Python can reach with the first reading.
-
-        Raises:
-            NotFaithful: something differs that is not the number in a slot.
-        """
-        now = read_python_state(self._environment)
-        if path := self._before.difference(now):
-            old, new = self._before.content.get(path), now.content.get(path)
-            if old and new and type(old[-1]) is _Identity and old[:-1] == new[:-1]:
-                raise NotFaithful(f"the scenario replaces objects, and not only tensors: {path}")
-            raise NotFaithful(f"the scenario keeps state outside of tensors: {path}")
-        for path, tensor in self._before.fixed.items():
-            if now.fixed.get(path) is not tensor or tensor._version != self._versions[path]:
-                raise NotFaithful(f"the scenario keeps a tensor where it cannot be replaced: {path}")
 
 
 class _Walk:
@@ -173,7 +111,7 @@ class _Walk:
         self._pending: deque[tuple[str, Any, Slot | None]] = deque()
 
     def add(self, value: Any, path: str, place: Slot | None) -> None:
-        """Note a value under its path; what it refers to is read by `finish`.
+        """Add a value under its path; `finish` reads what the value refers to.
 
         place: where the value can be replaced, or None.
         """
@@ -219,10 +157,10 @@ class _Walk:
         if isinstance(value, list | dict | set | frozenset | tuple | deque | types.MappingProxyType):
             return kind, len(value)
         if isinstance(value, functools._lru_cache_wrapper):
-            return _Identity(id(value)), value.cache_info()[1:]
+            return Identity(id(value)), value.cache_info()[1:]
         if _is_opaque(value):
             raise NotFaithful(f"the state of {path} cannot be read: it is a {kind.__module__}.{kind.__qualname__}")
-        return kind, _Identity(id(value))
+        return kind, Identity(id(value))
 
     def _items(self, value: Any, place: Slot | None) -> Iterator[tuple[str, Any, Slot | None]]:
         """Yield the name, the value and the place of everything that a value refers to."""

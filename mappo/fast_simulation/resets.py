@@ -26,8 +26,9 @@ from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, stacked
-from mappo.fast_simulation.python_state import Watch, find_slots
+from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.slots import copies, same_bits
+from mappo.fast_simulation.watch import Watch
 
 _DRAWS = 24  # full resets whose numbers are compared; after each, `_ROWS` environments are reset alone
 _ALTERED_DRAWS = 12  # of them, full resets that are repeated from an altered state

@@ -35,7 +35,6 @@ from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from vmas.simulator.core import Sphere, World
 
 from mappo.compute.compiler import end_if_stopped, trace_graph
@@ -60,9 +59,8 @@ _SHAPELESS = {
     "requires_grad",
     "is_sparse",
 }  # attributes of x[mask]
-_SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
-_STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
-_MOST_OPERATIONS = 40_000  # of one step, as traced; more take minutes to trace and longer to compile
+SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
+MOST_OPERATIONS = 25_000  # of one step; more take minutes to trace and longer to compile
 
 
 class Queries(enum.Enum):
@@ -115,69 +113,6 @@ def trace_simulation(
     return graph, written, tracer.has_asked
 
 
-@contextmanager
-def no_random_numbers() -> Iterator[None]:
-    """Raise NotTraceable with its line if an operation in the block draws random numbers from torch."""
-    with _NoRandomNumbers():  # type: ignore[no-untyped-call]
-        yield
-
-
-class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotTraceable(f"a step draws random numbers: {func} ({_location()})")
-        return func(*args, **(kwargs or {}))
-
-
-_OUTSIDE = {  # modules of C functions that read what no walk through a scenario finds, such as the clock
-    *("time", "datetime", "_datetime", "posix", "nt", "io", "_io", "_socket", "_uuid"),
-}
-
-
-@contextmanager
-def no_outside_reads() -> Iterator[None]:
-    """Raise NotTraceable at the end of the block if Python has read the clock, a file or the system in it."""
-    reads: list[str] = []
-
-    def note(frame: FrameType, event: str, function: Any) -> None:
-        if event == "c_call" and not reads:
-            owner = getattr(function, "__self__", None)
-            module = getattr(function, "__module__", None) or getattr(owner, "__module__", "")
-            if module in _OUTSIDE and not _is_from_torch(frame):
-                reads.append(f"{module}.{function.__name__}, {_location_of(frame)}")
-
-    previous = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield
-    finally:
-        sys.setprofile(previous)
-    if reads:
-        raise NotTraceable(f"a step reads something outside of the simulation: {reads[0]}")
-
-
-def _is_from_torch(frame: FrameType) -> bool:
-    """Return whether torch's or the standard library's own work leads to this call."""
-    found: FrameType | None = frame
-    while found and _is_standard(found):
-        found = found.f_back
-    return found is None or found.f_code.co_filename.startswith((*_SKIPPED_FILES, "<"))
-
-
-def _is_standard(frame: FrameType) -> bool:
-    """Return whether a frame belongs to Python's standard library."""
-    path = frame.f_code.co_filename
-    return path.startswith(_STANDARD_LIBRARY) and "-packages/" not in path.removeprefix(_STANDARD_LIBRARY)
-
-
-def _location_of(frame: FrameType) -> str:
-    found: FrameType | None = frame
-    while found and found.f_back and _is_standard(found):
-        found = found.f_back
-    assert found
-    return _format_location(found.f_code.co_filename, found.f_lineno)
-
-
 class _Tracer(TorchFunctionMode):
     """The mode that handles every function of tensors before the function is traced.
 
@@ -227,7 +162,7 @@ class _Tracer(TorchFunctionMode):
             self.near[_pair(frame.f_locals["a"], frame.f_locals["b"])] = near
             return not (self.is_asking and self.queries is Queries.SKIPPED)
         if self._is_traced(args[0]) and not _is_assertion(frame):
-            raise NotTraceable(f"Python depends on a tensor's value ({_location()})")
+            raise NotTraceable(f"Python depends on a tensor's value ({location()})")
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
 
@@ -254,8 +189,8 @@ class _Tracer(TorchFunctionMode):
             node.meta["location"] = frame.f_code.co_filename, frame.f_lineno
             _require_deterministic(node)
             node = node.prev
-        if mode and len(mode.tracer.graph.nodes) > _MOST_OPERATIONS:
-            raise NotTraceable(f"a step has more than {_MOST_OPERATIONS} operations ({_location()})")
+        if mode and len(mode.tracer.graph.nodes) > MOST_OPERATIONS:
+            raise NotTraceable(f"a step has more than {MOST_OPERATIONS} operations ({location()})")
 
     def _select(self, whole: Tensor, mask: Tensor) -> Tensor:
         copy = whole.clone()
@@ -267,7 +202,7 @@ class _Tracer(TorchFunctionMode):
             if id(value) in self._selected:
                 self._require_elementwise("__setitem__", [mask, self._selected[id(value)][1]], [value])
             elif value.ndim > whole.ndim - mask.ndim and value.numel() > 1:
-                raise NotTraceable(f"a write to x[mask] depends on how many elements it selects ({_location()})")
+                raise NotTraceable(f"a write to x[mask] depends on how many elements it selects ({location()})")
         whole.copy_(torch.where(_like(mask, whole), value, whole))
 
     def _require_elementwise(self, name: str, masks: list[Tensor], operands: list[Tensor]) -> None:
@@ -279,7 +214,7 @@ class _Tracer(TorchFunctionMode):
             or others
             or not all(_same(mask, masks[0]) for mask in masks)
         ):
-            raise NotTraceable(f"{name} of x[mask] depends on how many elements it selects ({_location()})")
+            raise NotTraceable(f"{name} of x[mask] depends on how many elements it selects ({location()})")
 
 
 @contextmanager
@@ -347,7 +282,7 @@ def _rest(whole: Tensor, index: Any) -> Tensor:
     if not isinstance(index, tuple):
         return whole
     if index[0].ndim > 1 or not all(isinstance(item, int | slice) for item in index[1:]):
-        raise NotTraceable(f"an index combines a mask with unsupported indices ({_location()})")
+        raise NotTraceable(f"an index combines a mask with unsupported indices ({location()})")
     rest: Tensor = whole[(slice(None), *index[1:])]
     return rest
 
@@ -405,15 +340,16 @@ def _assertions(path: str) -> list[tuple[int, int]]:
 def _caller() -> FrameType:
     """Return the frame of VMAS or a scenario that called a function of tensors."""
     frame: FrameType | None = sys._getframe()
-    while frame and frame.f_code.co_filename.startswith(_SKIPPED_FILES):
+    while frame and frame.f_code.co_filename.startswith(SKIPPED_FILES):
         frame = frame.f_back
     assert frame
     return frame
 
 
-def _location() -> str:
+def location() -> str:
+    """Return the line of VMAS or a scenario that called a function of tensors."""
     frame = _caller()
-    return _format_location(frame.f_code.co_filename, frame.f_lineno)
+    return format_location(frame.f_code.co_filename, frame.f_lineno)
 
 
 def _error_location(error: BaseException) -> str:
@@ -421,13 +357,13 @@ def _error_location(error: BaseException) -> str:
     location, step = "", error.__traceback__
     while step:
         path = step.tb_frame.f_code.co_filename
-        if not path.startswith(_SKIPPED_FILES):
-            location = _format_location(path, step.tb_lineno)
+        if not path.startswith(SKIPPED_FILES):
+            location = format_location(path, step.tb_lineno)
         step = step.tb_next
     return location
 
 
-def _format_location(path: str, line: int) -> str:
+def format_location(path: str, line: int) -> str:
     """Return `path:line: source`, with the path relative to site-packages."""
     packages = Path(vmas.__file__).parent.parent
     short_path = Path(path).relative_to(packages) if path.startswith(str(packages)) else Path(path).name
@@ -446,7 +382,7 @@ def _require_deterministic(node: Node) -> None:
     }
     for tag in getattr(node.target, "tags", ()):
         if tag in reasons and not _is_indexed_by_numbers(node):
-            location = _format_location(*node.meta["location"])
+            location = format_location(*node.meta["location"])
             raise NotTraceable(f"{reasons[tag]}: {node.target} ({location})")
 
 

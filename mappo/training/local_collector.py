@@ -72,6 +72,8 @@ class LocalCollector:
                 f"the simulation was {others.get('simulated')!r} and is {self._simulation.way!r} here"
                 + (f": {self.note}" if self.note else "")
             )
+        if isinstance(self._simulation, FastEnvironment):
+            self._simulation.require_same_constants()
         try:
             _copy_over(self._carried, others["carried"])
         except (AttributeError, KeyError, TypeError) as error:

@@ -18,7 +18,7 @@ from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.random_streams import Stream, private_random_streams, random_states
 from mappo.environment.simulation_state import SimulationState, capture_values, restore_values
-from mappo.errors import ConfigError, NonFiniteObservation, ProcessDied, SimulationStateError
+from mappo.errors import MappoError, ProcessDied, SimulationStateError
 from mappo.learning.networks import make_networks
 from mappo.training.local_collector import CPU, LocalCollector, restore_random_states
 
@@ -151,7 +151,7 @@ def _result(method: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call a method and return its result or exception; an unexpected exception becomes a RuntimeError."""
     try:
         return method(*arguments)
-    except (ConfigError, NonFiniteObservation, SimulationStateError) as error:
+    except MappoError as error:
         return error
     except Exception:
         return RuntimeError(f"a process of collection.processes failed:\n{traceback.format_exc()}")

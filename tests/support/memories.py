@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections import deque, namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -398,7 +399,7 @@ class Noisy(Push):
             "own torch": lambda: torch.rand((), generator=self.torch_generator),
             "system": random.SystemRandom().random,
             "clock": lambda: time.monotonic() % 1,
-            "file": lambda: float(len(open(__file__).read()) % 2),  # noqa: SIM115, PTH123
+            "file": lambda: float(len(Path(__file__).read_text()) % 2),
         }[self.source]()
         if number < self.probability:
             for agent in self.world.agents:

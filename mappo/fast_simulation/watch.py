@@ -1,0 +1,71 @@
+"""The comparison of what Python can read: before and after a step, and in two environments made alike."""
+
+from typing import Any
+
+from torchrl.envs import EnvBase
+
+from mappo.errors import NotFaithful
+from mappo.fast_simulation.python_state import Identity, PythonState, read_python_state
+from mappo.fast_simulation.slots import same_bits
+
+
+class Watch:
+    """A guard that raises if a scenario keeps state elsewhere than in slots."""
+
+    def __init__(self, environment: EnvBase):
+        self._environment = environment
+        self._before = read_python_state(environment)
+        self._versions = {path: tensor._version for path, tensor in self._before.fixed.items()}
+
+    def require_unchanged(self) -> None:
+        """Compare everything that Python can reach with the first reading.
+
+        Raises:
+            NotFaithful: something differs that is not the number in a slot.
+        """
+        now = read_python_state(self._environment)
+        if path := self._before.difference(now):
+            old, new = self._before.content.get(path), now.content.get(path)
+            if old and new and type(old[-1]) is Identity and old[:-1] == new[:-1]:
+                raise NotFaithful(f"the scenario replaces objects, and not only tensors: {path}")
+            raise NotFaithful(f"the scenario keeps state outside of tensors: {path}")
+        for path, tensor in self._before.fixed.items():
+            if now.fixed.get(path) is not tensor or tensor._version != self._versions[path]:
+                raise NotFaithful(f"the scenario keeps a tensor where it cannot be replaced: {path}")
+
+
+def require_equal(state: PythonState, twin: PythonState) -> None:
+    """Compare the readings of two environments that were made in the same way.
+
+    Raises:
+        NotFaithful: they hold different things, apart from the numbers in tensors.
+    """
+
+    def content(reading: PythonState) -> dict[str, Any]:
+        return {
+            path: tuple(item for item in value if type(item) is not Identity)
+            for path, value in reading.content.items()
+        }
+
+    own, others = content(state), content(twin)
+    if own != others:
+        path = next(path for path in {**own, **others} if own.get(path) != others.get(path))
+        raise NotFaithful(f"each environment has a value of its own: {path}")
+
+
+def require_equal_tensors(environment: EnvBase, twin: EnvBase, constants: frozenset[str]) -> None:
+    """Compare the tensors that never change in two environments; those that only one of them has are left out.
+
+    constants: slots.
+
+    Raises:
+        NotFaithful: a tensor differs.
+    """
+    own, others = read_python_state(environment), read_python_state(twin)
+    tensors, twins = (
+        {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
+        for state in (own, others)
+    )
+    for path in sorted(tensors.keys() & twins.keys()):
+        if not same_bits(tensors[path], twins[path]):
+            raise NotFaithful(f"each environment has numbers of its own: {path}")
