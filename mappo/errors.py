@@ -23,6 +23,10 @@ class EnvironmentUnfit(MappoError):
     """A task is not fit to train on; the message says what is wrong and what its author can do about it."""
 
 
+class Concern(MappoError):
+    """A warning about a task: a check passed, but somebody should look at the reason."""
+
+
 class NotTraceable(MappoError):
     """A function cannot be traced; the message says why, and in which line."""
 

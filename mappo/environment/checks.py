@@ -35,11 +35,13 @@ from mappo.environment.random_streams import (
     simulator_random_state,
     unchanged_simulator_random_state,
 )
+from mappo.environment.reset_check import check_forgetting
 from mappo.environment.simulation_state import capture, restore
-from mappo.errors import EnvironmentUnfit, SimulationStateError
+from mappo.errors import Concern, EnvironmentUnfit, SimulationStateError
 
 _ENVS = 8  # environments of every check except speed
 _FRAMES = 30  # frames of most checks
+_EPISODE = 200  # frames at most until the reset at the end of an episode
 _LONGEST = 1_000  # frames at most for checks that simulate whole episodes
 _TOLERANCE = 1e-5  # parallel environments may round differently
 _LARGE_REWARD = 1_000.0  # per frame; the critic learns larger value targets slowly
@@ -50,10 +52,6 @@ _SPEED_SECONDS = 1.0
 _ROW_ONLY = (
     "reset_world_at(env_index) must write only row env_index of entities and attributes, unless env_index is None"
 )
-
-
-class Concern(Exception):
-    """A warning: the check passed, but somebody should look at the reason."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +212,11 @@ def _partial_resets_are_partial(task: Task) -> str:
     return "resetting one environment does not change the others"
 
 
+def _resets_forget(task: Task) -> str:
+    frames = min(task.config.max_episode_frames, _EPISODE)
+    return check_forgetting(lambda number: task.make(seed_offset=number), _random_actions(task, frames))
+
+
 def _resumption_is_exact(task: Task) -> str:
     """Capture a simulation and restore it in another environment; both must continue identically."""
     actions = _random_actions(task)
@@ -322,6 +325,7 @@ CHECKS: dict[str, Callable[[Task], str]] = {
     "seeding": _seeding_is_reproducible,
     "independence": _environments_are_independent,
     "partial reset": _partial_resets_are_partial,
+    "forgetting": _resets_forget,
     "resumption": _resumption_is_exact,
     "time limit": _time_limit_truncates,
     "reward scale": _reward_scale_is_learnable,

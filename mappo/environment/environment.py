@@ -7,9 +7,10 @@ time limit and sets *truncated*, so that value targets bootstrap at the limit. A
 
 import copy
 import importlib
+import math
 import warnings
 from difflib import get_close_matches
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +18,6 @@ import torch
 import vmas
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
-from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import MarlGroupMapType
 from vmas.simulator.scenario import BaseScenario
 
@@ -31,6 +31,7 @@ from mappo.environment.random_streams import (
     set_random_states,
     stream_seed,
 )
+from mappo.environment.vmas_environment import GroupEnvironment, place_of_mistake
 from mappo.errors import ConfigError
 
 
@@ -91,6 +92,7 @@ def make_environment(
     states = random_states(device)
     vmas_env = _make_vmas(config, num_envs, device)
     _require_equal_agents(vmas_env, config.scenario)
+    _require_ranges(vmas_env, config.scenario)
     transforms = Compose(
         StepCounter(max_steps=config.max_episode_frames),
         RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),
@@ -148,22 +150,23 @@ def _scenario(name: str) -> BaseScenario:
         scenario = getattr(scenario_module(name), class_name or "Scenario")()
     except Exception as error:  # a user's module can raise anything
         raise ConfigError(
-            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: {error}; its module "
-            "must be installed or in the current directory, and in a pipeline part of the image"
+            f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: "
+            f"{error}{place_of_mistake(error)}; its module must be "
+            "installed or in the current directory, and in a pipeline part of the image"
         ) from error
     if not isinstance(scenario, BaseScenario):
         raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")
     return scenario
 
 
-def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> VmasEnv:
+def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> GroupEnvironment:
     scenario = _scenario(config.scenario)
     if reserved := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
         raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(reserved)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            environment = VmasEnv(
+            environment = GroupEnvironment(
                 scenario=scenario,
                 num_envs=num_envs,
                 device=device,
@@ -177,8 +180,9 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
         except Exception as error:
             raise ConfigError(
                 f"environment: scenario {config.scenario!r} with {config.scenario_kwargs} cannot be built: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{place_of_mistake(error)}"
             ) from error
+    _warn_of_unknown_arguments(scenario, config)
     for warning in caught:
         if "not used by the scenario" in str(warning.message):
             raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
@@ -188,7 +192,36 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
     return environment
 
 
-def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
+def _warn_of_unknown_arguments(scenario: BaseScenario, config: EnvironmentConfig) -> None:
+    """Warn of arguments that a user's scenario does not mention in its code, such as misspelt ones."""
+    known = {
+        name
+        for kind in type(scenario).__mro__
+        for function in vars(kind).values()
+        if isinstance(function, FunctionType) and kind is not BaseScenario
+        for name in _names_in(function.__code__)
+    }
+    for name in sorted(set(config.scenario_kwargs) - known):
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        message = f"environment.scenario_kwargs: {config.scenario} does not mention {name!r} in its code{hint}"
+        if message not in _issued_warnings:
+            _issued_warnings.add(message)
+            warnings.warn(message, stacklevel=2)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Return the names of a function's parameters and the texts in its code, with those of its inner functions."""
+    names = {*code.co_varnames, *(item for item in code.co_consts if isinstance(item, str))}
+    for item in code.co_consts:
+        if isinstance(item, tuple):
+            names.update(each for each in item if isinstance(each, str))
+        elif isinstance(item, CodeType):
+            names |= _names_in(item)
+    return names
+
+
+def _require_equal_agents(environment: GroupEnvironment, scenario: str) -> None:
     """Check that all agents have the same observation and action shapes, since one tensor holds all agents.
 
     Raises:
@@ -210,6 +243,24 @@ def _require_equal_agents(environment: VmasEnv, scenario: str) -> None:
             f"environment.scenario = {scenario!r}: all agents are one group and need observation and action "
             f"vectors of the same shape, but the shapes differ: {listing}; pad the shorter vectors in the scenario"
         )
+
+
+def _require_ranges(environment: GroupEnvironment, scenario: str) -> None:
+    """Check that every component of a continuous action has a range.
+
+    Raises:
+        ConfigError: a range is 0 or not finite, so there is nothing to learn for this component.
+    """
+    for name, space in zip(environment.agent_names, environment.action_space, strict=True):
+        if not hasattr(space, "low"):
+            continue
+        for index, (low, high) in enumerate(zip(space.low, space.high, strict=True)):
+            if not -math.inf < low < high < math.inf:
+                raise ConfigError(
+                    f"environment.scenario = {scenario!r}: component {index} of the action of {name} has the "
+                    f"range {low} to {high}; give it a positive u_range, or leave it out of the action "
+                    "(action_size)"
+                )
 
 
 def _choices(space: Any) -> tuple[int, ...]:

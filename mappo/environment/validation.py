@@ -1,26 +1,23 @@
 """The validation of an environment: checks that take seconds and find mistakes before hours of training."""
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.checks import (
     CHECKS,
-    Concern,
     Task,
     batch_fits_in_memory,
     environment_is_built,
     interface_is_kept,
     measure_speed,
 )
-from mappo.environment.environment import scenario_module
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.errors import ConfigError, EnvironmentUnfit
+from mappo.environment.vmas_environment import place_of_mistake
+from mappo.errors import Concern, ConfigError, EnvironmentUnfit
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,21 @@ class ValidationReport:
         return [check for check in self.checks if check.outcome == "failed"]
 
 
-def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> ValidationReport:
+def validate(
+    config: ExperimentConfig,
+    on_check: Callable[[Check], object],
+    rehearse: Callable[[ExperimentConfig], str] | None = None,
+) -> ValidationReport:
     """Run every check on the task and the device that `config` names.
 
-    `on_check` is called with each check when it ends. A check that raises any exception has failed, with the
-    exception as its reason. Later checks are skipped if the device, the environment or the interface fails.
+    `on_check` is called with each check when it ends. `rehearse` trains a little, as one more check. A check that
+    raises any exception has failed, with the exception as its reason. Later checks are skipped if the device, the
+    environment or the interface fails.
     """
     checks: list[Check] = []
 
     def run(name: str, check: Callable[[], str]) -> bool:
-        checks.append(_run(name, check, config.environment.scenario))
+        checks.append(_run(name, check))
         on_check(checks[-1])
         return checks[-1].outcome != "failed"
 
@@ -65,12 +67,14 @@ def validate(config: ExperimentConfig, on_check: Callable[[Check], object]) -> V
             if is_built and run("interface", lambda: interface_is_kept(task)):
                 for name, check in CHECKS.items():
                     run(name, partial(check, task))
+                if rehearse:
+                    run("training", lambda: rehearse(config))
                 if run("memory", lambda: batch_fits_in_memory(task)):
                     run("speed", lambda: measure_speed(task))
     return ValidationReport(config_hash(config), checks)
 
 
-def _run(name: str, check: Callable[[], str], scenario: str) -> Check:
+def _run(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, "passed", check())
     except Concern as concern:
@@ -79,11 +83,4 @@ def _run(name: str, check: Callable[[], str], scenario: str) -> Check:
         return Check(name, "failed", str(reason))
     except Exception as error:  # a scenario is foreign code, so every exception is a finding
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        return Check(name, "failed", f"{message}{_location(error, scenario)}")
-
-
-def _location(error: Exception, scenario: str) -> str:
-    """Return the last line of the scenario's own file in the traceback, or an empty text without one."""
-    file = scenario_module(scenario).__file__
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f", in {lines[-1].name}, {Path(lines[-1].filename).name} line {lines[-1].lineno}" if lines else ""
+        return Check(name, "failed", f"{message}{place_of_mistake(error)}")

@@ -22,7 +22,7 @@ from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
 from mappo.fast_simulation.watch import Watch
 
-_INTERVAL_FRAMES = 500  # of which one is audited; `python -m benchmarks.audit` measures what it costs
+INTERVAL_FRAMES = 500  # of which one is audited; `python -m benchmarks.audit` measures what it costs
 
 
 class Audit:
@@ -38,7 +38,7 @@ class Audit:
     def is_due(self) -> bool:
         """Count a frame and return whether it is to be audited."""
         self._num_frames += 1
-        return self._num_frames % _INTERVAL_FRAMES == 1
+        return self._num_frames % INTERVAL_FRAMES == 1
 
     def check(self, state: StepState, action: Tensor) -> None:
         """Repeat a frame from this state with plain VMAS and reset one environment after it.

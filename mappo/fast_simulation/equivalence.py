@@ -7,9 +7,10 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
+from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.guards import no_random_numbers
-from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, require_same_random_states, stacked
+from mappo.fast_simulation.pure_step import PureStep, StepState, require_same_random_states, stacked
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures

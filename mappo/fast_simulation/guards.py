@@ -62,7 +62,7 @@ def no_outside_reads() -> Iterator[None]:
         if event == "c_call" and not reads:
             owner = getattr(function, "__self__", None)
             module = getattr(function, "__module__", None) or getattr(owner, "__module__", "")
-            if module in _OUTSIDE and not _is_from_torch(frame):
+            if module in _OUTSIDE and function.__name__ != "fspath" and not _is_from_torch(frame):
                 reads.append(f"{module}.{function.__name__}, {_location_of(frame)}")
 
     previous = sys.getprofile()

@@ -19,6 +19,7 @@ from vmas.simulator.environment import Environment
 from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
+from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.guards import few_operations, no_outside_reads, no_random_numbers
 from mappo.fast_simulation.python_state import find_slots
@@ -228,11 +229,6 @@ def stacked(
     num_envs = len(terminated)
     reward = torch.stack([reward.reshape(num_envs, 1) for reward in rewards], dim=1)
     return torch.stack(observations, dim=1), reward, terminated.reshape(num_envs, 1)
-
-
-def by_agent(action: Tensor) -> list[Tensor]:
-    """Return an action [envs, agents, features] or [envs, agents] as VMAS expects it."""
-    return [item if item.ndim > 1 else item.unsqueeze(-1) for item in action.unbind(1)]
 
 
 def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[..., list[Tensor]]:

@@ -24,8 +24,9 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
+from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.pure_step import PureStep, StepState, by_agent, stacked
+from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.slots import copies, same_bits
 from mappo.fast_simulation.watch import Watch

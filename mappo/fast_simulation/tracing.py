@@ -59,7 +59,10 @@ _SHAPELESS = {
     "requires_grad",
     "is_sparse",
 }  # attributes of x[mask]
-SKIPPED_FILES = (str(Path(torch.__file__).parent), __file__)  # code that is never reported as the caller
+SKIPPED_FILES = (
+    str(Path(torch.__file__).parent),
+    str(Path(__file__).parent),
+)  # code that is never reported as the caller
 MOST_OPERATIONS = 25_000  # of one step; more take minutes to trace and longer to compile
 
 

@@ -159,6 +159,42 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
 
+def require_readable(checkpoint: Checkpoint) -> None:
+    """Check that what is saved of a training run stays within the limits of what is read.
+
+    Raises:
+        ConfigError: a part is too large; the message names what makes it large.
+    """
+    manifest, _ = pack(checkpoint)
+    size = len(manifest_bytes(manifest))
+    if size > MAX_MANIFEST_BYTES:
+        raise ConfigError(
+            f"the configuration takes {size} bytes in a checkpoint, and at most {MAX_MANIFEST_BYTES} are read: let the "
+            "scenario read large data, such as a map, from a file instead of environment.scenario_kwargs"
+        )
+    for name, part in manifest.parts.items():
+        if part.size_bytes > _MAX_PART_BYTES[name]:
+            raise ConfigError(
+                f"the {name} of this task takes {part.size_bytes} bytes in a checkpoint, and at most "
+                f"{_MAX_PART_BYTES[name]} are read; the largest part is {_largest_object(checkpoint.state)}: keep "
+                "large data in a tensor or a numpy array instead of Python numbers"
+            )
+
+
+def _largest_object(state: SimulationState) -> str:
+    """Return the path of the attribute or container whose own content takes the most bytes."""
+    objects = {**state.structure.get("objects", {})}
+    for process in state.structure.get("processes", []):
+        objects.update(process.get("objects", {}))
+    if not objects:
+        return "none of the simulation"
+    rows: dict[str, int] = {}
+    for path, content in objects.items():
+        owner = path.partition("[")[0]
+        rows[owner] = rows.get(owner, 0) + len(json.dumps(content))
+    return max(rows, key=lambda path: rows[path])
+
+
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the manifest as canonical JSON."""
     record = _MANIFEST.dump_python(manifest, mode="json")

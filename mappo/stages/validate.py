@@ -9,6 +9,7 @@ from mappo.errors import EnvironmentUnfit
 from mappo.reporting.tables import say_check
 from mappo.reporting.terminal import say
 from mappo.stages.runtime import StageResult, metadata_of, run_label, watched_stage, write_json
+from mappo.training.first_iteration import rehearse_first_iteration
 
 
 def validate(config: str, report: Path | None = None, *, name: str = "", compiled_by: str = "") -> StageResult:
@@ -25,7 +26,7 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
         StageFailed: a check failed.
     """
     with watched_stage("validate", config, compiled_by, label=run_label(name)) as (experiment, monitor):
-        result = validation.validate(experiment, on_check=say_check)
+        result = validation.validate(experiment, say_check, rehearse_first_iteration)
         monitor.validated(result)
         write_json(report, result)
         if result.failures:

@@ -16,6 +16,7 @@ from mappo.errors import SimulationStateError
 from mappo.fast_simulation.fast_simulation import FastEnvironment, choose_simulation
 
 CPU = torch.device("cpu")
+_INFO = "agents/info/"  # tensors that versions before 0.6 carried, and nothing reads
 
 
 class LocalCollector:
@@ -75,7 +76,8 @@ class LocalCollector:
         if isinstance(self._simulation, FastEnvironment):
             self._simulation.require_same_constants()
         try:
-            _copy_over(self._carried, others["carried"])
+            carried = {name: value for name, value in others["carried"].items() if not name.startswith(_INFO)}
+            _copy_over(self._carried, carried)
         except (AttributeError, KeyError, TypeError) as error:
             raise SimulationStateError(f"{type(error).__name__}: {error}") from error
         restore_random_states(others, self.environment.device)

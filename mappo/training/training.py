@@ -14,7 +14,7 @@ from mappo.errors import Superseded
 from mappo.evaluation.episodes import play_episodes
 from mappo.learning.networks import Networks
 from mappo.runs.attempt import claim
-from mappo.runs.checkpoint import Checkpoint
+from mappo.runs.checkpoint import Checkpoint, require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
 from mappo.training.history import HistoryFile, IterationReport, TrainingStarted, finished_episodes
@@ -89,6 +89,7 @@ def train(
         else:
             training = begin_training(config, initial, start, device)
         with closing(training.collector):
+            require_readable(snapshot(config, training, history.text))
             on_begin(TrainingStarted(training.progress, attempt.number, resumed is not None))
             saver = Saver(attempt, on_save)
             try:

@@ -17,6 +17,7 @@ from mappo.fast_simulation.fresh_states import FreshStatePool
 from mappo.fast_simulation.pure_step import find_varying, trace_step
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import ResetCheck
+from mappo.fast_simulation.simulation import FastSimulation
 from mappo.fast_simulation.slots import copies, same_bits
 from tests.cli.test_main import TINY
 from tests.conftest import CPU
@@ -50,10 +51,17 @@ def assert_agrees(scenario, **options):
         check_steps(environment, resets, step)
 
 
+_made = {}  # simulations by scenario and number of environments, whose traced steps later tests use again
+
+
 def simulation_of(scenario, num_envs=16, is_compiled=False):
+    """Return a fast simulation and its environment, which is new."""
     config = EnvironmentConfig(scenario=scenario, max_episode_frames=25)
     environment = make_environment(config, num_envs, 0, Stream.TRAINING, CPU)
-    return make_fast_simulation(config, environment, is_compiled), environment
+    key = scenario, num_envs, is_compiled
+    if key not in _made:
+        _made[key] = make_fast_simulation(config, environment, is_compiled)
+    return FastSimulation(environment, _made[key]._step, _made[key]._resets), environment
 
 
 def play(simulation, environment, frames, state, observation, pool):

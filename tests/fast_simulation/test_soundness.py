@@ -181,7 +181,7 @@ def test_audit_finds_a_branch_that_appears_late(monkeypatch):
 
 def test_audit_changes_nothing(monkeypatch):
     def batch(interval):
-        monkeypatch.setattr("mappo.fast_simulation.audit._INTERVAL_FRAMES", interval)
+        monkeypatch.setattr("mappo.fast_simulation.audit.INTERVAL_FRAMES", interval)
         return _rollout("DrawnStarts", {}, True, frames=60)
 
     often, never = batch(2), batch(10**9)
