@@ -1,6 +1,5 @@
 """The check that a reset of one environment forgets the episode before it, as a reset of all environments does."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.random_streams import random_states, set_random_states
-from mappo.environment.state_walk import attributes, reachable
+from mappo.environment.state_walk import tensors_by_path
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import Concern, EnvironmentUnfit
 
@@ -90,23 +89,7 @@ def _reset(environment: EnvBase, row: int | None, states: dict[str, Any]) -> Non
 
 def _rows(environment: EnvBase, row: int) -> dict[str, Tensor]:
     """Return copies of one row of every tensor [envs, ...] that attributes hold, by path."""
-    return {path: tensor[row].clone() for path, tensor in _tensors(environment).items()}
-
-
-def _tensors(environment: EnvBase) -> dict[str, Tensor]:
-    (num_envs,) = environment.batch_size
-    tensors = {}
-    for path, owner in reachable(environment).items():
-        if isinstance(owner, dict):
-            items = {f"{path}[{key!r}]": item for key, item in owner.items() if isinstance(key, str | int)}
-        elif isinstance(owner, list | deque):
-            items = {f"{path}[{index}]": item for index, item in enumerate(owner)}
-        else:
-            items = {f"{path}.{name}": item for name, item in attributes(owner).items()}
-        for name, item in items.items():
-            if isinstance(item, Tensor) and item.ndim and len(item) == num_envs:
-                tensors[name] = item
-    return tensors
+    return {path: tensor[row].clone() for path, tensor in tensors_by_path(environment).items()}
 
 
 def _are_same(pair: list[dict[str, Tensor]], path: str) -> bool:
@@ -122,7 +105,7 @@ def _is_done(environment: EnvBase, row: int) -> bool:
 
 def _is_done_with(environment: EnvBase, row: int, path: str, value: Tensor) -> bool:
     """Return whether an environment is done if one of its tensors has this value."""
-    tensor = _tensors(environment)[path]
+    tensor = tensors_by_path(environment)[path]
     old = tensor[row].clone()
     tensor[row] = value
     is_done = _is_done(environment, row)
@@ -146,3 +129,7 @@ def _continue_alike(
     return all(
         torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)) for one, other in zip(*outputs, strict=True)
     )
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))

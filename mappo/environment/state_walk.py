@@ -45,6 +45,23 @@ def reachable(environment: EnvBase) -> dict[str, Any]:
     return walk.live_objects
 
 
+def tensors_by_path(environment: EnvBase) -> dict[str, Tensor]:
+    """Return every tensor [envs, ...] that attributes hold, by path."""
+    (num_envs,) = environment.batch_size
+    tensors = {}
+    for path, owner in reachable(environment).items():
+        if isinstance(owner, dict):
+            items = {f"{path}[{key!r}]": item for key, item in owner.items() if isinstance(key, str | int)}
+        elif isinstance(owner, list | deque):
+            items = {f"{path}[{index}]": item for index, item in enumerate(owner)}
+        else:
+            items = {f"{path}.{name}": item for name, item in attributes(owner).items()}
+        for name, item in items.items():
+            if isinstance(item, Tensor) and item.ndim and len(item) == num_envs:
+                tensors[name] = item
+    return tensors
+
+
 def roots(environment: EnvBase) -> Iterator[tuple[str, Any]]:
     """Yield the roots of a walk; the world is first, so that paths of entities begin with it."""
     simulator = environment.base_env._env

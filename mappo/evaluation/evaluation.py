@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
+from mappo.environment.draws import episodes_share_draws
 from mappo.environment.random_streams import Stream
 from mappo.errors import NoHeuristic, NonFiniteReturn
 from mappo.evaluation import statistics
@@ -13,7 +15,11 @@ from mappo.evaluation.statistics import Estimate
 from mappo.runs.checkpoint import Checkpoint
 from mappo.strict_json import to_dict
 
-RESAMPLED = "evaluation episodes of this one trained policy; another training seed may differ by more"
+_BY_EPISODE = "evaluation episodes of this one trained policy; another training seed may differ by more"
+_BY_SEED = (
+    "evaluation seeds of this one trained policy (Student's t over their means), because episodes of one seed "
+    "share what the scenario draws once; another training seed may differ by more"
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,12 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     """
     policy = trained_policy(config, checkpoint)
 
+    share_draws = episodes_share_draws(config.environment, resolve_device(config.device))
+    per_seed = config.evaluation.episodes_per_seed
+
     def play(policy: PolicyOf) -> EpisodeReturns:
-        return _summarise(*play_episodes(policy, config, config.evaluation, Stream.EVALUATION))
+        returns, lengths = play_episodes(policy, config, config.evaluation, Stream.EVALUATION)
+        return _summarise(returns, lengths, per_seed if share_draws else 1)
 
     heuristic, no_heuristic = None, ""
     try:
@@ -87,7 +97,7 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         training_config_hash=config_hash(checkpoint.config),
         training_frames=checkpoint.frames,
         started_from=checkpoint.started_from,
-        resampled=RESAMPLED,
+        resampled=_BY_SEED if share_draws else _BY_EPISODE,
         trained=play(policy),
         random=play(lambda environment: environment.rand_action),
         heuristic=heuristic,
@@ -95,10 +105,16 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     )
 
 
-def _summarise(returns: list[float], lengths: list[float]) -> EpisodeReturns:
+def _summarise(returns: list[float], lengths: list[float], share_draws: int) -> EpisodeReturns:
+    """Summarise episodes; each `share_draws` of them in a row depend on each other."""
+    mean = statistics.mean(returns)
+    middle = statistics.interquartile_mean(returns)
+    if share_draws > 1:
+        mean = statistics.mean_over_seeds(statistics.by_seed(returns, share_draws))
+        middle = Estimate(middle.value, None, None)
     return EpisodeReturns(
         episode_returns=returns,
-        mean=statistics.mean(returns),
-        interquartile_mean=statistics.interquartile_mean(returns),
+        mean=mean,
+        interquartile_mean=middle,
         episode_frames_mean=sum(lengths) / len(lengths),
     )

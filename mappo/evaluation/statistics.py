@@ -92,6 +92,12 @@ def difference_over_seeds(values: Sequence[float], reference: Sequence[float]) -
     )
 
 
+def by_seed(values: Sequence[float], episodes_per_seed: int) -> list[float]:
+    """Return the mean of each seed's values, which are ordered by seed."""
+    means: list[float] = np.asarray(values, dtype=np.float64).reshape(-1, episodes_per_seed).mean(1).tolist()
+    return means
+
+
 def paired_lower_bound(values: Sequence[float], reference: Sequence[float], confidence: float) -> float:
     """Return the one-sided lower confidence bound of mean(values - reference), by Student's t for pairs."""
     from scipy.stats import ttest_rel

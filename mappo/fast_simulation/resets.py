@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from mappo.environment.draws import least_probability, numbers_of
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.environment.vmas_environment import by_agent
@@ -218,17 +217,17 @@ class ResetCheck:
         if not names:
             return False
         rows = sorted({row for row, _ in self._alone})
-        full = np.stack([_numbers({name: state[name][rows] for name in names}) for state in self._full])
-        alone = np.stack([_numbers({name: state[name][None] for name in names})[0] for _, state in self._alone])
+        full = np.stack([numbers_of({name: state[name][rows] for name in names}) for state in self._full])
+        alone = np.stack([numbers_of({name: state[name][None] for name in names})[0] for _, state in self._alone])
         mixtures = np.random.default_rng(0).normal(size=(full.shape[-1], _MIXTURES))
         full, alone = (np.concatenate([numbers, numbers @ mixtures], -1) for numbers in (full, alone))
         by_row = [alone[[index for index, (row, _) in enumerate(self._alone) if row == each]] for each in rows]
-        if _least_probability(by_row) < _UNLIKELY:
+        if least_probability(by_row) < _UNLIKELY:
             raise NotFaithful("environments differ: a reset of one environment depends on its number")
         one_of_each = full[np.arange(len(full)), np.arange(len(full)) % len(rows)]  # [draws, numbers]
-        is_same = _least_probability([one_of_each, alone]) > _SUSPICIOUS
-        is_independent = _least_probability([*full]) > _SUSPICIOUS
-        is_interchangeable = _least_probability([*full.swapaxes(0, 1)]) > _SUSPICIOUS
+        is_same = least_probability([one_of_each, alone]) > _SUSPICIOUS
+        is_independent = least_probability([*full]) > _SUSPICIOUS
+        is_interchangeable = least_probability([*full.swapaxes(0, 1)]) > _SUSPICIOUS
         return not (is_same and is_independent and is_interchangeable)
 
 
@@ -241,38 +240,3 @@ def _altered(value: Tensor, magnitude: float) -> Tensor:
     number = magnitude * (0.5 + torch.rand_like(value)) * torch.randn_like(value).sign()
     number = number.float().to(value.dtype)  # a scenario may convert numbers to 32 bits
     return torch.where(number == value, 2 * number, number)
-
-
-def _numbers(state: StepState) -> NDArray[np.float64]:
-    """Return the numbers of a state [rows, numbers], with finite ones for infinity and NaN."""
-    flat = [
-        value.reshape(len(value), -1).double().cpu().nan_to_num(-1e30, 1e30, -1e31) for value in state.values()
-    ]
-    numbers: NDArray[np.float64] = torch.cat(flat, 1).numpy()
-    return numbers
-
-
-def _least_probability(groups: list[NDArray[np.float64]]) -> float:
-    """Return the least probability, over all numbers, that groups [draws, numbers] come from one distribution.
-
-    The probability is corrected for the number of comparisons. Location and spread are compared by ranks
-    (Kruskal and Wallis 1952), of two groups also the whole distribution (Kolmogorov and Smirnov).
-    """
-    groups = [group for group in groups if len(group)]
-    everything = np.concatenate(groups)
-    varying = (everything != everything[0]).any(0)
-    if len(groups) < 2 or not varying.any():
-        return 1.0
-    groups = [group[:, varying] for group in groups]
-    constant = [(group == group[0]).all(0) for group in groups]
-    if np.all(constant, 0).any():  # each group has one number, and groups differ
-        return 0.0
-    centre = np.median(everything[:, varying], 0)
-    probabilities = [
-        stats.kruskal(*groups).pvalue,
-        stats.kruskal(*(abs(group - centre) for group in groups)).pvalue,
-    ]
-    if len(groups) == 2:
-        probabilities.append(stats.ks_2samp(*groups).pvalue)
-    least = float(np.nanmin(np.stack(probabilities), initial=1.0))
-    return min(1.0, least * len(probabilities) * int(varying.sum()))

@@ -25,7 +25,7 @@ class Gate:
         ),
     ] = 0.95
     num_seeds: Annotated[
-        int, Field(ge=1, le=1000, description="number of gate seeds, which are drawn anew for each decision")
+        int, Field(ge=2, le=1000, description="number of gate seeds, which are drawn anew for each decision")
     ] = 10
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=10_000, description="number of episodes of each policy per seed")

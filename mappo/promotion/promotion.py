@@ -21,8 +21,10 @@ from mappo.runs.checkpoint import Checkpoint
 from mappo.strict_json import parse_report
 
 TEST = (
-    "one-sided paired t test over episodes; a pair is the episodes of both policies from the same initial state; "
-    "the test compares one training of each policy, and its result does not hold for other training seeds"
+    "one-sided paired t test over gate seeds; a pair is the mean returns of both policies from the same initial "
+    "states of one seed; the test compares one training of each policy, and its result does not hold for other "
+    "training seeds; the confidence holds if the differences of seeds are roughly symmetric: a loss so rare that "
+    "the gate's episodes do not show it counts for nothing"
 )
 _MAX_RACES = 10
 _LARGEST_SEED = 2**31
@@ -149,8 +151,12 @@ def judge(
     if current:
         opponent = _policy_of(config, champions.policy(current))
     candidate_returns, opponent_returns = play(_policy_of(config, candidate)), play(opponent)
-    bound = statistics.paired_lower_bound(candidate_returns, opponent_returns, gate.confidence)
-    candidate_mean, opponent_mean = statistics.mean(candidate_returns), statistics.mean(opponent_returns)
+    candidate_by_seed, opponent_by_seed = (
+        statistics.by_seed(returns, gate.episodes_per_seed) for returns in (candidate_returns, opponent_returns)
+    )
+    bound = statistics.paired_lower_bound(candidate_by_seed, opponent_by_seed, gate.confidence)
+    candidate_mean = statistics.mean_over_seeds(candidate_by_seed)
+    opponent_mean = statistics.mean_over_seeds(opponent_by_seed)
     return Decision(
         task=champions.task,
         candidate=_description(candidate),

@@ -169,8 +169,8 @@ def require_readable(checkpoint: Checkpoint) -> None:
     size = len(manifest_bytes(manifest))
     if size > MAX_MANIFEST_BYTES:
         raise ConfigError(
-            f"the configuration takes {size} bytes in a checkpoint, and at most {MAX_MANIFEST_BYTES} are read: let the "
-            "scenario read large data, such as a map, from a file instead of environment.scenario_kwargs"
+            f"the configuration takes {size} bytes in a checkpoint, and at most {MAX_MANIFEST_BYTES} are read: "
+            "let the scenario read large data, such as a map, from a file instead of environment.scenario_kwargs"
         )
     for name, part in manifest.parts.items():
         if part.size_bytes > _MAX_PART_BYTES[name]:
