@@ -182,13 +182,13 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
                 f"environment: scenario {config.scenario!r} with {config.scenario_kwargs} cannot be built: "
                 f"{type(error).__name__}: {error}{place_of_mistake(error)}"
             ) from error
-    _warn_of_unknown_arguments(scenario, config)
     for warning in caught:
         if "not used by the scenario" in str(warning.message):
             raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
         if str(warning.message) not in _issued_warnings:
             _issued_warnings.add(str(warning.message))
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    _warn_of_unknown_arguments(scenario, config)
     return environment
 
 

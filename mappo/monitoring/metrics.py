@@ -227,13 +227,13 @@ EVALUATION = (
     Metric(
         "mappo_evaluation_return_mean_low",
         "gauge",
-        "Lower end of the mean's 95 % bootstrap interval",
+        "Lower end of the mean's 95 % confidence interval",
         {"policy": POLICIES},
     ),
     Metric(
         "mappo_evaluation_return_mean_high",
         "gauge",
-        "Upper end of the mean's 95 % bootstrap interval",
+        "Upper end of the mean's 95 % confidence interval",
         {"policy": POLICIES},
     ),
     Metric(

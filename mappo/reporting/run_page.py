@@ -21,7 +21,7 @@ from mappo.reporting.run_record import RunRecord
 from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
-_INTERVALS = "95 % bootstrap intervals; resampled: "
+_INTERVALS = "95 % intervals; resampled: "
 
 
 def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:

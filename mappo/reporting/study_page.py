@@ -103,7 +103,7 @@ def _comparison(comparison: ComparisonReport) -> dict[str, Any]:
     note = (
         "Both configurations were trained from the same fresh seeds, from which no trial was trained, and "
         f"evaluated on held-out seeds. Intervals of trained policies: {comparison.intervals}. Intervals of "
-        "baselines: 95 % bootstrap, resampling evaluation episodes."
+        "baselines: 95 %, over evaluation episodes, or over seeds if episodes of a seed depend on each other."
     )
     heads = ("policy", "training seeds and their mean returns", "mean return", "more than the default")
     return {"heads": heads, "rows": rows, "note": note}

@@ -82,7 +82,7 @@ def evaluate(
             say("evaluate", returns_line(policy, returns))
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
-        say("evaluate", f"95 % bootstrap intervals; resampled: {result.resampled}")
+        say("evaluate", f"95 % intervals; resampled: {result.resampled}")
         return StageResult(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
 
 

@@ -1,7 +1,12 @@
 import pytest
 
 from mappo.config import from_dict
+from mappo.environment.environment import make_environment
+from mappo.environment.keys import ACTION
+from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.environment.validation import Check, validate
+from mappo.training.first_iteration import rehearse_first_iteration
+from tests.conftest import CPU
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +30,7 @@ def outcomes(scenario, **environment):
 )
 def test_sound_environment_fails_no_check(scenario):
     checks = outcomes(scenario)
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert [check for check in checks.values() if check.outcome == "failed"] == []
 
 
@@ -66,9 +71,9 @@ def test_environment_with_joints_passes():
         (
             "Exploding",
             "interface",
-            "ZeroDivisionError: the scenario divides by zero, in post_step, scenarios.py line",
+            "ZeroDivisionError: the scenario divides by zero (in post_step, scenarios.py line",
         ),
-        ("LateExplosion", "time limit", "ZeroDivisionError: too old, in post_step, scenarios.py line"),
+        ("LateExplosion", "time limit", "ZeroDivisionError: too old (in post_step, scenarios.py line"),
         ("ObservationWithoutEnvironments", "interface", "observation() returned float32 [3] for agent_0; with 8"),
         ("ObservationThatGrows", "interface", "observation() returned float32 [8, 2] for agent_0"),
         ("RewardOfAllAgents", "interface", "must return a tensor float32 [8]"),
@@ -80,6 +85,14 @@ def test_environment_with_joints_passes():
         ),
         ("TerminatingTimeLimit", "time limit", "terminated at frame 20, whatever the actions"),
         ("UnboundedReward", "reward scale", "rewards grow with the frame"),
+        (
+            "StickyDone",
+            "forgetting",
+            "right after a reset of environment 0, because no reset clears scenario.reached",
+        ),
+        ("ForgetsTimer", "forgetting", "resetting environment 0 alone keeps scenario.timer of the episode before"),
+        ("NoRange", "environment", "component 1 of the action of agent_1 has the range -0.0 to 0.0"),
+        ("BreaksWhenBuilt", "environment", "KeyError: 'radius' (in _radius, scenarios.py line"),
     ],
 )
 def test_broken_scenario_fails_its_check(scenario, check, advice):
@@ -149,3 +162,37 @@ def test_checks_end_when_the_device_is_missing():
     assert [(check.name, check.outcome) for check in report.checks] == [("device", "failed")]
     assert reported == report.failures
     assert isinstance(reported[0], Check)
+
+
+def test_state_that_resets_keep_is_a_warning_with_its_name():
+    check = outcomes("tests.support.scenarios:KeepsSeason")["forgetting"]
+    assert check.outcome == "warning"
+    assert "resets keep scenario.timer of the episode before" in check.detail
+
+
+@pytest.mark.parametrize("scenario", ["OwnRanges", "OddInfo"])
+def test_first_iteration_works_with_ranges_by_agent_and_odd_information(scenario):
+    config = from_dict({"environment": {"scenario": f"tests.support.scenarios:{scenario}"}})
+    assert "a batch of 16 frames is collected and learnt from" in rehearse_first_iteration(config)
+
+
+def test_actions_keep_the_range_of_each_agent():
+    config = from_dict({"environment": {"scenario": "tests.support.scenarios:OwnRanges"}}).environment
+    with private_random_streams(0, Stream.TRAINING, CPU):
+        environment = make_environment(config, 64, 0, Stream.TRAINING, CPU)
+        largest = environment.rand_action()[ACTION].abs().amax((0, 2))
+    assert largest[0] == pytest.approx(1.0, abs=0.1)
+    assert largest[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_misspelt_argument_of_an_own_scenario_is_warned_of():
+    config = from_dict(
+        {"environment": {"scenario": "tests.support.scenarios:Endless", "scenario_kwargs": {"n_agnets": 3}}}
+    )
+    with (
+        private_random_streams(0, Stream.TRAINING, CPU),
+        pytest.warns(
+            UserWarning, match=r"Endless does not mention 'n_agnets' in its code; did you mean n_agents\?"
+        ),
+    ):
+        make_environment(config.environment, 2, 0, Stream.TRAINING, CPU)

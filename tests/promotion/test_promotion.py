@@ -1,5 +1,6 @@
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from mappo.errors import ConfigError
 from mappo.evaluation import statistics
 from mappo.promotion.champions import Champions, policy_key, task_name
 from mappo.promotion.gate import Gate
-from mappo.promotion.promotion import judge, promote
+from mappo.promotion.promotion import TEST, judge, promote
 from tests.conftest import TINY
 from tests.support.runs import train_here
 
@@ -50,6 +51,30 @@ def test_one_in_twenty_equally_good_candidates_passes():
     assert 0.035 < num_passed / 2000 < 0.065
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("losses", ["normal", "rare"])
+def test_equally_good_policies_pass_no_more_often_than_stated(correlation, losses):
+    """Episodes of one seed share a part of their return; rare losses take 10 from one episode in 200.
+
+    With a probability of 5 %, more than 130 of 2,000 gates pass with a probability of 0.1 %.
+    """
+    generator, gate = np.random.default_rng(0), Gate()
+    shape = 2, gate.num_seeds, gate.episodes_per_seed
+    num_passed = 0
+    for _ in range(2000):
+        shared, own = generator.normal(size=(*shape[:2], 1)), generator.normal(size=shape)
+        returns = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
+        if losses == "rare":
+            returns = 0.01 * returns - 10.0 * (generator.random(shape) < 0.005)
+        by_seed = (statistics.by_seed(policy.ravel().tolist(), gate.episodes_per_seed) for policy in returns)
+        num_passed += statistics.paired_lower_bound(*by_seed, gate.confidence) > gate.margin
+    assert num_passed <= 130
+
+
+def test_decision_says_when_its_confidence_holds():
+    assert "if the differences of seeds are roughly symmetric" in TEST
+
+
 def test_first_champion_must_beat_the_random_policy(policies, champions):
     config, (worst, middle, _) = policies
     refusal = promote(config, worst, champions, QUICK)
@@ -79,9 +104,10 @@ def test_difference_and_bound_are_computed_from_the_returns(policies, champions)
     differences = (
         torch.tensor(decision.candidate_returns).double() - torch.tensor(decision.opponent_returns).double()
     )
+    differences = differences.reshape(5, 8).mean(1)  # by seed
     assert decision.difference == pytest.approx(differences.mean().item(), rel=1e-6)
-    deviation = differences.std() / 40**0.5
-    assert decision.lower_bound == pytest.approx((differences.mean() - 1.684875 * deviation).item(), rel=1e-4)
+    deviation = differences.std() / 5**0.5  # t(4, 95 %, one-sided) = 2.131847
+    assert decision.lower_bound == pytest.approx((differences.mean() - 2.131847 * deviation).item(), rel=1e-4)
 
 
 def test_margin_that_is_not_reached_keeps_the_champion(policies, champions):

@@ -547,3 +547,89 @@ class RareState(Endless):
 
     def observation(self, agent):
         return agent.state.pos + float(self.late())
+
+
+class StickyDone(Endless):
+    """A mistake: done() stays true, because no reset clears the attribute that it reads."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.reached = torch.zeros(batch_dim, dtype=torch.bool, device=device)
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def done(self):
+        self.reached = self.reached | (self.age > 15)
+        return self.reached
+
+
+class ForgetsTimer(Endless):
+    """A mistake: only the reset of all environments resets the timer, which the reward reads."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.timer = torch.zeros(batch_dim, device=device)
+        return super().make_world(batch_dim, device, **kwargs)
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        if env_index is None:
+            self.timer = torch.zeros_like(self.timer)
+
+    def reward(self, agent):
+        return 1 / (1 + self.timer)
+
+    def post_step(self):
+        super().post_step()
+        self.timer = self.timer + 1
+
+
+class KeepsSeason(ForgetsTimer):
+    """A task whose timer goes on over episodes."""
+
+    def reset_world_at(self, env_index=None):
+        Endless.reset_world_at(self, env_index)
+
+
+class OwnRanges(PushRight):
+    """A task with one agent that may push twice as hard as the other."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = World(batch_dim, device)
+        for name, u_range in (("strong", 1.0), ("weak", 0.5)):
+            world.add_agent(Agent(name=name, u_range=u_range))
+        self.age = torch.zeros(batch_dim, device=device)
+        self.terminate_after, self.frame_reward = torch.zeros(()), 1.0
+        return world
+
+
+class NoRange(Endless):
+    """A mistake: one component of the action cannot move."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        world = super().make_world(batch_dim, device, **kwargs)
+        world.agents[1].action._u_range = [1.0, 0.0]
+        return world
+
+
+class OddInfo(Endless):
+    """A task whose `info()` has NaN, and other keys for each agent."""
+
+    def info(self, agent):
+        return {f"of {agent.name}": torch.full_like(self.age, math.nan)}
+
+
+class BreaksWhenBuilt(Endless):
+    """A mistake: an error in a helper of `make_world`."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        return _radius({}) and super().make_world(batch_dim, device, **kwargs)
+
+
+def _radius(table):
+    return table["radius"]
+
+
+class LargeMap(Endless):
+    """A task that keeps millions of Python numbers."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.heights = [[0.1234567890123 + row * 1e-7 + column for column in range(1900)] for row in range(1900)]
+        return super().make_world(batch_dim, device, **kwargs)
