@@ -1,4 +1,4 @@
-"""TorchRL's wrapper of VMAS, mended where scenarios of users need it, and the place of a user's mistake."""
+"""The wrapper of VMAS by TorchRL, mended where scenarios of users need it, and the place of a user's mistake."""
 
 import sys
 import traceback
@@ -24,7 +24,7 @@ class GroupEnvironment(VmasEnv):  # type: ignore[misc]
         return observation, _with_one_tensor_of_bounds(action, len(self.group_map[group])), reward, None
 
     def read_info(self, infos: dict[str, Tensor]) -> None:
-        """Leave out what a scenario's `info()` returns."""
+        """Return nothing, whatever a scenario's `info()` returned."""
 
 
 def by_agent(action: Tensor) -> list[Tensor]:

@@ -106,7 +106,7 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
 
 
 def _summarise(returns: list[float], lengths: list[float], share_draws: int) -> EpisodeReturns:
-    """Summarise episodes; each `share_draws` of them in a row depend on each other."""
+    """Return the summary of episodes, of which each `share_draws` in a row depend on each other."""
     mean = statistics.mean(returns)
     middle = statistics.interquartile_mean(returns)
     if share_draws > 1:

@@ -41,7 +41,7 @@ _SUSPICIOUS = 1e-4  # probability below which full resets are not used; by mista
 
 @dataclass(frozen=True)
 class Resets:
-    """What resets do.
+    """The effect of resets.
 
     names: the slots of the state that a reset overwrites.
     one_by_one: whether fresh states must be made by resets of one environment.

@@ -67,7 +67,7 @@ MOST_OPERATIONS = 25_000  # of one step; more take minutes to trace and longer t
 
 
 class Queries(enum.Enum):
-    """How a trace answers a scenario's own calls of `World.collides`; VMAS's own calls are always traced.
+    """The answers of a trace to a scenario's own calls of `World.collides`; VMAS's own calls are always traced.
 
     A scenario that asks in the way that a trace assumes does the same in the cases APART and SKIPPED.
     """

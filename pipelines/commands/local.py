@@ -116,8 +116,8 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
             f"{policy:<9} {returns.mean!s:<24} {returns.interquartile_mean}"
             for policy, returns in report.policies().items()
         ),
-        f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes of this one trained policy, "
-        f"after {report.training_frames:,} frames",
+        f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes, after "
+        f"{report.training_frames:,} frames; resampled: {report.resampled}",
         "",
         f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
         f"the whole pipeline took {seconds:.1f} s",

@@ -1,4 +1,4 @@
-"""Scenarios that keep something over frames: in every kind of place, changed and reset in every kind of way.
+"""The scenarios that keep something over frames: in every kind of place, changed and reset in every kind of way.
 
 Resets draw no random numbers, so a plain and a fast rollout of one policy must be the same to the last bit.
 """
@@ -414,28 +414,28 @@ class FromOutside(Push):
 
 
 class OwnCollisions(World):
-    """Agents do not collide with each other."""
+    """A world whose agents do not collide with each other."""
 
     def collides(self, a, b):
         return not (isinstance(a, Agent) and isinstance(b, Agent)) and super().collides(a, b)
 
 
 class OwnForces(World):
-    """Collisions push twice as hard."""
+    """A world whose collisions push twice as hard."""
 
     def update_env_forces(self, entity_a, f_a, t_a, entity_b, f_b, t_b):
         super().update_env_forces(entity_a, 2 * f_a, t_a, entity_b, 2 * f_b, t_b)
 
 
 class OwnDistance(World):
-    """Distances are squared."""
+    """A world whose distances are squared."""
 
     def get_distance(self, entity_a, entity_b, env_index=None):
         return super().get_distance(entity_a, entity_b, env_index) ** 2
 
 
 class OwnWorld(Push):
-    """Two discs that meet, in a world with a method of its own."""
+    """A task of two discs that meet, in a world with a method of its own."""
 
     num_agents = 2
 
@@ -471,7 +471,7 @@ class Posts(Push):
 
 
 class AsksWhetherNear(Push):
-    """Two discs; the reward uses the answer of `World.collides` to more than a skipped pair."""
+    """A task whose reward uses the answer of `World.collides` for more than skipping a pair."""
 
     num_agents = 2
 
@@ -514,7 +514,7 @@ class Graduating(Push):
 
 
 class ByNumber(Push):
-    """Environments differ, by something that is kept in a place of this kind."""
+    """A task whose environments differ, by something that is kept in a place of this kind."""
 
     def build(self, world, kind="list", use="reward"):
         numbers = [0.05 * index for index in range(world.batch_dim)]
@@ -550,7 +550,7 @@ class ByNumber(Push):
 
 
 class DrawnStarts(Push):
-    """Starts are drawn: in each environment of its own, or one for all environments that are reset together."""
+    """A task that draws starts: one for each environment, or one for all that are reset together."""
 
     def build(self, world, shared=False):
         self.shared = shared
