@@ -243,7 +243,7 @@ def choose_simulation(
     if config.collection.simulation == "plain":
         return PlainSimulation(environment), ""
     started = time.perf_counter()
-    _log.info("tracing and checking the simulation of %s; this takes seconds", config.environment.scenario)
+    _log.warning("the simulation of %s is traced and checked against VMAS", config.environment.scenario)
     try:
         simulation = make_fast_simulation(config.environment, environment)
     except NotFaithful as reason:

@@ -133,7 +133,7 @@ def test_checkpoint_holds_the_trained_networks(tiny, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("name", "at_least"), [("navigation", 0.9), ("balance", 40.0), ("swarm", 45.0), ("seed-document", 35.0)]
+    ("name", "at_least"), [("navigation", 0.9), ("balance", 40.0), ("swarm", 45.0), ("seed-document", 30.0)]
 )
 def test_recipe_learns_its_task(name, at_least, seed, tmp_path):
     """A trained policy reaches the return that the recipe promises, clearly above a random one."""
