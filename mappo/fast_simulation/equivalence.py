@@ -19,9 +19,9 @@ from mappo.fast_simulation.watch import Watch
 # Tolerances, relative to the largest number that this place of a tensor holds in any environment, and to 1.
 _EXACT = 0.0  # for a traced graph on a CPU, which runs the same operations on the same numbers
 _ROUNDING = 1e-6  # for a traced graph whose operations may round differently
-_ROUNDING_COMPILED = 1e-4  # larger, because compilers reorder operations; rewards and contact amplify the difference
+_ROUNDING_COMPILED = 1e-4  # larger: compilers reorder operations, and rewards and contact amplify that
 _EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole rollout that may exceed the tolerance in a compiled step
-_CHECKED_FRAMES = 60
+_CHECKED_FRAMES = 40
 _ROTATION_INTERVAL = 2  # frames of which one is also computed with environments in other places
 _HELD_FRAMES = 7  # frames that repeat a random action, so that agents move far enough to touch
 _RESETS = 8  # finished environments that are reset after a frame, one by one; further ones continue to play

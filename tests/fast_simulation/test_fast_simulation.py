@@ -24,8 +24,11 @@ from tests.conftest import CPU
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning")  # raised inside torch's compiler
 
-QUICK = ["balance", "dropout", "navigation", "swarm", "transport", "wheel"]
-SLOW = ["dispersion", "flocking", "give_way", "multi_give_way", "passage", "reverse_transport"]
+QUICK = ["dropout", "wheel"]
+SLOW = [
+    *("balance", "dispersion", "drone", "flocking", "give_way", "goal", "multi_give_way", "navigation", "passage"),
+    *("reverse_transport", "simple", "simple_spread", "swarm", "transport", "vel_control"),
+]
 
 
 def environment_of(scenario, num_envs=16, stream=Stream.VALIDATION, **options):
@@ -193,9 +196,9 @@ def test_making_the_fast_simulation_changes_no_random_state_and_no_environment()
 
 def test_first_state_equals_that_of_the_plain_environment():
     with private_random_streams(3, Stream.TRAINING, CPU):
-        expected = environment_of("navigation", stream=Stream.TRAINING).reset()[OBSERVATION]
+        expected = environment_of("swarm", stream=Stream.TRAINING).reset()[OBSERVATION]
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, _ = simulation_of("navigation")
+        simulation, _ = simulation_of("swarm")
         _, observation, _ = simulation.begin()
     assert torch.equal(observation, expected)
 
@@ -205,7 +208,7 @@ GOAL = "world._landmarks[0]._state._pos"
 
 def test_finished_environments_take_fresh_states_in_order_and_others_do_not_change():
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, _ = simulation_of("navigation", 4)
+        simulation, _ = simulation_of("swarm", 4)
         state, observation, pool = simulation.begin()
         fresh = simulation.refilled(pool).fresh
         done = torch.tensor([[False], [True], [False], [True]])
@@ -222,7 +225,7 @@ def test_every_fresh_state_is_taken_once_and_in_the_order_of_resets(is_on_cpu, m
     """The pool is also saved and rebuilt, as in checkpoints. The code path of a GPU must give the same result."""
     resets, taken = [], []
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, _ = simulation_of("navigation", 4)
+        simulation, _ = simulation_of("swarm", 4)
         monkeypatch.setattr(simulation, "_is_on_cpu", is_on_cpu)
         reset = simulation._reset
         monkeypatch.setattr(simulation, "_reset", lambda: resets.append(reset()) or resets[-1])
@@ -241,7 +244,7 @@ def test_every_fresh_state_is_taken_once_and_in_the_order_of_resets(is_on_cpu, m
 
 def test_fresh_observation_is_what_the_plain_environment_shows_in_the_fresh_state():
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, environment = simulation_of("navigation", 4)
+        simulation, environment = simulation_of("swarm", 4)
         *_, pool = simulation.begin()
         fresh = pool.with_new_set(*simulation._reset()).fresh
         slots = find_slots(environment)

@@ -108,15 +108,17 @@ REFUSED = [
     *(("Noisy", {"source": source, "probability": 1e-3}, "outside of") for source in ("own numpy", "own python")),
     ("Noisy", {"source": "system"}, r"reads something outside of the simulation: posix.urandom, memories.py:\d+"),
     ("Noisy", {"source": "clock"}, r"reads something outside of the simulation: time.monotonic"),
-    ("Noisy", {"source": "file"}, r"reads something outside of the simulation: _?io.open"),
+    ("Noisy", {"source": "file"}, r"reads something outside of the simulation: .*memories.py"),
     ("AsksWhetherNear", {}, "uses an answer of World.collides for more than skipping a pair"),
     ("CountsSelected", {}, r"numel of x\[mask\] depends on how many elements it selects"),
     ("Graduating", {"level": "tensor"}, "a reset depends on the state before it"),
     ("Graduating", {"level": "number"}, "outside of tensors: scenario.level"),
     *(
         ("ByNumber", {"kind": kind, "use": use}, "environments differ")
-        for kind in ("list", "array", "tensor", "column", "closure", "arange")
-        for use in ("reward", "done", "start")
+        for kind, use in (
+            *(("list", "reward"), ("list", "done"), ("list", "start"), ("array", "reward"), ("tensor", "done")),
+            *(("column", "reward"), ("closure", "start"), ("arange", "done")),
+        )
     ),
 ]
 
@@ -127,7 +129,7 @@ def test_scenario_that_could_become_another_task_is_refused_with_the_reason(scen
         _rollout(scenario, kwargs, True)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     place=st.sampled_from(sorted(memories.PLACES)),
     change=st.sampled_from(sorted(memories.CHANGES)),
