@@ -104,6 +104,8 @@ class ResetCheck:
             NotFaithful: a reset of one environment depends on the state before it or on the environment, or
                 changes other environments; or the first observation depends on what resets keep.
         """
+        if unknown := {*step.names, *step.observed} - {*self._names}:
+            raise NotFaithful(f"only some frames write to {min(unknown)}")
         for name in step.names:
             if name in self._problems:
                 raise NotFaithful(self._problems[name])
