@@ -18,6 +18,7 @@ from mappo.fast_simulation.equivalence import (
     play_frame,
 )
 from mappo.fast_simulation.pure_step import PureStep, StepState
+from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
 from mappo.fast_simulation.watch import Watch
@@ -46,12 +47,13 @@ class Audit:
         Raises:
             SimulationDiffers: the fast simulation gives other results; the message says what differs.
         """
-        originals = {path: self._slots[path].get() for path in self._slots.keys() - self._constants.keys()}
+        slots = find_slots(self._environment)  # again, because the first frame may have made some
+        originals = {path: slots[path].get() for path in slots.keys() - self._constants.keys()}
         before = signatures(self._constants)
         with same_random_states(self._environment.device):
             try:
                 for path, value in {**originals, **state}.items():
-                    self._slots[path].put(value.clone())
+                    slots[path].put(value.clone())
                 self._check_frame(play_frame(self._environment, self._slots, self._step.names, action))
                 self._check_reset(state)
                 if written := changed_slots(before, self._constants):
@@ -67,7 +69,7 @@ class Audit:
                 ) from reason
             finally:
                 for path, value in originals.items():
-                    self._slots[path].put(value)
+                    slots[path].put(value)
         self._num_audits += 1
 
     def _check_frame(self, frame: PlainFrame) -> None:
