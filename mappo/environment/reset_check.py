@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.random_streams import random_states, set_random_states
-from mappo.environment.state_walk import tensors_by_path
+from mappo.environment.state_walk import same_bits, tensors_by_path
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import Concern, EnvironmentUnfit
 
@@ -94,9 +93,7 @@ def _rows(environment: EnvBase, row: int) -> dict[str, Tensor]:
 
 def _are_same(pair: list[dict[str, Tensor]], path: str) -> bool:
     one, other = (tensors.get(path) for tensors in pair)
-    if one is None or other is None or one.shape != other.shape:
-        return one is other
-    return _is_equal(one, other)
+    return one is other if one is None or other is None else same_bits(one, other)
 
 
 def _is_done(environment: EnvBase, row: int) -> bool:
@@ -126,10 +123,4 @@ def _continue_alike(
             observations, rewards, done, _ = simulator.step(by_agent(action.clone()))
             seen += [*observations, *rewards, done]
         outputs.append([tensor[row].clone() for tensor in seen])
-    return all(
-        torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)) for one, other in zip(*outputs, strict=True)
-    )
-
-
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+    return all(same_bits(one, other) for one, other in zip(*outputs, strict=True))

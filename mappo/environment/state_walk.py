@@ -225,3 +225,8 @@ def require_class(value: Any, class_name: str, path: str) -> None:
         raise SimulationStateError(
             f"{path}: the captured simulation has a {class_name}, this one has a {class_name_of(value)}"
         )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal, with NaN equal to NaN."""
+    return one.shape == other.shape and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))

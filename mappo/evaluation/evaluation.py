@@ -107,11 +107,12 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
 
 def _summarise(returns: list[float], lengths: list[float], share_draws: int) -> EpisodeReturns:
     """Return the summary of episodes, of which each `share_draws` in a row depend on each other."""
-    mean = statistics.mean(returns)
     middle = statistics.interquartile_mean(returns)
     if share_draws > 1:
         mean = statistics.mean_over_seeds(statistics.by_seed(returns, share_draws))
         middle = Estimate(middle.value, None, None)
+    else:
+        mean = statistics.mean(returns)
     return EpisodeReturns(
         episode_returns=returns,
         mean=mean,

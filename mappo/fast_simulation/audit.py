@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.random_streams import random_states, same_random_states, set_random_states
+from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful, SimulationDiffers
 from mappo.fast_simulation.equivalence import (
     PlainFrame,
@@ -20,7 +21,7 @@ from mappo.fast_simulation.equivalence import (
 from mappo.fast_simulation.pure_step import PureStep, StepState
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
-from mappo.fast_simulation.slots import Slots, changed_slots, copies, same_bits, signatures
+from mappo.fast_simulation.slots import Slots, copies, put_copies, require_unwritten, signatures
 from mappo.fast_simulation.watch import Watch
 
 INTERVAL_FRAMES = 500  # of which one is audited; `python -m benchmarks.audit` measures what it costs
@@ -52,14 +53,10 @@ class Audit:
         before = signatures(self._constants)
         with same_random_states(self._environment.device):
             try:
-                for path, value in {**originals, **state}.items():
-                    slots[path].put(value.clone())
+                put_copies(slots, {**originals, **state})
                 self._check_frame(play_frame(self._environment, self._slots, self._step.names, action))
                 self._check_reset(state)
-                if written := changed_slots(before, self._constants):
-                    raise NotFaithful(
-                        f"a frame or a reset writes to a slot that was constant before: {min(written)}"
-                    )
+                require_unwritten(before, self._constants)
                 self._require_same_python()
             except NotFaithful as reason:
                 raise SimulationDiffers(
@@ -91,8 +88,7 @@ class Audit:
         self._environment.base_env._env.reset_at(row)
         fresh = copies(self._slots, names)
         check_reset(after_frame, fresh, self._resets.names, row)
-        for path, value in start.items():
-            self._slots[path].put(value.clone())
+        put_copies(self._slots, start)
         set_random_states(states, device)
         self._environment.base_env._env.reset_at(row)
         others = copies(self._slots, names)

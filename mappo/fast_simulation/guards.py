@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mappo.errors import NotTraceable
+from mappo.errors import NotFaithful
 from mappo.fast_simulation.tracing import MOST_OPERATIONS, SKIPPED_FILES, format_location, location
 
 _STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
@@ -19,7 +19,7 @@ _STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
 
 @contextmanager
 def no_random_numbers() -> Iterator[None]:
-    """Raise NotTraceable with its line if an operation in the block draws random numbers from torch."""
+    """Raise NotFaithful with its line if an operation in the block draws random numbers from torch."""
     with _NoRandomNumbers():  # type: ignore[no-untyped-call]
         yield
 
@@ -27,13 +27,13 @@ def no_random_numbers() -> Iterator[None]:
 class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotTraceable(f"a step draws random numbers: {func} ({location()})")
+            raise NotFaithful(f"a step draws random numbers: {func} ({location()})")
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def few_operations() -> Iterator[None]:
-    """Raise NotTraceable if there are too many operations on tensors in the block to trace them."""
+    """Raise NotFaithful if there are too many operations on tensors in the block to trace them."""
     with _FewOperations():  # type: ignore[no-untyped-call]
         yield
 
@@ -44,7 +44,7 @@ class _FewOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         if self.count > MOST_OPERATIONS:
-            raise NotTraceable(f"a step has more than {MOST_OPERATIONS} operations")
+            raise NotFaithful(f"a step has more than {MOST_OPERATIONS} operations")
         return func(*args, **(kwargs or {}))
 
 
@@ -55,7 +55,7 @@ _OUTSIDE = {  # modules of C functions that read what no walk through a scenario
 
 @contextmanager
 def no_outside_reads() -> Iterator[None]:
-    """Raise NotTraceable at the end of the block if Python has read the clock, a file or the system in it."""
+    """Raise NotFaithful at the end of the block if Python has read the clock, a file or the system in it."""
     reads: list[str] = []
 
     def note(frame: FrameType, event: str, function: Any) -> None:
@@ -72,7 +72,7 @@ def no_outside_reads() -> Iterator[None]:
     finally:
         sys.setprofile(previous)
     if reads:
-        raise NotTraceable(f"a step reads something outside of the simulation: {reads[0]}")
+        raise NotFaithful(f"a step reads something outside of the simulation: {reads[0]}")
 
 
 def _is_from_torch(frame: FrameType) -> bool:

@@ -19,11 +19,12 @@ from vmas.simulator.environment import Environment
 from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import simulator_random_state
+from mappo.environment.state_walk import same_bits
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.guards import few_operations, no_outside_reads, no_random_numbers
 from mappo.fast_simulation.python_state import find_slots
-from mappo.fast_simulation.slots import Slots, changed_slots, same_bits, shared_memory, signatures
+from mappo.fast_simulation.slots import Slots, changed_slots, shared_memory, signatures
 from mappo.fast_simulation.tracing import Queries, run_simulation, trace_simulation
 from mappo.fast_simulation.watch import Watch
 
@@ -123,8 +124,8 @@ def _require_few_operations(environment: EnvBase) -> None:
     try:
         with few_operations():
             simulator.step(by_agent(environment.rand_action()[ACTION]))
-    except NotTraceable as error:
-        raise NotFaithful(str(error)) from error
+    except NotFaithful:
+        raise
     except Exception as error:  # a scenario is foreign code, to which this state may be impossible
         _log.info("the operations of a step are not counted: %s", error)
     simulator.reset()
@@ -133,11 +134,8 @@ def _require_few_operations(environment: EnvBase) -> None:
 def _play_without_random_numbers(environment: EnvBase) -> None:
     actions = by_agent(environment.rand_action()[ACTION])
     before = simulator_random_state()
-    try:
-        with no_outside_reads(), no_random_numbers():
-            environment.base_env._env.step(actions)
-    except NotTraceable as error:
-        raise NotFaithful(str(error)) from error
+    with no_outside_reads(), no_random_numbers():
+        environment.base_env._env.step(actions)
     require_same_random_states(before)
 
 

@@ -23,11 +23,12 @@ from torchrl.envs import EnvBase
 from mappo.environment.draws import least_probability, numbers_of
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
+from mappo.environment.state_walk import same_bits
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
 from mappo.fast_simulation.python_state import find_slots
-from mappo.fast_simulation.slots import copies, same_bits
+from mappo.fast_simulation.slots import copies, put_copies
 from mappo.fast_simulation.watch import Watch
 
 _DRAWS = 24  # full resets whose numbers are compared; after each, `_ROWS` environments are reset alone
@@ -88,7 +89,7 @@ class ResetCheck:
             action = self._environment.rand_action()[ACTION]
             outputs = []
             for value in (start[name], _altered(start[name], 1.0)):
-                self._put({**start, name: value})
+                put_copies(self._slots, {**start, name: value})
                 outputs.append([self._play(action) for _ in range(_PLAYED_FRAMES)])
             if not all(
                 same_bits(one, other)
@@ -170,16 +171,12 @@ class ResetCheck:
     def _after(self, operation: Callable[[], object], start: StepState, states: dict[str, Any]) -> StepState:
         """Return the slots after an operation from a state, with these random numbers."""
         set_random_states(states, self._environment.device)
-        self._put(start)
+        put_copies(self._slots, start)
         try:
             operation()
         except Exception as error:  # a scenario is foreign code, and numbers that it never has may be impossible
             raise NotFaithful(f"a reset fails from another state: {type(error).__name__}: {error}") from error
         return copies(self._slots, self._names)
-
-    def _put(self, state: StepState) -> None:
-        for path, value in state.items():
-            self._slots[path].put(value.clone())
 
     def _compare(self, name: str, pairs: list[tuple[Tensor, Tensor]], row: int) -> str:
         """Compare a slot before, after a full reset and after a reset of `row`; each from two states.

@@ -6,13 +6,14 @@ from torchrl.envs import EnvBase
 
 from mappo.compute.traced_function import Way
 from mappo.environment.keys import OBSERVATION
+from mappo.environment.state_walk import same_bits
 from mappo.errors import SimulationStateError
 from mappo.fast_simulation.audit import Audit
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
 from mappo.fast_simulation.pure_step import Frame, PureStep, StepState
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
-from mappo.fast_simulation.slots import Slots, copies, same_bits
+from mappo.fast_simulation.slots import Slots, copies
 
 
 class FastSimulation:

@@ -6,10 +6,10 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mappo.environment.state_walk import attributes, set_attribute
+from mappo.errors import NotFaithful
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ def copies(slots: Slots, paths: Iterable[str]) -> dict[str, Tensor]:
     return {path: slots[path].get().clone() for path in paths}
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal, with NaN equal to NaN."""
-    return one.shape == other.shape and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+def put_copies(slots: Slots, tensors: dict[str, Tensor]) -> None:
+    """Put copies of tensors into their slots."""
+    for path, value in tensors.items():
+        slots[path].put(value.clone())
+
+
+def require_unwritten(before: dict[str, tuple[Tensor, int]], constants: Slots) -> None:
+    """Compare constants with their signatures `before`.
+
+    Raises:
+        NotFaithful: one was replaced or written to.
+    """
+    if written := changed_slots(before, constants):
+        raise NotFaithful(f"a frame or a reset writes to a slot that was constant before: {min(written)}")

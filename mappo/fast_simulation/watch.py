@@ -4,9 +4,9 @@ from typing import Any
 
 from torchrl.envs import EnvBase
 
+from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.python_state import Identity, PythonState, read_python_state
-from mappo.fast_simulation.slots import same_bits
 
 
 class Watch:

@@ -10,6 +10,7 @@ from mappo.config import EnvironmentConfig
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION, OBSERVATION
 from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
+from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_steps
 from mappo.fast_simulation.fast_simulation import make_fast_simulation
@@ -18,7 +19,7 @@ from mappo.fast_simulation.pure_step import find_varying, trace_step
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import ResetCheck
 from mappo.fast_simulation.simulation import FastSimulation
-from mappo.fast_simulation.slots import copies, same_bits
+from mappo.fast_simulation.slots import copies
 from tests.cli.test_main import TINY
 from tests.conftest import CPU
 

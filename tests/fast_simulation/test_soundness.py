@@ -129,8 +129,7 @@ def test_scenario_that_could_become_another_task_is_refused_with_the_reason(scen
         _rollout(scenario, kwargs, True)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(
+_generated = given(
     place=st.sampled_from(sorted(memories.PLACES)),
     change=st.sampled_from(sorted(memories.CHANGES)),
     reset=st.sampled_from(sorted(memories.RESETS)),
@@ -138,6 +137,10 @@ def test_scenario_that_could_become_another_task_is_refused_with_the_reason(scen
     initial=st.sampled_from([0.0, 3.0, -1e9, "inf", "nan"]),
     num_envs=st.integers(1, 9),
 )
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@_generated
 def test_generated_scenario_is_simulated_exactly_or_refused(place, change, reset, use, initial, num_envs):
     kwargs = {"place": place, "change": change, "reset": reset, "use": use, "initial": initial}
     _assert_same_or_refused("Remembering", kwargs, num_envs=num_envs, frames=30, limit=9)
@@ -145,14 +148,7 @@ def test_generated_scenario_is_simulated_exactly_or_refused(place, change, reset
 
 @pytest.mark.long
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    place=st.sampled_from(sorted(memories.PLACES)),
-    change=st.sampled_from(sorted(memories.CHANGES)),
-    reset=st.sampled_from(sorted(memories.RESETS)),
-    use=st.sampled_from(["reward", "observation", "done", "start", "nothing"]),
-    initial=st.sampled_from([0.0, 3.0, -1e9, "inf", "nan"]),
-    num_envs=st.integers(1, 9),
-)
+@_generated
 def test_many_generated_scenarios_are_simulated_exactly_or_refused(place, change, reset, use, initial, num_envs):
     kwargs = {"place": place, "change": change, "reset": reset, "use": use, "initial": initial}
     _assert_same_or_refused("Remembering", kwargs, num_envs=num_envs, frames=30, limit=9)
