@@ -6,15 +6,14 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.keys import ACTION
-from mappo.environment.random_streams import simulator_random_state
 from mappo.environment.state_walk import same_bits
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.guards import no_random_numbers
-from mappo.fast_simulation.pure_step import PureStep, StepState, require_same_random_states, stacked
+from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, copies, require_unwritten, signatures
+from mappo.fast_simulation.step_draws import StepDraws, recorded_draws, require_like
 from mappo.fast_simulation.watch import Watch
 
 # Tolerances, relative to the largest number that this place of a tensor holds in any environment, and to 1.
@@ -30,10 +29,11 @@ _RESETS = 8  # finished environments that are reset after a frame, one by one; f
 
 @dataclass(frozen=True)
 class PlainFrame:
-    """A frame of plain VMAS: the state [envs, ...] and the action before it, and its results by name."""
+    """A frame of plain VMAS: the state [envs, ...] and the action before it, its draws, its results by name."""
 
     state: StepState
     action: Tensor
+    drawn: StepDraws
     results: dict[str, Tensor]
 
 
@@ -41,21 +41,20 @@ def first_frame(environment: EnvBase) -> PlainFrame:
     """Reset an environment that is new and play its first frame by a random action."""
     environment.reset()
     slots, action = find_slots(environment), environment.rand_action()[ACTION]
-    with no_random_numbers():
-        return play_frame(environment, slots, tuple(slots), action)
+    return play_frame(environment, slots, tuple(slots), action)
 
 
 def play_frame(environment: EnvBase, slots: Slots, names: tuple[str, ...], action: Tensor) -> PlainFrame:
     """Play one frame of plain VMAS from the state in the slots.
 
     Raises:
-        NotFaithful: the step draws random numbers.
+        NotFaithful: the step draws random numbers that cannot be drawn again.
     """
-    state, random_state = copies(slots, names), simulator_random_state()
-    observations, rewards, terminated, _ = environment.base_env._env.step(by_agent(action.clone()))
-    require_same_random_states(random_state)
+    state = copies(slots, names)
+    with recorded_draws(environment.device) as drawn:
+        observations, rewards, terminated, _ = environment.base_env._env.step(by_agent(action.clone()))
     results = stacked(observations, rewards, terminated)
-    return PlainFrame(state, action, _by_name(copies(slots, names), *(value.clone() for value in results)))
+    return PlainFrame(state, action, drawn, _by_name(copies(slots, names), *(value.clone() for value in results)))
 
 
 def check_first_frame(step: PureStep, frame: PlainFrame) -> None:
@@ -68,7 +67,9 @@ def check_first_frame(step: PureStep, frame: PlainFrame) -> None:
         raise NotFaithful(f"the first frame makes a part of the state: {min(missing)}")
     expected = {name: value for name, value in frame.results.items() if name in step.names or name in _OUTPUTS}
     state = {name: frame.state[name] for name in step.names}
-    num_wrong, description = differences(_by_name(*step(state, frame.action)), expected, _rounding(step, state))
+    require_like(step.draws, frame.drawn.draws)
+    results = _by_name(*step(state, frame.action, frame.drawn.numbers))
+    num_wrong, description = differences(results, expected, _rounding(step, state))
     if num_wrong:
         raise NotFaithful(f"{description} differ in the first frame")
 
@@ -112,8 +113,13 @@ def check_steps(environment: EnvBase, resets: Resets, *steps: PureStep, frames: 
 
 
 def compare_frame(step: PureStep, frame: PlainFrame) -> tuple[int, str]:
-    """Return how many numbers of a pure step differ from a frame of plain VMAS, and the first difference."""
-    results = _by_name(*step(frame.state, frame.action))
+    """Return how many numbers of a pure step differ from a frame of plain VMAS, and the first difference.
+
+    Raises:
+        NotFaithful: the frame draws other random numbers than the step.
+    """
+    require_like(step.draws, frame.drawn.draws)
+    results = _by_name(*step(frame.state, frame.action, frame.drawn.numbers))
     return differences(results, frame.results, _rounding(step, frame.results))
 
 
@@ -134,7 +140,11 @@ def _check_rotated(step: PureStep, frame: PlainFrame, places: int) -> None:
     def rotated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.roll(places, 0) for name, value in tensors.items()}
 
-    results = _by_name(*step(rotated(frame.state), frame.action.roll(places, 0)))
+    num_envs = len(frame.action)
+    numbers = [
+        value.roll(places, 0) if value.ndim and len(value) == num_envs else value for value in frame.drawn.numbers
+    ]
+    results = _by_name(*step(rotated(frame.state), frame.action.roll(places, 0), numbers))
     num_wrong, description = differences(results, rotated(frame.results), _ROUNDING)
     if num_wrong:
         raise NotFaithful(f"environments differ: {description} differ in another place")

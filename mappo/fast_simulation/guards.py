@@ -8,27 +8,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.tracing import MOST_OPERATIONS, SKIPPED_FILES, format_location, location
+from mappo.fast_simulation.locations import SKIPPED_FILES, format_location
+from mappo.fast_simulation.tracing import MOST_OPERATIONS
 
 _STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
-
-
-@contextmanager
-def no_random_numbers() -> Iterator[None]:
-    """Raise NotFaithful with its line if an operation in the block draws random numbers from torch."""
-    with _NoRandomNumbers():  # type: ignore[no-untyped-call]
-        yield
-
-
-class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotFaithful(f"a step draws random numbers: {func} ({location()})")
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

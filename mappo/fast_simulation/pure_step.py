@@ -1,11 +1,11 @@
 """The pure step: one step of a VMAS environment as a function of its state and the agents' actions.
 
 `trace_step` finds the slots that hold the state and traces one step of VMAS's own code as a graph
-(state, action) -> (state, observation, reward, terminated). docs/fast-simulation.md explains how.
+(state, action, random numbers) -> (state, observation, reward, terminated). docs/fast-simulation.md explains how.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +18,13 @@ from vmas.simulator.environment import Environment
 
 from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
-from mappo.environment.random_streams import simulator_random_state
 from mappo.environment.state_walk import same_bits
 from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful, NotTraceable
-from mappo.fast_simulation.guards import few_operations, no_outside_reads, no_random_numbers
+from mappo.fast_simulation.guards import few_operations, no_outside_reads
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.slots import Slots, changed_slots, shared_memory, signatures
+from mappo.fast_simulation.step_draws import Draw, recorded_draws
 from mappo.fast_simulation.tracing import Queries, run_simulation, trace_simulation
 from mappo.fast_simulation.watch import Watch
 
@@ -45,28 +45,34 @@ class PureStep:
     names: the slots whose tensors are the state. A step reads them; a step or a reset writes them.
     constants: the slots that steps or resets may read and must never write.
     observed: the slots, not constants, on which the observation of a state depends, such as the one after a reset.
-    graph: (the state's tensors, action) -> (the state's tensors, observation, reward, terminated).
+    draws: what a step draws. A draw returns new random numbers.
+    graph: (the state's tensors, action, random numbers) -> (the state's tensors, observation, reward, terminated).
     """
 
     names: tuple[str, ...]
     constants: frozenset[str]
     observed: frozenset[str]
+    draws: tuple[Draw, ...]
     graph: GraphModule
     run: Callable[..., Any]
     is_compiled: bool = False
 
-    def __call__(self, state: StepState, action: Tensor) -> Frame:
+    def __call__(self, state: StepState, action: Tensor, numbers: Sequence[Tensor] | None = None) -> Frame:
         """Compute one frame of all environments, without changing the arguments.
 
         action: [envs, agents, features].
+        numbers: the random numbers of the step; by default, the step draws them.
         """
+        numbers = [draw() for draw in self.draws] if numbers is None else numbers
         with torch.no_grad():
-            *values, observation, reward, terminated = self.run(*(state[name] for name in self.names), action)
+            inputs = (*(state[name] for name in self.names), action, *numbers)
+            *values, observation, reward, terminated = self.run(*inputs)
         return dict(zip(self.names, values, strict=True)), observation, reward, terminated
 
     def compiled(self, state: StepState, action: Tensor) -> "PureStep":
         """Return the compiled step; the compiler caches its results on disk for later processes."""
-        run = compile_graph(self.graph, [*(state[name] for name in self.names), action])
+        numbers = (draw() for draw in self.draws)
+        run = compile_graph(self.graph, [*(state[name] for name in self.names), action, *numbers])
         return replace(self, run=run, is_compiled=True)
 
     def as_graph(self) -> "PureStep":
@@ -80,8 +86,8 @@ def find_varying(environment: EnvBase) -> frozenset[str]:
     The function resets and steps the environment, and so draws random numbers.
 
     Raises:
-        NotFaithful: a step or a reset changes anything else that Python can read, or a step draws random
-            numbers, or reads the clock or a file, or has too many operations.
+        NotFaithful: a step or a reset changes anything else that Python can read, or a step reads the clock or a
+            file, or draws random numbers that cannot be drawn again, or has too many operations.
     """
     varying: set[str] = set()
     simulator, row = environment.base_env._env, environment.batch_size[0] - 1
@@ -90,7 +96,7 @@ def find_varying(environment: EnvBase) -> frozenset[str]:
     _require_few_operations(environment)
     slots, watch = find_slots(environment), Watch(environment)
     for reset in (simulator.reset, lambda: simulator.reset_at(row), lambda: simulator.reset_at(0)):
-        for change in (lambda: _play_without_random_numbers(environment), reset):
+        for change in (lambda: _play_watched(environment), reset):
             previous = signatures(slots)
             change()
             varying |= changed_slots(previous, slots)
@@ -108,12 +114,13 @@ def trace_step(environment: EnvBase, varying: frozenset[str]) -> PureStep:
     """
     try:
         slots = find_slots(environment)
-        graph, names, varying = _trace(environment, slots, set(varying))
+        draws, numbers = _record(environment, slots)
+        graph, names, varying = _trace(environment, slots, set(varying), numbers)
         observed = _observed(environment, slots, sorted(varying))
     except NotTraceable as error:
         raise NotFaithful(str(error)) from error
     _require_rows(environment, slots, varying, names)
-    return PureStep(names, frozenset(slots.keys() - varying), observed, graph, graph)
+    return PureStep(names, frozenset(slots.keys() - varying), observed, draws, graph, graph)
 
 
 def _require_few_operations(environment: EnvBase) -> None:
@@ -131,28 +138,22 @@ def _require_few_operations(environment: EnvBase) -> None:
     simulator.reset()
 
 
-def _play_without_random_numbers(environment: EnvBase) -> None:
+def _play_watched(environment: EnvBase) -> None:
     actions = by_agent(environment.rand_action()[ACTION])
-    before = simulator_random_state()
-    with no_outside_reads(), no_random_numbers():
+    with no_outside_reads(), recorded_draws(environment.device):
         environment.base_env._env.step(actions)
-    require_same_random_states(before)
 
 
-def require_same_random_states(before: tuple[bytes, str, str]) -> None:
-    """Compare the simulator's random state with the one before a step.
-
-    Raises:
-        NotFaithful: the step drew random numbers.
-    """
-    sources = "torch", "numpy", "Python's random module"
-    for source, old, new in zip(sources, before, simulator_random_state(), strict=True):
-        if old != new:
-            raise NotFaithful(f"a step draws random numbers from {source}")
+def _record(environment: EnvBase, slots: Slots) -> tuple[tuple[Draw, ...], list[Tensor]]:
+    """Return the draws of a step and the numbers that they gave."""
+    actions = by_agent(environment.rand_action()[ACTION])
+    with _restored_slots(environment, slots), recorded_draws(environment.device) as step:
+        environment.base_env._env.step(actions)
+    return tuple(step.draws), step.numbers
 
 
 def _trace(
-    environment: EnvBase, slots: Slots, varying: set[str]
+    environment: EnvBase, slots: Slots, varying: set[str], numbers: list[Tensor]
 ) -> tuple[GraphModule, tuple[str, ...], frozenset[str]]:
     """Return the graph of a step, the slots that the graph needs, and the slots that vary.
 
@@ -164,21 +165,23 @@ def _trace(
         with _restored_slots(environment, slots):
             previous = signatures({path: slots[path] for path in slots.keys() - varying})
             inputs = [*(slots[path].get() for path in paths), action]
-            graph, written, has_asked = trace_simulation(_step_of(environment, slots, paths), inputs, world)
+            graph, written, has_asked = trace_simulation(
+                _step_of(environment, slots, paths), inputs, numbers, world
+            )
             new_slots = changed_slots(previous, slots)
         if not new_slots:
             break
         varying |= new_slots
     if has_asked:
-        _check_queries(environment, slots, paths)
+        _check_queries(environment, slots, paths, numbers)
     names = _reduce_to_live(graph, paths)
-    for index in written - {len(paths)}:
+    for index in sorted(index for index in written if index < len(paths)):
         if others := shared_memory(slots, paths[index]) & {*names}:
             raise NotFaithful(f"a step writes into {paths[index]}, which shares memory with {min(others)}")
     return graph, names, frozenset(varying)
 
 
-def _check_queries(environment: EnvBase, slots: Slots, paths: list[str]) -> None:
+def _check_queries(environment: EnvBase, slots: Slots, paths: list[str], numbers: list[Tensor]) -> None:
     """Check that a scenario skips a pair that is not near, and does nothing else, when it calls `World.collides`.
 
     Raises:
@@ -190,7 +193,8 @@ def _check_queries(environment: EnvBase, slots: Slots, paths: list[str]) -> None
         for _ in range(_QUERIED_STATES):
             inputs = [_altered_state(value) for value in inputs]
             apart, skipped = (
-                run_simulation(step, inputs, world, queries) for queries in (Queries.APART, Queries.SKIPPED)
+                run_simulation(step, inputs, numbers, world, queries)
+                for queries in (Queries.APART, Queries.SKIPPED)
             )
             if not all(same_bits(one, other) for one, other in zip(apart, skipped, strict=True)):
                 raise NotFaithful("the scenario uses an answer of World.collides for more than skipping a pair")
@@ -211,13 +215,15 @@ def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset
 
     with _restored_slots(environment, slots):
         inputs = [slots[path].get() for path in paths]
-        graph, _, has_asked = trace_simulation(observe, inputs, environment.base_env._env.world)
+        with recorded_draws(environment.device) as drawn:
+            environment.base_env._env.get_from_scenario(True, False, False, False)
+        graph, _, has_asked = trace_simulation(observe, inputs, drawn.numbers, environment.base_env._env.world)
     if has_asked:
         raise NotFaithful("an observation calls World.collides")
     nodes = list(graph.graph.nodes)
     needed = _ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
     placeholders = [node for node in nodes if node.op == "placeholder"]
-    return frozenset(name for name, node in zip(paths, placeholders, strict=True) if node in needed)
+    return frozenset(name for name, node in zip(paths, placeholders, strict=False) if node in needed)
 
 
 def stacked(

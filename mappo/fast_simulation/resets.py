@@ -87,8 +87,9 @@ class ResetCheck:
             self._simulator.reset()
             start = copies(self._slots, self._names)
             action = self._environment.rand_action()[ACTION]
-            outputs = []
+            outputs, states = [], random_states(self._environment.device)
             for value in (start[name], _altered(start[name], 1.0)):
+                set_random_states(states, self._environment.device)
                 put_copies(self._slots, {**start, name: value})
                 outputs.append([self._play(action) for _ in range(_PLAYED_FRAMES)])
             if not all(

@@ -12,7 +12,7 @@ can express:
 - `x[mask] = value` and `x[mask] += value` write as many elements as the mask selects, a number that depends on
   values. They are traced as `where(mask, value, x)`, which writes all elements.
 
-The tracer refuses every other read of a value, and random numbers.
+The tracer refuses every other read of a value. Random numbers are inputs of the graph, as `step_draws` says.
 
 This file is long because the three exceptions and the refusals share the state of one trace.
 """
@@ -24,12 +24,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import vmas
 from torch import Tensor
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
@@ -38,7 +36,9 @@ from torch.overrides import TorchFunctionMode
 from vmas.simulator.core import Sphere, World
 
 from mappo.compute.compiler import end_if_stopped, trace_graph
-from mappo.errors import NotTraceable
+from mappo.errors import NotFaithful, NotTraceable
+from mappo.fast_simulation.locations import caller, error_location, format_location, location
+from mappo.fast_simulation.step_draws import replayed_draws
 
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "is_nonzero"}
 _ELEMENTWISE = {  # operations that are allowed on x[mask] before the result is written to y[mask]
@@ -59,10 +59,6 @@ _SHAPELESS = {
     "requires_grad",
     "is_sparse",
 }  # attributes of x[mask]
-SKIPPED_FILES = (
-    str(Path(torch.__file__).parent),
-    str(Path(__file__).parent),
-)  # code that is never reported as the caller
 MOST_OPERATIONS = 25_000  # of one step; more take minutes to trace and longer to compile
 
 
@@ -78,18 +74,28 @@ class Queries(enum.Enum):
 
 
 def run_simulation(
-    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World, queries: Queries
+    function: Callable[..., Iterable[Tensor]],
+    inputs: list[Tensor],
+    numbers: list[Tensor],
+    world: World,
+    queries: Queries,
 ) -> list[Tensor]:
-    """Return the results of a function of tensors under this assumption about the scenario's own queries."""
+    """Return the results of a function of tensors under this assumption about the scenario's own queries.
+
+    numbers: what the function's operations that draw random numbers return.
+    """
     tracer = _Tracer(queries)
-    with torch.no_grad(), tracer, _broad_phase(world, tracer):
+    with torch.no_grad(), tracer, _broad_phase(world, tracer), replayed_draws(numbers, lambda _: False):
         return [value.clone() for value in function(*(tensor.clone() for tensor in inputs))]
 
 
 def trace_simulation(
-    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], world: World
+    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], numbers: list[Tensor], world: World
 ) -> tuple[GraphModule, set[int], bool]:
     """Return the graph of a function of tensors, the indices of the inputs that it writes to, and whether it asks.
+
+    numbers: what the function's operations that draw random numbers have returned. They are further inputs of the
+    graph, after the function's own.
 
     `world` is the simulated world, whose collisions the function computes; a function that asks calls
     `World.collides` itself. The function may write to its inputs and keep tensors elsewhere; the graph does
@@ -97,20 +103,26 @@ def trace_simulation(
     computed once, here.
 
     Raises:
-        NotTraceable: the function depends on values, draws random numbers, fails, or has too many operations.
+        NotTraceable: the function depends on values, fails, or has too many operations.
+        NotFaithful: it draws other random numbers than `numbers`.
     """
+    tracer, all_inputs = _Tracer(Queries.TRACED), [*inputs, *numbers]
+
+    def replay(*tensors: Tensor) -> list[Tensor]:
+        with replayed_draws(tensors[len(inputs) :], tracer.is_traced):
+            return list(function(*tensors[: len(inputs)]))
+
     try:
-        tracer = _Tracer(Queries.TRACED)
         with torch.no_grad(), tracer, _broad_phase(world, tracer):
-            traced = trace_graph(function, [tensor.clone() for tensor in inputs])
-    except NotTraceable:
+            traced = trace_graph(replay, [tensor.clone() for tensor in all_inputs])
+    except (NotTraceable, NotFaithful):
         raise
     except Exception as error:  # a scenario is foreign code, and tracing does not support every operation
-        raise NotTraceable(f"{_first_line(error)} ({_error_location(error)})") from error
+        raise NotTraceable(f"{_first_line(error)} ({error_location(error)})") from error
     for node in traced.graph.nodes:
         _require_deterministic(node)
     with torch.no_grad():
-        graph = trace_graph(functionalize(traced), inputs)
+        graph = trace_graph(functionalize(traced), all_inputs)
     written = _remove_writes(graph)
     _fold_constants(graph)
     return graph, written, tracer.has_asked
@@ -157,19 +169,19 @@ class _Tracer(TorchFunctionMode):
 
     def _read_value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         """Return the value of a tensor that depends on no input or that is only asserted."""
-        frame = _caller()
+        frame = caller()
         if frame.f_code is World.collides.__code__:
             # The answer is true, so that every pair is traced; `_broad_phase` applies the flag to the result.
             apart = self.is_asking and self.queries is Queries.APART
             near = torch.zeros_like(args[0]) if apart else args[0]
             self.near[_pair(frame.f_locals["a"], frame.f_locals["b"])] = near
             return not (self.is_asking and self.queries is Queries.SKIPPED)
-        if self._is_traced(args[0]) and not _is_assertion(frame):
+        if self.is_traced(args[0]) and not _is_assertion(frame):
             raise NotTraceable(f"Python depends on a tensor's value ({location()})")
         with disable_proxy_modes_tracing():
             return func(*args, **kwargs)
 
-    def _is_traced(self, tensor: Tensor) -> bool:
+    def is_traced(self, tensor: Tensor) -> bool:
         """Return whether a tensor was computed from an input."""
         tensor_node = _node_of(tensor)
         if tensor_node is None:
@@ -187,7 +199,7 @@ class _Tracer(TorchFunctionMode):
         node = mode.tracer.graph._root.prev if mode else None
         if node is None or "location" in node.meta:
             return
-        frame = _caller()
+        frame = caller()
         while node.op != "root" and "location" not in node.meta:
             node.meta["location"] = frame.f_code.co_filename, frame.f_lineno
             _require_deterministic(node)
@@ -338,39 +350,6 @@ def _assertions(path: str) -> list[tuple[int, int]]:
     """Return the first and last line of every assertion in a file."""
     nodes = ast.walk(ast.parse("".join(linecache.getlines(path))))
     return [(node.lineno, node.end_lineno or node.lineno) for node in nodes if isinstance(node, ast.Assert)]
-
-
-def _caller() -> FrameType:
-    """Return the frame of VMAS or a scenario that called a function of tensors."""
-    frame: FrameType | None = sys._getframe()
-    while frame and frame.f_code.co_filename.startswith(SKIPPED_FILES):
-        frame = frame.f_back
-    assert frame
-    return frame
-
-
-def location() -> str:
-    """Return the line of VMAS or a scenario that called a function of tensors."""
-    frame = _caller()
-    return format_location(frame.f_code.co_filename, frame.f_lineno)
-
-
-def _error_location(error: BaseException) -> str:
-    """Return the innermost line outside of torch in an error's traceback."""
-    location, step = "", error.__traceback__
-    while step:
-        path = step.tb_frame.f_code.co_filename
-        if not path.startswith(SKIPPED_FILES):
-            location = format_location(path, step.tb_lineno)
-        step = step.tb_next
-    return location
-
-
-def format_location(path: str, line: int) -> str:
-    """Return `path:line: source`, with the path relative to site-packages."""
-    packages = Path(vmas.__file__).parent.parent
-    short_path = Path(path).relative_to(packages) if path.startswith(str(packages)) else Path(path).name
-    return f"{short_path}:{line}: {linecache.getline(path, line).strip()}"
 
 
 def _first_line(error: BaseException) -> str:
