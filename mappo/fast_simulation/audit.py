@@ -87,7 +87,7 @@ class Audit:
         after_frame, states = copies(self._slots, names), random_states(device)
         self._environment.base_env._env.reset_at(row)
         fresh = copies(self._slots, names)
-        check_reset(after_frame, fresh, self._resets.names, row)
+        check_reset(after_frame, fresh, self._resets, row)
         put_copies(self._slots, start)
         set_random_states(states, device)
         self._environment.base_env._env.reset_at(row)

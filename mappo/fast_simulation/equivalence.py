@@ -17,10 +17,11 @@ from mappo.fast_simulation.step_draws import StepDraws, recorded_draws, require_
 from mappo.fast_simulation.watch import Watch
 
 # Tolerances, relative to the largest number that this place of a tensor holds in any environment, and to 1.
-_EXACT = 0.0  # for a traced graph on a CPU, which runs the same operations on the same numbers
-_ROUNDING = 1e-6  # for a traced graph whose operations may round differently
+_ROUNDING = 1e-6  # for a traced graph, whose operations are VMAS's own
 _ROUNDING_COMPILED = 1e-4  # larger: compilers reorder operations, and rewards and contact amplify that
+_ROUNDING_ELSEWHERE = 1e-4  # for an environment in another place, where another part of a vector computes it
 _EXCUSED, _EXCUSED_RATIO = 8, 2e-4  # numbers of a whole rollout that may exceed the tolerance in a compiled step
+_INEXACT_RATIO = 0.01  # of a frame's numbers, which a graph on a CPU may round in another way; few CPUs do
 _CHECKED_FRAMES = 40
 _ROTATION_INTERVAL = 2  # frames of which one is also computed with environments in other places
 _HELD_FRAMES = 7  # frames that repeat a random action, so that agents move far enough to touch
@@ -69,7 +70,7 @@ def check_first_frame(step: PureStep, frame: PlainFrame) -> None:
     state = {name: frame.state[name] for name in step.names}
     require_like(step.draws, frame.drawn.draws)
     results = _by_name(*step(state, frame.action, frame.drawn.numbers))
-    num_wrong, description = differences(results, expected, _rounding(step, state))
+    num_wrong, description = _differences(step, results, expected)
     if num_wrong:
         raise NotFaithful(f"{description} differ in the first frame")
 
@@ -90,7 +91,7 @@ def check_steps(environment: EnvBase, resets: Resets, *steps: PureStep, frames: 
     simulator, (num_envs,) = environment.base_env._env, environment.batch_size
     constants = {path: slots[path] for path in steps[0].constants}
     constants_before = signatures(constants)
-    num_compared, num_excused = 0, [0] * len(steps)
+    num_compared, num_moved, num_excused = 0, 0, [0] * len(steps)
     for index in range(frames):
         if index % _HELD_FRAMES == 0:
             action = environment.rand_action()[ACTION]
@@ -102,12 +103,15 @@ def check_steps(environment: EnvBase, resets: Resets, *steps: PureStep, frames: 
             if num_excused[number] > (allowed_differences(num_compared) if step.is_compiled else 0):
                 raise NotFaithful(f"{description} differ after frame {index + 1} of the check")
         if index % _ROTATION_INTERVAL == 0:
-            _check_rotated(steps[0], frame, 1 + index % max(1, num_envs - 1))
+            num_wrong, description = _compare_rotated(steps[0], frame, 1 + index % max(1, num_envs - 1))
+            num_moved += num_wrong
+            if num_moved > allowed_differences(num_compared):
+                raise NotFaithful(f"environments differ: {description} differ in another place")
         finished = frame.results["terminated"].squeeze(-1)
         for row in {index % num_envs, *finished.nonzero().flatten().tolist()[:_RESETS]}:
             before = copies(slots, names)
             simulator.reset_at(row, return_observations=False)
-            check_reset(before, copies(slots, names), resets.names, row)
+            check_reset(before, copies(slots, names), resets, row)
         watch.require_unchanged()
         require_unwritten(constants_before, constants)
 
@@ -120,13 +124,20 @@ def compare_frame(step: PureStep, frame: PlainFrame) -> tuple[int, str]:
     """
     require_like(step.draws, frame.drawn.draws)
     results = _by_name(*step(frame.state, frame.action, frame.drawn.numbers))
-    return differences(results, frame.results, _rounding(step, frame.results))
+    return _differences(step, results, frame.results)
 
 
-def _rounding(step: PureStep, tensors: dict[str, Tensor]) -> float:
-    if step.is_compiled:
-        return _ROUNDING_COMPILED
-    return _EXACT if all(value.device.type == "cpu" for value in tensors.values()) else _ROUNDING
+def _differences(step: PureStep, results: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[int, str]:
+    """Return how many results differ by more than rounding, and the first difference.
+
+    A traced graph on a CPU computes the same bits, but for a few numbers that another part of a vector computes.
+    """
+    num_wrong, description = differences(results, expected, _ROUNDING_COMPILED if step.is_compiled else _ROUNDING)
+    if not num_wrong and not step.is_compiled and expected["reward"].device.type == "cpu":
+        num_inexact, description = differences(results, expected, 0.0)
+        if num_inexact > max(_EXCUSED, _INEXACT_RATIO * sum(value.numel() for value in expected.values())):
+            return num_inexact, description
+    return num_wrong, description
 
 
 def allowed_differences(num_compared: int) -> float:
@@ -134,8 +145,8 @@ def allowed_differences(num_compared: int) -> float:
     return max(_EXCUSED, _EXCUSED_RATIO * num_compared)
 
 
-def _check_rotated(step: PureStep, frame: PlainFrame, places: int) -> None:
-    """Check that environments are interchangeable: the step gives each the same results in another place."""
+def _compare_rotated(step: PureStep, frame: PlainFrame, places: int) -> tuple[int, str]:
+    """Return how many numbers a step gives otherwise to environments in other places, and the first difference."""
 
     def rotated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.roll(places, 0) for name, value in tensors.items()}
@@ -145,20 +156,19 @@ def _check_rotated(step: PureStep, frame: PlainFrame, places: int) -> None:
         value.roll(places, 0) if value.ndim and len(value) == num_envs else value for value in frame.drawn.numbers
     ]
     results = _by_name(*step(rotated(frame.state), frame.action.roll(places, 0), numbers))
-    num_wrong, description = differences(results, rotated(frame.results), _ROUNDING)
-    if num_wrong:
-        raise NotFaithful(f"environments differ: {description} differ in another place")
+    return differences(results, rotated(frame.results), _ROUNDING_ELSEWHERE)
 
 
-def check_reset(before: StepState, after: StepState, reset_names: frozenset[str], row: int) -> None:
+def check_reset(before: StepState, after: StepState, resets: Resets, row: int) -> None:
     """Compare states before and after a reset of one environment.
 
     Raises:
-        NotFaithful: the reset changes another environment, or a slot that resets keep.
+        NotFaithful: the reset changes a slot that resets keep, or other environments in another way than its side
+            effect.
     """
-    for name, value in before.items():
+    for name, value in {**before, **resets.side_effect(before)}.items():
         expected = value.clone()
-        if name in reset_names:
+        if name in resets.names:
             expected[row] = after[name][row]
         if not same_bits(expected, after[name]):
             raise NotFaithful(f"a reset of one environment changes others: {name}")

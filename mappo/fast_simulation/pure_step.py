@@ -147,7 +147,7 @@ def _play_watched(environment: EnvBase) -> None:
 def _record(environment: EnvBase, slots: Slots) -> tuple[tuple[Draw, ...], list[Tensor]]:
     """Return the draws of a step and the numbers that they gave."""
     actions = by_agent(environment.rand_action()[ACTION])
-    with _restored_slots(environment, slots), recorded_draws(environment.device) as step:
+    with restored_slots(environment, slots), recorded_draws(environment.device) as step:
         environment.base_env._env.step(actions)
     return tuple(step.draws), step.numbers
 
@@ -162,7 +162,7 @@ def _trace(
     action, world = environment.rand_action()[ACTION], environment.base_env._env.world
     while True:
         paths = sorted(varying)
-        with _restored_slots(environment, slots):
+        with restored_slots(environment, slots):
             previous = signatures({path: slots[path] for path in slots.keys() - varying})
             inputs = [*(slots[path].get() for path in paths), action]
             graph, written, has_asked = trace_simulation(
@@ -188,7 +188,7 @@ def _check_queries(environment: EnvBase, slots: Slots, paths: list[str], numbers
         NotFaithful: the answer decides something else.
     """
     world, step = environment.base_env._env.world, _step_of(environment, slots, paths)
-    with _restored_slots(environment, slots):
+    with restored_slots(environment, slots):
         inputs = [*(slots[path].get() for path in paths), environment.rand_action()[ACTION]]
         for _ in range(_QUERIED_STATES):
             inputs = [_altered_state(value) for value in inputs]
@@ -213,7 +213,7 @@ def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset
         observations: list[Tensor] = environment.base_env._env._get_from_scenario(True, False, False, False)[0]
         return observations
 
-    with _restored_slots(environment, slots):
+    with restored_slots(environment, slots):
         inputs = [slots[path].get() for path in paths]
         with recorded_draws(environment.device) as drawn:
             environment.base_env._env.get_from_scenario(True, False, False, False)
@@ -221,7 +221,7 @@ def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset
     if has_asked:
         raise NotFaithful("an observation calls World.collides")
     nodes = list(graph.graph.nodes)
-    needed = _ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
+    needed = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
     placeholders = [node for node in nodes if node.op == "placeholder"]
     return frozenset(name for name, node in zip(paths, placeholders, strict=False) if node in needed)
 
@@ -251,7 +251,7 @@ def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[.
 
 
 @contextmanager
-def _restored_slots(environment: EnvBase, slots: Slots) -> Iterator[None]:
+def restored_slots(environment: EnvBase, slots: Slots) -> Iterator[None]:
     """Put the tensors of all slots back after the block; clamp actions within the block."""
     simulator = environment.base_env._env
     tensors, clamp_action = {path: slot.get() for path, slot in slots.items()}, simulator.clamp_action
@@ -271,10 +271,10 @@ def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
     *values, observation, reward, terminated = nodes[-1].args[0]
     outputs = dict(zip(paths, values, strict=True))
     live: set[str] = set()
-    needed = _ancestors([observation, reward, terminated])
+    needed = ancestors([observation, reward, terminated])
     while new_paths := {path for path in paths if inputs[path] in needed} - live:
         live |= new_paths
-        needed = _ancestors([observation, reward, terminated, *(outputs[path] for path in live)])
+        needed = ancestors([observation, reward, terminated, *(outputs[path] for path in live)])
     names = tuple(path for path in paths if path in live)
     nodes[-1].args = ([*(outputs[path] for path in names), observation, reward, terminated],)
     graph.graph.eliminate_dead_code()
@@ -285,7 +285,8 @@ def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
     return names
 
 
-def _ancestors(nodes: list[Node]) -> set[Node]:
+def ancestors(nodes: list[Node]) -> set[Node]:
+    """Return these nodes of a graph and all nodes from which they are computed."""
     ancestors, queue = set(nodes), list(nodes)
     while queue:
         for node in queue.pop().all_input_nodes:

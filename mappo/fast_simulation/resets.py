@@ -4,7 +4,7 @@ On the plain path, VMAS resets a finished environment alone. On the fast path, a
 state that another environment may have made, before. Both are the same if
 
 - a reset of one environment depends neither on the state before it nor on the number of the environment,
-- it leaves the other environments as they are, and
+- it leaves the other environments as they are, or does to them what `side_effects` traces, and
 - the first observation depends only on what the reset overwrites.
 
 Fresh states are made for all environments at once by VMAS's full reset if that draws the same distribution, and
@@ -28,6 +28,7 @@ from mappo.environment.vmas_environment import by_agent
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
 from mappo.fast_simulation.python_state import find_slots
+from mappo.fast_simulation.side_effects import SideEffect, trace_side_effect
 from mappo.fast_simulation.slots import copies, put_copies
 from mappo.fast_simulation.watch import Watch
 
@@ -36,6 +37,7 @@ _ALTERED_DRAWS = 12  # of them, full resets that are repeated from an altered st
 _ROWS = 8  # environments that are reset alone, in turns
 _PLAYED_FRAMES = 5  # frames in which a number must show that it matters
 _MIXTURES = 8  # random sums of all numbers of a state, which show how numbers go together
+_ROUNDING = 1e-5  # by which VMAS computes the joint of a reset environment in two ways
 _UNLIKELY = 1e-6  # probability by chance below which environments count as different
 _SUSPICIOUS = 1e-4  # probability below which full resets are not used; by mistake, this only costs time
 
@@ -46,10 +48,12 @@ class Resets:
 
     names: the slots of the state that a reset overwrites.
     one_by_one: whether fresh states must be made by resets of one environment.
+    side_effect: what a reset of one environment does to the others.
     """
 
     names: frozenset[str]
     one_by_one: bool
+    side_effect: SideEffect
 
 
 class ResetCheck:
@@ -70,6 +74,10 @@ class ResetCheck:
         self._slots, self._names = find_slots(environment), sorted(varying)
         self._problems: dict[str, str] = {}  # by slot, a reason why it may not be part of the state
         self._kept: set[str] = set()  # slots that no reset overwrites
+        self._side_effect = SideEffect()
+        self._is_lasting = True
+        self._changed_in_others: set[str] = set()  # slots to which a reset of one environment writes in others
+        self._resets_alone: list[tuple[int, StepState, StepState]] = []  # its number, the slots before and after
         self._overwritten: set[str] = set()  # slots that each reset overwrites, whatever they were before
         self._full: list[StepState] = []  # the slots after each full reset
         self._alone: list[tuple[int, StepState]] = []  # a reset environment's number, and its row of the slots
@@ -79,7 +87,36 @@ class ResetCheck:
             self._draw(draw, 10.0 ** (draw % 6 - 1) if draw < _ALTERED_DRAWS else None)
             watch.require_unchanged()
             if draw == _ALTERED_DRAWS:
+                self._find_side_effect()
                 self._refuse_early()
+
+    def _find_side_effect(self) -> None:
+        """Trace what resets of one environment did to others, and compare; note problems."""
+        names = sorted(self._changed_in_others - self._problems.keys())
+        if not names:
+            return
+        try:
+            if kept := {*names} - self._overwritten:
+                raise NotFaithful(f"not every reset overwrites {min(kept)}")
+            effect = trace_side_effect(self._environment, self._slots, self._names, names)
+            self._compare_side_effect(effect)
+        except NotFaithful as reason:
+            for name in names:
+                self._problems[name] = f"a reset of one environment changes others: {name}; {reason}"
+        else:
+            self._side_effect = effect
+
+    def _compare_side_effect(self, effect: SideEffect) -> None:
+        for row, before, after in self._resets_alone:
+            others = [index for index in range(self._environment.batch_size[0]) if index != row]
+            for name, value in effect(before).items():
+                if not same_bits(value[others], after[name][others]):
+                    raise NotFaithful("how, depends on more than the state")
+        self._is_lasting = all(  # whether a state that was just reset stays as it is when another is reset
+            torch.allclose(value, state[name], 0.0, _ROUNDING)
+            for state in self._full
+            for name, value in effect(state).items()
+        )
 
     def _refuse_early(self) -> None:
         """Refuse the scenario if a slot that may not be part of the state changes what agents see or get."""
@@ -114,7 +151,12 @@ class ResetCheck:
         if kept := step.observed - self._overwritten:
             raise NotFaithful(f"the first observation after a reset depends on what resets keep: {min(kept)}")
         names = frozenset(step.names) - self._kept
-        return Resets(names, self._must_be_one_by_one(sorted(names | step.observed)))
+        effect = self._side_effect if {*self._side_effect.names} & names else SideEffect()
+        if missing := effect.needed - {*step.names}:
+            raise NotFaithful(f"what a reset of one environment does to others depends on {min(missing)}")
+        if not self._is_lasting and (changed := {*effect.names} & step.observed):
+            raise NotFaithful(f"the first observation depends on later resets of others: {min(changed)}")
+        return Resets(names, self._must_be_one_by_one(sorted(names | step.observed)), effect)
 
     def _draw(self, draw: int, magnitude: float | None) -> None:
         """Play a frame, and from its state reset all environments, and some environments alone.
@@ -145,10 +187,12 @@ class ResetCheck:
     ) -> None:
         """Repeat resets from a state in which all numbers are others, of about this size, and note problems."""
         full, alone = results
+        self._resets_alone.append((row, start, alone))
         altered = {path: _altered(value, magnitude) for path, value in start.items()}
         observed, alone_too, full_too = (
             self._after(operation, altered, states) for operation in (self._observe, *self._resets(row))
         )
+        self._resets_alone.append((row, altered, alone_too))
         for name in self._names:
             pairs = [(start[name], altered[name]), (full[name], full_too[name]), (alone[name], alone_too[name])]
             problem = self._compare(name, pairs, row)
@@ -201,8 +245,8 @@ class ResetCheck:
             return "" if is_kept else f"environments share state: {name}"
         others = [index for index in range(len(before[0])) if index != row]
         if not all(same_bits(start[others], result[others]) for start, result in zip(before, alone, strict=True)):
-            return f"a reset of one environment changes others: {name}"
-        if is_kept and not all(same_bits(*pair) for pair in zip(before, alone, strict=True)):
+            self._changed_in_others.add(name)
+        elif is_kept and not all(same_bits(*pair) for pair in zip(before, alone, strict=True)):
             return f"a reset of one environment differs from a reset of all environments: {name}"
         if not is_kept and not is_overwritten:
             return f"a reset of one environment differs from a reset of all environments: {name}"

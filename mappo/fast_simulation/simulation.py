@@ -84,21 +84,32 @@ class FastSimulation:
             return state, observation, fresh
         fresh_state, fresh_observation, fresh = fresh.take(finished)
         reset_slots = {name: _where(finished, fresh_state[name], state[name]) for name in self.resets}
-        return {**state, **reset_slots}, _where(finished, fresh_observation, observation), fresh
+        state = self._with_side_effect({**state, **reset_slots}, finished)
+        return state, _where(finished, fresh_observation, observation), fresh
+
+    def _with_side_effect(self, state: StepState, finished: Tensor) -> StepState:
+        """Return the state after the finished environments [envs] were reset one after the other."""
+        has_later = finished.sum() - finished.cumsum(0) > 0
+        is_changed = has_later | (finished.any() & ~finished)
+        changed = self._resets.side_effect(state).items()
+        return {**state, **{name: _where(is_changed, value, state[name]) for name, value in changed}}
 
     def _reset(self) -> tuple[StepState, Tensor]:
         """Reset the plain environment and return a fresh state and observation for each environment.
 
         The reset draws from the simulator's random state.
         """
-        if self._resets.one_by_one:
-            simulator = self._environment.base_env._env
-            for row in range(self._environment.batch_size[0]):
-                simulator.reset_at(row, return_observations=False)
-            observation = torch.stack(simulator.get_from_scenario(True, False, False, False)[0], 1)
-        else:
+        if not self._resets.one_by_one:
             observation = self._environment.reset()[OBSERVATION]
-        return copies(self._slots, self.resets), observation
+            return copies(self._slots, self.resets), observation
+        simulator = self._environment.base_env._env
+        just_reset = copies(self._slots, self._resets.side_effect.names)
+        for row in range(self._environment.batch_size[0]):
+            simulator.reset_at(row, return_observations=False)
+            for name, value in just_reset.items():
+                value[row] = self._slots[name].get()[row]
+        observation = torch.stack(simulator.get_from_scenario(True, False, False, False)[0], 1)
+        return {**copies(self._slots, self.resets), **just_reset}, observation
 
 
 def _where(rows: Tensor, chosen: Tensor, others: Tensor) -> Tensor:

@@ -121,8 +121,11 @@ def trace_simulation(
         raise NotTraceable(f"{_first_line(error)} ({error_location(error)})") from error
     for node in traced.graph.nodes:
         _require_deterministic(node)
-    with torch.no_grad():
-        graph = trace_graph(functionalize(traced), all_inputs)
+    try:
+        with torch.no_grad():
+            graph = trace_graph(functionalize(traced), all_inputs)
+    except RuntimeError as error:  # it writes an input's number into a tensor that is no input
+        raise NotTraceable(f"a tensor that a walk does not find takes part: {_first_line(error)}") from error
     written = _remove_writes(graph)
     _fold_constants(graph)
     return graph, written, tracer.has_asked
