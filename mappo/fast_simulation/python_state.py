@@ -28,7 +28,7 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.state_walk import GENERATORS, SCALARS, attributes, roots
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.slots import Slot, Slots
+from mappo.fast_simulation.slots import Attribute, Slot, Slots
 
 _CLOSED = {  # packages whose classes never change
     *sys.stdlib_module_names,
@@ -38,6 +38,7 @@ _TRUSTED = {*_CLOSED, "vmas.simulator"}  # packages whose functions keep no stat
 _IGNORED = {"gym", "gymnasium", "logging"}  # packages of objects on which no result depends
 _DYNAMIC = {"globals", "eval", "exec", "vars"}  # functions that reach every global
 _MOST_VALUES = 300_000
+_HEAP_TYPE = 1 << 9  # the flag of a class that Python code defines
 _CONSTANT = (  # types whose values cannot change
     *(bool, int, float, complex, str, bytes, type(None), type(...), type(NotImplemented), range, slice),
     *(types.CodeType, types.ModuleType, types.GetSetDescriptorType, torch.Size),
@@ -135,7 +136,9 @@ class _Walk:
                 raise NotFaithful(f"the scenario reaches more than {_MOST_VALUES} values, for example {path}")
             self._paths[id(value)] = path
             self._state.kept_alive.append(value)
-            content[path] = self._describe(value, path)
+            description = self._describe(value, path)
+            # Of an object that is read completely and can be replaced, the content counts, and not the identity.
+            content[path] = description[:1] if place and _is_replaceable(value) else description
             self._pending.append((path, value, place))
 
     def finish(self) -> PythonState:
@@ -182,11 +185,26 @@ class _Walk:
         if _has_attributes(value):
             yield ".__class__", type(value), None
             for name, item in sorted(attributes(value).items()):
-                yield f".{name}", item, Slot(value, name)
+                yield f".{name}", item, _place_in(place, value, name)
 
 
 def _in(place: Slot | None, key: Any) -> Slot | None:
     return place and replace(place, keys=(*place.keys, key))
+
+
+def _place_in(place: Slot | None, value: Any, name: str) -> Slot:
+    if place and _is_replaceable(value):
+        return replace(place, keys=(*place.keys, Attribute(name)))
+    return Slot(value, name)
+
+
+def _is_replaceable(value: Any) -> bool:
+    """Return whether all state of an object is in attributes, and a scenario may make it anew: its own classes."""
+    if isinstance(value, nn.Module) or _is_in(type(value).__module__, {"vmas.simulator"}):
+        return False
+    if not isinstance(value, Distribution) and _is_in(type(value).__module__, _CLOSED):
+        return False
+    return _has_attributes(value) and all(kind.__flags__ & _HEAP_TYPE for kind in type(value).__mro__[:-1])
 
 
 def _references(value: Any) -> Iterator[tuple[str, Any]]:

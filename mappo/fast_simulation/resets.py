@@ -29,7 +29,7 @@ from mappo.errors import NotFaithful
 from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.side_effects import SideEffect, trace_side_effect
-from mappo.fast_simulation.slots import copies, put_copies
+from mappo.fast_simulation.slots import copies, put_copies, view_of
 from mappo.fast_simulation.watch import Watch
 
 _DRAWS = 24  # full resets whose numbers are compared; after each, `_ROWS` environments are reset alone
@@ -151,7 +151,7 @@ class ResetCheck:
         if kept := step.observed - self._overwritten:
             raise NotFaithful(f"the first observation after a reset depends on what resets keep: {min(kept)}")
         names = frozenset(step.names) - self._kept
-        effect = self._side_effect if {*self._side_effect.names} & names else SideEffect()
+        effect = self._side_effect.on(names)
         if missing := effect.needed - {*step.names}:
             raise NotFaithful(f"what a reset of one environment does to others depends on {min(missing)}")
         if not self._is_lasting and (changed := {*effect.names} & step.observed):
@@ -188,7 +188,7 @@ class ResetCheck:
         """Repeat resets from a state in which all numbers are others, of about this size, and note problems."""
         full, alone = results
         self._resets_alone.append((row, start, alone))
-        altered = {path: _altered(value, magnitude) for path, value in start.items()}
+        altered = self._altered_state(start, magnitude)
         observed, alone_too, full_too = (
             self._after(operation, altered, states) for operation in (self._observe, *self._resets(row))
         )
@@ -200,6 +200,14 @@ class ResetCheck:
                 problem = f"an observation changes the state: {name}"
             if problem:
                 self._problems.setdefault(name, problem)
+
+    def _altered_state(self, state: StepState, magnitude: float) -> StepState:
+        """Return a state in which all numbers are others; slots that hold the same tensor get the same numbers."""
+        put_copies(self._slots, state)
+        made: dict[object, Tensor] = {}
+        for path, value in state.items():
+            made.setdefault(view_of(self._slots[path].get()), _altered(value, magnitude))
+        return {path: made[view_of(self._slots[path].get())] for path in state}
 
     def _play(self, action: Tensor) -> tuple[Tensor, ...]:
         return stacked(*self._simulator.step(by_agent(action.clone()))[:3])

@@ -4,13 +4,13 @@ VMAS moves the landmark of a joint in all environments when it resets one. Such 
 of the state, and the fast path applies it to the environments that play on while others are reset.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
@@ -26,29 +26,40 @@ class SideEffect:
     """The effect of a reset on the environments that are not reset.
 
     names: the slots that it writes.
-    needed: the slots that it reads.
+    paths: the inputs of the graphs.
+    graphs: (tensors of `paths`) -> (tensors of `names`) after a reset of environment 0, and of environment 1. They
+        hold the numbers that one reset has drawn, which have no effect on the other environments.
     """
 
     names: tuple[str, ...] = ()
-    needed: frozenset[str] = frozenset()
-    runs: tuple[Callable[..., Any], ...] = ()  # with environment 0 reset, and with environment 1 reset
-    paths: tuple[str, ...] = ()  # the inputs of `runs`, which hold the numbers that one reset has drawn
+    paths: tuple[str, ...] = ()
+    graphs: tuple[GraphModule, ...] = ()
 
     def __call__(self, state: StepState) -> StepState:
         """Return the slots `names` of each environment after the reset of another environment.
 
-        state: the slots `needed` and `names` [envs, ...], which stay as they are.
+        state: the slots `needed` [envs, ...], which stay as they are.
         """
         if not self.names:
             return {}
-        some = next(iter(state.values()))
-        inputs = [state.get(path, some) for path in self.paths]
+        inputs = [state.get(path) for path in self.paths]
         with torch.no_grad():
-            without_first, without_second = (run(*inputs) for run in self.runs)
+            without_first, without_second = (graph(*inputs) for graph in self.graphs)
         return {
             name: torch.cat([second[:1], first[1:]])
             for name, first, second in zip(self.names, without_first, without_second, strict=True)
         }
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The slots on which the effect depends."""
+        return frozenset(path for graph in self.graphs for path in _needed(graph, self.paths))
+
+    def on(self, names: frozenset[str]) -> "SideEffect":
+        """Return the effect on these slots alone."""
+        kept = [index for index, name in enumerate(self.names) if name in names]
+        graphs = tuple(_with_results(graph, kept) for graph in self.graphs)
+        return SideEffect(tuple(self.names[index] for index in kept), self.paths, graphs if kept else ())
 
 
 def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], names: list[str]) -> SideEffect:
@@ -60,29 +71,41 @@ def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], name
         NotFaithful: the effect is not a function of the state.
     """
     simulator = environment.base_env._env
-    runs, needed = [], set[str]()
+
+    def reset(row: int) -> Callable[..., list[Tensor]]:
+        def run(*tensors: Tensor) -> list[Tensor]:
+            for path, value in zip(paths, tensors, strict=True):
+                slots[path].put(value)
+            with replayed_draws(drawn.numbers, is_traced=lambda _: False):
+                Environment.reset_at.__wrapped__(simulator, row, return_observations=False)
+            return [slots[name].get() for name in names]
+
+        return run
+
     with restored_slots(environment, slots):
         inputs = [slots[path].get().clone() for path in paths]
         with recorded_draws(environment.device) as drawn:
             simulator.reset_at(0, return_observations=False)
-        for row in (0, 1):
+        try:
+            traced = [trace_simulation(reset(row), inputs, [], simulator.world) for row in (0, 1)]
+        except NotTraceable as error:
+            raise NotFaithful(str(error)) from error
+    if any(has_asked for _, _, has_asked in traced):
+        raise NotFaithful("a reset calls World.collides")
+    return SideEffect(tuple(names), tuple(paths), tuple(graph for graph, _, _ in traced))
 
-            def reset(*tensors: Tensor, row: int = row) -> list[Tensor]:
-                for path, value in zip(paths, tensors, strict=True):
-                    slots[path].put(value)
-                with replayed_draws(drawn.numbers, is_traced=lambda _: False):
-                    Environment.reset_at.__wrapped__(simulator, row, return_observations=False)
-                return [slots[name].get() for name in names]
 
-            try:
-                graph, _, has_asked = trace_simulation(reset, inputs, [], simulator.world)
-            except NotTraceable as error:
-                raise NotFaithful(f"{min(names)}: {error}") from error
-            if has_asked:
-                raise NotFaithful("a reset calls World.collides")
-            nodes = list(graph.graph.nodes)
-            results = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
-            placeholders = [node for node in nodes if node.op == "placeholder"]
-            needed |= {path for path, node in zip(paths, placeholders, strict=False) if node in results}
-            runs.append(graph)
-    return SideEffect(tuple(names), frozenset(needed), tuple(runs), tuple(paths))
+def _needed(graph: GraphModule, paths: tuple[str, ...]) -> set[str]:
+    nodes = list(graph.graph.nodes)
+    results = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    return {path for path, node in zip(paths, placeholders, strict=True) if node in results}
+
+
+def _with_results(graph: GraphModule, kept: list[int]) -> GraphModule:
+    graph = copy.deepcopy(graph)
+    output = list(graph.graph.nodes)[-1]
+    output.args = ([output.args[0][index] for index in kept],)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph

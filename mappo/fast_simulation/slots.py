@@ -3,21 +3,26 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mappo.environment.state_walk import attributes, set_attribute
+from mappo.environment.state_walk import attributes, same_bits, set_attribute
 from mappo.errors import NotFaithful
+
+
+class Attribute(NamedTuple):
+    """The name of an attribute among the keys of a slot."""
+
+    name: str
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The location of a tensor: an attribute, or an attribute with a container and the keys to the tensor in it.
+    """The location of a tensor: an attribute, or an attribute and the keys and attributes that lead to the tensor.
 
-    `get` and `put` look the container up in every call, because VMAS creates new dictionaries of forces in
-    every step.
+    `get` and `put` follow them in every call, because VMAS creates new dictionaries of forces in every step, and
+    scenarios create new objects in every reset.
     """
 
     owner: Any
@@ -26,7 +31,7 @@ class Slot:
 
     def get(self) -> Tensor:
         """Return the current tensor."""
-        value = reduce(getitem, self.keys, attributes(self.owner)[self.attribute])
+        value = reduce(_follow, self.keys, attributes(self.owner)[self.attribute])
         assert isinstance(value, Tensor)
         return value
 
@@ -34,9 +39,17 @@ class Slot:
         """Set the tensor directly, without the setters by which VMAS checks values and notifies observers."""
         if self.keys:
             *outer, last = self.keys
-            reduce(getitem, outer, attributes(self.owner)[self.attribute])[last] = value
+            owner = reduce(_follow, outer, attributes(self.owner)[self.attribute])
+            if isinstance(last, Attribute):
+                set_attribute(owner, last.name, value)
+            else:
+                owner[last] = value
         else:
             set_attribute(self.owner, self.attribute, value)
+
+
+def _follow(value: Any, key: Any) -> Any:
+    return attributes(value)[key.name] if isinstance(key, Attribute) else value[key]
 
 
 Slots = dict[str, Slot]  # by path, such as world._agents[0]._state._pos
@@ -69,9 +82,16 @@ def copies(slots: Slots, paths: Iterable[str]) -> dict[str, Tensor]:
 
 
 def put_copies(slots: Slots, tensors: dict[str, Tensor]) -> None:
-    """Put copies of tensors into their slots."""
+    """Put copies of tensors into their slots. Slots that hold the same view of a memory share one copy."""
+    made: dict[object, Tensor] = {}
     for path, value in tensors.items():
-        slots[path].put(value.clone())
+        copy = made.setdefault(view_of(slots[path].get()), value.clone())
+        slots[path].put(copy if same_bits(copy, value) else value.clone())
+
+
+def view_of(tensor: Tensor) -> object:
+    """Return what two tensors have in common that are the same view of the same memory."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
 
 
 def require_unwritten(before: dict[str, tuple[Tensor, int]], constants: Slots) -> None:
