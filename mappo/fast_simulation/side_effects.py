@@ -6,7 +6,7 @@ of the state, and the fast path applies it to the environments that play on whil
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from vmas.simulator.environment import Environment
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.pure_step import StepState, ancestors, restored_slots
 from mappo.fast_simulation.slots import Slots
-from mappo.fast_simulation.step_draws import recorded_draws, replayed_draws
+from mappo.fast_simulation.step_draws import recorded_draws
 from mappo.fast_simulation.tracing import trace_simulation
 
 
@@ -27,13 +27,15 @@ class SideEffect:
 
     names: the slots that it writes.
     paths: the inputs of the graphs.
-    graphs: (tensors of `paths`) -> (tensors of `names`) after a reset of environment 0, and of environment 1. They
-        hold the numbers that one reset has drawn, which have no effect on the other environments.
+    graphs: (tensors of `paths`, numbers) -> (tensors of `names`) after a reset of environment 0, and of
+        environment 1.
+    numbers: what one reset has drawn, which has no effect on the other environments.
     """
 
     names: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     graphs: tuple[GraphModule, ...] = ()
+    numbers: tuple[Tensor, ...] = ()
 
     def __call__(self, state: StepState) -> StepState:
         """Return the slots `names` of each environment after the reset of another environment.
@@ -44,7 +46,7 @@ class SideEffect:
             return {}
         inputs = [state.get(path) for path in self.paths]
         with torch.no_grad():
-            without_first, without_second = (graph(*inputs) for graph in self.graphs)
+            without_first, without_second = (graph(*inputs, *self.numbers) for graph in self.graphs)
         return {
             name: torch.cat([second[:1], first[1:]])
             for name, first, second in zip(self.names, without_first, without_second, strict=True)
@@ -59,7 +61,7 @@ class SideEffect:
         """Return the effect on these slots alone."""
         kept = [index for index, name in enumerate(self.names) if name in names]
         graphs = tuple(_with_results(graph, kept) for graph in self.graphs)
-        return SideEffect(tuple(self.names[index] for index in kept), self.paths, graphs if kept else ())
+        return replace(self, names=tuple(self.names[index] for index in kept), graphs=graphs if kept else ())
 
 
 def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], names: list[str]) -> SideEffect:
@@ -76,8 +78,7 @@ def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], name
         def run(*tensors: Tensor) -> list[Tensor]:
             for path, value in zip(paths, tensors, strict=True):
                 slots[path].put(value)
-            with replayed_draws(drawn.numbers, is_traced=lambda _: False):
-                Environment.reset_at.__wrapped__(simulator, row, return_observations=False)
+            Environment.reset_at.__wrapped__(simulator, row, return_observations=False)
             return [slots[name].get() for name in names]
 
         return run
@@ -87,19 +88,22 @@ def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], name
         with recorded_draws(environment.device) as drawn:
             simulator.reset_at(0, return_observations=False)
         try:
-            traced = [trace_simulation(reset(row), inputs, [], simulator.world) for row in (0, 1)]
+            traced = [
+                trace_simulation(reset(row), inputs, drawn.numbers, simulator.world, may_read_numbers=True)
+                for row in (0, 1)
+            ]
         except NotTraceable as error:
             raise NotFaithful(str(error)) from error
     if any(has_asked for _, _, has_asked in traced):
         raise NotFaithful("a reset calls World.collides")
-    return SideEffect(tuple(names), tuple(paths), tuple(graph for graph, _, _ in traced))
+    return SideEffect(tuple(names), tuple(paths), tuple(graph for graph, _, _ in traced), tuple(drawn.numbers))
 
 
 def _needed(graph: GraphModule, paths: tuple[str, ...]) -> set[str]:
     nodes = list(graph.graph.nodes)
     results = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
     placeholders = [node for node in nodes if node.op == "placeholder"]
-    return {path for path, node in zip(paths, placeholders, strict=True) if node in results}
+    return {path for path, node in zip(paths, placeholders, strict=False) if node in results}
 
 
 def _with_results(graph: GraphModule, kept: list[int]) -> GraphModule:

@@ -60,6 +60,7 @@ _SHAPELESS = {
     "is_sparse",
 }  # attributes of x[mask]
 MOST_OPERATIONS = 25_000  # of one step; more take minutes to trace and longer to compile
+_MOST_NODES = 40_000  # of its graph before it is simplified, which has a node for each copy and each view, too
 
 
 class Queries(enum.Enum):
@@ -90,12 +91,16 @@ def run_simulation(
 
 
 def trace_simulation(
-    function: Callable[..., Iterable[Tensor]], inputs: list[Tensor], numbers: list[Tensor], world: World
+    function: Callable[..., Iterable[Tensor]],
+    inputs: list[Tensor],
+    numbers: list[Tensor],
+    world: World,
+    may_read_numbers: bool = False,
 ) -> tuple[GraphModule, set[int], bool]:
     """Return the graph of a function of tensors, the indices of the inputs that it writes to, and whether it asks.
 
     numbers: what the function's operations that draw random numbers have returned. They are further inputs of the
-    graph, after the function's own.
+    graph, after the function's own. If `may_read_numbers`, the graph may be valid for these numbers alone.
 
     `world` is the simulated world, whose collisions the function computes; a function that asks calls
     `World.collides` itself. The function may write to its inputs and keep tensors elsewhere; the graph does
@@ -106,7 +111,8 @@ def trace_simulation(
         NotTraceable: the function depends on values, fails, or has too many operations.
         NotFaithful: it draws other random numbers than `numbers`.
     """
-    tracer, all_inputs = _Tracer(Queries.TRACED), [*inputs, *numbers]
+    all_inputs = [*inputs, *numbers]
+    tracer = _Tracer(Queries.TRACED, num_varying=len(inputs) if may_read_numbers else len(all_inputs))
 
     def replay(*tensors: Tensor) -> list[Tensor]:
         with replayed_draws(tensors[len(inputs) :], tracer.is_traced):
@@ -138,8 +144,9 @@ class _Tracer(TorchFunctionMode):
     has_asked: whether the scenario itself has called `World.collides`.
     """
 
-    def __init__(self, queries: Queries) -> None:
+    def __init__(self, queries: Queries, num_varying: int = 0) -> None:
         super().__init__()
+        self._num_varying, self._num_inputs = num_varying, 0  # of the inputs, the first ones vary
         self.queries, self.has_asked, self.is_asking = queries, False, False
         self._selected: dict[
             int, tuple[Tensor, Tensor]
@@ -191,7 +198,9 @@ class _Tracer(TorchFunctionMode):
             return False
         node = self._last.next if self._last else next(iter(tensor_node.graph.nodes))
         while node.op != "root":
-            if node.op == "placeholder" or any(source in self._varying for source in node.all_input_nodes):
+            self._num_inputs += node.op == "placeholder"
+            is_input = node.op == "placeholder" and self._num_inputs <= self._num_varying
+            if is_input or any(source in self._varying for source in node.all_input_nodes):
                 self._varying.add(node)
             self._last, node = node, node.next
         return tensor_node in self._varying
@@ -207,8 +216,8 @@ class _Tracer(TorchFunctionMode):
             node.meta["location"] = frame.f_code.co_filename, frame.f_lineno
             _require_deterministic(node)
             node = node.prev
-        if mode and len(mode.tracer.graph.nodes) > MOST_OPERATIONS:
-            raise NotTraceable(f"a step has more than {MOST_OPERATIONS} operations ({location()})")
+        if mode and len(mode.tracer.graph.nodes) > _MOST_NODES:
+            raise NotTraceable(f"a step has more than {_MOST_NODES} operations ({location()})")
 
     def _select(self, whole: Tensor, mask: Tensor) -> Tensor:
         copy = whole.clone()
