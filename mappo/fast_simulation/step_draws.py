@@ -144,6 +144,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if is_drawing(func):
+            if any(isinstance(value, torch.Generator) for value in (*args, *(kwargs or {}).values())):
+                raise NotFaithful(f"a step draws random numbers from a generator of its own ({location()})")
             if not isinstance(result, Tensor) or func._schema.overload_name.endswith("out"):
                 raise NotFaithful(f"a step draws random numbers: {func} ({location()})")
             start = num_shapes(func)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from tensordict.nn import TensorDictModule
 
 from mappo.config import EnvironmentConfig
@@ -63,6 +64,7 @@ ACCEPTED = [
     *(("Remembering", {"change": change}) for change in ("least", "sum", "where", "mask")),
     *(("Remembering", {"change": "least", "initial": initial}) for initial in ("inf", "nan", 2.0**24, "-inf")),
     ("Remembering", {"change": "sum", "reset": "keep"}),
+    *(("Remembering", {"change": "sum", "reset": "all", "use": use}) for use in ("reward", "done")),
     ("Remembering", {"reset": "staggered", "use": "done"}),
     ("Remembering", {"place": "number", "change": "nothing", "reset": "keep", "use": "nothing"}),
     *(("OwnGoal", {"source": source}) for source in ("torch", "numpy", "python")),
@@ -96,13 +98,18 @@ REFUSED = [
     ("Remembering", {"reset": "only one"}, "a reset of one environment|depends on the state before it"),
     ("Remembering", {"reset": "halve"}, "a reset depends on the state before it"),
     ("Remembering", {"reset": "by number"}, "environments differ"),
-    ("Remembering", {"reset": "all"}, "a reset of one environment changes others"),
     ("Remembering", {"use": "start", "reset": "keep"}, "a reset depends on the state before it"),
     ("OwnGoal", {"source": "unseeded"}, "each environment has a value of its own: scenario.goal"),
     ("FirstFrame", {"what": "number"}, "of its own: scenario.first"),
     ("FirstFrame", {"what": "tensor"}, "of its own: scenario.first|environments differ"),
-    *(("Noisy", {"source": source}, "draws random numbers") for source in ("python", "numpy", "torch")),
-    ("Noisy", {"source": "own torch"}, "draws random numbers|outside of tensors"),
+    *(("Noisy", {"source": source}, "draws random numbers") for source in ("python", "numpy", "own torch")),
+    ("Noisy", {"source": "torch"}, "Python depends on a tensor's value"),
+    ("NoisyReward", {"kind": "seeded"}, "cannot be drawn again"),
+    ("NoisyReward", {"kind": "own"}, "from a generator of its own"),
+    *(
+        ("NoisyReward", {"kind": kind}, "the same random numbers|depends on the")
+        for kind in ("by state", "by time")
+    ),
     *(("Noisy", {"source": source}, "outside of tensors") for source in ("own numpy", "own python")),
     *(("Noisy", {"source": source, "probability": 1e-3}, "random numbers") for source in ("python", "numpy")),
     *(("Noisy", {"source": source, "probability": 1e-3}, "outside of") for source in ("own numpy", "own python")),
@@ -161,6 +168,22 @@ def test_fresh_states_are_as_independent_as_those_of_resets_one_by_one(shared):
     starts = batch[OBSERVATION][:, 4::4, 0, 0]  # the first observation of each episode but the first
     assert starts.shape == (8, 9)
     assert len(starts.flatten().unique()) == 72
+
+
+@pytest.mark.parametrize(
+    "kind", ["rand", "shared", "in place", "column", "like", "distribution", "coin", "integer"]
+)
+def test_random_numbers_of_steps_have_the_distribution_of_vmas(kind):
+    def noise(is_fast):
+        batch = _rollout("NoisyReward", {"kind": kind}, is_fast, num_envs=40, frames=50)
+        return batch[next_key(REWARD)].flatten(1) - batch[next_key(OBSERVATION)][..., 0, 0]
+
+    plain, fast = noise(False), noise(True)
+    assert not torch.equal(plain, fast)
+    columns = 1 if kind == "shared" else 40  # independent numbers of one frame
+    assert stats.ks_2samp(plain[:columns].flatten(), fast[:columns].flatten()).pvalue > 1e-3
+    assert (fast.std(0).mean() > 0.1) == (kind != "shared")  # among environments
+    assert abs(stats.pearsonr(fast[0, 1:], fast[0, :-1]).statistic) < 0.5  # of one frame and the next
 
 
 def test_audit_finds_a_branch_that_appears_late(monkeypatch):

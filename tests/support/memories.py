@@ -406,6 +406,40 @@ class Noisy(Push):
                 agent.state.vel = agent.state.vel + torch.tensor([0.0, 1.0])
 
 
+class NoisyReward(Push):
+    """A frame adds random numbers from torch to the reward; `kind` says how it draws them."""
+
+    def build(self, world, kind="rand"):
+        self.kind, self.scale = kind, torch.full((world.batch_dim,), 0.5)
+        self.count = torch.zeros(world.batch_dim)
+
+    def forget(self, env_index):
+        self.count[slice(None) if env_index is None else env_index] = 0
+
+    def post_step(self):
+        self.count = self.count + 1
+        if self.kind == "seeded":
+            torch.manual_seed(7)
+        position = self.world.agents[0].state.pos
+        self.noise = {
+            "rand": lambda: torch.rand(self.world.batch_dim),
+            "seeded": lambda: torch.rand(self.world.batch_dim),
+            "shared": lambda: torch.rand(1).expand(self.world.batch_dim),
+            "in place": lambda: torch.zeros_like(position).normal_()[:, 1] * self.scale,
+            "column": lambda: position.clone()[:, 1].uniform_(-1, 1),
+            "like": lambda: torch.randn_like(position).sum(-1),
+            "distribution": lambda: torch.distributions.Normal(1.0, self.scale).sample(),
+            "coin": lambda: torch.bernoulli(self.scale),
+            "integer": lambda: torch.randint(0, 5, (self.world.batch_dim,)).float(),
+            "by state": lambda: torch.normal(position[:, 0], 1.0),
+            "by time": lambda: torch.bernoulli((self.count / 100).clamp(max=1.0)),
+            "own": lambda: torch.rand(self.world.batch_dim, generator=torch.Generator().manual_seed(3)),
+        }[self.kind]()
+
+    def reward(self, agent):
+        return self.far + self.noise
+
+
 class FromOutside(Push):
     """A frame reads a number that another module may change."""
 
