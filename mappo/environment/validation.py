@@ -1,6 +1,11 @@
 """The validation of an environment: checks that take seconds and find mistakes before hours of training."""
 
-from collections.abc import Callable
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,8 +21,10 @@ from mappo.environment.checks import (
     measure_speed,
 )
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.environment.vmas_environment import place_of_mistake
+from mappo.environment.vmas_environment import place_in, place_of_mistake
 from mappo.errors import Concern, ConfigError, EnvironmentUnfit
+
+SLOW_SECONDS = 20.0  # after which a check says that it still runs, and where
 
 
 @dataclass(frozen=True)
@@ -45,17 +52,20 @@ def validate(
     config: ExperimentConfig,
     on_check: Callable[[Check], object],
     rehearse: Callable[[ExperimentConfig], str] | None = None,
+    on_slow: Callable[[str], object] = lambda _: None,
 ) -> ValidationReport:
     """Run every check on the task and the device that `config` names.
 
-    `on_check` is called with each check when it ends. `rehearse` trains a little, as one more check. A check that
-    raises any exception has failed, with the exception as its reason. Later checks are skipped if the device, the
-    environment or the interface fails.
+    `on_check` is called with each check when it ends, and `on_slow` with a line every `SLOW_SECONDS` of a check,
+    by another thread. `rehearse` trains a little, as one more check. A check that raises any exception has failed,
+    with the exception as its reason. Later checks are skipped if the device, the environment or the interface
+    fails.
     """
     checks: list[Check] = []
 
     def run(name: str, check: Callable[[], str]) -> bool:
-        checks.append(_run(name, check))
+        with _told_when_slow(name, on_slow):
+            checks.append(_run(name, check))
         on_check(checks[-1])
         return checks[-1].outcome != "failed"
 
@@ -72,6 +82,26 @@ def validate(
                 if run("memory", lambda: batch_fits_in_memory(task)):
                     run("speed", lambda: measure_speed(task))
     return ValidationReport(config_hash(config), checks)
+
+
+@contextmanager
+def _told_when_slow(name: str, on_slow: Callable[[str], object]) -> Iterator[None]:
+    """Call `on_slow` every `SLOW_SECONDS` while the block runs, with the line of the user's code that it runs."""
+    has_ended, checking = threading.Event(), threading.get_ident()
+
+    def watch() -> None:
+        started = time.monotonic()
+        while not has_ended.wait(SLOW_SECONDS):
+            place = place_in(traceback.extract_stack(sys._current_frames()[checking]))
+            on_slow(f"{name}: still running after {time.monotonic() - started:.0f} s{place}")
+
+    thread = threading.Thread(target=watch, name="slow check", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 def _run(name: str, check: Callable[[], str]) -> Check:

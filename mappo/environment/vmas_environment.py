@@ -52,7 +52,12 @@ def place_of_mistake(error: BaseException) -> str:
 
     A user's code is all code but Python's library, installed packages and this package.
     """
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_user(Path(frame.filename))]
+    return place_in(traceback.extract_tb(error.__traceback__))
+
+
+def place_in(stack: traceback.StackSummary) -> str:
+    """Return the innermost line of a user's code in a stack, as `place_of_mistake` does."""
+    places = [frame for frame in stack if _is_of_user(Path(frame.filename))]
     return f" (in {places[-1].name}, {Path(places[-1].filename).name} line {places[-1].lineno})" if places else ""
 
 

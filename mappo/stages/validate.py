@@ -1,6 +1,7 @@
 """The stage that checks a task before training."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from mappo.environment import validation
@@ -26,7 +27,9 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
         StageFailed: a check failed.
     """
     with watched_stage("validate", config, compiled_by, label=run_label(name)) as (experiment, monitor):
-        result = validation.validate(experiment, say_check, rehearse_first_iteration)
+        result = validation.validate(
+            experiment, say_check, rehearse_first_iteration, on_slow=partial(say, "validate")
+        )
         monitor.validated(result)
         write_json(report, result)
         if result.failures:

@@ -1,6 +1,10 @@
+import re
+import signal
+
 import pytest
 
 from mappo.config import from_dict
+from mappo.environment import validation
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import Stream, private_random_streams
@@ -196,3 +200,26 @@ def test_misspelt_argument_of_an_own_scenario_is_warned_of():
         ),
     ):
         make_environment(config.environment, 2, 0, Stream.TRAINING, CPU)
+
+
+def test_check_that_takes_long_says_where_it_is(monkeypatch):
+    """With 100 agents, VMAS looks for free places that do not exist, without end and without a word."""
+    monkeypatch.setattr(validation, "SLOW_SECONDS", 0.2)
+    lines = []
+
+    def tell(line):
+        lines.append(line)
+        signal.raise_signal(signal.SIGUSR1)
+
+    def stop(*_):
+        raise TimeoutError("long enough")
+
+    previous = signal.signal(signal.SIGUSR1, stop)
+    try:
+        config = from_dict({"environment": {"scenario": "navigation", "scenario_kwargs": {"n_agents": 100}}})
+        report = validate(config, on_check=print, on_slow=tell)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    place = r"\(in reset_world_at, navigation.py line \d+\)"
+    assert re.fullmatch(rf"environment: still running after 0 s {place}", lines[0])
+    assert "TimeoutError: long enough" in report.checks[-1].detail
