@@ -28,7 +28,7 @@ from mappo.fast_simulation.locations import location
 
 @dataclass(frozen=True)
 class Draw:
-    """One call of an operation that draws random numbers.
+    """A call of an operation that draws random numbers.
 
     operation: an operation of torch, such as `aten.rand.default` or `aten.uniform_.default`.
     args, kwargs: its arguments. If the operation fills its first argument or takes the shape from it, this is
