@@ -97,7 +97,7 @@ def _by_name(carried: TensorDictBase) -> dict[str, Tensor]:
     """Return the tensors that are carried between batches, by names such as `agents/observation`."""
     return {
         key if isinstance(key, str) else "/".join(key): value
-        for key, value in sorted(carried.items(True, True), key=str)
+        for key, value in sorted(carried.items(True, True), key=lambda item: str(item[0]))
     }
 
 
