@@ -1,6 +1,7 @@
 """The guards around a plain step: they refuse what no trace can repeat, before the step is traced."""
 
 import ast
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.locations import SKIPPED_FILES, format_location
+from mappo.fast_simulation.source_lines import SKIPPED_FILES, format_location
 from mappo.fast_simulation.tracing import MOST_OPERATIONS
 
 _STANDARD_LIBRARY = str(Path(ast.__file__).parent) + "/"
@@ -51,12 +52,15 @@ def no_outside_reads() -> Iterator[None]:
             if module in _OUTSIDE and function.__name__ != "fspath" and not _is_from_torch(frame):
                 reads.append(f"{module}.{function.__name__}, {_location_of(frame)}")
 
-    previous = sys.getprofile()
+    previous, is_collecting = sys.getprofile(), gc.isenabled()
+    gc.disable()  # a collection of garbage may call functions that have nothing to do with the scenario
     sys.setprofile(note)
     try:
         yield
     finally:
         sys.setprofile(previous)
+        if is_collecting:
+            gc.enable()
     if reads:
         raise NotFaithful(f"a step reads something outside of the simulation: {reads[0]}")
 

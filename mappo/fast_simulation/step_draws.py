@@ -23,7 +23,7 @@ from mappo.environment.random_streams import (
 )
 from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.locations import location
+from mappo.fast_simulation.source_lines import location
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from vmas.simulator.core import Sphere, World
 
 from mappo.compute.compiler import end_if_stopped, trace_graph
 from mappo.errors import NotFaithful, NotTraceable
-from mappo.fast_simulation.locations import caller, error_location, format_location, location
+from mappo.fast_simulation.source_lines import caller, error_location, format_location, location
 from mappo.fast_simulation.step_draws import replayed_draws
 
 _VALUES = {"__bool__", "__float__", "__int__", "__index__", "__array__", "item", "tolist", "numpy", "is_nonzero"}
