@@ -9,7 +9,7 @@ import torch
 from mappo.compute.compiler import compile_graph, trace_graph
 
 
-@pytest.mark.parametrize("factor", [2.0, 3.0])
+@pytest.mark.parametrize("factor", [2.0, pytest.param(3.0, marks=pytest.mark.long)])
 def test_compiled_graph_gives_the_results_of_the_function(factor, monkeypatch):
     """Random numbers and constants are the same, also when the library comes from the cache."""
 
