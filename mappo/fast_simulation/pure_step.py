@@ -220,10 +220,7 @@ def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset
         graph, _, has_asked = trace_simulation(observe, inputs, drawn.numbers, environment.base_env._env.world)
     if has_asked:
         raise NotFaithful("an observation calls World.collides")
-    nodes = list(graph.graph.nodes)
-    needed = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    return frozenset(name for name, node in zip(paths, placeholders, strict=False) if node in needed)
+    return needed_inputs(graph, paths)
 
 
 def stacked(
@@ -271,10 +268,10 @@ def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
     *values, observation, reward, terminated = nodes[-1].args[0]
     outputs = dict(zip(paths, values, strict=True))
     live: set[str] = set()
-    needed = ancestors([observation, reward, terminated])
+    needed = _ancestors([observation, reward, terminated])
     while new_paths := {path for path in paths if inputs[path] in needed} - live:
         live |= new_paths
-        needed = ancestors([observation, reward, terminated, *(outputs[path] for path in live)])
+        needed = _ancestors([observation, reward, terminated, *(outputs[path] for path in live)])
     names = tuple(path for path in paths if path in live)
     nodes[-1].args = ([*(outputs[path] for path in names), observation, reward, terminated],)
     graph.graph.eliminate_dead_code()
@@ -285,8 +282,15 @@ def _reduce_to_live(graph: GraphModule, paths: list[str]) -> tuple[str, ...]:
     return names
 
 
-def ancestors(nodes: list[Node]) -> set[Node]:
-    """Return these nodes of a graph and all nodes from which they are computed."""
+def needed_inputs(graph: GraphModule, paths: Sequence[str]) -> frozenset[str]:
+    """Return those of the first inputs of a graph, which `paths` names, on which its results depend."""
+    nodes = list(graph.graph.nodes)
+    needed = _ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    return frozenset(path for path, node in zip(paths, placeholders, strict=False) if node in needed)
+
+
+def _ancestors(nodes: list[Node]) -> set[Node]:
     ancestors, queue = set(nodes), list(nodes)
     while queue:
         for node in queue.pop().all_input_nodes:

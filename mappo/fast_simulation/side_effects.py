@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 
 from mappo.errors import NotFaithful, NotTraceable
-from mappo.fast_simulation.pure_step import StepState, ancestors, restored_slots
+from mappo.fast_simulation.pure_step import StepState, needed_inputs, restored_slots
 from mappo.fast_simulation.slots import Slots
 from mappo.fast_simulation.step_draws import recorded_draws
 from mappo.fast_simulation.tracing import trace_simulation
@@ -55,7 +55,7 @@ class SideEffect:
     @property
     def needed(self) -> frozenset[str]:
         """The slots on which the effect depends."""
-        return frozenset(path for graph in self.graphs for path in _needed(graph, self.paths))
+        return frozenset().union(*(needed_inputs(graph, self.paths) for graph in self.graphs))
 
     def on(self, names: frozenset[str]) -> "SideEffect":
         """Return the effect on these slots alone."""
@@ -97,13 +97,6 @@ def trace_side_effect(environment: EnvBase, slots: Slots, paths: list[str], name
     if any(has_asked for _, _, has_asked in traced):
         raise NotFaithful("a reset calls World.collides")
     return SideEffect(tuple(names), tuple(paths), tuple(graph for graph, _, _ in traced), tuple(drawn.numbers))
-
-
-def _needed(graph: GraphModule, paths: tuple[str, ...]) -> set[str]:
-    nodes = list(graph.graph.nodes)
-    results = ancestors([item for item in nodes[-1].args[0] if isinstance(item, Node)])
-    placeholders = [node for node in nodes if node.op == "placeholder"]
-    return {path for path, node in zip(paths, placeholders, strict=False) if node in results}
 
 
 def _with_results(graph: GraphModule, kept: list[int]) -> GraphModule:

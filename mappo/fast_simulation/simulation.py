@@ -89,6 +89,8 @@ class FastSimulation:
 
     def _with_side_effect(self, state: StepState, finished: Tensor) -> StepState:
         """Return the state after the finished environments [envs] were reset one after the other."""
+        if not self._resets.side_effect.names:
+            return state
         has_later = finished.sum() - finished.cumsum(0) > 0
         is_changed = has_later | (finished.any() & ~finished)
         changed = self._resets.side_effect(state).items()

@@ -51,7 +51,7 @@ class Draw:
 
     def is_like(self, other: "Draw") -> bool:
         """Return whether the other draw has the same operation, shape and distribution."""
-        start = num_shapes(self.operation)
+        start = _num_shapes(self.operation)
         own, structure = tree_flatten((self.args[start:], self.kwargs))
         others, other_structure = tree_flatten((other.args[start:], other.kwargs))
         return (
@@ -126,12 +126,12 @@ def replayed_draws(numbers: Sequence[Tensor], is_traced: Callable[[Tensor], bool
         yield
 
 
-def is_drawing(operation: Any) -> bool:
+def _is_drawing(operation: Any) -> bool:
     """Return whether an operation of torch draws random numbers."""
     return torch.Tag.nondeterministic_seeded in operation.tags
 
 
-def num_shapes(operation: Any) -> int:
+def _num_shapes(operation: Any) -> int:
     """Return how many of the first arguments matter by their shapes alone, such as x in `uniform_(x)`."""
     return int(operation._schema.is_mutable or "_like" in operation._schema.name)
 
@@ -143,12 +143,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if is_drawing(func):
+        if _is_drawing(func):
             if any(isinstance(value, torch.Generator) for value in (*args, *(kwargs or {}).values())):
                 raise NotFaithful(f"a step draws random numbers from a generator of its own ({location()})")
             if not isinstance(result, Tensor) or func._schema.overload_name.endswith("out"):
                 raise NotFaithful(f"a step draws random numbers: {func} ({location()})")
-            start = num_shapes(func)
+            start = _num_shapes(func)
             shapes = (_of_shape(tensor) for tensor in args[:start])
             values = (_copy(value) for value in args[start:])
             keywords = {name: _copy(value) for name, value in (kwargs or {}).items()}
@@ -163,9 +163,9 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers, self._is_traced = iter(numbers), is_traced
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_drawing(func):
+        if not _is_drawing(func):
             return func(*args, **(kwargs or {}))
-        start = num_shapes(func)
+        start = _num_shapes(func)
         for value in tree_flatten((args[start:], kwargs))[0]:
             if isinstance(value, Tensor) and self._is_traced(value):
                 raise NotFaithful(f"the distribution of a random number depends on the state ({location()})")
