@@ -14,7 +14,6 @@ import time
 
 import torch
 
-from mappo.config import override
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.fast_simulation.audit import INTERVAL_FRAMES, Audit
 from mappo.fast_simulation.fast_simulation import FastEnvironment
@@ -25,7 +24,6 @@ from mappo.training.local_collector import LocalCollector
 
 _CPU = torch.device("cpu")
 _RECIPES = "navigation", "balance", "benchmarl-fine-tuned"
-_FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
 
 
 def main() -> None:
@@ -44,12 +42,12 @@ def main() -> None:
 
 
 def _measure(name: str, iterations: int) -> None:
-    config = override(recipe(name), _FAST)
+    config = recipe(name)
     with private_random_streams(config.seed, Stream.TRAINING, _CPU):
-        collector = LocalCollector(config, _CPU)
+        collector = LocalCollector(config, _CPU, "fast")
         networks = make_networks(config.networks, collector.environment)
-        learner = Learner(config.learner, networks, config.collection.num_iterations)
-        collector.begin()
+        learner = Learner(config.learner, networks, config.collection.num_iterations, update="fast")
+        collector.begin(networks.policy)
         audits: list[float] = []
         check = Audit.check
 

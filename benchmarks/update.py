@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.compute.resources import resolve_device
+from mappo.compute.traced_function import Way as Update
 from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import OBSERVATION
@@ -30,7 +31,7 @@ from mappo.learning.networks import Networks, make_networks
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 
 _CALLS = 5
-_UPDATES = ("plain", "fast", "mixed")
+_UPDATES: tuple[Update, ...] = ("plain", "fast", "mixed")
 Way = Callable[[], object]
 
 
@@ -70,7 +71,7 @@ def main() -> None:
         print(f"{update} off by {float((gradients[update] - exact).norm() / exact.norm()):.1g}")
 
 
-def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]]:
+def _prepared(config: ExperimentConfig, update: Update = "plain") -> tuple[Learner, Networks, list[Tensor]]:
     """Return a learner, its networks, and a minibatch of a real batch, which is only as large as necessary."""
     device, frames = resolve_device(config.device), config.learner.minibatch_frames
     with private_random_streams(config.seed, Stream.TRAINING, device):
@@ -78,7 +79,7 @@ def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]
             config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, device
         )
         networks = make_networks(config.networks, environment)
-        learner = Learner(config.learner, networks, 1)
+        learner = Learner(config.learner, networks, 1, update=update)
         batch, _ = PlainSimulation(environment).collect(
             networks.policy, -(-frames // len(environment.reset())), environment.reset()
         )
@@ -87,16 +88,16 @@ def _prepared(config: ExperimentConfig) -> tuple[Learner, Networks, list[Tensor]
     return learner, networks, [minibatch[key].clone() for key in LOSS_INPUTS]
 
 
-def _gradients(config: ExperimentConfig, update: str) -> Tensor:
+def _gradients(config: ExperimentConfig, update: Update) -> Tensor:
     """Return the gradients of all parameters on the first minibatch, as one flat tensor."""
-    learner, networks, minibatch = _prepared(override(config, {"learner": {"update": update}}))
+    learner, networks, minibatch = _prepared(config, update)
     learner._gradients(*minibatch)
     return torch.cat([value.grad.flatten() for value in networks.modules().parameters() if value.grad is not None])
 
 
-def _ways(config: ExperimentConfig, update: str) -> dict[str, Way]:
+def _ways(config: ExperimentConfig, update: Update) -> dict[str, Way]:
     """Return functions for the whole step and for its parts."""
-    learner, _, minibatch = _prepared(override(config, {"learner": {"update": update}}))
+    learner, _, minibatch = _prepared(config, update)
     learner._step(*minibatch)
     return {
         "step": lambda: learner._step(*minibatch),

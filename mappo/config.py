@@ -153,14 +153,14 @@ class LearnerConfig:
         ),
     ] = "minibatch"
     update: Annotated[
-        Literal["plain", "fast", "mixed"],
+        Literal["auto", "plain", "fast", "mixed"],
         Field(
             description="computation of the gradients: plain runs operation by operation; fast is compiled, "
-            "differs only by rounding, and saves time in longer runs; mixed is compiled and multiplies matrices "
-            "in bfloat16 (mixed precision), which rounds more and saves time on a CPU or GPU that multiplies "
-            "bfloat16 faster"
+            "and differs only by rounding; mixed is compiled and multiplies matrices in bfloat16 (mixed "
+            "precision), which rounds more and is faster on some CPUs and GPUs; auto chooses at the start of a "
+            "run, by the run's length and the kind of machine"
         ),
-    ] = "plain"
+    ] = "auto"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -194,12 +194,13 @@ class CollectionConfig:
         ),
     ] = 1
     simulation: Annotated[
-        Literal["plain", "fast"],
+        Literal["auto", "plain", "fast"],
         Field(
             description="simulation of the training environments: VMAS step by step (plain), or the compiled step "
-            "of VMAS (fast); if a scenario cannot be compiled faithfully, training logs the reason and uses plain"
+            "of VMAS (fast); auto chooses at the start of a run, by the run's length and the kind of machine; if "
+            "a scenario cannot be compiled faithfully, training logs the reason and uses plain"
         ),
-    ] = "plain"
+    ] = "auto"
 
     def __post_init__(self) -> None:
         if self.num_envs % self.processes:

@@ -19,6 +19,10 @@ class ConfigError(MappoError, ValueError):
     """A configuration cannot be used; the message names the field, its value and the bound."""
 
 
+class CompilationFailed(ConfigError):
+    """A graph cannot be compiled on this machine; the message says why, and which settings need no compiler."""
+
+
 class EnvironmentUnfit(MappoError):
     """A task is not fit to train on; the message says what is wrong and what its author can do about it."""
 

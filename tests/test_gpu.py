@@ -88,7 +88,7 @@ def test_cuda_graph_draws_random_numbers_from_the_state_of_the_generator(gpu):
 def test_gradients_agree_with_plain_gradients(way, tolerance, gpu):
     losses, changes = {}, []
     for update in ("plain", way):
-        learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": update}}), gpu)
+        learner, batch = learner_and_batch(from_dict(TINY), gpu, update)
         previous = [parameter.clone() for parameter in learner.networks.modules().parameters()]
         torch.manual_seed(0)
         losses[update] = learner.update(batch)
@@ -119,7 +119,7 @@ def test_no_frame_waits_for_the_gpu(gpu, monkeypatch):
 @pytest.mark.parametrize("way", ["plain", "fast"])
 def test_no_optimiser_step_waits_for_the_gpu(way, gpu, monkeypatch):
     monkeypatch.setattr("mappo.compute.traced_function.DIRECT_CALLS", 1)
-    learner, batch = learner_and_batch(override(from_dict(TINY), {"learner": {"update": way}}), gpu)
+    learner, batch = learner_and_batch(from_dict(TINY), gpu, way)
     learner.update(batch.clone())
     counts = []
     for epochs in (2, 6):
@@ -158,14 +158,14 @@ def fast_environment(values, gpu):
     return FastEnvironment(simulation, environment, config.environment.max_episode_frames), policy
 
 
-def learner_and_batch(config, gpu):
+def learner_and_batch(config, gpu, update="plain"):
     with private_random_streams(0, Stream.TRAINING, gpu):
         environment = make_environment(config.environment, 64, 0, Stream.TRAINING, gpu)
         networks = make_networks(config.networks, environment)
         with torch.no_grad():
             batch = environment.rollout(25, networks.policy, break_when_any_done=False)
     assert {ACTION, OBSERVATION, ("next", *REWARD)} <= set(batch.keys(True, True))
-    return Learner(config.learner, networks, num_iterations=10), batch
+    return Learner(config.learner, networks, num_iterations=10, update=update), batch
 
 
 @contextmanager

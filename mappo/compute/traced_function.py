@@ -19,14 +19,14 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
-from mappo.compute.compiler import compile_graph, trace_graph
+from mappo.compute.compiler import Compiled, compile_graph, trace_graph
 
 _ATEN = torch.ops.aten
 
 Way = Literal["plain", "fast", "mixed"]  # traced; traced and compiled; compiled, with products in bfloat16
 # The least side of matrices that are multiplied in bfloat16. The conversion of smaller ones takes as long as it
 # saves, and the narrow first and last layers would lose the most accuracy.
-_MIN_BFLOAT16_SIDE = 64
+MIN_BFLOAT16_SIDE = 64
 # The number of direct calls before tracing. Tracing takes about as long as a hundred calls of the graph save.
 DIRECT_CALLS = 50
 
@@ -55,7 +55,7 @@ class TracedFunction:
         self._caller, self._device, self._way = _Caller(function, module), device, way
         self._names = [name for name, _ in (*self._caller.named_parameters(), *self._caller.named_buffers())]
         self._tensors = [*self._caller.parameters(), *self._caller.buffers()]
-        self._graphs: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
+        self._graphs: dict[tuple[torch.Size, ...], GraphModule | Compiled] = {}
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
@@ -64,13 +64,31 @@ class TracedFunction:
         self._calls[shapes] += 1
         if self._way == "plain" and self._calls[shapes] <= DIRECT_CALLS:
             return [output.detach() for output in self._caller(*tensors)]
+        self._ensure_graph(shapes, inputs)
+        with torch.no_grad():
+            outputs: Sequence[Tensor] = self._graphs[shapes](*inputs)
+        return outputs
+
+    def prepare(self, *tensors: Tensor) -> None:
+        """Start to compile for tensors of these shapes, unless the function is plain. Values do not matter."""
+        if self._way != "plain":
+            self._ensure_graph(tuple(tensor.shape for tensor in tensors), [*self._tensors, *tensors])
+
+    def wait(self) -> None:
+        """Wait for everything that is being compiled.
+
+        Raises:
+            CompilationFailed: the compiler is missing or failed.
+        """
+        for graph in self._graphs.values():
+            if isinstance(graph, Compiled):
+                graph.wait()
+
+    def _ensure_graph(self, shapes: tuple[torch.Size, ...], inputs: list[Tensor]) -> None:
         if shapes not in self._graphs:
             with _same_random_states(self._device):
                 graph = self._trace(inputs)
                 self._graphs[shapes] = graph if self._way == "plain" else compile_graph(graph, inputs)
-        with torch.no_grad():
-            outputs: Sequence[Tensor] = self._graphs[shapes](*inputs)
-        return outputs
 
     def _trace(self, inputs: list[Tensor]) -> GraphModule:
         """Trace the function (parameters, buffers, tensors) -> results."""
@@ -95,7 +113,7 @@ def _tanh(values: Tensor) -> Tensor:
 
 def _matmul(left: Tensor, right: Tensor) -> Tensor:
     """Multiply large matrices in bfloat16 and accumulate in float32; leave other products to PyTorch."""
-    if left.dtype != torch.float32 or min(*left.shape[-2:], *right.shape[-2:]) < _MIN_BFLOAT16_SIDE:
+    if left.dtype != torch.float32 or min(*left.shape[-2:], *right.shape[-2:]) < MIN_BFLOAT16_SIDE:
         return NotImplemented  # type: ignore[no-any-return]
     return torch.matmul(left.bfloat16(), right.bfloat16()).float()
 

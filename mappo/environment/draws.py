@@ -84,10 +84,11 @@ def least_probability(groups: list[NDArray[np.float64]]) -> float:
     if np.all(constant, 0).any():  # each group has one number, and groups differ
         return 0.0
     centre = np.median(everything[:, varying], 0)
-    probabilities = [
-        stats.kruskal(*groups).pvalue,
-        stats.kruskal(*(abs(group - centre) for group in groups)).pvalue,
-    ]
+    with np.errstate(invalid="ignore"):  # of equal distances from the centre, the probability is NaN
+        probabilities = [
+            stats.kruskal(*groups).pvalue,
+            stats.kruskal(*(abs(group - centre) for group in groups)).pvalue,
+        ]
     if len(groups) == 2:
         probabilities.append(stats.ks_2samp(*groups).pvalue)
     least = float(np.nanmin(np.stack(probabilities), initial=1.0))

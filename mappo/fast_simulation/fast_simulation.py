@@ -16,8 +16,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from mappo.compute.computation import Simulation
 from mappo.compute.cuda_graphs import CudaGraphed, Function
-from mappo.compute.traced_function import TracedFunction
+from mappo.compute.traced_function import TracedFunction, Way
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.environment import make_twin
 from mappo.environment.frames import Frames, nested, require_finite_observations
@@ -48,12 +49,18 @@ from mappo.fast_simulation.slots import copies
 from mappo.fast_simulation.watch import require_equal, require_equal_tensors
 
 _log = logging.getLogger(__name__)
+_MOST_OPERATIONS_OF_AUTO = 5_000  # compiled in about three minutes; joint_passage has 23,000
 
 
 def make_fast_simulation(
-    config: EnvironmentConfig, environment: EnvBase, is_compiled: bool = True
+    config: EnvironmentConfig,
+    environment: EnvBase,
+    is_compiled: bool = True,
+    most_operations: int | None = None,
 ) -> FastSimulation:
     """Make the fast path of a plain environment that `config` made.
+
+    most_operations: the most operations of a step that is compiled; None compiles any.
 
     The fast path is traced and checked in a second environment, which was made as the first one was and holds
     the same. The function changes neither the environment nor the caller's random states.
@@ -73,11 +80,21 @@ def make_fast_simulation(
         check_first_frame(graph, first)
         resets = reset_check.resets(graph)
         if is_compiled:
+            _require_short_compilation(graph, most_operations)
             slots = find_slots(rehearsal)
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
         check_steps(rehearsal, resets, graph, *([step] if is_compiled else []))
     require_equal_tensors(environment, rehearsal, step.constants)
     return FastSimulation(environment, step, resets)
+
+
+def _require_short_compilation(step: PureStep, most_operations: int | None) -> None:
+    operations = len(step.graph.graph.nodes)
+    if most_operations is not None and operations > most_operations:
+        raise NotFaithful(
+            f"a step has {operations:,} operations, which take minutes to compile; "
+            "--collection.simulation fast compiles them"
+        )
 
 
 def _require_same_after_first_frame(rehearsal: EnvBase, twin: EnvBase, varying: frozenset[str]) -> None:
@@ -100,8 +117,16 @@ class FastEnvironment:
 
     way = "fast"
 
-    def __init__(self, simulation: FastSimulation, environment: EnvBase, max_episode_frames: int):
+    def __init__(
+        self,
+        simulation: FastSimulation,
+        environment: EnvBase,
+        max_episode_frames: int,
+        policies: Iterable["CompiledPolicy"] = (),
+    ):
+        """Play in the simulation of this environment. Policies other than these are compiled when they play."""
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
+        self._policies = {compiled.policy: compiled for compiled in policies}
         self._frame_functions: dict[TensorDictModuleBase, Function] = {}  # by policy
 
     def reset(self) -> TensorDictBase:
@@ -169,16 +194,11 @@ class FastEnvironment:
         return self._frame_functions[policy]
 
     def _make_frame_function(self, policy: TensorDictModuleBase) -> Function:
-
-        def act(observation: Tensor) -> list[Tensor]:
-            with set_exploration_type(ExplorationType.RANDOM):
-                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
-
-        act_traced = TracedFunction(act, policy, self._environment.device, self._simulation.way)
+        act = self._policies.get(policy) or CompiledPolicy(policy, self._environment, self._simulation.way)
 
         def play(*flat: Tensor) -> list[Tensor]:
             outputs, state, fresh = self._unflatten(iter(flat))
-            (action,) = act_traced(outputs[OBSERVATION])
+            action = act(outputs[OBSERVATION])
             state, *step_results = self._simulation.step(state, action)
             next_outputs = self._outputs_of_step(outputs, *step_results)
             frame = {**outputs, ACTION: action, **{next_key(key): value for key, value in next_outputs.items()}}
@@ -217,6 +237,32 @@ class FastEnvironment:
         }
 
 
+class CompiledPolicy:
+    """A policy as a traced function from observations to sampled actions."""
+
+    def __init__(self, policy: TensorDictModuleBase, environment: EnvBase, way: Way):
+        self.policy = policy
+
+        def act(observation: Tensor) -> list[Tensor]:
+            with set_exploration_type(ExplorationType.RANDOM):
+                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
+
+        self._act = TracedFunction(act, policy, environment.device, way)
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """Return the actions of all agents."""
+        (action,) = self._act(observation)
+        return action
+
+    def prepare(self, environment: EnvBase) -> None:
+        """Start to compile for all environments of the batch."""
+        self._act.prepare(environment.fake_tensordict()[OBSERVATION])
+
+    def wait(self) -> None:
+        """Wait until the policy is compiled; raise `CompilationFailed` if that fails."""
+        self._act.wait()
+
+
 def _carried(outputs: TensorDictBase, state: StepState, pool: FreshStatePool) -> TensorDictBase:
     fresh_state, fresh_observation, is_taken = pool.to_tensors()
     simulation = {
@@ -229,28 +275,32 @@ def _carried(outputs: TensorDictBase, state: StepState, pool: FreshStatePool) ->
 
 
 def choose_simulation(
-    config: ExperimentConfig, environment: EnvBase
+    config: ExperimentConfig, environment: EnvBase, simulation: Simulation, policy: TensorDictModuleBase
 ) -> tuple[PlainSimulation | FastEnvironment, str]:
-    """Return the simulation that `collection.simulation` names, and a line for the log.
+    """Return the simulation of this kind, in which the policy will act, and a line for the log.
 
     If the scenario cannot be compiled, the plain simulation replaces the fast one. Only the configuration and
     the versions of libraries decide this, because a checkpoint of one simulation cannot be restored in the
     other.
 
     Raises:
-        ConfigError: `collection.simulation` is `fast`, and no compiler is installed.
+        CompilationFailed: the simulation is fast, and the compiler is missing or failed.
     """
-    if config.collection.simulation == "plain":
+    if simulation == "plain":
         return PlainSimulation(environment), ""
     started = time.perf_counter()
     _log.warning("the simulation of %s is traced and checked against VMAS", config.environment.scenario)
+    compiled = CompiledPolicy(policy, environment, "fast")
+    compiled.prepare(environment)
     try:
-        simulation = make_fast_simulation(config.environment, environment)
+        limit = _MOST_OPERATIONS_OF_AUTO if config.collection.simulation == "auto" else None
+        made = make_fast_simulation(config.environment, environment, most_operations=limit)
     except NotFaithful as reason:
         note = f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
         return PlainSimulation(environment), note
+    compiled.wait()
     seconds = time.perf_counter() - started
-    fast = FastEnvironment(simulation, environment, config.environment.max_episode_frames)
+    fast = FastEnvironment(made, environment, config.environment.max_episode_frames, [compiled])
     return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"
 
 

@@ -48,6 +48,14 @@ class Gradients:
 
         self._differentiate = TracedFunction(differentiate, networks, self._parameters[0].device, way)
 
+    def prepare(self, *minibatch: Tensor) -> None:
+        """Start to compile for minibatches of these shapes, whose values do not matter."""
+        self._differentiate.prepare(*minibatch)
+
+    def wait(self) -> None:
+        """Wait for everything that is being compiled; raise `CompilationFailed` if that fails."""
+        self._differentiate.wait()
+
     def __call__(self, *minibatch: Tensor) -> Tensor:
         """Set the parameters' `grad` and return the loss outputs and the norms before clipping, [names].
 

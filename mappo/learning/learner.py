@@ -16,7 +16,7 @@ from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
 from mappo.compute.cuda_graphs import CudaGraphed
-from mappo.compute.traced_function import TracedFunction
+from mappo.compute.traced_function import TracedFunction, Way
 from mappo.config import LearnerConfig
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.errors import NonFiniteLoss
@@ -73,11 +73,19 @@ class Learner:
     Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.
     """
 
-    def __init__(self, config: LearnerConfig, networks: Networks, num_iterations: int, iteration: int = 0):
+    def __init__(
+        self,
+        config: LearnerConfig,
+        networks: Networks,
+        num_iterations: int,
+        iteration: int = 0,
+        update: Way = "plain",
+    ):
         """Prepare the optimiser, the loss and the advantage estimator.
 
         num_iterations: the length of the run, which the learning-rate schedule spans.
         iteration: the number of updates before this learner, in a resumed run.
+        update: the way in which gradients are computed; `config.update` may leave it open.
         """
         self.config = config
         self.networks = networks
@@ -95,10 +103,35 @@ class Learner:
             in_keys=LOSS_INPUTS,
             outputs=LOSS_OUTPUTS,
             max_norm=config.max_gradient_norm,
-            way=config.update,
+            way=update,
         )
-        self._step = self._optimiser_step if config.update == "plain" else CudaGraphed(self._optimiser_step)
+        self._step = self._optimiser_step if update == "plain" else CudaGraphed(self._optimiser_step)
         self._log_prob = TracedFunction(partial(_log_prob, networks.policy), networks.policy, device)
+
+    def prepare(self, frame: TensorDictBase, batch_frames: int) -> None:
+        """Start to compile the update of batches of `batch_frames` frames; without this, the first update does.
+
+        frame: a frame of the environment, whose numbers do not matter.
+        """
+        observation, action = frame[OBSERVATION][0], frame[ACTION][0]
+        value = observation.new_zeros(len(observation), 1)
+        like = {
+            **dict.fromkeys(LOSS_INPUTS, value),
+            OBSERVATION: observation,
+            ACTION: action,
+            LOG_PROB: value[:, 0],
+        }
+        size = self.config.minibatch_frames
+        for frames in {min(size, batch_frames), batch_frames % size} - {0}:
+            self._gradients.prepare(*(like[key].new_zeros(frames, *like[key].shape) for key in LOSS_INPUTS))
+
+    def wait(self) -> None:
+        """Wait for everything that is being compiled.
+
+        Raises:
+            CompilationFailed: the compiler is missing or failed.
+        """
+        self._gradients.wait()
 
     def update(self, batch: TensorDictBase) -> Losses:
         """Improve the networks on a contiguous batch [envs, time] and return the losses.

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as strict_dataclass
 from torch import Tensor
 
 import mappo
+from mappo.compute.computation import PLAIN, Computation
 from mappo.config import ExperimentConfig, config_hash, from_dict
 from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, ConfigError
@@ -79,7 +80,7 @@ class Manifest:
 
     selection_return: the mean return of the evaluation at this point of training; None if there was no
     evaluation. highest_return: the selection_return of the best checkpoint so far. started_from: the run that
-    training started from; empty if it started from scratch.
+    training started from; empty if it started from scratch. computation: what the run compiles.
     """
 
     format: Literal[3]
@@ -93,6 +94,7 @@ class Manifest:
     started_from: str
     platform: Platform
     parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
+    computation: Computation | None = None  # None: saved by 0.5, whose configuration has no `auto`
 
     @property
     def size_bytes(self) -> int:
@@ -127,6 +129,7 @@ class Checkpoint:
     selection_return: float | None = None
     highest_return: float | None = None
     started_from: str = ""
+    computation: Computation = PLAIN
 
     @property
     def is_best(self) -> bool:
@@ -155,6 +158,7 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
         started_from=checkpoint.started_from,
         platform=checkpoint.platform,
         parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},  # type: ignore[misc]
+        computation=checkpoint.computation,
     )
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
@@ -242,8 +246,9 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
     try:
+        config = from_dict(manifest.config)
         return Checkpoint(
-            config=from_dict(manifest.config),
+            config=config,
             iteration=manifest.iteration,
             frames=manifest.frames,
             tensors=safetensors.torch.load(contents["networks"]),
@@ -256,6 +261,11 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
             selection_return=manifest.selection_return,
             highest_return=manifest.highest_return,
             started_from=manifest.started_from,
+            computation=manifest.computation
+            or Computation(  # pydantic refuses `auto`
+                simulation=config.collection.simulation,  # type: ignore[arg-type]
+                update=config.learner.update,  # type: ignore[arg-type]
+            ),
         )
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from mappo.compute.computation import Simulation
 from mappo.config import ExperimentConfig
 from mappo.environment.simulation_state import SimulationState
 from mappo.training.local_collector import LocalCollector
@@ -26,8 +27,12 @@ class Collector(Protocol):
     environment: EnvBase
     note: str
 
-    def begin(self) -> None:
-        """Reset all environments."""
+    def begin(self, policy: TensorDictModuleBase) -> None:
+        """Make the simulation, which may compile this policy, and reset all environments.
+
+        Raises:
+            CompilationFailed: the compiler is missing or failed.
+        """
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
         """Collect the next batch [envs, rollout_frames], which continues the episodes of the previous batch.
@@ -52,12 +57,14 @@ class Collector(Protocol):
         """End the processes that the collector started."""
 
 
-def make_collector(config: ExperimentConfig, device: torch.device, after_frames: int = 0) -> Collector:
+def make_collector(
+    config: ExperimentConfig, device: torch.device, simulation: Simulation = "plain", after_frames: int = 0
+) -> Collector:
     """Make the collector for `collection.processes`. Call this function inside `private_random_streams`.
 
     Raises:
         ConfigError: the task cannot be made, or the fast simulation is requested and no compiler is installed.
     """
     if config.collection.processes > 1:
-        return ProcessCollector(config, device, after_frames)
-    return LocalCollector(config, device, after_frames)
+        return ProcessCollector(config, device, simulation, after_frames)
+    return LocalCollector(config, device, simulation, after_frames)

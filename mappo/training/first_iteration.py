@@ -23,9 +23,8 @@ def rehearse_first_iteration(config: ExperimentConfig) -> str:
                 "rollout_frames": _FRAMES,
                 "total_frames": _ENVS * _FRAMES,
                 "processes": 1,
-                "simulation": "plain",
             },
-            "learner": {"epochs": 1, "minibatch_frames": _ENVS * _FRAMES, "update": "plain"},
+            "learner": {"epochs": 1, "minibatch_frames": _ENVS * _FRAMES},
         },
     )
     device = resolve_device(config.device)
@@ -33,7 +32,7 @@ def rehearse_first_iteration(config: ExperimentConfig) -> str:
         collector = LocalCollector(small, device)
         networks = make_networks(small.networks, collector.environment)
         learner = Learner(small.learner, networks, 1)
-        collector.begin()
+        collector.begin(networks.policy)
         losses = learner.update(collector.collect(networks.policy))
         collector.capture()
     return (

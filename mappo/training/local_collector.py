@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from mappo.compute.computation import Simulation
 from mappo.config import ExperimentConfig
 from mappo.environment.environment import make_environment
 from mappo.environment.plain_simulation import PlainSimulation
@@ -22,14 +23,22 @@ _INFO = "agents/info/"  # tensors that versions before 0.6 carried, and nothing 
 class LocalCollector:
     """A collector that simulates all environments in this process."""
 
-    def __init__(self, config: ExperimentConfig, device: torch.device, after_frames: int = 0, process: int = 0):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        device: torch.device,
+        simulation: Simulation = "plain",
+        after_frames: int = 0,
+        process: int = 0,
+    ):
         """Make the environments.
 
+        simulation: the kind of simulation; `config.collection.simulation` may leave it open.
         after_frames: frames of the run that this collector extends; they change the seed.
         process: the number of this process, from 1, if several processes share a run; 0 otherwise. Each process
             draws different random numbers.
         """
-        self._config = config
+        self._config, self._kind = config, simulation
         self.environment = make_environment(
             config.environment,
             config.collection.num_envs,
@@ -42,8 +51,8 @@ class LocalCollector:
         self.note = ""
         self._simulation: PlainSimulation | FastEnvironment = PlainSimulation(self.environment)
 
-    def begin(self) -> None:
-        self._simulation, self.note = choose_simulation(self._config, self.environment)
+    def begin(self, policy: TensorDictModuleBase) -> None:
+        self._simulation, self.note = choose_simulation(self._config, self.environment, self._kind, policy)
         self._carried = self._simulation.reset()
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:

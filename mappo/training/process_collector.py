@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from mappo.compute.computation import Simulation
 from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.random_streams import Stream, private_random_streams, random_states
@@ -32,18 +33,25 @@ class ProcessCollector:
     the order of the processes.
     """
 
-    def __init__(self, config: ExperimentConfig, device: torch.device, after_frames: int = 0):
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        device: torch.device,
+        simulation: Simulation = "plain",
+        after_frames: int = 0,
+    ):
         """Set the configuration; `begin` starts the processes."""
         self._config, self._device, self._after_frames = config, device, after_frames
+        self._simulation = simulation
         self.environment = make_environment(config.environment, 1, config.seed, Stream.TRAINING, device)
         self.note = ""
         self._processes: list[_Process] = []
 
-    def begin(self) -> None:
+    def begin(self, policy: TensorDictModuleBase) -> None:  # noqa: ARG002  each process makes its own
         self._processes = [_Process(index + 1) for index in range(self._config.collection.processes)]
         num_envs = self._config.collection.num_envs // len(self._processes)
         share = override(self._config, {"collection": {"num_envs": num_envs, "processes": 1}})
-        self.note = self._call_all("begin", share, self._after_frames)[0]
+        self.note = self._call_all("begin", share, self._simulation, self._after_frames)[0]
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
         weights = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
@@ -163,13 +171,13 @@ class _Server:
     def __init__(self, number: int):
         self._number = number
 
-    def begin(self, config: ExperimentConfig, after_frames: int) -> str:
+    def begin(self, config: ExperimentConfig, simulation: Simulation, after_frames: int) -> str:
         """Make and begin the collector; return its note for the log."""
         self._streams = private_random_streams(config.seed, Stream.TRAINING, CPU, after_frames, self._number)
         self._streams.__enter__()  # never left: the streams last until the process ends
-        self._collector = LocalCollector(config, CPU, after_frames, self._number)
+        self._collector = LocalCollector(config, CPU, simulation, after_frames, self._number)
         self._policy = make_networks(config.networks, self._collector.environment).policy
-        self._collector.begin()
+        self._collector.begin(self._policy)
         return self._collector.note
 
     def collect(self, weights: dict[str, Tensor], threads: int) -> TensorDictBase:

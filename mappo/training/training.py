@@ -21,7 +21,7 @@ from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
-    begin_training,
+    begin_run,
     initial_progress,
     match_platform,
     resume,
@@ -43,6 +43,7 @@ def train(
     on_begin: Callable[[TrainingStarted], object] = lambda _: None,
     on_save: Callable[[SaveResult], object] = lambda _: None,
     keep: int = KEEP_CHECKPOINTS,
+    is_shared: bool = False,
 ) -> Checkpoint:
     """Train, save a checkpoint in the run after every iteration, and return the last checkpoint.
 
@@ -57,6 +58,7 @@ def train(
     on_begin: called once, before the first iteration, with the progress of the run so far.
     on_report: called after each iteration of this process.
     on_save: called in another thread with the result of each save.
+    is_shared: whether other runs use what this run compiles, as in a study.
 
     Raises:
         CheckpointError: the run has checkpoints, and none can be used; or the checkpoint in `start` does not fit.
@@ -87,7 +89,7 @@ def train(
             match_platform(resumed[1].platform, device)
             history.restore(resumed[1].history)
         else:
-            training = begin_training(config, initial, start, device)
+            training = begin_run(config, initial, start, device, is_shared)
         with closing(training.collector):
             require_readable(snapshot(config, training, history.text))
             on_begin(TrainingStarted(training.progress, attempt.number, resumed is not None))

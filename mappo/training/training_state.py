@@ -2,14 +2,16 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from mappo.compute.computation import PLAIN, Computation, Machine, choose_computation, kept_computation
 from mappo.compute.resources import cpu_limit
 from mappo.config import ExperimentConfig, config_hash, differences
-from mappo.errors import CheckpointError, ConfigError, SimulationStateError
+from mappo.environment.random_streams import random_states, set_random_states
+from mappo.errors import CheckpointError, CompilationFailed, ConfigError, SimulationStateError
 from mappo.learning.learner import Learner
 from mappo.learning.networks import Networks, make_networks
 from mappo.runs.checkpoint import Checkpoint, Platform, restore_networks
@@ -21,6 +23,7 @@ _log = logging.getLogger(__name__)
 # Fields of the configuration that may change.
 _FREE_IN_EXTENSION = ("collection.total_frames", "device", "evaluation.", "selection.", "threads")
 _FREE_IN_RESUMPTION = ("evaluation.",)
+_COMPARED_BY_COMPUTATION = ("collection.simulation", "learner.update")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TrainingState:
     progress: Progress
     started_from: str
     device: torch.device
+    computation: Computation
     highest_return: float = -math.inf
     selection_return: float = math.nan
 
@@ -88,21 +92,66 @@ def initial_progress(config: ExperimentConfig, start: StartingPoint | None) -> P
     return Progress(checkpoint.iteration, checkpoint.frames)
 
 
+def begin_run(
+    config: ExperimentConfig,
+    initial: Progress,
+    start: StartingPoint | None,
+    device: torch.device,
+    is_shared: bool = False,
+) -> TrainingState:
+    """Make the state of training of a run without checkpoints. It compiles what pays, if that is left to it.
+
+    is_shared: whether other runs use what this run compiles, as in a study.
+
+    Raises:
+        CompilationFailed: the configuration names what must be compiled, and the compiler is missing or failed.
+        ConfigError: the configuration does not go on as the run to extend, or this machine cannot.
+    """
+    machine = Machine.current(device)
+    if start and start.kind == "extend":
+        computation = kept_computation(config, start.checkpoint.computation, machine)
+        return begin_training(config, initial, start, device, computation)
+    computation, reason = choose_computation(config, machine, is_shared)
+    if reason:
+        _log.warning(reason)
+    states = random_states(device)
+    try:
+        return begin_training(config, initial, start, device, computation)
+    except CompilationFailed as error:
+        without, _ = choose_computation(config, replace(machine, missing="a compiler that works"), is_shared)
+        if without == computation:
+            raise
+        _log.warning("%s, because compilation failed: %s", without, error)
+        set_random_states(states, device)
+        return begin_training(config, initial, start, device, without)
+
+
 def begin_training(
-    config: ExperimentConfig, initial: Progress, start: StartingPoint | None, device: torch.device
+    config: ExperimentConfig,
+    initial: Progress,
+    start: StartingPoint | None,
+    device: torch.device,
+    computation: Computation = PLAIN,
 ) -> TrainingState:
     """Make the state of training before its first iteration."""
-    collector = make_collector(config, device, initial.frames)
+    collector = make_collector(config, device, computation.simulation, initial.frames)
     networks = make_networks(config.networks, collector.environment)
-    learner = Learner(config.learner, networks, config.collection.num_iterations, initial.iteration)
+    iterations = config.collection.num_iterations
+    learner = Learner(config.learner, networks, iterations, initial.iteration, computation.update)
+    learner.prepare(collector.environment.fake_tensordict(), config.collection.frames_per_batch)
     if start:
         restore_networks(start.checkpoint, networks)
         if start.kind == "extend":
             _restore_optimiser(start.checkpoint, learner)
-    collector.begin()
+    try:
+        collector.begin(networks.policy)
+        learner.wait()
+    except BaseException:
+        collector.close()
+        raise
     if collector.note:
         _log.warning(collector.note)
-    return TrainingState(collector, learner, initial, str(start) if start else "", device)
+    return TrainingState(collector, learner, initial, str(start) if start else "", device, computation)
 
 
 def resume(
@@ -165,6 +214,7 @@ def snapshot(config: ExperimentConfig, training: TrainingState, history: str) ->
         selection_return=_finite_or_none(training.selection_return),
         highest_return=_finite_or_none(training.highest_return),
         started_from=training.started_from,
+        computation=training.computation,
     )
 
 
@@ -177,7 +227,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def _changed(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[str, ...]) -> str:
-    changes = differences(previous, config).items()
+    changes, free = differences(previous, config).items(), (*free, *_COMPARED_BY_COMPUTATION)
     return ", ".join(f"{field} = {change}" for field, change in changes if not field.startswith(free))
 
 
@@ -190,7 +240,8 @@ def _restored(
 ) -> TrainingState:
     """Make the state of training from a checkpoint, and restore the random states of this process."""
     _require_possible(config, checkpoint)
-    training = begin_training(config, initial, None, device)
+    computation = kept_computation(config, checkpoint.computation, Machine.current(device))
+    training = begin_training(config, initial, None, device, computation)
     restore_networks(checkpoint, training.networks)
     if checkpoint.iteration > initial.iteration or (start and start.kind == "extend"):
         _restore_optimiser(checkpoint, training.learner)

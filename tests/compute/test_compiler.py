@@ -30,7 +30,7 @@ def test_compiled_graph_gives_the_results_of_the_function(factor, monkeypatch):
     values = torch.linspace(-1, 1, 120).reshape(40, 3)
     graph = trace_graph(function, [values])
     compare(compile_graph(graph, [values]), function, values)
-    monkeypatch.setattr("mappo.compute.compiler._compile_in_subprocess", None)  # the compiler must not run again
+    monkeypatch.setattr("mappo.compute.compiler._compile_in_process", None)  # the compiler must not run again
     cached = compile_graph(graph, [values])
     compare(cached, function, values.flip(0))
     assert torch.equal(cached(values.t().contiguous().t())[0], function(values)[0])

@@ -68,7 +68,7 @@ def test_function_is_traced_after_some_direct_calls(monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_compiled_gradients_agree_with_those_of_autograd(tiny, changes):
-    learner, minibatches = learner_after_an_update(override(tiny, changes, {"learner": {"update": "fast"}}))
+    learner, minibatches = learner_after_an_update(override(tiny, changes), "fast")
     for minibatch in minibatches:
         for compiled, direct in zip(*traced_and_direct(learner, minibatch), strict=True):
             torch.testing.assert_close(compiled, direct, rtol=1e-4, atol=1e-6)
@@ -87,8 +87,8 @@ def test_compiled_mixed_gradients_agree_with_those_of_autograd_to_the_precision_
 
 def assert_mixed_gradients_agree(tiny, shares):
     networks = {"hidden_sizes": [64, 64], "share_policy": shares}
-    config = override(tiny, {"networks": networks, "learner": {"update": "mixed", "minibatch_frames": 100}})
-    learner, minibatches = learner_after_an_update(config)
+    config = override(tiny, {"networks": networks, "learner": {"minibatch_frames": 100}})
+    learner, minibatches = learner_after_an_update(config, "mixed")
     minibatch = torch.cat(minibatches)
     assert len(minibatch) >= 64
     ratios = []
@@ -99,9 +99,9 @@ def assert_mixed_gradients_agree(tiny, shares):
     assert max(ratios) > 1e-4, "nothing was multiplied in bfloat16"
 
 
-def learner_after_an_update(config):
+def learner_after_an_update(config, update="plain"):
     """Return a learner whose policy differs from the collecting policy, and minibatches of two sizes."""
-    _, _, learner, batch = make(config)
+    _, _, learner, batch = make(config, update)
     torch.manual_seed(0)
     learner.update(batch)
     frames = prepare(learner, batch)

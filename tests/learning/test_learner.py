@@ -24,7 +24,7 @@ from tests.conftest import CPU, counted_waits, endless
 from tests.support.runs import batches
 
 
-def make(config):
+def make(config, update="plain"):
     """Return the environment, the networks, the learner and the first batch of a configuration."""
     with private_random_streams(config.seed, Stream.TRAINING, CPU):
         environment = make_environment(
@@ -32,7 +32,8 @@ def make(config):
         )
         networks = make_networks(config.networks, environment)
         batch = next(batches(environment, networks.policy, config.collection))
-    return environment, networks, Learner(config.learner, networks, config.collection.num_iterations), batch
+    learner = Learner(config.learner, networks, config.collection.num_iterations, update=update)
+    return environment, networks, learner, batch
 
 
 def make_policy(num_features):

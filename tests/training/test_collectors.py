@@ -41,7 +41,7 @@ def running(config):
     """Yield a collector after `begin`, and a policy."""
     with private_random_streams(0, Stream.TRAINING, CPU), closing(make_collector(config, CPU)) as collector:
         policy = make_networks(config.networks, collector.environment).policy
-        collector.begin()
+        collector.begin(policy)
         yield collector, policy
 
 
@@ -62,8 +62,7 @@ def test_each_process_collects_the_same_batch_as_a_local_collector_with_its_stre
         share = override(config_of(), {"collection": {"num_envs": 2, "processes": 1}})
         with private_random_streams(0, Stream.TRAINING, CPU, process=index + 1):
             alone = LocalCollector(share, CPU, process=index + 1)
-            make_networks(share.networks, alone.environment)
-            alone.begin()
+            alone.begin(make_networks(share.networks, alone.environment).policy)
             for batch in batches:
                 expected = alone.collect(policy)
                 assert set(expected.keys(True, True)) == set(batch.keys(True, True))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mappo.__main__ import main
+from mappo.compute.computation import PLAIN, Computation
 from mappo.config import ExperimentConfig, from_dict, override
-from mappo.errors import CheckpointError
+from mappo.errors import CheckpointError, ConfigError
 from mappo.recipes import RECIPES, recipe
 from mappo.runs.run import Run
 from mappo.training.training_state import StartingPoint
@@ -231,6 +232,36 @@ def test_resumed_run_equals_uninterrupted_run_when_simulation_and_update_are_fas
     )
     assert_resumes_exactly(config, tmp_path)
     assert "the simulation is fast: compiled and checked in" in caplog.text
+
+
+def test_resumed_run_goes_on_as_it_began_whatever_auto_would_choose_now(tmp_path):
+    named = small(recipe("navigation"), learner={"update": "fast"}, collection={"simulation": "plain"})
+    left_open = override(named, {"learner": {"update": "auto"}, "collection": {"simulation": "auto"}})
+    other = override(named, {"learner": {"update": "plain"}})
+    whole = run_training(named, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run_training(named, tmp_path / "stopped", stop_at=2)
+    with pytest.raises(ConfigError, match="learner.update = plain: the run began with fast; use auto or fast"):
+        run_training(other, tmp_path / "stopped")
+    resumed = run_training(left_open, tmp_path / "stopped")
+    assert resumed.computation == whole.computation == Computation(simulation="plain", update="fast")
+    assert all(torch.equal(value, resumed.tensors[name]) for name, value in whole.tensors.items())
+
+
+def test_run_is_plain_and_logs_the_reason_when_the_compiler_fails(tmp_path, monkeypatch, caplog):
+    """The compiler is found, and it does not work."""
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setattr("mappo.compute.computation.LEAST_OPTIMISER_STEPS", 1)
+    config = small(recipe("navigation"), networks={"hidden_sizes": [17]})  # nothing of it is in the cache
+    trained = run_training(config, tmp_path / "auto")
+    assert "simulation plain, update plain, because compilation failed: " in caplog.text
+    plain = override(config, {"learner": {"update": "plain"}, "collection": {"simulation": "plain"}})
+    expected = run_training(plain, tmp_path / "plain")
+    assert trained.computation == PLAIN
+    assert all(torch.equal(value, trained.tensors[name]) for name, value in expected.tensors.items())
 
 
 def test_run_is_plain_and_logs_the_reason_when_it_cannot_be_fast(tmp_path, caplog):
