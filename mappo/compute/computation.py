@@ -31,14 +31,19 @@ _AMPERE = 8, 0  # the first NVIDIA generation that multiplies bfloat16 faster th
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Computation:
-    """What a run compiles; the values of `collection.simulation` and `learner.update` without `auto`."""
+    """What a run compiles: the values of `collection.simulation` and `learner.update` without `auto`.
+
+    selection: the simulation in which evaluations during training play.
+    """
 
     simulation: Simulation
     update: Way
+    selection: Simulation = "plain"
 
     def __str__(self) -> str:
-        """Return both values, as a line of the log has them."""
-        return f"simulation {self.simulation}, update {self.update}"
+        """Return the values, as a line of the log has them."""
+        selection = ", also in evaluations during training" if self.selection == "fast" else ""
+        return f"simulation {self.simulation}{selection}, update {self.update}"
 
 
 PLAIN = Computation("plain", "plain")
@@ -76,13 +81,13 @@ def choose_computation(
     """
     chosen, reason = _best(config, machine, is_shared)
     simulation, update = config.collection.simulation, config.learner.update
-    if "auto" not in (simulation, update):
-        return Computation(simulation, update), ""  # type: ignore[arg-type]
+    if simulation == "plain":
+        chosen = replace(chosen, selection="plain")
     if simulation != "auto":
         chosen = replace(chosen, simulation=simulation)
     if update != "auto":
         chosen = replace(chosen, update=update)
-    return chosen, f"{chosen} (auto: {reason})"
+    return chosen, f"{chosen} (auto: {reason})" if "auto" in (simulation, update) else ""
 
 
 def kept_computation(config: ExperimentConfig, kept: Computation, machine: Machine) -> Computation:
@@ -118,7 +123,7 @@ def _best(config: ExperimentConfig, machine: Machine, is_shared: bool) -> tuple[
     if machine.missing:
         return PLAIN, f"this machine lacks {machine.missing}: sudo apt install g++ python3-dev"
     can_be_mixed = machine.multiplies_bfloat16 and min(config.networks.hidden_sizes) >= MIN_BFLOAT16_SIDE
-    compiled = Computation("fast", "mixed" if can_be_mixed else "fast")
+    compiled = Computation("fast", "mixed" if can_be_mixed else "fast", "fast")
     if machine.device == "cuda":
         return compiled, "on a GPU"
     if is_shared:
@@ -127,12 +132,20 @@ def _best(config: ExperimentConfig, machine: Machine, is_shared: bool) -> tuple[
     chosen = Computation(
         compiled.simulation if frames >= LEAST_FRAMES else "plain",
         compiled.update if steps >= LEAST_OPTIMISER_STEPS else "plain",
+        compiled.selection if _selection_frames(config) >= LEAST_FRAMES else "plain",
     )
     pays = "compilation pays from"
     return chosen, (
         f"{frames:,} frames of each environment, {pays} {LEAST_FRAMES:,}; "
         f"{steps:,} optimiser steps, {pays} {LEAST_OPTIMISER_STEPS:,}"
     )
+
+
+def _selection_frames(config: ExperimentConfig) -> int:
+    """Return the most frames of each environment in all evaluations during training."""
+    interval = config.selection.interval_iterations
+    evaluations = -(-config.collection.num_iterations // interval) if interval else 0
+    return evaluations * len(config.selection.seeds) * config.environment.max_episode_frames
 
 
 def _optimiser_steps(config: ExperimentConfig) -> int:

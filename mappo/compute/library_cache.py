@@ -102,7 +102,7 @@ def building(name: str) -> Iterator[Path]:
 
 
 def add_library(name: str, files: Iterable[Path]) -> Path:
-    """Copy the files of a new library to the cache and to the shared store; return their directory in the cache."""
+    """Copy the files of a new library to the cache and to the shared store; return their cached directory."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in files:

@@ -4,17 +4,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from mappo.compute.computation import Simulation
 from mappo.compute.resources import resolve_device
 from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig
 from mappo.environment.environment import make_environment, scenario_module
 from mappo.environment.frames import require_finite_observations
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.errors import NoHeuristic, NonFiniteReturn
+from mappo.errors import NoHeuristic, NonFiniteReturn, NotFaithful
+from mappo.fast_simulation.fast_simulation import make_fast_simulation, most_operations
+from mappo.fast_simulation.simulation import FastSimulation
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
@@ -46,14 +49,16 @@ def play_episodes(
     episodes: EvaluationConfig | SelectionConfig,
     stream: Stream,
     on_frame: OnFrame | None = None,
+    simulation: Simulation = "plain",
 ) -> tuple[list[float], list[float]]:
     """Play `episodes_per_seed` episodes for each seed; return their returns and their lengths in frames.
 
     Each episode has an environment of its own. Initial states depend only on seed and stream, so that two
     policies start from the same states. `on_frame` is called after the reset of each seed's environments, and
-    after every frame.
+    after every frame, but not in the fast simulation. A scenario that cannot be compiled is played plainly.
 
     Raises:
+        CompilationFailed: the simulation is fast, and the compiler is missing or failed.
         NonFiniteObservation: an observation is NaN or infinite; the message names environment and agent.
         NonFiniteReturn: the return of an episode is NaN or infinite; the message names the episode.
     """
@@ -63,8 +68,14 @@ def play_episodes(
     for seed in episodes.seeds:
         with private_random_streams(seed, stream, device):
             environment = make_environment(config.environment, episodes.episodes_per_seed, seed, stream, device)
-            seed_returns, seed_lengths = _first_episodes(
-                environment, policy(environment), config.evaluation.deterministic, on_frame
+            act = policy(environment)
+            fast = _fast_simulation(config, environment) if simulation == "fast" else None
+            seed_returns, seed_lengths = (
+                _first_episodes(environment, act, config.evaluation.deterministic, on_frame)
+                if fast is None
+                else _first_fast_episodes(
+                    fast, act, config.evaluation.deterministic, config.environment.max_episode_frames
+                )
             )
         if not seed_returns.isfinite().all():
             episode = int((~seed_returns.isfinite()).nonzero()[0])
@@ -74,6 +85,40 @@ def play_episodes(
             )
         returns += seed_returns.tolist()
         lengths += seed_lengths.tolist()
+    return returns, lengths
+
+
+def _fast_simulation(config: ExperimentConfig, environment: EnvBase) -> FastSimulation | None:
+    try:
+        return make_fast_simulation(config.environment, environment, most_operations=most_operations(config))
+    except NotFaithful:  # training has logged the reason
+        return None
+
+
+@torch.no_grad()
+def _first_fast_episodes(
+    simulation: FastSimulation, act: Act, deterministic: bool, max_frames: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Play the first episode of each environment as `_first_episodes` does.
+
+    Random numbers that steps draw are others from the same distribution.
+    """
+    state, observation, _ = simulation.begin()
+    running = torch.ones(len(observation), dtype=torch.bool, device=observation.device)
+    returns = torch.zeros(len(observation), device=observation.device)
+    lengths = torch.zeros_like(returns)
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    with set_exploration_type(exploration):
+        for _ in range(max_frames):
+            require_finite_observations(observation)
+            action = act(TensorDict({OBSERVATION: observation}, [len(observation)]))[ACTION]
+            state, observation, reward, terminated = simulation.step(state, action)
+            returns = torch.where(running, returns + reward.mean((-2, -1)), returns)
+            lengths += running
+            running = running & ~terminated.squeeze(-1)
+            if not running.any():
+                break
+            observation = torch.where(running[:, None, None], observation, 0.0)
     return returns, lengths
 
 

@@ -8,6 +8,8 @@ compared with the plain environment before it is used. docs/fast-simulation.md e
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -41,12 +43,13 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_first_frame, check_steps, first_frame
 from mappo.fast_simulation.fresh_states import FreshStatePool, FreshStates
-from mappo.fast_simulation.pure_step import StepState, find_varying, trace_step
-from mappo.fast_simulation.python_state import find_slots, read_python_state
-from mappo.fast_simulation.resets import ResetCheck
+from mappo.fast_simulation.pure_step import PureStep, StepState, find_varying, trace_step
+from mappo.fast_simulation.python_state import PythonState, find_slots, read_python_state
+from mappo.fast_simulation.resets import ResetCheck, Resets
 from mappo.fast_simulation.simulation import FastSimulation, rows_like
 from mappo.fast_simulation.slots import copies
 from mappo.fast_simulation.watch import require_equal, require_equal_tensors
+from mappo.strict_json import canonical_json, to_dict
 
 _log = logging.getLogger(__name__)
 _MOST_OPERATIONS_OF_AUTO = 5_000  # compiled in about three minutes; joint_passage has 23,000
@@ -58,7 +61,7 @@ def make_fast_simulation(
     is_compiled: bool = True,
     most_operations: int | None = None,
 ) -> FastSimulation:
-    """Make the fast path of a plain environment that `config` made.
+    """Make the fast path of a plain environment that `config` made and nobody has used yet.
 
     most_operations: the most operations of a step that is compiled; None compiles any.
 
@@ -68,9 +71,63 @@ def make_fast_simulation(
     Raises:
         NotFaithful: the scenario must use the plain path; the message names the reason.
     """
+    key = canonical_json(to_dict(config)), environment.batch_size, environment.device, is_compiled
+    kept = [] if _kept is None else _kept.setdefault(key, [])
+    made = next((made for made in kept if isinstance(made, NotFaithful) or made.is_of(environment)), None)
+    if made is None:
+        try:
+            made = _make(config, environment, is_compiled, most_operations)
+        except NotFaithful as reason:
+            made = reason
+        kept.append(made)
+    if isinstance(made, NotFaithful):
+        raise made
+    return FastSimulation(environment, made.step, made.resets)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A checked step and its resets, with the environment in which they were checked and its first reading."""
+
+    reading: PythonState
+    rehearsal: EnvBase
+    step: PureStep
+    resets: Resets
+
+    def is_of(self, environment: EnvBase) -> bool:
+        """Return whether a new environment holds what the other one held."""
+        try:
+            require_equal(read_python_state(environment), self.reading)
+            require_equal_tensors(environment, self.rehearsal, self.step.constants)
+        except NotFaithful:
+            return False
+        return True
+
+
+_kept: dict[Any, list[_Made | NotFaithful]] | None = None  # by task; a scenario that was refused stays refused
+
+
+@contextmanager
+def kept_simulations() -> Iterator[None]:
+    """Keep what is made in the outermost such block; environments that hold the same are not traced again."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+def _make(
+    config: EnvironmentConfig, environment: EnvBase, is_compiled: bool, most_operations: int | None
+) -> _Made:
     device = environment.device
     rehearsal = make_twin(config, environment)
-    require_equal(read_python_state(environment), read_python_state(rehearsal))
+    reading = read_python_state(rehearsal)
+    require_equal(read_python_state(environment), reading)
     with private_random_streams(0, Stream.VALIDATION, device):
         first = first_frame(rehearsal)
         varying = find_varying(rehearsal)
@@ -85,7 +142,7 @@ def make_fast_simulation(
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
         check_steps(rehearsal, resets, graph, *([step] if is_compiled else []))
     require_equal_tensors(environment, rehearsal, step.constants)
-    return FastSimulation(environment, step, resets)
+    return _Made(reading, rehearsal, step, resets)
 
 
 def _require_short_compilation(step: PureStep, most_operations: int | None) -> None:
@@ -237,6 +294,11 @@ class FastEnvironment:
         }
 
 
+def most_operations(config: ExperimentConfig) -> int | None:
+    """Return the most operations of a step that is compiled, or None if the configuration asks for any."""
+    return None if config.collection.simulation == "fast" else _MOST_OPERATIONS_OF_AUTO
+
+
 class CompiledPolicy:
     """A policy as a traced function from observations to sampled actions."""
 
@@ -293,8 +355,7 @@ def choose_simulation(
     compiled = CompiledPolicy(policy, environment, "fast")
     compiled.prepare(environment)
     try:
-        limit = _MOST_OPERATIONS_OF_AUTO if config.collection.simulation == "auto" else None
-        made = make_fast_simulation(config.environment, environment, most_operations=limit)
+        made = make_fast_simulation(config.environment, environment, most_operations=most_operations(config))
     except NotFaithful as reason:
         note = f"the simulation is plain: {config.environment.scenario} cannot be compiled: {reason}"
         return PlainSimulation(environment), note

@@ -46,7 +46,9 @@ class Gradients:
             values = torch.stack([*(output[key] for key in returned.values()), *norms])
             return [values, *chain(*clipped_gradients)]
 
-        self._differentiate = TracedFunction(differentiate, networks, self._parameters[0].device, way)
+        # The coefficients of the loss are buffers of it, so other values of them need no other graph.
+        inputs = nn.ModuleDict({"networks": networks, "loss": loss})
+        self._differentiate = TracedFunction(differentiate, inputs, self._parameters[0].device, way)
 
     def prepare(self, *minibatch: Tensor) -> None:
         """Start to compile for minibatches of these shapes, whose values do not matter."""

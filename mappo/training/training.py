@@ -12,7 +12,7 @@ from mappo.environment.environment import require_memory_for_batch
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import Superseded
 from mappo.evaluation.episodes import play_episodes
-from mappo.learning.networks import Networks
+from mappo.fast_simulation.fast_simulation import kept_simulations
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint, require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
@@ -73,7 +73,7 @@ def train(
     """
     device = resolve_device(config.device)
     initial = initial_progress(config, start)
-    with private_random_streams(config.seed, Stream.TRAINING, device, initial.frames):
+    with private_random_streams(config.seed, Stream.TRAINING, device, initial.frames), kept_simulations():
         require_memory_for_batch(config, device)
         newest = run.refs()[:1]
         # Resume before the claim, so that a process that cannot resume does not supersede another one.
@@ -96,7 +96,7 @@ def train(
             saver = Saver(attempt, on_save)
             try:
                 if start and not resumed and config.selection.interval_iterations:
-                    training.selection_return = _selection_return(config, training.networks)
+                    training.selection_return = _selection_return(config, training)
                     training.highest_return = training.selection_return
                     saver.save(snapshot(config, training, history.text))
                 checkpoint = _iterate(config, training, history, saver, on_report)
@@ -158,11 +158,12 @@ def _evaluation_return(config: ExperimentConfig, training: TrainingState) -> flo
     is_last = iteration == config.collection.num_iterations
     if not interval or (iteration % interval and not is_last):
         return math.nan
-    return _selection_return(config, training.networks)
+    return _selection_return(config, training)
 
 
-def _selection_return(config: ExperimentConfig, networks: Networks) -> float:
-    returns, _ = play_episodes(lambda _: networks.policy, config, config.selection, Stream.SELECTION)
+def _selection_return(config: ExperimentConfig, training: TrainingState) -> float:
+    policy, simulation = training.networks.policy, training.computation.selection
+    returns, _ = play_episodes(lambda _: policy, config, config.selection, Stream.SELECTION, simulation=simulation)
     return math.fsum(returns) / len(returns)
 
 

@@ -14,6 +14,7 @@ from mappo.config import EvaluationConfig, ExperimentConfig
 from mappo.environment.random_streams import Stream
 from mappo.errors import DatabaseError, NonFiniteReturn, Pruned, StoreError, Superseded, TrialLost
 from mappo.evaluation.episodes import play_episodes, trained_policy
+from mappo.fast_simulation.fast_simulation import kept_simulations
 from mappo.runs.locations import joined
 from mappo.runs.run import Run
 from mappo.runs.saver import SaveResult
@@ -57,6 +58,8 @@ class TrialListeners:
 def work(study: Study, worker: str, listeners: TrialListeners) -> int:
     """Claim and finish trials until none is left for any worker. Return the number of trials that ended here.
 
+    What one trial compiles, the later trials of this process and of others use again.
+
     If a training fails, its trial is failed. If the store, the database or this machine fails, or this process
     receives SIGINT or SIGTERM, the worker releases the trial for another worker and raises the error. A worker
     without a trial polls while other workers are busy, because one of them may lose its trial.
@@ -65,6 +68,11 @@ def work(study: Study, worker: str, listeners: TrialListeners) -> int:
         DatabaseError: the database does not answer.
         StoreError: the store of runs fails.
     """
+    with kept_simulations():
+        return _work(study, worker, listeners)
+
+
+def _work(study: Study, worker: str, listeners: TrialListeners) -> int:
     finished = 0
     while True:
         try:
@@ -171,7 +179,12 @@ def _train(
         listeners.on_report(report)
         judge(report)
 
-    train(config, run, listeners.history, on_report, on_begin=listeners.on_begin, on_save=listeners.on_save)
+    train(
+        *(config, run, listeners.history, on_report),
+        on_begin=listeners.on_begin,
+        on_save=listeners.on_save,
+        is_shared=True,
+    )
 
 
 def _make_judge(
@@ -203,5 +216,6 @@ def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, run: Run) -> 
     episodes = EvaluationConfig(
         tuning.evaluation_seeds, tuning.episodes_per_seed, deterministic=config.evaluation.deterministic
     )
-    returns, _ = play_episodes(trained_policy(config, best), config, episodes, Stream.TUNING)
+    policy, simulation = trained_policy(config, best), best.computation.selection
+    returns, _ = play_episodes(policy, config, episodes, Stream.TUNING, simulation=simulation)
     return math.fsum(returns) / len(returns)

@@ -9,8 +9,9 @@ from mappo.environment.keys import REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, NonFiniteObservation, NonFiniteReturn
-from mappo.evaluation.episodes import play_episodes
+from mappo.evaluation.episodes import _first_episodes, _first_fast_episodes, play_episodes
 from mappo.evaluation.evaluation import evaluate
+from mappo.fast_simulation.fast_simulation import make_fast_simulation
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, Platform
 from tests.conftest import CPU, endless
@@ -41,6 +42,37 @@ def test_frames_after_the_end_of_an_episode_do_not_count():
 def test_rewards_after_the_end_do_not_count_even_if_they_are_nan():
     config = endless(scenario="tests.support.scenarios:NanReward", scenario_kwargs={"terminate_after": 9})
     assert play_randomly(config)[0] == [9.0] * 6
+
+
+@pytest.mark.parametrize("scenario", ["navigation", "dropout"])
+def test_returns_and_lengths_are_the_same_in_the_traced_simulation(tiny, scenario):
+    config = override(tiny, {"environment": {"scenario": scenario, "max_episode_frames": 40}})
+    _, policy = make_checkpoint(config)
+    results = []
+    for play in (
+        lambda environment: _first_episodes(environment, policy, True, None),
+        lambda environment: _first_fast_episodes(
+            make_fast_simulation(config.environment, environment, is_compiled=False), policy, True, 40
+        ),
+    ):
+        with private_random_streams(5, Stream.EVALUATION, CPU):
+            results.append(play(make_environment(config.environment, 8, 5, Stream.EVALUATION, CPU)))
+    plain, traced = results
+    assert torch.allclose(plain[0], traced[0], atol=1e-5)
+    assert torch.equal(plain[1], traced[1])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", ["navigation", "balance", "passage"])
+def test_evaluation_in_the_compiled_simulation_gives_the_same_returns(tiny, scenario):
+    config = override(tiny, {"environment": {"scenario": scenario, "max_episode_frames": 40}})
+    _, policy = make_checkpoint(config)
+    plain, fast = (
+        play_episodes(lambda _: policy, config, config.evaluation, Stream.EVALUATION, simulation=simulation)
+        for simulation in ("plain", "fast")
+    )
+    assert fast[0] == pytest.approx(plain[0], rel=1e-3, abs=1e-3)
+    assert fast[1] == plain[1]
 
 
 def test_returns_equal_a_rollout_of_the_same_seed(tiny):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mappo.compute.compiler import _digest, _signature
 from mappo.compute.traced_function import TracedFunction
 from mappo.config import override
 from mappo.environment.keys import ACTION, OBSERVATION
@@ -72,6 +73,27 @@ def test_compiled_gradients_agree_with_those_of_autograd(tiny, changes):
     for minibatch in minibatches:
         for compiled, direct in zip(*traced_and_direct(learner, minibatch), strict=True):
             torch.testing.assert_close(compiled, direct, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        ({}, {"clip_epsilon": 0.3, "gae_lambda": 0.5, "epochs": 7, "value_coefficient": 0.5}),
+        ({"entropy_coefficient": 0.01}, {"entropy_coefficient": 0.02}),
+        ({"value_clip_epsilon": 0.1}, {"value_clip_epsilon": 0.2}),
+    ],
+)
+def test_other_coefficients_need_no_other_graph(tiny, monkeypatch, base, change):
+    """A study tunes them, and compiles only once."""
+    names = []
+    monkeypatch.setattr(
+        "mappo.compute.traced_function.compile_graph",
+        lambda graph, inputs: names.append(_digest(graph, _signature(inputs))) or graph,
+    )
+    for changes in (base, {**base, **change}):
+        environment, _, learner, _ = make(override(tiny, {"learner": changes}), "fast")
+        learner.prepare(environment.fake_tensordict(), 100)
+    assert len(names) == 2 * len({*names})
 
 
 @pytest.mark.parametrize("shares", [True, False])

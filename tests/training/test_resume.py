@@ -39,8 +39,8 @@ def small(config: ExperimentConfig, **changes) -> ExperimentConfig:
         {
             "environment": {"max_episode_frames": 8},
             "networks": {"hidden_sizes": [16]},
-            "learner": {"epochs": 2, "minibatch_frames": 25},
-            "collection": {"num_envs": 10, "rollout_frames": 6, "total_frames": 300},
+            "learner": {"epochs": 2, "minibatch_frames": 25, "update": "plain"},
+            "collection": {"num_envs": 10, "rollout_frames": 6, "total_frames": 300, "simulation": "plain"},
             "selection": {"interval_iterations": 2, "episodes_per_seed": 2},
         },
         changes,
@@ -255,7 +255,8 @@ def test_run_is_plain_and_logs_the_reason_when_the_compiler_fails(tmp_path, monk
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setattr("mappo.compute.computation.LEAST_OPTIMISER_STEPS", 1)
-    config = small(recipe("navigation"), networks={"hidden_sizes": [17]})  # nothing of it is in the cache
+    auto = {"learner": {"update": "auto"}, "collection": {"simulation": "auto"}}
+    config = small(recipe("navigation"), networks={"hidden_sizes": [17]}, **auto)  # nothing of it is in the cache
     trained = run_training(config, tmp_path / "auto")
     assert "simulation plain, update plain, because compilation failed: " in caplog.text
     plain = override(config, {"learner": {"update": "plain"}, "collection": {"simulation": "plain"}})
