@@ -1,12 +1,23 @@
-# The image of every stage: Python, this package with its locked dependencies, and Kubeflow's executor. It has no
-# compiler, no package manager and no Kubeflow client. /opt/mappo/sbom holds its bills of materials. `make image` builds it.
+# The image of every stage: Python, this package with its locked dependencies, Kubeflow's executor, and the C++ compiler that
+# training uses. It has no pip and no Kubeflow client. /opt/mappo/sbom holds its bills of materials. `make image` builds it.
 #
-#   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module
+#   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module; g++ and Python's headers are
+#                installed if it lacks them
 #   TORCH_INDEX  the index for torch: that of its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
 #   secret pip   a pip.conf, for an index of your own
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 
-FROM ${BASE_IMAGE} AS build
+FROM ${BASE_IMAGE} AS base
+# hadolint ignore=DL3008
+RUN if ! command -v g++ || ! test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h"; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends g++ \
+        && { test -e "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" \
+            || apt-get install --yes --no-install-recommends libpython3-dev; } \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+
+FROM base AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_CONSTRAINT=/build/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
@@ -31,7 +42,7 @@ RUN /opt/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && /opt/tools/bin/cyclonedx-py environment --output-file /opt/mappo/sbom/python.cdx.json /opt/mappo/bin/python3 \
     && /opt/tools/bin/debsbom generate --sbom-type cdx --out /opt/mappo/sbom/debian
 
-FROM ${BASE_IMAGE}
+FROM base
 ARG VERSION=unknown
 ARG REVISION=unknown
 ARG CREATED=unknown

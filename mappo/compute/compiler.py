@@ -34,12 +34,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mappo.compute.cuda_graphs import Function
 from mappo.compute.library_cache import add_library, building, cache_directory, find_library, remove_library
-from mappo.compute.resources import cpu_limit
+from mappo.compute.resources import cpu_limit, free_memory_bytes
 from mappo.errors import CompilationFailed
 
 _log = logging.getLogger(__name__)
-# One more than CPUs: the graph of the simulation comes last and takes longest.
-_slots = threading.BoundedSemaphore(cpu_limit() + 1)
+COMPILER_BYTES = 1 << 30  # memory of a compilation; 0.86 GiB were measured
+# One compilation more than CPUs: the graph of the simulation comes last and takes longest.
+_slots = threading.BoundedSemaphore(
+    max(1, min(cpu_limit() + 1, free_memory_bytes(torch.device("cpu")) // COMPILER_BYTES))
+)
 _NO_COMPILER = 3  # exit status of the compiler's process
 _STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
 _OPTIONS = {
@@ -193,7 +196,13 @@ class _Library:
             self._make()
             if self._error:
                 raise self._error from None
+        try:
             return self._run()
+        except RuntimeError as error:
+            raise CompilationFailed(
+                f"a compiled library cannot be loaded: {error}; if {cache_directory()} lies in a file system "
+                "without the right to execute (noexec), set TORCHINDUCTOR_CACHE_DIR to another directory"
+            ) from error
 
     def _run(self) -> Function:
         directory = find_library(self._name)

@@ -16,6 +16,8 @@ import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from mappo.compute.compiler import COMPILER_BYTES
+from mappo.compute.resources import free_memory_bytes, gibibytes
 from mappo.compute.traced_function import MIN_BFLOAT16_SIDE, Way
 from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError
@@ -53,19 +55,22 @@ PLAIN = Computation("plain", "plain")
 class Machine:
     """The kind of a machine, as far as it decides what is compiled.
 
-    missing: what compilation needs and the machine lacks, such as `g++`; empty if nothing is missing.
+    missing: what compilation needs and the machine lacks, such as a C++ compiler; empty if nothing is missing.
     multiplies_bfloat16: whether it multiplies matrices of bfloat16 faster than those of float32.
+    has_memory: whether enough memory is free for the compiler.
     """
 
     device: Literal["cpu", "cuda"]
     missing: str
     multiplies_bfloat16: bool
+    has_memory: bool = True
 
     @classmethod
     def current(cls, device: torch.device) -> "Machine":
         """Return the kind of this machine, on which `device` computes."""
         kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
-        return cls(kind, missing_for_compilation(), _multiplies_bfloat16(device))
+        has_memory = free_memory_bytes(torch.device("cpu")) >= COMPILER_BYTES
+        return cls(kind, missing_for_compilation(), _multiplies_bfloat16(device), has_memory)
 
     def __str__(self) -> str:
         """Return a description for the log."""
@@ -122,6 +127,8 @@ def missing_for_compilation() -> str:
 def _best(config: ExperimentConfig, machine: Machine, is_shared: bool) -> tuple[Computation, str]:
     if machine.missing:
         return PLAIN, f"this machine lacks {machine.missing}: sudo apt install g++ python3-dev"
+    if not machine.has_memory:
+        return PLAIN, f"less than {gibibytes(COMPILER_BYTES)} are free for the compiler"
     can_be_mixed = machine.multiplies_bfloat16 and min(config.networks.hidden_sizes) >= MIN_BFLOAT16_SIDE
     compiled = Computation("fast", "mixed" if can_be_mixed else "fast", "fast")
     if machine.device == "cuda":
@@ -157,4 +164,4 @@ def _optimiser_steps(config: ExperimentConfig) -> int:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -84,13 +84,25 @@ class Containers:
             seconds=900,
         )
 
-    def run(self, image: str, *command: str, env: Mapping[str, str] | None = None, status: int = 0) -> str:
-        """Run a command as Kubernetes does under the restricted standard, with 1 GiB of memory; return its output.
+    def run(
+        self,
+        image: str,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        status: int = 0,
+        memory: str = "1g",
+    ) -> str:
+        """Run a command as Kubernetes does under the restricted standard; return its output.
 
-        Only /tmp is writable.
+        Only /tmp is writable. As an emptyDir, it may hold programs.
         """
-        options = ["--rm", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--memory=1g"]
-        options += ["--read-only-tmpfs=false", "--tmpfs=/tmp:mode=1777", "--network=host"]
+        options = ["--rm", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"]
+        options += [
+            "--read-only-tmpfs=false",
+            "--tmpfs=/tmp:mode=1777,exec",
+            "--network=host",
+            f"--memory={memory}",
+        ]
         options += [f"--env={name}={value}" for name, value in (env or {}).items()]
         return self.call("podman", "run", *options, image, *command, status=status)
 
