@@ -173,29 +173,35 @@ def _compile_for_gpu(graph: GraphModule, inputs: list[Tensor]) -> Function:
 
 
 class _Library:
-    """A shared library of a graph for the CPU, which a thread finds in the cache or lets a process compile."""
+    """A shared library of a graph for the CPU, from the cache or from a compiler in another process."""
+
+    _thread: threading.Thread | None
 
     def __init__(self, graph: GraphModule, signature: list[Any]):
-        self._name = _digest(graph, signature)
-        # Pickled here and not in the thread, because tracing goes on in this one.
-        self._request = pickle.dumps((GraphPickler.dumps(graph, _PICKLING), signature, torch.get_num_threads()))
+        self._name, self._graph, self._signature = _digest(graph, signature), graph, signature
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._make, daemon=True)
-        self._thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        """Start to compile, unless the cache has the library."""
+        self._thread = None
+        if not find_library(self._name):
+            # Pickled here and not in the thread, because this thread goes on tracing.
+            graph = GraphPickler.dumps(self._graph, _PICKLING)
+            request = pickle.dumps((graph, self._signature, torch.get_num_threads()))
+            self._thread = threading.Thread(target=self._make, args=(request,), daemon=True)
+            self._thread.start()
 
     def load(self) -> Function:
         """Wait for the library and load it; compile it again if the file in the cache is damaged."""
-        self._thread.join()
-        if self._error:
-            raise self._error
+        self._join()
         try:
             return self._run()
         except RuntimeError as error:
             _log.warning("a compiled library is damaged and is compiled again: %s", error)
             remove_library(self._name)
-            self._make()
-            if self._error:
-                raise self._error from None
+            self._start()
+            self._join()
         try:
             return self._run()
         except RuntimeError as error:
@@ -212,12 +218,17 @@ class _Library:
         run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
         return lambda *tensors: run([*tensors])
 
-    def _make(self) -> None:
+    def _join(self) -> None:
+        if self._thread:
+            self._thread.join()
+        if self._error:
+            raise self._error
+
+    def _make(self, request: bytes) -> None:
         try:
-            if not find_library(self._name):
-                with _slots, building(self._name) as directory:
-                    if not find_library(self._name):  # another process may have compiled it meanwhile
-                        add_library(self._name, _compile_in_process(self._request, directory))
+            with _slots, building(self._name) as directory:
+                if not find_library(self._name):  # another process may have compiled it meanwhile
+                    add_library(self._name, _compile_in_process(request, directory))
         except Exception as error:
             self._error = error
 

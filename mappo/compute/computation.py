@@ -25,7 +25,7 @@ from mappo.errors import ConfigError
 Simulation = Literal["plain", "fast"]
 
 # Where compilation with an empty cache pays on a CPU: docs/speed.md, "What auto chooses".
-LEAST_FRAMES = 5_000  # frames of each environment in the whole run
+LEAST_FRAMES = 4_000  # frames of each environment in the whole run
 LEAST_OPTIMISER_STEPS = 5_000  # of the whole run
 _COMPILERS = "g++", "c++", "clang++"
 _AMPERE = 8, 0  # the first NVIDIA generation that multiplies bfloat16 faster than float32
