@@ -207,6 +207,8 @@ def _apply_site(task: dsl.PipelineTask, site: Site, stage: StagePod) -> None:
         kubernetes.add_pod_annotation(task, key, value)
     if site.minio_endpoint:
         task.set_env_variable("MAPPO_MINIO_ENDPOINT", site.minio_endpoint)
+    if site.compiled_code:
+        task.set_env_variable("MAPPO_COMPILED", site.compiled_code)
     user = (site.run_as_user, site.run_as_group, site.run_as_non_root)
     if any(setting is not None for setting in user):
         kubernetes.set_security_context(task, *user)

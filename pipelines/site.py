@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from mappo.config import merged
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, StoreError
+from mappo.runs.locations import bucket_of
 from mappo.strict_json import STRICT, checked, to_dict
 from pipelines.kubernetes_types import (
     AnnotationKey,
@@ -93,6 +94,15 @@ def _small_pod() -> StagePod:
     return StagePod(cpu="1", memory="2Gi", timeout_seconds=600, retries=2)
 
 
+def _require_bucket(location: str) -> str:
+    """Return the location if it is a prefix in a bucket, which every pod can reach."""
+    try:
+        bucket_of(location)
+    except StoreError as error:
+        raise ConfigError(f"compiled_code: {error}") from None
+    return location
+
+
 @dataclass(frozen=True, config=STRICT)
 class StagePods:
     """The settings of the pods of every stage."""
@@ -117,6 +127,7 @@ class Site:
     s3_secret: Name = "mappo-s3"  # noqa: S105
     database_secret: Name = "mappo-database"  # noqa: S105
     minio_endpoint: Annotated[str, AfterValidator(_require_endpoint)] | None = None
+    compiled_code: Annotated[str, AfterValidator(_require_bucket)] | None = None
     pod_labels: Labels = field(default_factory=dict)
     pod_annotations: dict[AnnotationKey, str] = field(default_factory=dict)
     run_as_user: UserId | None = None

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 import mappo
+from mappo.compute.library_cache import share_libraries
 from mappo.compute.resources import cpu_limit, require_gpu
 from mappo.config import ExperimentConfig, config_hash, from_json, override
 from mappo.errors import MappoError, NonFiniteError, StageFailed
@@ -27,6 +28,7 @@ from mappo.evaluation.statistics import Estimate
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
 from mappo.reporting.terminal import WarningLines, say
+from mappo.runs.library_store import library_store_from_environment
 from mappo.runs.supervisor import COUNT_VARIABLE
 from mappo.strict_json import parse_json
 
@@ -74,6 +76,7 @@ def watched_stage(
         )
     with readable_errors(name):
         settings = MonitorSettings.from_environment()
+        share_libraries(library_store_from_environment())
     if study:
         settings = replace(settings, study=study)
     with (

@@ -20,7 +20,7 @@ LAPTOP = Machine("cpu", "", multiplies_bfloat16=False)
 AMX = Machine("cpu", "", multiplies_bfloat16=True)
 GPU = Machine("cuda", "", multiplies_bfloat16=True)
 BARE = Machine("cuda", "a C++ compiler", multiplies_bfloat16=True)
-COMPILED = Computation("fast", "fast")
+COMPILED = Computation("fast", "fast", "fast")
 
 
 def config_of(iterations=1, **changes):
@@ -39,8 +39,8 @@ def config_of(iterations=1, **changes):
         (LAPTOP, False, 1000, COMPILED),
         (LAPTOP, True, 1, COMPILED),
         (AMX, False, 1, PLAIN),
-        (AMX, True, 1, Computation("fast", "mixed")),
-        (GPU, False, 1, Computation("fast", "mixed")),
+        (AMX, True, 1, Computation("fast", "mixed", "fast")),
+        (GPU, False, 1, Computation("fast", "mixed", "fast")),
         (BARE, True, 1000, PLAIN),
     ],
 )

@@ -155,17 +155,24 @@ def test_secrets_are_referenced_and_not_contained():
     assert {"secretKey": "secretkey", "envVar": "MAPPO_KUBEFLOW_SECRET_KEY"} in kubeflow_secret["keyToEnv"]
 
 
-def test_endpoint_of_kubeflows_store_comes_from_the_site(tmp_path):
-    site = Site(image="a/b:1", minio_endpoint="http://minio-service.kubeflow:9000")
+@pytest.mark.parametrize(
+    ("setting", "value", "variable"),
+    [
+        ("minio_endpoint", "http://minio-service.kubeflow:9000", "MAPPO_MINIO_ENDPOINT"),
+        ("compiled_code", "s3://bucket/compiled", "MAPPO_COMPILED"),
+    ],
+)
+def test_setting_of_the_site_becomes_a_variable_of_every_stage(setting, value, variable):
+    site = Site(image="a/b:1", **{setting: value})
     compiled = compile_pipeline("training", site, {"config": "{}"})
     executors = compiled.specification["deploymentSpec"]["executors"]
-    endpoints = [
-        variable["value"]
+    values = [
+        item["value"]
         for executor in executors.values()
-        for variable in executor["container"]["env"]
-        if variable["name"] == "MAPPO_MINIO_ENDPOINT"
+        for item in executor["container"]["env"]
+        if item["name"] == variable
     ]
-    assert endpoints == ["http://minio-service.kubeflow:9000"] * 3
+    assert values == [value] * 3
 
 
 def test_only_stages_of_studies_are_given_the_database():

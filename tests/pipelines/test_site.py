@@ -69,6 +69,7 @@ def test_example_site_equals_the_defaults_except_for_the_commented_values():
         ("run_as_user: 2147483648", "run_as_user = 2147483648"),
         ("run_as_user: 0", "run_as_non_root = true forbids root"),
         ("minio_endpoint: seaweedfs.kubeflow:9000", "must be a URL"),
+        ("compiled_code: /tmp/here", "compiled_code: '/tmp/here': not a location"),
         ("minio_endpoint: s3://bucket", "must be a URL"),
         ('minio_endpoint: "http://host:99999"', "minio_endpoint"),
         ('minio_endpoint: "http://host:9000\\n"', "must be a URL"),
