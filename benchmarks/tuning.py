@@ -1,15 +1,14 @@
 """Measure tuning: trials per hour, the overhead of a study, and the speed-up by a second worker.
 
-    python -m benchmarks.tuning rate --minutes 10      a study and two plain loops, with equal time
+    python -m benchmarks.tuning rate --minutes 10      a study and a plain loop, with equal time
     python -m benchmarks.tuning overhead --trials 8    trials in a study and the same trials in a plain loop
     python -m benchmarks.tuning workers --trials 8     one worker and two workers, on the same trials
 
-`mappo` is a study with pruning, checkpoints and heartbeats. `plain` is a loop of Optuna's ask and tell around
-the same trainer, without pruning. `torchrl` is such a loop around TorchRL's canonical loop with the same
-hyperparameters (benchmarks/torchrl_loop.py). All three sample by TPE, start with the default values, and are
-evaluated on the same tuning episodes; `held out` is the return of the best policy on evaluation seeds. The
-three take turns, trial by trial, so that other load on the machine affects them equally, until each has used
-its time.
+`mappo` is a study with pruning, checkpoints and heartbeats. `torchrl` is a loop of Optuna's ask and tell around
+TorchRL's canonical loop with the same hyperparameters (benchmarks/torchrl_loop.py), without pruning; `plain`
+is such a loop around the trainer of mappo. All sample by TPE, start with the default values, and are evaluated
+on the same tuning episodes. `rate` runs each in as many processes as there are CPUs, the loop also in one
+process, from an empty cache of compiled code; starts and compilation count. The ways follow each other.
 """
 
 import argparse
@@ -28,10 +27,12 @@ from typing import Any
 import optuna
 import torch
 from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState
 
 from benchmarks import torchrl_loop
 from mappo.cli.arguments import add_config_arguments, config_from_arguments, dashed
-from mappo.config import EvaluationConfig, ExperimentConfig
+from mappo.compute.resources import cpu_limit
+from mappo.config import EvaluationConfig, ExperimentConfig, to_json
 from mappo.environment.random_streams import Stream
 from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
 from mappo.runs.run import Run
@@ -46,6 +47,8 @@ from mappo.tuning.study import Study
 from mappo.tuning.study_config import TuningConfig
 
 TUNING = TuningConfig()
+_STUDY = "study"
+_ENDLESS = 10_000  # more trials than there is time for
 
 
 @dataclass
@@ -70,7 +73,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("measurement", choices=("rate", "overhead", "workers"))
+    parser.add_argument("measurement", choices=("rate", "overhead", "workers", "loop"))
     add_config_arguments(parser)
     parser.usage = "%(prog)s MEASUREMENT [RECIPE] [--minutes X] [--trials N] [--SECTION.FIELD VALUE ...]"
     parser.add_argument(
@@ -92,7 +95,9 @@ def main() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with TemporaryDirectory() as directory:
-        if arguments.measurement == "rate":
+        if arguments.measurement == "loop":  # one process of `rate`
+            _loop(config)
+        elif arguments.measurement == "rate":
             _rate(config, Path(directory), 60 * arguments.minutes)
         elif arguments.measurement == "overhead":
             _overhead(config, Path(directory), arguments.trials)
@@ -101,22 +106,64 @@ def main() -> None:
 
 
 def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
-    arms = [
-        _mappo(config, directory / "mappo", "median"),
-        _plain("plain", config, directory / "plain", _trainer),
-        _plain("torchrl", config, directory / "torchrl", lambda config, _: _policy_of(torchrl_loop.train(config))),
-    ]
-    while unfinished := [arm for arm in arms if sum(arm.seconds) < seconds]:
-        _take_turn(min(unfinished, key=lambda arm: sum(arm.seconds)))
-    print(f"{'way':<8}  {'trials':>6}  {'minutes':>7}  {'trials/h':>8}  {'best value':>10}  {'held out':>8}")
-    for arm in arms:
-        value, policy = arm.best()
-        held_out = _return(config, config.evaluation, Stream.EVALUATION, policy) if policy else math.nan
-        hours = sum(arm.seconds) / 3600
+    cores, settings = cpu_limit(), directory / "config.json"
+    settings.write_text(to_json(config))
+    work = ["-m", "mappo", "study", "work", _STUDY]
+    loop = ["-m", "benchmarks.tuning", "loop", "--config", str(settings)]
+    print(f"{'way':<8} {'processes':>9} {'minutes':>7} {'trials':>6} {'pruned':>6} {'trials/h':>8} {'best':>6}")
+    for name, command, number in (("mappo", work, cores), ("torchrl", loop, 1), ("torchrl", loop, cores)):
+        store = directory / f"{name}-{number}"
+        store.mkdir()
+        url = f"sqlite:///{store}/studies.db"
+        if name == "mappo":
+            database = Database(url)
+            Study.prepare(database, _STUDY, _plan(config, "median"), _ENDLESS, store=str(store))
+            database.close()
+        else:
+            study = optuna.create_study(storage=url, study_name=_STUDY, direction="maximize")
+            study.enqueue_trial({path: value_of(config, path) for path in _distributions(config)})
+        variables = {URL_VARIABLE: url, "TORCHINDUCTOR_CACHE_DIR": str(store / "cache")}
+        minutes = _run_for(seconds, command, number, variables) / 60
+        trials = [
+            trial for trial in optuna.load_study(study_name=None, storage=url).trials if trial.state.is_finished()
+        ]
+        values = [
+            trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None
+        ]
+        pruned = sum(trial.state == TrialState.PRUNED for trial in trials)
         print(
-            f"{arm.name:<8}  {len(arm.seconds):>6}  {60 * hours:>7.1f}  {len(arm.seconds) / hours:>8.1f}  "
-            f"{value:>10.3f}  {held_out:>8.3f}"
+            f"{name:<8} {number:>9} {minutes:>7.1f} {len(trials):>6} {pruned:>6} "
+            f"{60 * len(trials) / minutes:>8.1f} {max(values, default=math.nan):>6.3f}",
+            flush=True,
         )
+
+
+def _run_for(seconds: float, command: list[str], number: int, variables: dict[str, str]) -> float:
+    """Run a command in processes that end after some seconds; return the seconds."""
+    start = time.monotonic()
+    processes = [
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, env={**os.environ, **variables})
+        for _ in range(number)
+    ]
+    time.sleep(seconds)
+    for process in processes:
+        process.terminate()
+    elapsed = time.monotonic() - start
+    for process in processes:
+        process.wait()
+    return elapsed
+
+
+def _loop(config: ExperimentConfig) -> None:
+    """Train trials with TorchRL's loop until this process is ended."""
+    study = optuna.load_study(
+        study_name=_STUDY, storage=os.environ[URL_VARIABLE], sampler=optuna.samplers.TPESampler(seed=os.getpid())
+    )
+    while True:
+        trial = study.ask(_distributions(config))
+        policy = torchrl_loop.train(replace(applied(config, trial.params), seed=TUNING.training_seeds[0]))
+        episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
+        study.tell(trial, _return(config, episodes, Stream.TUNING, _policy_of(policy)))
 
 
 def _overhead(config: ExperimentConfig, directory: Path, trials: int) -> None:
