@@ -28,7 +28,7 @@ from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION, DONE
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.fast_simulation import make_fast_simulation
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.fast_simulation.simulation import FastSimulation
 
 _CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from mappo.config import from_dict, override
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION, OBSERVATION, REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.fast_simulation.fast_simulation import FastEnvironment
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.learner import Learner
 from mappo.learning.networks import make_networks
 from mappo.runs.run import Run

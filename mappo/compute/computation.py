@@ -33,7 +33,7 @@ _AMPERE = 8, 0  # the first NVIDIA generation that multiplies bfloat16 faster th
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Computation:
-    """What a run compiles: the values of `collection.simulation` and `learner.update` without `auto`.
+    """The parts of a run that are compiled: `collection.simulation` and `learner.update` without `auto`.
 
     selection: the simulation in which evaluations during training play.
     """

@@ -44,7 +44,7 @@ _shared: SharedLibraries | None = None
 
 
 def share_libraries(libraries: SharedLibraries | None) -> None:
-    """Look libraries up in this store from now on, and add new ones to it."""
+    """Search this store for libraries from now on, and add new ones to it."""
     global _shared
     _shared = libraries
 
@@ -90,7 +90,7 @@ def find_library(name: str) -> Path | None:
 
 @contextmanager
 def building(name: str) -> Iterator[Path]:
-    """Lock the name against other processes and yield an empty directory, in which a compiler may work."""
+    """Keep other processes from building this library; yield an empty directory, in which a compiler may work."""
     lock_path = _path(f"{name}.lock")
     with lock_path.open("w") as lock:
         flock(lock, LOCK_EX)
@@ -122,7 +122,7 @@ def remove_library(name: str) -> None:
 
 
 def _unpack(content: bytes, path: Path) -> Path:
-    """Unpack a library's files into a new directory, which appears with all of them or not at all."""
+    """Write a library's files into a new directory, which appears with all of them or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=_BUILDING) as temporary:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:

@@ -16,7 +16,7 @@ from mappo.environment.frames import require_finite_observations
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NoHeuristic, NonFiniteReturn, NotFaithful
-from mappo.fast_simulation.fast_simulation import make_fast_simulation, most_operations
+from mappo.fast_simulation.making import make_fast_simulation, most_operations
 from mappo.fast_simulation.simulation import FastSimulation
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks

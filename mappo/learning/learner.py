@@ -1,4 +1,7 @@
-"""The update of the networks on a batch: advantages, epochs, minibatches, optimiser."""
+"""The update of the networks on a batch: advantages, epochs, minibatches, optimiser.
+
+This file is long because it holds the whole update, in its order.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

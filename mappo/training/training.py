@@ -12,7 +12,7 @@ from mappo.environment.environment import require_memory_for_batch
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import Superseded
 from mappo.evaluation.episodes import play_episodes
-from mappo.fast_simulation.fast_simulation import kept_simulations
+from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint, require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run

@@ -14,7 +14,7 @@ from mappo.config import EvaluationConfig, ExperimentConfig
 from mappo.environment.random_streams import Stream
 from mappo.errors import DatabaseError, NonFiniteReturn, Pruned, StoreError, Superseded, TrialLost
 from mappo.evaluation.episodes import play_episodes, trained_policy
-from mappo.fast_simulation.fast_simulation import kept_simulations
+from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.locations import joined
 from mappo.runs.run import Run
 from mappo.runs.saver import SaveResult

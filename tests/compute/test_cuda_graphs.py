@@ -14,7 +14,8 @@ from mappo.config import EnvironmentConfig, NetworksConfig
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import DONE
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.fast_simulation.fast_simulation import FastEnvironment
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.networks import make_networks
 from tests.conftest import CPU, Operations
 

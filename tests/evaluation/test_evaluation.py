@@ -11,7 +11,7 @@ from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, NonFiniteObservation, NonFiniteReturn
 from mappo.evaluation.episodes import _first_episodes, _first_fast_episodes, play_episodes
 from mappo.evaluation.evaluation import evaluate
-from mappo.fast_simulation.fast_simulation import make_fast_simulation
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, Platform
 from tests.conftest import CPU, endless

@@ -13,8 +13,8 @@ from mappo.environment.random_streams import Stream, private_random_streams, ran
 from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_steps
-from mappo.fast_simulation.fast_simulation import make_fast_simulation
 from mappo.fast_simulation.fresh_states import FreshStatePool
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.fast_simulation.pure_step import find_varying, trace_step
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import ResetCheck

@@ -17,7 +17,8 @@ from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, next_key
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful, SimulationDiffers
-from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.fast_simulation.fast_simulation import FastEnvironment
+from mappo.fast_simulation.making import make_fast_simulation
 from tests.conftest import CPU
 from tests.support import memories
 

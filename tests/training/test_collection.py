@@ -7,7 +7,8 @@ from mappo.environment.keys import DONE, EPISODE_RETURN, OBSERVATION, REWARD, ST
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NonFiniteObservation
-from mappo.fast_simulation.fast_simulation import FastEnvironment, make_fast_simulation
+from mappo.fast_simulation.fast_simulation import FastEnvironment
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.networks import make_networks
 from tests.conftest import CPU, counted_waits
 
