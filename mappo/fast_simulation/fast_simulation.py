@@ -225,7 +225,7 @@ def choose_simulation(
     if simulation == "plain":
         return PlainSimulation(environment), ""
     started = time.perf_counter()
-    _log.warning("the simulation of %s is traced and checked against VMAS", config.environment.scenario)
+    _log.info("the simulation of %s is traced and checked against VMAS", config.environment.scenario)
     compiled = CompiledPolicy(policy, environment, "fast")
     compiled.prepare(environment)
     try:

@@ -134,7 +134,7 @@ def _require_few_operations(environment: EnvBase) -> None:
     except NotFaithful:
         raise
     except Exception as error:  # a scenario is foreign code, to which this state may be impossible
-        _log.info("the operations of a step are not counted: %s", error)
+        _log.debug("the operations of a step are not counted: %s", error)
     simulator.reset()
 
 

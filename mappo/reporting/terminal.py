@@ -11,14 +11,15 @@ def say(stage: str, message: str) -> None:
     print(f"[{stage}] {message}", flush=True)
 
 
-class WarningLines(logging.Handler):
-    """A log handler that prints the package's warnings as lines of a stage, also beside a progress bar."""
+class LogLines(logging.Handler):
+    """A log handler that prints what the package logs as lines of a stage, also beside a progress bar."""
 
     def __init__(self, stage: str):
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._stage = stage
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a log record as one line."""
-        tqdm.write(f"[{self._stage}] warning: {record.getMessage()}", file=sys.stdout)
+        kind = "warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(f"[{self._stage}] {kind}{record.getMessage()}", file=sys.stdout)
         sys.stdout.flush()

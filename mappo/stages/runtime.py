@@ -27,7 +27,7 @@ from mappo.errors import MappoError, NonFiniteError, StageFailed
 from mappo.evaluation.statistics import Estimate
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
-from mappo.reporting.terminal import WarningLines, say
+from mappo.reporting.terminal import LogLines, say
 from mappo.runs.library_store import library_store_from_environment
 from mappo.runs.supervisor import COUNT_VARIABLE
 from mappo.strict_json import parse_json
@@ -129,13 +129,14 @@ def _set_threads(name: str, threads: int) -> None:
 
 @contextmanager
 def readable_errors(name: str) -> Iterator[None]:
-    """Print an error that a user can fix, without its traceback, and print the warnings that the package logs.
+    """Print an error that a user can fix, without its traceback, and print what the package logs.
 
     Raises:
         StageFailed: the block raised an error that a user can fix.
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    logger, handler = logging.getLogger("mappo"), WarningLines(name)
+    logger, handler = logging.getLogger("mappo"), LogLines(name)
+    logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
         yield

@@ -113,7 +113,7 @@ def begin_run(
         return begin_training(config, initial, start, device, computation)
     computation, reason = choose_computation(config, machine, is_shared)
     if reason:
-        _log.warning(reason)
+        _log.info(reason)
     states = random_states(device)
     try:
         return begin_training(config, initial, start, device, computation)
@@ -150,7 +150,7 @@ def begin_training(
         collector.close()
         raise
     if collector.note:
-        _log.warning(collector.note)
+        _log.info(collector.note)
     return TrainingState(collector, learner, initial, str(start) if start else "", device, computation)
 
 
