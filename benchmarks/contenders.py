@@ -20,6 +20,9 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.evaluation.episodes import play_episodes
 from mappo.learning.networks import make_networks
 
+PLAIN = {"collection": {"simulation": "plain"}, "learner": {"update": "plain"}}
+FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
+MIXED = {"collection": {"simulation": "fast"}, "learner": {"update": "mixed"}}
 BENCHMARL_PYTHON = Path(".venv-benchmarl/bin/python")
 PROGRAMS = {
     "mappo": (Path(sys.executable), "benchmarks.mappo_loop"),

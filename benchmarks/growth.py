@@ -13,7 +13,7 @@ import statistics
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import contenders
+from benchmarks.contenders import FAST, PLAIN, contenders
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import recipe
 
@@ -24,8 +24,8 @@ SIZES = [  # environments, agents, frames of each environment
 ]
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "TorchRL": ("TorchRL", {}),
-    "plain": ("mappo", {}),
-    "fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
+    "plain": ("mappo", PLAIN),
+    "fast": ("mappo", FAST),
 }
 
 

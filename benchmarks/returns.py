@@ -18,19 +18,18 @@ import statistics
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import EVALUATION, contenders
+from benchmarks.contenders import EVALUATION, FAST, contenders
 from mappo.config import ExperimentConfig, override
 from mappo.recipes import recipe
 
 GOAL = 0.9
 MAX_FRAMES = 300_000
-_FAST = {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}
 CONTENDERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # program, recipe, changes
     "BenchMARL": ("BenchMARL", "benchmarl-base", {"collection": {"total_frames": MAX_FRAMES}}),
     "TorchRL": ("TorchRL", "navigation-quick", {}),
     "mappo": ("mappo", "navigation-quick", {}),
-    "cold": ("mappo", "navigation-quick", _FAST),
-    "warm": ("mappo", "navigation-quick", _FAST),
+    "cold": ("mappo", "navigation-quick", FAST),
+    "warm": ("mappo", "navigation-quick", FAST),
 }
 _SAME = {"selection": {**EVALUATION, "interval_iterations": 1}, "threads": 0}
 Passing = tuple[float, int]  # seconds and frames

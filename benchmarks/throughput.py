@@ -1,4 +1,4 @@
-"""Measure frames per second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo plain, fast and mixed.
+"""Measure frames per second at equal hyperparameters: BenchMARL, TorchRL's loop, and mappo in several ways.
 
     python -m benchmarks.throughput benchmarl-base                 3 iterations each, the first not counted
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
@@ -19,20 +19,21 @@ import sys
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contenders import EVALUATION, Contender, Iteration, contenders
+from benchmarks.contenders import EVALUATION, FAST, MIXED, PLAIN, Contender, Iteration, contenders
 from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
-from mappo.config import ExperimentConfig, override
+from mappo.config import ExperimentConfig, merged, override
 from mappo.recipes import RECIPES, recipe
 
 _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "BenchMARL": ("BenchMARL", {}),
     "TorchRL": ("TorchRL", {}),
-    "mappo plain": ("mappo", {}),
-    "mappo fast": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "fast"}}),
-    "mappo mixed": ("mappo", {"collection": {"simulation": "fast"}, "learner": {"update": "mixed"}}),
-    "mappo 2 processes": ("mappo", {"collection": {"processes": 2}}),
+    "mappo": ("mappo", {}),  # as `auto` chooses for a long training
+    "mappo plain": ("mappo", PLAIN),
+    "mappo fast": ("mappo", FAST),
+    "mappo mixed": ("mappo", MIXED),
+    "mappo 2 processes": ("mappo", merged(PLAIN, {"collection": {"processes": 2}})),
 }
-_DEFAULT_CONTENDERS = ("BenchMARL", "TorchRL", "mappo plain", "mappo fast", "mappo mixed")
+_DEFAULT_CONTENDERS = ("BenchMARL", "TorchRL", "mappo", "mappo plain", "mappo fast", "mappo mixed")
 
 
 def main() -> None:

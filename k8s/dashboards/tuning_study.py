@@ -112,7 +112,7 @@ def _in_training() -> list[Any]:
         ),
         graph(
             "Frames per second",
-            "Frames per second of each worker, collecting and learning together.",
+            "Frames per second of each worker, with evaluations and saving.",
             "short",
             Query(f"mappo_frames_per_second{{{_T}}}", "{{run}}"),
             width=6,

@@ -88,7 +88,7 @@ TRAINING = (
     Metric(
         "mappo_frames_per_second",
         "gauge",
-        "Frames per second of the last iteration, collecting and learning together",
+        "Frames per second of the last iteration, its evaluation and the save before it included",
         column="frames_per_second",
     ),
     Metric(

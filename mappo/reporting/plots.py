@@ -49,7 +49,7 @@ def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
         ("loss_critic", "Critic loss", "loss", "In units of squared values; only the trend matters."),
         ("loss_policy", "Policy loss", "loss", "Clipped surrogate; values near zero are normal."),
         ("gradient_norm_policy", "Policy gradient", "norm before clipping", "Spikes show unstable updates."),
-        ("frames_per_second", "Speed", "frames per second", "Collecting and learning together."),
+        ("frames_per_second", "Speed", "frames per second", "With evaluations and saving."),
     )
     plots = [_returns(histories)]
     plots += [

@@ -58,9 +58,9 @@ class IterationReport:
     """The report of one iteration of training: one row of the history.
 
     collect_seconds, learn_seconds, evaluate_seconds: wall-clock time of the iteration's phases.
-    frames_per_second: frames of the batch divided by the time of collecting and learning.
-    elapsed_seconds: training time of all attempts so far.
     save_seconds: training time that saving the previous checkpoint took.
+    frames_per_second: frames of the batch divided by the sum of the seconds above.
+    elapsed_seconds: training time of all attempts so far.
     saves: counts of the checkpoints that this attempt saved, failed to save and skipped.
     evaluation_return_mean: mean return of the evaluation after this iteration; NaN if there was none.
     peak_memory_bytes: largest memory of the process so far.

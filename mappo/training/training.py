@@ -134,7 +134,7 @@ def _iterate(
             learn_seconds=learn_end - collect_end,
             evaluate_seconds=evaluate_end - learn_end,
             save_seconds=save_seconds,
-            frames_per_second=batch.numel() / (learn_end - iteration_start),
+            frames_per_second=batch.numel() / (save_seconds + evaluate_end - iteration_start),
             evaluation_return_mean=training.selection_return,
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=peak_gpu_memory_bytes(device),
