@@ -49,6 +49,7 @@ def of_checkpoint(
     facts = {
         "device": platform.device,
         "threads": str(platform.threads),
+        "computation": str(checkpoint.computation),
         "started from": checkpoint.started_from or "scratch",
         "versions": ", ".join(f"{package} {version}" for package, version in platform.versions.items()),
     }
