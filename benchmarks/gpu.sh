@@ -16,7 +16,7 @@ BENCHMARL=.venv-benchmarl
 
 prepare() {
     rm -rf wheels && mkdir -p wheels/mappo wheels/benchmarl
-    download wheels/mappo -c constraints.txt torchrl tensordict vmas pydantic safetensors boto3 pytest
+    download wheels/mappo -c constraints.txt torchrl tensordict vmas pydantic safetensors scipy pytest
     download wheels/benchmarl -r benchmarks/requirements-benchmarl.txt
     du -sh wheels
 }
@@ -26,7 +26,7 @@ download() { # download DIRECTORY REQUIREMENTS...: the wheels that these need, b
     shift
     needed=$("$PYTHON" -m pip install -q --dry-run --ignore-installed --report - "$@" | "$PYTHON" -c '
 import json, re, sys
-own = re.compile("torch$|torchvision$|nvidia|triton|sympy|mpmath|networkx|jinja2|markupsafe|filelock|fsspec|setuptools|numpy|cuda|pillow|av$|scipy")
+own = re.compile("(torch|torchvision|sympy|mpmath|networkx|jinja2|markupsafe|filelock|fsspec|setuptools|numpy|pillow|av|pygments)$|nvidia|triton|cuda")
 for item in json.load(sys.stdin)["install"]:
     name, version = (item["metadata"][key] for key in ("name", "version"))
     if not own.match(name.lower()):
@@ -48,7 +48,7 @@ install() { # install ENVIRONMENT WHEELS...: on top of the machine's own package
     echo "$site" >"$packages/machine.pth" # also where the interpreter is a virtual environment itself
     local links=()
     for wheels in "$@"; do links+=(--find-links "$wheels"); done
-    "$environment/bin/python" -m pip install -q --disable-pip-version-check --no-index --no-deps "${links[@]}" \
+    "$environment/bin/python" -m pip install -q --disable-pip-version-check --ignore-installed --no-index --no-deps "${links[@]}" \
         $(find "$@" -name '*.whl' -printf '%f\n' | sed 's/-.*//' | sort -u)
 }
 
@@ -69,7 +69,7 @@ RESULTS=$OUTPUT/throughput-gpu.txt
 : >"$RESULTS"
 : >"$RESULTS.log"
 install .venv-gpu wheels/mappo
-install "$BENCHMARL" wheels/mappo wheels/benchmarl
+install "$BENCHMARL" wheels/benchmarl
 export PYTHONPATH=$PWD
 
 if [ "$DEVICE" = cuda ]; then

@@ -7,7 +7,6 @@ from pathlib import Path
 from mappo.config import require_run_name
 from mappo.errors import ConfigError, StoreError
 from mappo.runs.directory_store import DirectoryStore
-from mappo.runs.s3_store import S3Store
 from mappo.runs.store import OnRequest, Store, ignore_request
 
 _S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=:@+,-]+)*)/?")
@@ -24,6 +23,8 @@ def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequ
     """
     if ":/" not in location:
         return DirectoryStore(Path(location), on_request)
+    from mappo.runs.s3_store import S3Store  # imported here: boto3 takes long, and directories need none of it
+
     scheme, bucket, prefix = bucket_of(location)
     return S3Store(scheme, bucket, prefix, patience_seconds, on_request)
 
