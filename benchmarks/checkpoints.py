@@ -63,13 +63,21 @@ def _train(config: ExperimentConfig, store: str | None, directory: Path, name: s
     history = HistoryFile(directory / f"{name}.csv")
     saves: list[float] = []
     if store is None:
-        with mock.patch.object(training, "Saver", _NoSaver), mock.patch.object(training, "snapshot"):
+        with (
+            mock.patch.object(training, "Saver", _NoSaver),
+            mock.patch.object(training, "snapshot", _none),
+            mock.patch.object(training, "require_readable", _none),
+        ):
             training.train(config, Run.at(directory / name), history, lambda _: saves.append(0.0))
     else:
         training.train(
             config, Run.at(f"{store}/{name}"), history, lambda report: saves.append(report.save_seconds)
         )
     return history.last_row()["elapsed_seconds"], sum(saves) * len(saves) / max(len(saves) - 1, 1)
+
+
+def _none(*_: object) -> None:
+    """Do nothing."""
 
 
 class _NoSaver:
