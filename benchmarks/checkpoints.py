@@ -77,7 +77,7 @@ def _train(config: ExperimentConfig, store: str | None, directory: Path, name: s
 
 
 def _none(*_: object) -> None:
-    """Do nothing."""
+    """Drop the state of training."""
 
 
 class _NoSaver:
