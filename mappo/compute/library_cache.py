@@ -5,6 +5,7 @@ user, and nobody else may write to it. A store is used only if the operator name
 docs/security.md says what that trust means.
 """
 
+import atexit
 import io
 import logging
 import os
@@ -56,17 +57,18 @@ def cache_directory() -> Path:
     If somebody else may write to it, or it cannot be made, it is replaced by a directory of this process. Then
     other processes compile again.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(home) / "mappo").absolute()
     try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(home) / "mappo").absolute()
         directory.mkdir(parents=True, exist_ok=True)
         libraries = directory / "libraries"
         libraries.mkdir(mode=0o700, exist_ok=True)
         if problem := _problem(libraries):
             raise PermissionError(problem)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
         temporary = Path(tempfile.mkdtemp(prefix="mappo-compiled-"))
         _log.warning("compiled code is kept in %s, for this process only: %s", temporary, error)
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         (temporary / "libraries").mkdir(mode=0o700)
         return temporary
     _remove_leftovers(libraries)

@@ -1,6 +1,8 @@
 """The compiled libraries that several machines share, in a store."""
 
+import logging
 import os
+from pathlib import PurePosixPath
 
 from mappo.errors import CheckpointError, ConfigError, StoreError
 from mappo.runs.checkpoint import sha256_of, verify
@@ -8,6 +10,7 @@ from mappo.runs.locations import open_store
 from mappo.runs.store import Store
 
 COMPILED_VARIABLE = "MAPPO_COMPILED"
+_log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 10.0  # of one request; without the store, compilation takes a minute
 
 
@@ -19,10 +22,9 @@ class LibraryStore:
         self._has_failed = False
 
     def fetch(self, name: str, max_bytes: int) -> bytes | None:
-        """Return the archive of a library, or None if the store does not have it.
+        """Return the archive of a library, or None if the store has none whose hash is right.
 
         Raises:
-            CheckpointError: the archive is not the one whose hash its key names.
             StoreError: the store failed.
         """
         if self._has_failed:
@@ -30,9 +32,11 @@ class LibraryStore:
         try:
             for entry in self._store.entries(f"{name}/"):
                 content = self._store.read(entry.key, max_bytes)
-                sha256 = entry.key.removeprefix(f"{name}/").removesuffix(".zip")
-                return verify(content, sha256, f"{self.location}/{entry.key}")
-        except (StoreError, CheckpointError):
+                try:
+                    return verify(content, PurePosixPath(entry.key).stem, f"{self.location}/{entry.key}")
+                except CheckpointError as error:
+                    _log.warning("compiled code is not taken: %s", error)
+        except StoreError:
             self._has_failed = True
             raise
         return None

@@ -4,6 +4,8 @@ import logging
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -275,6 +277,35 @@ def test_run_is_plain_and_logs_the_reason_when_it_cannot_be_fast(tmp_path, caplo
         in caplog.text
     )
     assert all(torch.equal(value, fast.tensors[name]) for name, value in trained.tensors.items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_training_that_ends_during_compilation_leaves_no_compiler_and_starts_again(tmp_path, number):
+    fast = {"learner": {"update": "fast"}, "collection": {"simulation": "fast"}}
+    config = small(recipe("navigation"), environment={"scenario": "dropout", "scenario_kwargs": {}}, **fast)
+    libraries = tmp_path / "cache" / "libraries"
+    variables = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    process = start_training(config, tmp_path, "killed", tmp_path, **variables)
+    assert wait_for(lambda: len(list(libraries.glob("building-*"))) > 1, process)
+    time.sleep(5)
+    kill(process, number)
+    deadline = time.monotonic() + 20
+    while compilers_in(libraries):
+        assert time.monotonic() < deadline, "the compiler works on for a process that has ended"
+        time.sleep(0.2)
+    finish(start_training(config, tmp_path, "killed", tmp_path, **variables))
+    finish(start_training(config, tmp_path, "whole", tmp_path, **variables))
+    assert_same_training(last(tmp_path / "whole"), last(tmp_path / "killed"))
+
+
+def compilers_in(directory):
+    """Return the processes of the compiler that write below a directory."""
+    commands = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            commands.append(file.read_bytes().decode(errors="replace"))
+    return [command for command in commands if "mappo.compute.compiler" in command and str(directory) in command]
 
 
 @pytest.mark.long
