@@ -21,9 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 from mappo.errors import MappoError
 
 _log = logging.getLogger(__name__)
+_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _BUILDING = "building-"  # begins the names of directories in which a compiler works
 _LEFTOVER_SECONDS = 3600.0  # age at which such a directory was left by a process that was killed
 _MAX_BYTES = 1 << 28
@@ -58,8 +61,7 @@ def cache_directory() -> Path:
     other processes compile again.
     """
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(home) / "mappo").absolute()
+        directory = _wanted_directory()
         directory.mkdir(parents=True, exist_ok=True)
         libraries = directory / "libraries"
         libraries.mkdir(mode=0o700, exist_ok=True)
@@ -73,6 +75,13 @@ def cache_directory() -> Path:
         return temporary
     _remove_leftovers(libraries)
     return directory
+
+
+def _wanted_directory() -> Path:
+    named = os.environ.get(_VARIABLE, "")
+    if named and named != default_cache_dir():  # PyTorch itself sets the variable to its default
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "mappo"
 
 
 def find_library(name: str) -> Path | None:

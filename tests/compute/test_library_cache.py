@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from mappo.compute.compiler import compile_graph, trace_graph
 from mappo.compute.library_cache import add_library, building, cache_directory, find_library, share_libraries
@@ -29,6 +30,14 @@ def test_library_is_found_after_it_was_added(directory):
         assert add_library("one", [place / "made.so"]) == directory / "one"
     assert (find_library("one") / "made.so").read_bytes() == b"code"
     assert [path.name for path in directory.iterdir()] == ["one"], "no leftovers"
+
+
+@pytest.mark.parametrize("named", ["", default_cache_dir()])
+def test_cache_of_the_user_is_the_default(tmp_path, monkeypatch, named):
+    """PyTorch sets the variable when it is imported."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", named)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert cache_directory() == tmp_path / "mine" / "mappo"
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
