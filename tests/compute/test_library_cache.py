@@ -109,6 +109,7 @@ def test_damaged_archive_of_the_shared_store_is_not_used(caplog):
     assert "compiled code is not taken from shelf: File is not a zip file" in caplog.text
 
 
+@pytest.mark.long
 def test_damaged_library_is_compiled_again(directory):
     values = torch.ones(3)
     graph = trace_graph(lambda values: [values + 1], [values])
