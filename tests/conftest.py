@@ -40,8 +40,8 @@ TINY = {
         "max_episode_frames": 10,
     },
     "networks": {"hidden_sizes": [16]},
-    "learner": {"epochs": 2, "minibatch_frames": 50},
-    "collection": {"num_envs": 6, "rollout_frames": 20, "total_frames": 360},
+    "learner": {"epochs": 2, "minibatch_frames": 50, "update": "plain"},
+    "collection": {"num_envs": 6, "rollout_frames": 20, "total_frames": 360, "simulation": "plain"},
     "evaluation": {"seeds": [1, 2], "episodes_per_seed": 4},
 }
 

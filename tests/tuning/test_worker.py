@@ -14,6 +14,8 @@ from pathlib import Path
 import optuna
 import pytest
 
+from mappo.compute.computation import Computation
+from mappo.compute.library_cache import cache_directory
 from mappo.config import from_dict, override
 from mappo.environment.random_streams import Stream
 from mappo.errors import StoreError
@@ -82,6 +84,24 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
         assert trial.value == pytest.approx(sum(returns) / len(returns))
         frames = CONFIG.collection.frames_per_batch
         assert list(trial.curve) == [frames * iteration for iteration in range(1, 13)]
+
+
+@pytest.mark.long
+def test_trials_compile_once_however_short_they_are(database, tmp_path, monkeypatch):
+    monkeypatch.setattr("mappo.compute.computation._multiplies_bfloat16", lambda _: False)
+    auto = override(CONFIG, {"collection": {"simulation": "auto"}, "learner": {"update": "auto"}})
+    study = Study.prepare(database, "s", replace(PLAN, config=auto), 3, store=str(tmp_path))
+    libraries, counts = cache_directory() / "libraries", list[int]()
+
+    def ended(*_: object) -> None:
+        counts.append(len([path for path in libraries.iterdir() if path.suffix != ".lock"]))
+
+    work(study, "w", replace(trial_listeners(tmp_path, []), on_end=ended))
+    assert len(counts) == 3
+    assert len({*counts}) == 1, "a later trial compiled"
+    for trial in study.trials():
+        run = Run.at(joined(study.store, trial_run(trial.number, trial.values, 0)))
+        assert run.load(run.choose("best")).computation == Computation("fast", "fast", "fast")
 
 
 def test_a_trial_with_impossible_values_fails_with_the_reason_and_the_others_continue(database, tmp_path):
