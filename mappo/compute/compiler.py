@@ -141,8 +141,8 @@ class Compiled:
 def compile_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     """Start to compile a graph for the shapes, types and devices of `inputs`; return the compiled function.
 
-    For a CPU, graphs are compiled at the same time, as many as there are CPUs. For a GPU, the function returns
-    when the graph is compiled.
+    For a CPU, several graphs are compiled at the same time. For a GPU, the function returns when the graph is
+    compiled.
 
     Raises:
         CompilationFailed: for a GPU, no compiler is installed. For a CPU, the first call raises it.

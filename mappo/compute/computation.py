@@ -72,10 +72,6 @@ class Machine:
         has_memory = free_memory_bytes(torch.device("cpu")) >= COMPILER_BYTES
         return cls(kind, missing_for_compilation(), _multiplies_bfloat16(device), has_memory)
 
-    def __str__(self) -> str:
-        """Return a description for the log."""
-        return f"{self.device}{' with fast bfloat16' if self.multiplies_bfloat16 else ''}"
-
 
 def choose_computation(
     config: ExperimentConfig, machine: Machine, is_shared: bool = False
