@@ -24,11 +24,11 @@ def test_recipes_benchmark_trains_evaluates_and_lists_recipes(monkeypatch, capsy
 
 
 def test_rate_benchmark_compares_ways_to_tune_with_equal_time(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["tuning", "rate", "navigation", "--minutes", "0.25", *TINY])
+    monkeypatch.setattr(sys, "argv", ["tuning", "rate", "navigation", "--minutes", "0.4", *TINY])
     tuning.main()
     rows = [line.split() for line in capsys.readouterr().out.splitlines()][1:]
     assert [row[0] for row in rows] == ["mappo", "torchrl", "torchrl"]
-    assert all(float(row[2]) == pytest.approx(0.25, abs=0.1) for row in rows)
+    assert all(float(row[2]) == pytest.approx(0.4, abs=0.1) for row in rows)
     for _, _, minutes, trials, _, trials_per_hour, best in rows[1:]:
         assert int(trials) > 0
         assert float(trials_per_hour) == pytest.approx(60 * int(trials) / float(minutes), rel=0.2)
