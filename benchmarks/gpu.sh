@@ -52,8 +52,8 @@ install() { # install ENVIRONMENT WHEELS...: on top of the machine's own package
         $(find "$@" -name '*.whl' -printf '%f\n' | sed 's/-.*//' | sort -u)
 }
 
-measure() { # measure TITLE COMMAND...: append a command and its output to the results
-    echo "\$ python ${*:1}" >>"$RESULTS"
+measure() { # measure COMMAND...: append a command and its output to the results
+    echo "\$ python $*" >>"$RESULTS"
     timeout 240 .venv-gpu/bin/python "$@" 2>>"$RESULTS.log" | tee -a "$RESULTS" || echo "ended with status $?" >>"$RESULTS"
     echo >>"$RESULTS"
 }

@@ -24,7 +24,7 @@ from mappo.errors import ConfigError
 
 Simulation = Literal["plain", "fast"]
 
-# Where compilation with an empty cache pays on a CPU: docs/speed.md, "What auto chooses".
+# Where compilation with an empty cache pays on a CPU: docs/speed.md, "What you get by default".
 LEAST_FRAMES = 4_000  # frames of each environment in the whole run
 LEAST_OPTIMISER_STEPS = 5_000  # of the whole run
 _COMPILERS = "g++", "c++", "clang++"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -23,6 +24,8 @@ from mappo.runs.checkpoint import Checkpoint, restore_networks
 
 Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
 PolicyOf = Callable[[EnvBase], Act]  # makes the function that acts in this environment
+Step = Callable[[TensorDictBase], TensorDictBase]  # from a state with its actions to the next state
+OnState = Callable[[torch.Tensor, torch.Tensor | None], object]  # an `OnFrame` of one environment
 OnFrame = Callable[[EnvBase, torch.Tensor, torch.Tensor | None], object]
 """The callback of frames. Its arguments are the environment, a mask [envs] of the episodes that were running
 before this frame, and the rewards [envs], which are None after the reset."""
@@ -70,13 +73,10 @@ def play_episodes(
             environment = make_environment(config.environment, episodes.episodes_per_seed, seed, stream, device)
             act = policy(environment)
             fast = _fast_simulation(config, environment) if simulation == "fast" else None
-            seed_returns, seed_lengths = (
-                _first_episodes(environment, act, config.evaluation.deterministic, on_frame)
-                if fast is None
-                else _first_fast_episodes(
-                    fast, act, config.evaluation.deterministic, config.environment.max_episode_frames
-                )
-            )
+            on_state = partial(on_frame, environment) if on_frame and fast is None else None
+            max_frames = config.environment.max_episode_frames
+            steps = _fast_steps(fast, max_frames) if fast else _plain_steps(environment)
+            seed_returns, seed_lengths = _first_episodes(steps, act, config.evaluation.deterministic, on_state)
         if not seed_returns.isfinite().all():
             episode = int((~seed_returns.isfinite()).nonzero()[0])
             raise NonFiniteReturn(
@@ -96,57 +96,54 @@ def _fast_simulation(config: ExperimentConfig, environment: EnvBase) -> FastSimu
 
 
 @torch.no_grad()
-def _first_fast_episodes(
-    simulation: FastSimulation, act: Act, deterministic: bool, max_frames: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Play the first episode of each environment as `_first_episodes` does.
+def _fast_steps(simulation: FastSimulation, max_frames: int) -> tuple[TensorDictBase, Step]:
+    """Reset a fast simulation; return the first state, and its step, which ends episodes by the time limit, too.
 
-    Random numbers that steps draw are others from the same distribution.
+    Random numbers that steps draw are others from the same distribution as those of the plain environment.
     """
-    state, observation, _ = simulation.begin()
-    running = torch.ones(len(observation), dtype=torch.bool, device=observation.device)
-    returns = torch.zeros(len(observation), device=observation.device)
-    lengths = torch.zeros_like(returns)
-    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
-    with set_exploration_type(exploration):
-        for _ in range(max_frames):
-            require_finite_observations(observation)
-            action = act(TensorDict({OBSERVATION: observation}, [len(observation)]))[ACTION]
-            state, observation, reward, terminated = simulation.step(state, action)
-            returns = torch.where(running, returns + reward.mean((-2, -1)), returns)
-            lengths += running
-            running = running & ~terminated.squeeze(-1)
-            if not running.any():
-                break
-            observation = torch.where(running[:, None, None], observation, 0.0)
-    return returns, lengths
+    simulated, first, _ = simulation.begin()
+    frames = 0
+
+    def step(acted: TensorDictBase) -> TensorDictBase:
+        nonlocal simulated, frames
+        simulated, observation, reward, terminated = simulation.step(simulated, acted[ACTION])
+        frames += 1
+        done = terminated | (frames >= max_frames)
+        return TensorDict({OBSERVATION: observation, REWARD: reward, DONE: done}, [len(observation)])
+
+    return TensorDict({OBSERVATION: first}, [len(first)]), step
+
+
+@torch.no_grad()
+def _plain_steps(environment: EnvBase) -> tuple[TensorDictBase, Step]:
+    return environment.reset(), lambda acted: environment.step(acted)["next"]
 
 
 @torch.no_grad()
 def _first_episodes(
-    environment: EnvBase, act: Act, deterministic: bool, on_frame: OnFrame | None
+    steps: tuple[TensorDictBase, Step], act: Act, deterministic: bool, on_frame: OnState | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Play the first episode of each environment; return the episodes' returns and lengths, both [envs].
 
     An environment whose episode has ended is still simulated, since all environments step together. Its frames do
     not count, and its observations are set to 0, so that the policy never sees them.
     """
-    state = environment.reset()
-    running = torch.ones(environment.batch_size, dtype=torch.bool, device=environment.device)
-    returns = torch.zeros(environment.batch_size, device=environment.device)
+    state, step = steps
+    running = torch.ones(state.batch_size, dtype=torch.bool, device=state[OBSERVATION].device)
+    returns = torch.zeros(state.batch_size, device=running.device)
     lengths = torch.zeros_like(returns)
     if on_frame:
-        on_frame(environment, running, None)
+        on_frame(running, None)
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     with set_exploration_type(exploration):
         while running.any():
             require_finite_observations(state[OBSERVATION])
-            state = environment.step(act(state))["next"]
+            state = step(act(state))
             reward = state[REWARD].mean((-2, -1))
             returns = torch.where(running, returns + reward, returns)
             lengths += running
             if on_frame:
-                on_frame(environment, running, reward)
+                on_frame(running, reward)
             running = running & ~state[DONE].squeeze(-1)
             state[OBSERVATION] = torch.where(running[:, None, None], state[OBSERVATION], 0.0)
     return returns, lengths

@@ -9,7 +9,7 @@ from mappo.environment.keys import REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, NonFiniteObservation, NonFiniteReturn
-from mappo.evaluation.episodes import _first_episodes, _first_fast_episodes, play_episodes
+from mappo.evaluation.episodes import _fast_steps, _first_episodes, _plain_steps, play_episodes
 from mappo.evaluation.evaluation import evaluate
 from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.networks import make_networks
@@ -49,14 +49,15 @@ def test_returns_and_lengths_are_the_same_in_the_traced_simulation(tiny, scenari
     config = override(tiny, {"environment": {"scenario": scenario, "max_episode_frames": 40}})
     _, policy = make_checkpoint(config)
     results = []
-    for play in (
-        lambda environment: _first_episodes(environment, policy, True, None),
-        lambda environment: _first_fast_episodes(
-            make_fast_simulation(config.environment, environment, is_compiled=False), policy, True, 40
+    for steps_of in (
+        _plain_steps,
+        lambda environment: _fast_steps(
+            make_fast_simulation(config.environment, environment, is_compiled=False), 40
         ),
     ):
         with private_random_streams(5, Stream.EVALUATION, CPU):
-            results.append(play(make_environment(config.environment, 8, 5, Stream.EVALUATION, CPU)))
+            steps = steps_of(make_environment(config.environment, 8, 5, Stream.EVALUATION, CPU))
+            results.append(_first_episodes(steps, policy, True))
     plain, traced = results
     assert torch.allclose(plain[0], traced[0], atol=1e-5)
     assert torch.equal(plain[1], traced[1])
