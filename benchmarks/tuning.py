@@ -7,8 +7,9 @@
 `mappo` is a study with pruning, checkpoints and heartbeats. `torchrl` is a loop of Optuna's ask and tell around
 TorchRL's canonical loop with the same hyperparameters (benchmarks/torchrl_loop.py), without pruning; `plain`
 is such a loop around the trainer of mappo. All sample by TPE, start with the default values, and are evaluated
-on the same tuning episodes. `rate` runs each in as many processes as there are CPUs, the loop also in one
-process, from an empty cache of compiled code; starts and compilation count. The ways follow each other.
+on the same tuning episodes. `rate` compares `mappo` and `torchrl`, each in as many processes as there are CPUs,
+the loop also in one process, from an empty cache of compiled code; starts and compilation count. The ways
+follow each other. The other measurements compile nothing, so that their trials take equally long.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,9 +32,10 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from benchmarks import torchrl_loop
+from benchmarks.contenders import PLAIN
 from mappo.cli.arguments import add_config_arguments, config_from_arguments, dashed
 from mappo.compute.resources import cpu_limit
-from mappo.config import EvaluationConfig, ExperimentConfig, to_json
+from mappo.config import EvaluationConfig, ExperimentConfig, override, to_json
 from mappo.environment.random_streams import Stream
 from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
 from mappo.runs.run import Run
@@ -56,13 +59,11 @@ class Arm:
     """A way to tune.
 
     turn: runs the trial of this number.
-    best: returns the best value and its policy.
     seconds: the duration of each trial so far.
     """
 
     name: str
     turn: Callable[[int], None]
-    best: Callable[[], tuple[float, PolicyOf | None]]
     seconds: list[float] = field(default_factory=list)
 
 
@@ -100,9 +101,9 @@ def main() -> None:
         elif arguments.measurement == "rate":
             _rate(config, Path(directory), 60 * arguments.minutes)
         elif arguments.measurement == "overhead":
-            _overhead(config, Path(directory), arguments.trials)
+            _overhead(override(config, PLAIN), Path(directory), arguments.trials)
         else:
-            _workers(config, Path(directory), arguments.trials)
+            _workers(override(config, PLAIN), Path(directory), arguments.trials)
 
 
 def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
@@ -121,7 +122,7 @@ def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
             database.close()
         else:
             study = optuna.create_study(storage=url, study_name=_STUDY, direction="maximize")
-            study.enqueue_trial({path: value_of(config, path) for path in _distributions(config)})
+            study.enqueue_trial(_default(config))
         variables = {URL_VARIABLE: url, "TORCHINDUCTOR_CACHE_DIR": str(store / "cache")}
         minutes = _run_for(seconds, command, number, variables) / 60
         trials = [
@@ -162,15 +163,14 @@ def _loop(config: ExperimentConfig) -> None:
     while True:
         trial = study.ask(_distributions(config))
         policy = torchrl_loop.train(replace(applied(config, trial.params), seed=TUNING.training_seeds[0]))
-        episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
-        study.tell(trial, _return(config, episodes, Stream.TUNING, _policy_of(policy)))
+        study.tell(trial, _tuning_return(config, partial(_always, policy)))
 
 
 def _overhead(config: ExperimentConfig, directory: Path, trials: int) -> None:
     """Run the same configuration in every trial, so that trials take equally long; the pruner prunes none."""
     arms = [
-        _mappo(config, directory / "mappo", "median", is_fixed=True),
-        _plain("plain", config, directory / "plain", _trainer, is_fixed=True),
+        _mappo(config, directory / "mappo"),
+        _plain(config, directory / "plain"),
     ]
     for _ in range(trials):
         for arm in arms:
@@ -211,76 +211,50 @@ def _take_turn(arm: Arm) -> None:
     print(f"{arm.name}: trial {len(arm.seconds) - 1}, {arm.seconds[-1]:.1f} s", file=sys.stderr, flush=True)
 
 
-def _mappo(config: ExperimentConfig, directory: Path, pruner: str, is_fixed: bool = False) -> Arm:
+def _mappo(config: ExperimentConfig, directory: Path) -> Arm:
+    """Return a way whose every trial is the first trial of a study, which has the default values."""
     database = Database(f"sqlite:///{directory}/studies.db")
-    plan = _plan(config, pruner)
+    plan = _plan(config, "median")
 
     def listeners(_: Any, __: ExperimentConfig, run: Run) -> Any:
         history = HistoryFile(Path(f"{run.store.location}.csv"))
         return nullcontext(worker.RunListeners(history, lambda _: None, lambda _: None, lambda _: None))
 
     def turn(number: int) -> None:
-        name = f"study-{number}" if is_fixed else "study"
-        study = Study.prepare(database, name, plan, 1 if is_fixed else number + 1, store=str(directory))
+        study = Study.prepare(database, f"study-{number}", plan, 1, store=str(directory))
         worker.work(study, "worker", worker.TrialListeners(listeners, lambda *_: None))
 
-    def best() -> tuple[float, PolicyOf | None]:
-        study = Study.load(database, "study")
-        trial = study.best()
-        if trial is None or trial.value is None:
-            return math.nan, None
-        run = Run.at(f"{study.store}/{worker.trial_run(trial.number, trial.values, TUNING.training_seeds[0])}")
-        return trial.value, trained_policy(config, run.load(run.choose("best")))
-
-    return Arm("mappo", turn, best)
+    return Arm("mappo", turn)
 
 
-def _plain(
-    name: str,
-    config: ExperimentConfig,
-    directory: Path,
-    trainer: Callable[[ExperimentConfig, Path], PolicyOf],
-    is_fixed: bool = False,
-) -> Arm:
+def _plain(config: ExperimentConfig, directory: Path) -> Arm:
+    """Return the same way without a study: Optuna's ask and tell around the trainer."""
     directory.mkdir()
-    study = optuna.create_study(
-        storage=f"sqlite:///{directory}/plain.db",
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0),
-        pruner=optuna.pruners.NopPruner(),
-    )
-    space = _distributions(config)
-    default = {path: value_of(config, path) for path in space}
-    best: list[tuple[float, PolicyOf]] = []
+    study = optuna.create_study(storage=f"sqlite:///{directory}/plain.db", direction="maximize")
 
     def turn(number: int) -> None:
-        if is_fixed or number == 0:
-            study.enqueue_trial(default)
-        trial = study.ask(space)
+        study.enqueue_trial(_default(config))
+        trial = study.ask(_distributions(config))
         trial_config = replace(applied(config, trial.params), seed=TUNING.training_seeds[0])
-        policy = trainer(trial_config, directory / f"trial-{trial.number}")
-        episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
-        value = _return(config, episodes, Stream.TUNING, policy)
-        study.tell(trial, value)
-        if not best or value > best[0][0]:
-            best[:] = [(value, policy)]
+        run = Run.at(directory / f"trial-{number}")
+        history = HistoryFile(directory / f"trial-{number}" / "history.csv")
+        train(trial_config, run, history, lambda _: None)
+        study.tell(trial, _tuning_return(config, trained_policy(config, run.load(run.choose("best")))))
 
-    return Arm(name, turn, lambda: best[0])
+    return Arm("plain", turn)
 
 
-def _trainer(config: ExperimentConfig, directory: Path) -> PolicyOf:
-    """Train with mappo and return the policy of the best checkpoint."""
-    run = Run.at(directory)
-    train(config, run, HistoryFile(directory / "history.csv"), lambda _: None)
-    return trained_policy(config, run.load(run.choose("best")))
+def _default(config: ExperimentConfig) -> dict[str, Any]:
+    return {path: value_of(config, path) for path in _distributions(config)}
 
 
-def _policy_of(policy: Any) -> PolicyOf:
-    return lambda _: policy
+def _always(policy: Any, _: Any) -> Any:
+    return policy
 
 
-def _return(config: ExperimentConfig, episodes: EvaluationConfig, stream: Stream, policy: PolicyOf) -> float:
-    returns, _ = play_episodes(policy, config, episodes, stream)
+def _tuning_return(config: ExperimentConfig, policy: PolicyOf) -> float:
+    episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
+    returns, _ = play_episodes(policy, config, episodes, Stream.TUNING)
     return math.fsum(returns) / len(returns)
 
 
