@@ -52,7 +52,7 @@ _OPTIONS = {
     "aot_inductor.compile_wrapper_opt_level": "O0",
     "aot_inductor.precompile_headers": False,
 }
-_PICKLING = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)  # pickles no metadata of nodes
+PICKLING = Options(ops_filter=None, node_metadata_key_filter=lambda _: False)  # pickles no metadata of nodes
 
 
 def trace_graph(
@@ -110,15 +110,25 @@ def _deferred_signals() -> Iterator[None]:
 
 
 class Compiled:
-    """A compiled graph. Its code may still be in the making; the first call waits for it."""
+    """A compiled graph. Its code may still be in the making; the first call waits for it.
+
+    signature: the shape, type and device of each input.
+    """
+
+    _library: "_Library | None"
+    _run: Function | None
 
     def __init__(self, graph: GraphModule, inputs: Sequence[Tensor]):
-        self._signature = _signature(inputs)
+        self.signature = _signature(inputs)
+        self._library, self._run = None, None
         if inputs[0].is_cuda:
-            self._run: Function | None = _compile_for_gpu(graph, [*inputs])
+            self._run = _compile_for_gpu(graph, [*inputs])
         else:
-            self._run = None
-            self._library = _Library(graph, self._signature)
+            self._library = _Library(graph, self.signature)
+
+    def digest(self) -> str | None:
+        """Return the SHA-256 of the machine code. It is None on a GPU, and as long as the code is not there."""
+        return self._library.digest() if self._library else None
 
     def wait(self) -> None:
         """Wait until the code is there.
@@ -126,12 +136,12 @@ class Compiled:
         Raises:
             CompilationFailed: the compiler is missing or failed.
         """
-        if self._run is None:
+        if self._run is None and self._library:
             self._run = self._library.load()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return the graph's results, except for rounding; draw the same random numbers."""
-        if _signature(tensors) != self._signature:
+        if _signature(tensors) != self.signature:
             raise TypeError("compiled for tensors of other shapes, types or devices")
         self.wait()
         assert self._run is not None
@@ -187,7 +197,7 @@ class _Library:
         self._thread = None
         if not find_library(self._name):
             # Pickled here and not in the thread, because this thread goes on tracing.
-            graph = GraphPickler.dumps(self._graph, _PICKLING)
+            graph = GraphPickler.dumps(self._graph, PICKLING)
             request = pickle.dumps((graph, self._signature, torch.get_num_threads()))
             self._thread = threading.Thread(target=self._make, args=(request,), daemon=True)
             self._thread.start()
@@ -210,12 +220,20 @@ class _Library:
                 "without the right to execute (noexec), set TORCHINDUCTOR_CACHE_DIR to another directory"
             ) from error
 
-    def _run(self) -> Function:
+    def digest(self) -> str | None:
+        file = self._file()
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file else None
+
+    def _file(self) -> Path | None:
         directory = find_library(self._name)
-        assert directory is not None
-        [library] = directory.glob("*.so")
+        return directory and next(directory.glob("*.so"), None)
+
+    def _run(self) -> Function:
+        file = self._file()
+        if file is None:
+            raise RuntimeError("its file is missing")
         # PyTorch's public loader would leave a copy of the library in the temporary directory.
-        run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run
+        run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(file), 1).run
         return lambda *tensors: run([*tensors])
 
     def _join(self) -> None:

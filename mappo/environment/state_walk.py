@@ -3,8 +3,9 @@
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ class Walk:
         self._view_numbers: dict[int, int] = {}  # by id of the tensor
         self._viewed: list[Tensor] = []  # tensors in `views`; the references keep ids from being reused
         self._storages: dict[int, str] = {}
-        self._copies: dict[str, tuple[Tensor, Tensor]] = {}  # copy of a memory, and a mask of its viewed elements
+        self._copies: dict[str, Tensor] = {}  # of memories
+        self._masks: dict[str, Tensor] = {}  # of the elements that are viewed, where not all of them are
 
     def walk(self, value: Any, path: str) -> Any:
         """Encode a value and all objects that are reachable from it; shorter paths get their names first."""
@@ -125,9 +127,9 @@ class Walk:
 
         Elements that no tensor views may hold any value. They become 0, so that equal states have equal bytes.
         """
-        for copy, viewed in self._copies.values():
-            copy[~viewed] = 0
-        return {name: copy for name, (copy, _) in self._copies.items()}
+        for name, viewed in self._masks.items():
+            self._copies[name][~viewed] = 0
+        return self._copies
 
     def _content(self, value: Any, path: str) -> Any:
         if isinstance(value, dict):
@@ -170,17 +172,22 @@ class Walk:
         name = self._storages.setdefault(storage._cdata, f"{len(self._storages)}.{dtype}")
         if not name.endswith(f".{dtype}"):
             raise SimulationStateError(f"{path}: its memory is viewed as {dtype} and as another type")
-        if name not in self._copies:
-            whole = tensor.detach().as_strided((storage.nbytes() // tensor.element_size(),), (1,), 0)
-            self._copies[name] = (whole.to("cpu", copy=True), torch.zeros(len(whole), dtype=torch.bool))
-        viewed = self._copies[name][1]
-        viewed.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+        num_elements = storage.nbytes() // tensor.element_size()
+        is_whole = tensor.numel() == num_elements and tensor.is_contiguous()
+        is_new = name not in self._copies
+        if is_new:
+            self._copies[name] = tensor.detach().as_strided((num_elements,), (1,), 0).to("cpu", copy=True)
+        if is_whole:
+            self._masks.pop(name, None)
+        elif is_new or name in self._masks:
+            mask = self._masks.setdefault(name, torch.zeros(num_elements, dtype=torch.bool))
+            mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
         return name
 
     def _array(self, array: np.ndarray[Any, Any]) -> dict[str, Any]:
         name = f"{len(self._copies)}.array"
         bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self._copies[name] = (torch.from_numpy(bits.copy()), torch.ones(bits.size, dtype=torch.bool))
+        self._copies[name] = torch.from_numpy(bits.copy())
         return {"memory": name, "dtype": array.dtype.str, "size": list(array.shape)}
 
 
@@ -193,11 +200,17 @@ def _is_walked(value: Any) -> bool:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
+    kind: Hashable = type(value)
+    slots = _all_slots(kind)
     return {
         **{name: getattr(value, name) for name in slots if hasattr(value, name)},
         **getattr(value, "__dict__", {}),
     }
+
+
+@cache
+def _all_slots(kind: type) -> tuple[str, ...]:
+    return tuple(name for base in kind.__mro__ for name in _slots(base))
 
 
 def _slots(kind: type) -> list[str]:

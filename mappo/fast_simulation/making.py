@@ -1,11 +1,11 @@
 """The making of a fast simulation: a scenario is traced, compiled and checked against VMAS, or refused.
 
-What was made can be kept for environments that hold the same, such as those of the trials of a study.
+What was made is kept for environments that hold the same: in this process, as for the trials of a study, and on
+disk for later processes.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torchrl.envs import EnvBase
@@ -16,12 +16,13 @@ from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_first_frame, check_steps, first_frame
+from mappo.fast_simulation.kept_steps import CheckedStep, find_step, keep_step, step_name
 from mappo.fast_simulation.pure_step import PureStep, find_varying, trace_step
-from mappo.fast_simulation.python_state import PythonState, find_slots, read_python_state
-from mappo.fast_simulation.resets import ResetCheck, Resets
+from mappo.fast_simulation.python_state import find_slots, read_python_state
+from mappo.fast_simulation.resets import ResetCheck
 from mappo.fast_simulation.simulation import FastSimulation
 from mappo.fast_simulation.slots import copies
-from mappo.fast_simulation.watch import require_equal, require_equal_tensors
+from mappo.fast_simulation.watch import constant_tensors, digest_of, require_equal, require_equal_tensors
 from mappo.strict_json import canonical_json, to_dict
 
 _MOST_OPERATIONS_OF_AUTO = 5_000  # compiled in about three minutes; joint_passage has 23,000
@@ -43,63 +44,62 @@ def make_fast_simulation(
     Raises:
         NotFaithful: the scenario must use the plain path; the message names the reason.
     """
-    key = canonical_json(to_dict(config)), environment.batch_size, environment.device, is_compiled
-    kept = [] if _kept is None else _kept.setdefault(key, [])
-    made = next((made for made in kept if isinstance(made, NotFaithful) or made.is_of(environment)), None)
-    if made is None:
-        try:
-            made = _make(config, environment, is_compiled, most_operations)
-        except NotFaithful as reason:
-            made = reason
-        kept.append(made)
+    reading = read_python_state(environment)
+    shapes = environment.batch_size, environment.device
+    key = canonical_json(to_dict(config)), *shapes, is_compiled, most_operations, digest_of(reading)
+    made = (_made or {}).get(key)
+    if made is None or (isinstance(made, CheckedStep) and not made.fits(reading)):
+        name = step_name(key, reading) if is_compiled else None
+        made = find_step(name, reading) if name else None
+        made = made or _make(config, environment, is_compiled, most_operations, name)
+        if _made is not None:
+            _made[key] = made
     if isinstance(made, NotFaithful):
         raise made
     return FastSimulation(environment, made.step, made.resets)
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A checked step and its resets, with the environment in which they were checked and its first reading."""
-
-    reading: PythonState
-    rehearsal: EnvBase
-    step: PureStep
-    resets: Resets
-
-    def is_of(self, environment: EnvBase) -> bool:
-        """Return whether a new environment holds what the other one held."""
-        try:
-            require_equal(read_python_state(environment), self.reading)
-            require_equal_tensors(environment, self.rehearsal, self.step.constants)
-        except NotFaithful:
-            return False
-        return True
-
-
-_kept: dict[Any, list[_Made | NotFaithful]] | None = None  # by task; a scenario that was refused stays refused
+_made: dict[Any, CheckedStep | NotFaithful] | None = None  # a scenario that was refused stays refused
 
 
 @contextmanager
 def kept_simulations() -> Iterator[None]:
     """Keep what is made in the outermost such block; environments that hold the same are not traced again."""
-    global _kept
-    if _kept is not None:
+    global _made
+    if _made is not None:
         yield
         return
-    _kept = {}
+    _made = {}
     try:
         yield
     finally:
-        _kept = None
+        _made = None
 
 
 def _make(
+    config: EnvironmentConfig,
+    environment: EnvBase,
+    is_compiled: bool,
+    most_operations: int | None,
+    name: str | None,
+) -> CheckedStep | NotFaithful:
+    """Return a new step, or the reason why there is none; keep the step for later processes if it has a name."""
+    try:
+        checked = _checked_step(config, environment, is_compiled, most_operations)
+    except NotFaithful as reason:
+        return reason
+    if name:
+        keep_step(name, checked)
+    return checked
+
+
+def _checked_step(
     config: EnvironmentConfig, environment: EnvBase, is_compiled: bool, most_operations: int | None
-) -> _Made:
+) -> CheckedStep:
     device = environment.device
     rehearsal = make_twin(config, environment)
-    reading = read_python_state(rehearsal)
-    require_equal(read_python_state(environment), reading)
+    reading = read_python_state(environment)
+    require_equal(reading, read_python_state(rehearsal))
     with private_random_streams(0, Stream.VALIDATION, device):
         first = first_frame(rehearsal)
         varying = find_varying(rehearsal)
@@ -113,8 +113,9 @@ def _make(
             slots = find_slots(rehearsal)
             step = graph.compiled(copies(slots, graph.names), rehearsal.rand_action()[ACTION])
         check_steps(rehearsal, resets, graph, *([step] if is_compiled else []))
-    require_equal_tensors(environment, rehearsal, step.constants)
-    return _Made(reading, rehearsal, step, resets)
+    tensors = constant_tensors(read_python_state(rehearsal), step.constants)
+    require_equal_tensors(constant_tensors(reading, step.constants), tensors)
+    return CheckedStep(step, resets, tensors)
 
 
 def _require_short_compilation(step: PureStep, most_operations: int | None) -> None:
@@ -134,8 +135,10 @@ def _require_same_after_first_frame(rehearsal: EnvBase, twin: EnvBase, varying: 
     """
     first_frame(twin)
     twin.reset()
-    require_equal(read_python_state(rehearsal), read_python_state(twin))
-    require_equal_tensors(rehearsal, twin, frozenset(find_slots(twin).keys() - varying))
+    reading, other = read_python_state(rehearsal), read_python_state(twin)
+    require_equal(reading, other)
+    constants = frozenset(other.slots.keys() - varying)
+    require_equal_tensors(constant_tensors(reading, constants), constant_tensors(other, constants))
 
 
 def most_operations(config: ExperimentConfig) -> int | None:

@@ -50,6 +50,7 @@ _READ = (  # types without attributes whose content is read
     *(types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType, functools.partial, staticmethod),
     *(classmethod, property, weakref.ref, types.CellType),
 )
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType)  # other environments have them under the same name
 _IMMUTABLE = {
     "datetime",
     "re",
@@ -67,11 +68,13 @@ class PythonState:
     content: what each path holds; the shape and type of a tensor, the class and identity of an object.
     slots: the places of tensors that can be replaced.
     fixed: the tensors in all other places, such as tuples, classes and closures.
+    packages: the packages of functions and classes, but for those that never change.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
     slots: Slots = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict)
+    packages: set[str] = field(default_factory=set)
     kept_alive: list[Any] = field(default_factory=list)
 
     def difference(self, later: "PythonState") -> str | None:
@@ -163,6 +166,10 @@ class _Walk:
             return Identity(id(value)), value.cache_info()[1:]
         if _is_opaque(value):
             raise NotFaithful(f"the state of {path} cannot be read: it is a {kind.__module__}.{kind.__qualname__}")
+        if isinstance(value, _NAMED):
+            if not _is_in(value.__module__, _CLOSED):
+                self._state.packages.add(value.__module__.partition(".")[0])
+            return kind, f"{value.__module__}.{value.__qualname__}", Identity(id(value))
         return kind, Identity(id(value))
 
     def _items(self, value: Any, place: Slot | None) -> Iterator[tuple[str, Any, Slot | None]]:

@@ -1,7 +1,10 @@
 """The comparison of what Python can read: before and after a step, and in two environments made alike."""
 
+import hashlib
+import types
 from typing import Any
 
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.state_walk import same_bits
@@ -53,19 +56,45 @@ def require_equal(state: PythonState, twin: PythonState) -> None:
         raise NotFaithful(f"each environment has a value of its own: {path}")
 
 
-def require_equal_tensors(environment: EnvBase, twin: EnvBase, constants: frozenset[str]) -> None:
-    """Compare the tensors that never change in two environments; those that only one of them has are left out.
+def constant_tensors(state: PythonState, constants: frozenset[str]) -> dict[str, Tensor]:
+    """Return the tensors of a reading that never change, by path: those that are no slots, and these slots."""
+    return {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
 
-    constants: slots.
+
+def require_equal_tensors(tensors: dict[str, Tensor], twins: dict[str, Tensor]) -> None:
+    """Compare the constant tensors of two environments; those that only one of them has are left out.
 
     Raises:
         NotFaithful: a tensor differs.
     """
-    own, others = read_python_state(environment), read_python_state(twin)
-    tensors, twins = (
-        {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
-        for state in (own, others)
-    )
     for path in sorted(tensors.keys() & twins.keys()):
         if not same_bits(tensors[path], twins[path]):
             raise NotFaithful(f"each environment has numbers of its own: {path}")
+
+
+def digest_of(reading: PythonState) -> str:
+    """Return a SHA-256 of all that a reading holds but for identities and tensors' numbers.
+
+    It is the same in every process.
+    """
+    text = "\n".join(f"{path} {_text(value)}" for path, value in reading.content.items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    match value:
+        case Identity():
+            return ""
+        case tuple() | list():
+            return f"({', '.join(map(_text, value))})"
+        case frozenset():
+            return f"({', '.join(sorted(map(_text, value)))})"
+        case type():
+            return f"{value.__module__}.{value.__qualname__}"
+        case types.ModuleType():
+            return value.__name__
+        case types.CodeType():
+            names = value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars
+            numbers = value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount
+            return f"{names} {numbers} {value.co_code!r} {value.co_exceptiontable!r} {_text(value.co_consts)}"
+    return repr(value)
