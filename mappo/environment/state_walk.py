@@ -3,7 +3,7 @@
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -200,7 +200,7 @@ def _is_walked(value: Any) -> bool:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    kind: Hashable = type(value)
+    kind: Any = type(value)
     slots = _all_slots(kind)
     return {
         **{name: getattr(value, name) for name in slots if hasattr(value, name)},
