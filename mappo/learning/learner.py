@@ -4,7 +4,7 @@ This file is long because it holds the whole update, in its order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,6 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Adam
-from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
@@ -109,7 +108,8 @@ class Learner:
             way=update,
         )
         self._step = self._optimiser_step if update == "plain" else CudaGraphed(self._optimiser_step)
-        self._log_prob = TracedFunction(partial(_log_prob, networks.policy), networks.policy, device)
+        way: Way = "plain" if update == "plain" else "fast"  # bfloat16 would make advantages inexact
+        self._estimates = TracedFunction(partial(_estimates, networks), networks.modules(), device, way)
 
     def prepare(self, frame: TensorDictBase, batch_frames: int) -> None:
         """Start to compile the update of batches of `batch_frames` frames; without this, the first update does.
@@ -126,7 +126,9 @@ class Learner:
         }
         size = self.config.minibatch_frames
         for frames in {min(size, batch_frames), batch_frames % size} - {0}:
-            self._gradients.prepare(*(like[key].new_zeros(frames, *like[key].shape) for key in LOSS_INPUTS))
+            inputs = {key: like[key].new_zeros(frames, *like[key].shape) for key in LOSS_INPUTS}
+            self._gradients.prepare(*inputs.values())
+            self._estimates.prepare(inputs[OBSERVATION], inputs[OBSERVATION], inputs[ACTION])
 
     def wait(self) -> None:
         """Wait for everything that is being compiled.
@@ -135,6 +137,7 @@ class Learner:
             CompilationFailed: the compiler is missing or failed.
         """
         self._gradients.wait()
+        self._estimates.wait()
 
     def update(self, batch: TensorDictBase) -> Losses:
         """Improve the networks on a contiguous batch [envs, time] and return the losses.
@@ -215,20 +218,19 @@ class Learner:
     @torch.no_grad()
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
-        for key, observation in ((VALUE, OBSERVATION), (next_key(VALUE), next_key(OBSERVATION))):
-            batch[key] = self._map_minibatches(self.networks.critic.module, batch[observation])
+        frames = (batch[key] for key in (OBSERVATION, next_key(OBSERVATION), ACTION))
+        batch[VALUE], batch[next_key(VALUE)], batch[LOG_PROB] = self._map_minibatches(self._estimates, *frames)
         self._gae(batch)
-        batch[LOG_PROB] = self._map_minibatches(
-            lambda *minibatch: self._log_prob(*minibatch)[0], batch[OBSERVATION], batch[ACTION]
-        )
 
-    def _map_minibatches(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    def _map_minibatches(self, function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> list[Tensor]:
         """Apply a function of frames to tensors [envs, time, ...], minibatch by minibatch to save memory."""
         minibatches = zip(
             *(torch.split(tensor.flatten(0, 1), self.config.minibatch_frames) for tensor in tensors), strict=True
         )
-        outputs = torch.cat([function(*minibatch) for minibatch in minibatches])
-        return outputs.reshape(*tensors[0].shape[:2], *outputs.shape[1:])
+        outputs = (
+            torch.cat(parts) for parts in zip(*(function(*minibatch) for minibatch in minibatches), strict=True)
+        )
+        return [output.reshape(*tensors[0].shape[:2], *output.shape[1:]) for output in outputs]
 
     def _prepare_frames(self, batch: TensorDictBase) -> TensorDictBase:
         """Return the batch's frames [envs x time], with values and advantages in the units of the losses."""
@@ -307,10 +309,11 @@ def explained_variance(value: Tensor, value_target: Tensor) -> float:
     return float(1 - (value_target - value).var(correction=0) / variance) if variance > 0 else float("nan")
 
 
-def _log_prob(policy: ProbabilisticActor, observation: Tensor, action: Tensor) -> list[Tensor]:
-    """Return log pi(a|o) [frames, agents] of observations and actions [frames, agents, ...]."""
+def _estimates(networks: Networks, observation: Tensor, next_observation: Tensor, action: Tensor) -> list[Tensor]:
+    """Return the values [frames, agents, 1] of both observations and log pi(a|o) [frames, agents]."""
     frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
-    return [policy.get_dist(frames).log_prob(action)]
+    critic, distribution = networks.critic.module, networks.policy.get_dist(frames)
+    return [critic(observation), critic(next_observation), distribution.log_prob(action)]
 
 
 def _make_optimiser(parameters: list[Parameter], learning_rate: float) -> Adam:
