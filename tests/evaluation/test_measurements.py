@@ -14,6 +14,7 @@ from mappo.evaluation import statistics
 from mappo.evaluation.episodes import play_episodes
 from mappo.evaluation.evaluation import evaluate
 from mappo.evaluation.measurements import Measurer
+from mappo.reporting.run_record import parse_evaluation
 from mappo.strict_json import parse_json
 from tests.conftest import CPU, endless
 from tests.evaluation.test_evaluation import SEEDS, make_checkpoint
@@ -83,6 +84,21 @@ def test_info_that_is_nan_or_missing_harms_nothing(scenario):
     assert report.trained.episode_returns == [5.0] * len(report.trained.episode_returns)
     assert all(each.mean is None for each in report.trained.measurements.values())
     assert parse_json(json.dumps(asdict(report), allow_nan=False))
+
+
+def test_evaluation_from_before_there_were_measurements_can_be_read():
+    report = asdict(evaluate(config := endless(max_episode_frames=2), make_checkpoint(config)[0]))
+    for policy in ("trained", "random"):
+        del report[policy]["measurements"]
+    assert parse_evaluation("old", json.dumps(report).encode()).trained.measurements == {}
+
+
+def test_name_of_a_report_that_would_break_lines_is_refused():
+    report = evaluate(config := endless(max_episode_frames=2), make_checkpoint(config)[0])
+    hostile = asdict(report)
+    hostile["trained"]["measurements"]["\x1b[2J"] = {"reduction": "sum", "episode_values": [], "mean": None}
+    with pytest.raises(ConfigError, match="not an evaluation report: trained.measurements"):
+        parse_evaluation("hostile", json.dumps(hostile).encode())
 
 
 def test_number_and_length_of_names_are_bounded_and_what_is_no_number_is_left_out():
