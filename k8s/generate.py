@@ -88,7 +88,7 @@ def _metrics_tables() -> str:
 
 def _row(metric: Metric) -> str:
     labels_with_values = [f"{name}: {', '.join(values)}" for name, values in metric.labels.items()]
-    labels = "; ".join(metric.label_names[2:]) if metric.is_info else "; ".join(labels_with_values)
+    labels = "; ".join([*labels_with_values, *metric.free_labels])
     return f"| `{metric.name}` | {metric.kind} | {labels} | {metric.description} |\n"
 
 

@@ -103,6 +103,18 @@ def _learning() -> list[Any]:
             ),
             width=6,
         ),
+        bars(
+            "Measurements",
+            "Mean over the held-out episodes of the evaluation stage of what info() measures; each is the "
+            " last, the sum, the mean or the maximum of an episode.",
+            "short",
+            Query(
+                f"max by (namespace, study, run, policy, measurement, reduction) "
+                f"({last('mappo_evaluation_measurement_mean')})",
+                "{{run}} {{policy}} {{measurement}} {{reduction}}",
+            ),
+            width=24,
+        ),
     ]
 
 

@@ -44,6 +44,8 @@ def _schema(arguments: argparse.Namespace) -> int:
     from mappo.promotion.promotion import Decision
 
     kinds: tuple[type, ...] = (ValidationReport, EvaluationReport, ComparisonReport, Decision)
-    schema = TypeAdapter(dict(zip(_REPORTS, kinds, strict=True))[arguments.report]).json_schema()
+    schema = TypeAdapter(dict(zip(_REPORTS, kinds, strict=True))[arguments.report]).json_schema(
+        mode="serialization"
+    )
     print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1))
     return 0

@@ -7,7 +7,7 @@ This file is long because a task has many checks; each of them is short.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,7 @@ from mappo.environment.random_streams import (
     simulator_random_state,
     unchanged_simulator_random_state,
 )
+from mappo.environment.reductions import declared_reductions, guess_reductions, is_measurement_name
 from mappo.environment.reset_check import check_forgetting
 from mappo.environment.simulation_state import capture, restore
 from mappo.errors import Concern, EnvironmentUnfit, SimulationStateError
@@ -303,6 +304,33 @@ def _reward_scale_is_learnable(task: Task) -> str:
     return summary
 
 
+def _measurements_are_measured(task: Task) -> str:
+    """List the numbers of `info()` that an evaluation measures, and what it leaves out."""
+    environment = task.make()
+    simulator = environment.base_env
+    measured: dict[str, Tensor] = {}
+    returned: set[object] = set()
+
+    def look() -> None:
+        measured.update(simulator.measured())
+        returned.update(name for info in simulator.infos if isinstance(info, Mapping) for name in info)
+
+    _play(environment, _random_actions(task), after_frame=look)
+    reductions = declared_reductions(simulator._env.scenario)
+    if reductions is None:
+        guess_reductions(reductions := {}, measured)
+    listed = ", ".join(f"{name} ({reduction})" for name, reduction in sorted(reductions.items())) or "none"
+    if missing := sorted(reductions.keys() - measured.keys()):
+        raise Concern(
+            f"{listed}; info() returned no numbers [envs] named {', '.join(missing)} over {_FRAMES} frames: "
+            "correct MEASUREMENTS or info()"
+        )
+    left_out = sorted(
+        str(name) if is_measurement_name(name) else repr(name)[:80] for name in returned - reductions.keys()
+    )
+    return listed + (f"; left out of info(): {', '.join(left_out)}" if left_out else "")
+
+
 def batch_fits_in_memory(task: Task) -> str:
     needed = require_memory_for_batch(task.experiment, task.device)
     return f"a batch and the learner's copy take {gibibytes(needed)}"
@@ -329,6 +357,7 @@ CHECKS: dict[str, Callable[[Task], str]] = {
     "resumption": _resumption_is_exact,
     "time limit": _time_limit_truncates,
     "reward scale": _reward_scale_is_learnable,
+    "measurements": _measurements_are_measured,
 }
 
 

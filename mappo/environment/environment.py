@@ -31,6 +31,7 @@ from mappo.environment.random_streams import (
     set_random_states,
     stream_seed,
 )
+from mappo.environment.reductions import declared_reductions
 from mappo.environment.vmas_environment import GroupEnvironment, place_of_mistake
 from mappo.errors import ConfigError
 
@@ -86,13 +87,14 @@ def make_environment(
     inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
-        ConfigError: the scenario does not exist, does not take the arguments, or has agents with different
-            observations or actions.
+        ConfigError: the scenario does not exist, does not take the arguments, has agents with different
+            observations or actions, or declares measurements wrongly.
     """
     states = random_states(device)
     vmas_env = _make_vmas(config, num_envs, device)
     _require_equal_agents(vmas_env, config.scenario)
     _require_ranges(vmas_env, config.scenario)
+    declared_reductions(vmas_env._env.scenario)  # a mistake in them must not wait for the evaluation
     transforms = Compose(
         StepCounter(max_steps=config.max_episode_frames),
         RewardSum(in_keys=[REWARD], out_keys=[EPISODE_RETURN], reset_keys=["_reset"]),

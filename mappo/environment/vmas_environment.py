@@ -2,13 +2,17 @@
 
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Bounded, Composite
 from torchrl.envs.libs.vmas import VmasEnv
+
+from mappo.environment.reductions import is_measurement_name
 
 _OWN_CODE = Path(__file__).parent.parent  # this package, without its scenarios
 
@@ -16,15 +20,51 @@ _OWN_CODE = Path(__file__).parent.parent  # this package, without its scenarios
 class GroupEnvironment(VmasEnv):  # type: ignore[misc]
     """A VMAS environment whose agents form one group, which may have action ranges of their own.
 
-    `info()` of a scenario is left out: nothing learns from it, so its keys and numbers decide nothing.
+    `info()` of a scenario is left out of frames, because nothing learns from it. `infos` keeps its results in the
+    last frame, one for each agent, for an evaluation that measures them.
     """
+
+    infos: tuple[Any, ...] = ()
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> Any:
+        self.infos = ()
+        return super()._reset(tensordict, **kwargs)
+
+    def _step(self, tensordict: TensorDictBase) -> Any:
+        self.infos = ()
+        return super()._step(tensordict)
 
     def _make_unbatched_group_specs(self, group: str) -> tuple[Any, Any, Any, None]:
         observation, action, reward, _ = super()._make_unbatched_group_specs(group)
         return observation, _with_one_tensor_of_bounds(action, len(self.group_map[group])), reward, None
 
     def read_info(self, infos: dict[str, Tensor]) -> None:
-        """Return nothing, whatever a scenario's `info()` returned."""
+        """Keep what a scenario's `info()` returned, and return nothing."""
+        self.infos = (*self.infos, infos)
+
+    def measured(self) -> dict[str, Tensor]:
+        """Return the numbers [envs] that `info()` returned in the last frame by name, averaged over agents.
+
+        An agent counts where it measured a finite number; the mean is NaN where no agent counts. Values that are
+        not one real number for each environment, such as positions, are left out.
+        """
+        by_name: dict[str, list[Tensor]] = {}
+        for info in self.infos:
+            for name, value in info.items() if isinstance(info, Mapping) else ():
+                if is_measurement_name(name) and _is_number(value, self.num_envs):
+                    by_name.setdefault(name, []).append(
+                        value.reshape(self.num_envs).to(self.device, torch.float64)
+                    )
+        return {name: _mean_of_finite(torch.stack(values)) for name, values in by_name.items()}
+
+
+def _is_number(value: object, num_envs: int) -> bool:
+    return isinstance(value, Tensor) and value.shape in ((num_envs,), (num_envs, 1)) and not value.is_complex()
+
+
+def _mean_of_finite(values: Tensor) -> Tensor:
+    """Return the mean over agents of values [agents, envs]."""
+    return torch.where(values.isfinite(), values, torch.nan).nanmean(0)
 
 
 def by_agent(action: Tensor) -> list[Tensor]:

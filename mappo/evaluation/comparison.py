@@ -1,10 +1,11 @@
 """The comparison of configurations: evaluations over several training seeds, with confidence intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mappo.config import ExperimentConfig, differences, from_dict, override
+from mappo.environment.reductions import MeasurementName, Reduction
 from mappo.errors import ConfigError
 from mappo.evaluation import statistics
 from mappo.evaluation.evaluation import EpisodeReturns, EvaluationReport
@@ -18,6 +19,24 @@ _NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # fields that m
 
 
 @dataclass(frozen=True)
+class SeedMeasurement:
+    """A measurement of a configuration. seed_values: the mean over evaluation episodes, of each training seed.
+
+    mean: their mean. difference: this mean minus that of the first configuration, with Welch's interval; None for
+    the first itself, and if the first does not have the measurement.
+    """
+
+    reduction: Reduction
+    seed_values: list[float]
+    mean: Estimate
+    difference: Estimate | None
+
+    def __str__(self) -> str:
+        """Return the mean, and the difference from the first configuration."""
+        return str(self.mean) + (f"; difference {self.difference}" if self.difference else "")
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A configuration that was trained with several seeds, all from scratch or all from the same start.
 
@@ -26,7 +45,7 @@ class Configuration:
     configuration, with Welch's interval; None for the first. interquartile_mean: the mean of the middle half of
     episode_returns. improvement: the probability that a seed of this configuration earns more than a seed of the
     first. The last two follow Agarwal et al. (2021), for one task. Their intervals resample training seeds, and
-    are too narrow for fewer than about ten seeds.
+    are too narrow for fewer than about ten seeds. measurements: the measurements that every seed has, by name.
     """
 
     differs: dict[str, str]
@@ -36,6 +55,7 @@ class Configuration:
     gain: Estimate | None
     interquartile_mean: Estimate
     improvement: Estimate | None
+    measurements: dict[MeasurementName, SeedMeasurement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,33 @@ def _configuration(group: list[EvaluationReport], first: list[EvaluationReport])
         gain=None if group is first else statistics.difference_over_seeds(returns, reference),
         interquartile_mean=statistics.interquartile_mean(returns),
         improvement=None if group is first else statistics.probability_of_improvement(returns, reference),
+        measurements=_measurements(group, first),
     )
+
+
+def _measurements(group: list[EvaluationReport], first: list[EvaluationReport]) -> dict[str, SeedMeasurement]:
+    values, reference = _seed_values(group), _seed_values(first)
+    return {
+        name: SeedMeasurement(
+            reduction=reduction,
+            seed_values=numbers,
+            mean=statistics.mean_over_seeds(numbers),
+            difference=statistics.difference_over_seeds(numbers, reference[name, reduction])
+            if group is not first and (name, reduction) in reference
+            else None,
+        )
+        for (name, reduction), numbers in values.items()
+    }
+
+
+def _seed_values(group: list[EvaluationReport]) -> dict[tuple[str, Reduction], list[float]]:
+    """Return the means of the measurements that every evaluation has, by name and reduction."""
+    means: dict[tuple[str, Reduction], list[float]] = {}
+    for report in group:
+        for name, measurement in report.trained.measurements.items():
+            if measurement.mean:
+                means.setdefault((name, measurement.reduction), []).append(measurement.mean.value)
+    return {key: values for key, values in means.items() if len(values) == len(group)}
 
 
 def _without_seed(report: EvaluationReport) -> ExperimentConfig:

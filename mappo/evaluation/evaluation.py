@@ -1,6 +1,6 @@
 """The evaluation of a policy: episodes on held-out seeds, beside baselines on the same seeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -8,9 +8,11 @@ from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.draws import episodes_share_draws
 from mappo.environment.random_streams import Stream
+from mappo.environment.reductions import MeasurementName
 from mappo.errors import NoHeuristic, NonFiniteReturn
 from mappo.evaluation import statistics
 from mappo.evaluation.episodes import PolicyOf, heuristic_policy, play_episodes, trained_policy
+from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
 from mappo.runs.checkpoint import Checkpoint
 from mappo.strict_json import to_dict
@@ -26,13 +28,15 @@ _BY_SEED = (
 class EpisodeReturns:
     """The episode returns of one policy, undiscounted, averaged over agents, and ordered by seed.
 
-    episode_frames_mean: the mean length of an episode in frames.
+    episode_frames_mean: the mean length of an episode in frames. measurements: the measurements of the scenario's
+    `info()` by name, with intervals that resample the same values as those of the returns.
     """
 
     episode_returns: list[float]
     mean: Estimate
     interquartile_mean: Estimate
     episode_frames_mean: float
+    measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,11 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     per_seed = config.evaluation.episodes_per_seed
 
     def play(policy: PolicyOf) -> EpisodeReturns:
-        returns, lengths = play_episodes(policy, config, config.evaluation, Stream.EVALUATION)
-        return _summarise(returns, lengths, per_seed if share_draws else 1)
+        measurer = Measurer()
+        returns, lengths = play_episodes(
+            policy, config, config.evaluation, Stream.EVALUATION, measurer.measure_frame
+        )
+        return _summarise(returns, lengths, measurer, per_seed if share_draws else 1)
 
     heuristic, no_heuristic = None, ""
     try:
@@ -105,17 +112,15 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     )
 
 
-def _summarise(returns: list[float], lengths: list[float], share_draws: int) -> EpisodeReturns:
+def _summarise(returns: list[float], lengths: list[float], measurer: Measurer, share_draws: int) -> EpisodeReturns:
     """Return the summary of episodes, of which each `share_draws` in a row depend on each other."""
-    middle = statistics.interquartile_mean(returns)
+    average, middle = statistics.mean, statistics.interquartile_mean(returns)
     if share_draws > 1:
-        mean = statistics.mean_over_seeds(statistics.by_seed(returns, share_draws))
-        middle = Estimate(middle.value, None, None)
-    else:
-        mean = statistics.mean(returns)
+        average, middle = statistics.mean_over_seeds, Estimate(middle.value, None, None)
     return EpisodeReturns(
         episode_returns=returns,
-        mean=mean,
+        mean=average(statistics.by_seed(returns, share_draws)),
         interquartile_mean=middle,
         episode_frames_mean=sum(lengths) / len(lengths),
+        measurements=measurer.measurements(average, share_draws),
     )

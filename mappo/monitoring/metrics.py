@@ -3,13 +3,16 @@
 `monitor.py` sets the values of the metrics; docs/metrics.md lists the metrics.
 
 Every metric has the labels `study` and `run`, and labels of its own with few, known values. Only `mappo_run_info`
-has labels with free values. Counters count the work of this process, so they begin at 0 with each attempt.
+and measurements have labels with free values; the names of measurements are bounded in number and length. Counters
+count the work of this process, so they begin at 0 with each attempt.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
+
+from mappo.environment.reductions import MAX_MEASUREMENTS, REDUCTIONS
 
 PORT = 9464  # port of the metrics of a training pod; the pod's annotation and the manifests of k8s/ have it, too
 SCRAPE_SECONDS = 15  # scrape interval in the manifests of k8s/
@@ -31,7 +34,7 @@ class Metric:
     column: the column of the training history with the metric's values, or empty. A gauge shows the latest finite
     value of the column, a counter adds the values up. `{label}` in a column's name stands for the label's value.
     bounds: the upper bounds of a histogram's buckets.
-    is_info: whether the labels besides study and run are `INFO_LABELS`, which have free values.
+    free_labels: further labels, whose values are not known in advance.
     """
 
     name: str
@@ -40,15 +43,15 @@ class Metric:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     column: str = ""
     bounds: tuple[float, ...] = ()
-    is_info: bool = False
+    free_labels: tuple[str, ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of all labels, in the order in which the Prometheus client takes their values."""
-        return (*RUN_LABELS, *(INFO_LABELS if self.is_info else self.labels))
+        return (*RUN_LABELS, *self.labels, *self.free_labels)
 
     def combinations(self) -> list[dict[str, str]]:
-        """Return every combination of values of the labels besides study and run."""
+        """Return every combination of values of the labels besides study, run and free ones."""
         return [dict(zip(self.labels, values, strict=True)) for values in product(*self.labels.values())]
 
 
@@ -57,7 +60,7 @@ TRAINING = (
         "mappo_run_info",
         "gauge",
         "Always 1; the labels describe the run (scenario, configuration, version, device, seed)",
-        is_info=True,
+        free_labels=INFO_LABELS,
     ),
     Metric(
         "mappo_run_state",
@@ -241,6 +244,20 @@ EVALUATION = (
         "gauge",
         "Interquartile mean of the returns of the held-out episodes",
         {"policy": POLICIES},
+    ),
+    *(
+        Metric(
+            f"mappo_evaluation_measurement_mean{suffix}",
+            "gauge",
+            f"{meaning}, by the reduction over an episode",
+            {"policy": POLICIES, "reduction": REDUCTIONS},
+            free_labels=("measurement",),
+        )
+        for suffix, meaning in (
+            ("", f"Mean over held-out episodes of what info() measures (at most {MAX_MEASUREMENTS} names)"),
+            ("_low", "Lower end of the 95 % confidence interval of mappo_evaluation_measurement_mean"),
+            ("_high", "Upper end of the 95 % confidence interval of mappo_evaluation_measurement_mean"),
+        )
     ),
 )
 

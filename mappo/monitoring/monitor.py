@@ -37,6 +37,7 @@ from mappo.compute.resources import resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.validation import ValidationReport
 from mappo.evaluation.evaluation import EvaluationReport
+from mappo.evaluation.statistics import Estimate
 from mappo.monitoring import metrics
 from mappo.monitoring.metrics import INFO_LABELS, Metric
 from mappo.monitoring.server import MetricsServer, Page, text_page
@@ -279,6 +280,15 @@ class Monitor:
                 for name, value in numbers.items():
                     if value is not None:
                         self._set(name, value, policy=policy)
+                for name, measurement in returns.measurements.items():
+                    if measurement.mean:
+                        self._set_measurement(measurement.mean, policy, name, measurement.reduction)
+
+    def _set_measurement(self, mean: Estimate, policy: str, name: str, reduction: str) -> None:
+        for suffix, value in (("", mean.value), ("_low", mean.low), ("_high", mean.high)):
+            if value is not None:
+                metric = f"mappo_evaluation_measurement_mean{suffix}"
+                self._set(metric, value, policy=policy, measurement=name, reduction=reduction)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format: one consistent snapshot, at most a second old."""

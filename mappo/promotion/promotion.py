@@ -3,16 +3,18 @@
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mappo.config import EvaluationConfig, ExperimentConfig, config_hash, differences
 from mappo.environment.random_streams import Stream
+from mappo.environment.reductions import MeasurementName
 from mappo.errors import ConfigError, KeyTaken, StoreError
 from mappo.evaluation import statistics
 from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
+from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
 from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, policy_key
 from mappo.promotion.export import export_policy, model_card
@@ -38,8 +40,11 @@ class Decision:
     Returns are undiscounted, averaged over agents, and ordered by seed. lower_bound: the one-sided lower
     confidence bound of the mean difference; the candidate is better if this bound exceeds the gate's margin.
     action: promoted or kept. champion: the number of the decision in force afterwards; None if the task still
-    has no champion.
+    has no champion. candidate_measurements and opponent_measurements: the measurements of these episodes, by which
+    the gate does not decide.
     """
+
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
 
     task: str
     candidate: dict[str, Any]
@@ -56,6 +61,12 @@ class Decision:
     is_better: bool
     action: str
     champion: int | None
+    candidate_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
+    opponent_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
+
+    def measurements(self) -> dict[str, dict[str, Measurement]]:
+        """Return the measurements of the candidate and of the opponent, by policy and name."""
+        return {"candidate": self.candidate_measurements, self.opponent: self.opponent_measurements}
 
 
 @dataclass(frozen=True)
@@ -143,14 +154,16 @@ def judge(
         deterministic=config.evaluation.deterministic,
     )
 
-    def play(policy: PolicyOf) -> list[float]:
-        returns, _ = play_episodes(policy, config, episodes, Stream.GATE)
-        return returns
+    def play(policy: PolicyOf) -> tuple[list[float], dict[str, Measurement]]:
+        measurer = Measurer()
+        returns, _ = play_episodes(policy, config, episodes, Stream.GATE, measurer.measure_frame)
+        return returns, measurer.measurements(statistics.mean_over_seeds, gate.episodes_per_seed)
 
     opponent: PolicyOf = lambda environment: environment.rand_action  # noqa: E731
     if current:
         opponent = _policy_of(config, champions.policy(current))
-    candidate_returns, opponent_returns = play(_policy_of(config, candidate)), play(opponent)
+    candidate_returns, candidate_measurements = play(_policy_of(config, candidate))
+    opponent_returns, opponent_measurements = play(opponent)
     candidate_by_seed, opponent_by_seed = (
         statistics.by_seed(returns, gate.episodes_per_seed) for returns in (candidate_returns, opponent_returns)
     )
@@ -173,6 +186,8 @@ def judge(
         is_better=bound > gate.margin,
         action="kept",
         champion=current.number if current else None,
+        candidate_measurements=candidate_measurements,
+        opponent_measurements=opponent_measurements,
     )
 
 
@@ -214,4 +229,8 @@ def _summary(decision: Decision) -> dict[str, Any]:
         f"mean return of {decision.opponent}, which it beat": f"{decision.opponent_mean.value:.4g}",
         "difference": f"{decision.difference:.4g}, with {decision.gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; {decision.test}",
+        **{
+            f"{name}, {measurement.reduction} over an episode (95 %)": str(measurement)
+            for name, measurement in decision.candidate_measurements.items()
+        },
     }

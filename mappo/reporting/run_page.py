@@ -18,6 +18,7 @@ from mappo.reporting.diagnosis import diagnose
 from mappo.reporting.html import embedded, render
 from mappo.reporting.plots import Plot, evaluation_plot, training_plots
 from mappo.reporting.run_record import RunRecord
+from mappo.reporting.tables import measurement_rows
 from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
@@ -104,7 +105,8 @@ def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
     if report.no_heuristic:
         note += f" No heuristic policy: {report.no_heuristic}."
     named = Plot(f"{plot.identifier}-{index}", plot.title, plot.explanation, plot.figure)
-    return {"name": record.name, "plot": named, "rows": rows, "note": note}
+    measured = measurement_rows({name: returns.measurements for name, returns in report.policies().items()})
+    return {"name": record.name, "plot": named, "rows": rows, "note": note, "measured": measured}
 
 
 def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -135,8 +137,17 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         f"an episode of {evaluated[0].name if evaluated else first.name}; a tie counts as one half."
     )
     heads = ("run", "mean return", "interquartile mean", "probability of improvement over the first")
-    seeds = _over_seeds([record.evaluation for record in evaluated if record.evaluation])
-    return {"heads": heads, "rows": rows, "note": note, "differences": differing, "seeds": seeds}
+    reports = {record.name: record.evaluation for record in evaluated if record.evaluation}
+    seeds = _over_seeds([*reports.values()])
+    measured = measurement_rows({name: report.trained.measurements for name, report in reports.items()})
+    return {
+        "heads": heads,
+        "rows": rows,
+        "note": note,
+        "differences": differing,
+        "seeds": seeds,
+        "measured": measured,
+    }
 
 
 def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
@@ -150,11 +161,17 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
         "improvement",
     )
     if len(reports) < 2:
-        return {"heads": heads, "rows": [], "note": "Fewer than two of these runs have an evaluation."}
+        return {
+            "heads": heads,
+            "rows": [],
+            "note": "Fewer than two of these runs have an evaluation.",
+            "measured": [],
+        }
     try:
         result = compare(reports)
     except ConfigError as error:
-        return {"heads": heads, "rows": [], "note": f"Not compared over training seeds: {error}."}
+        note = f"Not compared over training seeds: {error}."
+        return {"heads": heads, "rows": [], "note": note, "measured": []}
     rows = [
         (
             "; ".join(f"{name} {change}" for name, change in configuration.differs.items()) or "as the first run",
@@ -172,7 +189,13 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
         "bootstrap intervals that resample training seeds; with fewer than about ten seeds they are too narrow. "
         "Source: Agarwal et al. (2021), for one task."
     )
-    return {"heads": heads, "rows": rows, "note": note}
+    measured = measurement_rows(
+        {
+            name: configuration.measurements
+            for (name, *_), configuration in zip(rows, result.configurations, strict=True)
+        }
+    )
+    return {"heads": heads, "rows": rows, "note": note, "measured": measured}
 
 
 def _rows(record: RunRecord) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.html import render
 from mappo.reporting.plots import COLOURS, Plot, figure_json
-from mappo.reporting.tables import trial_rows
+from mappo.reporting.tables import measurement_rows, trial_rows
 from mappo.strict_json import to_dict
 from mappo.tuning.search_space import applied, value_of
 from mappo.tuning.study import Study
@@ -106,7 +106,15 @@ def _comparison(comparison: ComparisonReport) -> dict[str, Any]:
         "baselines: 95 %, over evaluation episodes, or over seeds if episodes of a seed depend on each other."
     )
     heads = ("policy", "training seeds and their mean returns", "mean return", "more than the default")
-    return {"heads": heads, "rows": rows, "note": note}
+    baselines = {"random policy": comparison.random, "heuristic policy": comparison.heuristic}
+    measured = measurement_rows(
+        {name: returns.measurements for name, returns in baselines.items() if returns}
+        | {
+            name: configuration.measurements
+            for name, configuration in zip(("default", "best"), comparison.configurations, strict=False)
+        }
+    )
+    return {"heads": heads, "rows": rows, "note": note, "measured": measured}
 
 
 def _decision(decision: Decision | PromotionSkipped) -> list[str]:
@@ -117,7 +125,11 @@ def _decision(decision: Decision | PromotionSkipped) -> list[str]:
         f"The gate: on {len(decision.seeds)} fresh seeds, the candidate earned {decision.difference:.4g} more "
         f"return an episode than {decision.opponent}, with {gate.confidence:.0%} confidence more than "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}. "
-        + ("The candidate was promoted." if is_promoted else "The candidate was not promoted.")
+        + ("The candidate was promoted." if is_promoted else "The candidate was not promoted."),
+        *(
+            f"{name} ({measurement.reduction}): candidate {measurement}"
+            for name, measurement in decision.candidate_measurements.items()
+        ),
     ]
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from mappo.compute.resources import gibibytes, resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.validation import Check
-from mappo.evaluation.comparison import ComparisonReport
+from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
 from mappo.evaluation.evaluation import EpisodeReturns
+from mappo.evaluation.measurements import Measurement
 from mappo.promotion.champions import ChampionDecision
 from mappo.promotion.promotion import Decision
 from mappo.reporting.terminal import say
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 
 
 def comparison_table(report: ComparisonReport) -> list[str]:
-    """Return a line for each baseline and configuration, and a line that explains the intervals."""
+    """Return lines of baselines, configurations and measurements, and a line that explains the intervals."""
     baselines = {"random": report.random, "heuristic": report.heuristic}
     lines = [
         f"{name:<9} {returns.mean!s:<24} evaluation episodes" for name, returns in baselines.items() if returns
     ]
+    measured: dict[str, Mapping[str, Measurement | SeedMeasurement]] = {
+        name: returns.measurements for name, returns in baselines.items() if returns
+    }
     for number, configuration in enumerate(report.configurations, start=1):
         name = "trained" if len(report.configurations) == 1 else f"trained {number}"
         seeds = ", ".join(
@@ -35,10 +39,34 @@ def comparison_table(report: ComparisonReport) -> list[str]:
             for seed, value in zip(configuration.training_seeds, configuration.episode_returns, strict=True)
         )
         lines.append(f"{name:<9} {configuration.mean!s:<24} training seeds  {seeds}")
+        measured[name] = configuration.measurements
         if configuration.gain:
             changes = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
             lines.append(f"{'':<9} {configuration.gain} more than trained 1; {changes}")
-    return [*lines, f"intervals of trained policies: {report.intervals}"]
+    return [*lines, *measurement_lines(measured), f"intervals of trained policies: {report.intervals}"]
+
+
+def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[tuple[str, ...]]:
+    """Return a table with a row for each measurement and a column for each policy, its heads first, or no row.
+
+    policies: the measurements by name, for each policy.
+    """
+    by_label = {
+        policy: {
+            f"{name} ({measurement.reduction})": str(measurement) for name, measurement in measurements.items()
+        }
+        for policy, measurements in policies.items()
+    }
+    labels = sorted({label for cells in by_label.values() for label in cells})
+    rows = [(label, *(cells.get(label, "") for cells in by_label.values())) for label in labels]
+    return [("measurement", *by_label), *rows] if rows else []
+
+
+def measurement_lines(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[str]:
+    """Return the lines of `measurement_rows`, with aligned columns."""
+    rows = measurement_rows(policies)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def say_check(check: Check) -> None:
@@ -131,6 +159,7 @@ def decision_lines(decision: Decision) -> list[str]:
         f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}",
         f"({decision.test})",
+        *measurement_lines(decision.measurements()),
         f"the candidate {result}; {champion}",
     ]
 

@@ -57,4 +57,5 @@ def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
         "num_seeds": float(len(trained.training_seeds)),
         "random_return_mean": report.random.mean.value,
         **estimate_metrics("trained_return_mean", trained.mean),
+        **{f"trained_measured_{name}": measured.mean.value for name, measured in trained.measurements.items()},
     }

@@ -8,7 +8,7 @@ from mappo.errors import StoreError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.reporting import run_record
-from mappo.reporting.tables import returns_line
+from mappo.reporting.tables import measurement_lines, returns_line
 from mappo.reporting.terminal import say
 from mappo.runs.run import load_checkpoint
 from mappo.stages.report import write_page
@@ -80,6 +80,10 @@ def evaluate(
                 write_page(page.path, [record])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
+        for line in measurement_lines(
+            {policy: returns.measurements for policy, returns in result.policies().items()}
+        ):
+            say("evaluate", line)
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % intervals; resampled: {result.resampled}")
@@ -101,4 +105,5 @@ def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
     for policy, returns in report.policies().items():
         for name, value in (("mean", returns.mean), ("interquartile_mean", returns.interquartile_mean)):
             metrics |= estimate_metrics(f"{policy}_return_{name}", value)
-    return metrics
+    measured = report.trained.measurements.items()
+    return metrics | {f"trained_measured_{name}": each.mean.value for name, each in measured if each.mean}

@@ -34,7 +34,7 @@ def outcomes(scenario, **environment):
 )
 def test_sound_environment_fails_no_check(scenario):
     checks = outcomes(scenario)
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert [check for check in checks.values() if check.outcome == "failed"] == []
 
 
@@ -122,6 +122,21 @@ def test_fixed_end_of_the_task_is_a_warning_when_observations_show_the_time():
     check = outcomes("tests.support.scenarios:FiniteHorizon")["time limit"]
     assert check.outcome == "warning"
     assert "terminated at frame 20" in check.detail
+
+
+def test_measurements_are_listed_with_what_is_left_out_of_them():
+    check = outcomes("navigation")["measurements"]
+    assert (check.outcome, check.detail) == ("passed", "agent_collisions (sum), final_rew (last), pos_rew (sum)")
+    check = outcomes("tests.support.scenarios:ManyMeasurements")["measurements"]
+    assert "; left out of info(): 'line\\nbreak', '" in check.detail
+    assert check.detail.endswith(f"{', '.join(f'number {index}' for index in range(20, 30))}, position")
+    assert outcomes("swarm")["measurements"].detail == "none"
+
+
+def test_declared_measurement_that_info_does_not_return_is_a_warning():
+    check = outcomes("tests.support.scenarios:Measured")["measurements"]
+    assert check.outcome == "warning"
+    assert "no numbers [envs] named misspelt over 30 frames: correct MEASUREMENTS or info()" in check.detail
 
 
 def test_sparse_large_reward_is_a_warning():

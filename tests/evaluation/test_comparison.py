@@ -6,12 +6,14 @@ from mappo.config import override
 from mappo.errors import ConfigError
 from mappo.evaluation.comparison import compare
 from mappo.evaluation.evaluation import EpisodeReturns, EvaluationReport
+from mappo.evaluation.measurements import Measurement
 from mappo.evaluation.statistics import Estimate, mean
+from mappo.reporting.tables import comparison_table
 from mappo.strict_json import to_dict
 
 
-def report(config, returns, heuristic=None, started_from=""):
-    """Return an evaluation of `config` in which every policy has known returns."""
+def report(config, returns, heuristic=None, started_from="", measurements=None):
+    """Return an evaluation of `config` with known returns, and with known measurements of the trained policy."""
 
     def summary(values):
         return EpisodeReturns(values, mean(values), mean(values), 10.0)
@@ -24,7 +26,7 @@ def report(config, returns, heuristic=None, started_from=""):
         training_frames=1,
         started_from=started_from,
         resampled="",
-        trained=summary(returns),
+        trained=dataclasses.replace(summary(returns), measurements=measurements or {}),
         random=summary([0.0, 1.0]),
         heuristic=heuristic and summary(heuristic),
         no_heuristic="",
@@ -56,6 +58,40 @@ def test_gain_over_the_first_configuration_has_welchs_interval_computed_by_hand(
     assert second.differs == {"learner.clip_epsilon": "0.2 -> 0.1"}
     assert second.gain.value == pytest.approx(4)
     assert (second.gain.low, second.gain.high) == pytest.approx((4 - half, 4 + half), rel=1e-5)
+
+
+def test_measurements_are_compared_over_seeds_where_every_seed_has_them(tiny):
+    """Collisions 1, 2, 3 against 5, 6, 7: the intervals of the two tests above."""
+
+    def measured(config, numbers, other):
+        return [
+            report(
+                override(config, {"seed": seed}),
+                [0.0],
+                measurements={
+                    "collisions": Measurement(
+                        "sum", [number - 1, None, number + 1], mean([number - 1, number + 1])
+                    ),
+                    "sometimes": Measurement("last", [None], None if seed else mean([1.0])),
+                    "changed": Measurement(other, [1.0], mean([1.0])),
+                },
+            )
+            for seed, number in enumerate(numbers)
+        ]
+
+    slower = override(tiny, {"learner": {"clip_epsilon": 0.1}})
+    result = compare(measured(tiny, [1.0, 2.0, 3.0], "sum") + measured(slower, [5.0, 6.0, 7.0], "last"))
+    first, second = (configuration.measurements for configuration in result.configurations)
+    assert first.keys() == second.keys() == {"collisions", "changed"}
+    assert (first["collisions"].reduction, first["collisions"].seed_values) == ("sum", [1.0, 2.0, 3.0])
+    half = 4.302653 / 3**0.5
+    assert (first["collisions"].mean.low, first["collisions"].mean.high) == pytest.approx((2 - half, 2 + half))
+    assert first["collisions"].difference is None
+    difference, half = second["collisions"].difference, 2.776445 * (2 / 3) ** 0.5
+    assert (difference.value, difference.low, difference.high) == pytest.approx((4, 4 - half, 4 + half))
+    assert second["changed"].difference is None
+    row = f"collisions (sum)          2 [-0.484, 4.48]  6 [3.52, 8.48]; difference {difference}"
+    assert row in comparison_table(result)
 
 
 def test_one_seed_has_no_interval(tiny):

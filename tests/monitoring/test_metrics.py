@@ -21,8 +21,8 @@ def test_promtool_accepts_the_metrics(stage):
     monitor = Monitor(stage, "r", MonitorSettings(), print)
     for metric in monitor._declared:
         for labels in metric.combinations():
-            if metric.kind == "gauge" and not metric.is_info:
-                monitor._set(metric.name, 1, **labels)
+            if metric.kind == "gauge":
+                monitor._set(metric.name, 1, **labels, **dict.fromkeys(metric.free_labels, "free"))
     result = subprocess.run(
         [require("promtool"), "check", "metrics"], input=monitor.text(), capture_output=True, timeout=60
     )
@@ -40,7 +40,8 @@ def test_metric_name_follows_the_rules_of_prometheus(metric):
 @by_name
 def test_labels_have_few_and_known_values(metric):
     assert len(metric.combinations()) <= 25
-    assert metric.is_info == (metric.name == "mappo_run_info")
+    is_of_a_scenario = metric.name.startswith("mappo_evaluation_measurement_mean")
+    assert bool(metric.free_labels) == (metric.name == "mappo_run_info" or is_of_a_scenario)
 
 
 @by_name
@@ -49,6 +50,7 @@ def test_docs_list_the_metric_with_its_label_values(metric):
     (row,) = re.findall(rf"^\| `{metric.name}` \| (.*)$", page, re.MULTILINE)
     assert metric.description in row
     assert all(value in row for values in metric.labels.values() for value in values)
+    assert all(name in row for name in metric.free_labels)
 
 
 def test_metrics_use_existing_columns_of_the_history_and_all_important_ones():

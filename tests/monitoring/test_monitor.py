@@ -156,6 +156,10 @@ def test_an_evaluation_exports_every_policy_with_its_interval(tiny, checkpoint):
     assert samples["mappo_evaluation_return_mean_low", ("policy", "random")] == report.random.mean.low
     assert samples["mappo_evaluation_episodes", ("policy", "random")] == 8
     assert ("mappo_evaluation_return_mean", ("policy", "heuristic")) not in samples
+    labels = ("measurement", "agent_collisions"), ("policy", "trained"), ("reduction", "sum")
+    collisions = report.trained.measurements["agent_collisions"].mean
+    for suffix, value in (("", collisions.value), ("_low", collisions.low), ("_high", collisions.high)):
+        assert samples[f"mappo_evaluation_measurement_mean{suffix}", *labels] == value
 
 
 def test_a_validation_counts_its_checks_by_outcome():

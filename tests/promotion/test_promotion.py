@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from mappo.errors import ConfigError
 from mappo.evaluation import statistics
 from mappo.promotion.champions import Champions, policy_key, task_name
 from mappo.promotion.gate import Gate
-from mappo.promotion.promotion import TEST, judge, promote
+from mappo.promotion.promotion import TEST, judge, parse_decision, promote
+from mappo.runs.locations import open_store
 from tests.conftest import TINY
 from tests.support.runs import train_here
 
@@ -108,6 +110,26 @@ def test_difference_and_bound_are_computed_from_the_returns(policies, champions)
     assert decision.difference == pytest.approx(differences.mean().item(), rel=1e-6)
     deviation = differences.std() / 5**0.5  # t(4, 95 %, one-sided) = 2.131847
     assert decision.lower_bound == pytest.approx((differences.mean() - 2.131847 * deviation).item(), rel=1e-4)
+
+
+def test_evidence_of_a_champion_has_the_measurements_of_both_policies_on_the_gates_episodes(tmp_path, policies):
+    config = override(policies[0], {"environment": {"scenario": "tests.support.scenarios:PushRightAndMeasure"}})
+    champions = Champions(tmp_path, task_name(config.environment))
+    candidate = replace(policies[1][2], config=config)
+    decision = promote(config, candidate, champions, QUICK)
+    assert decision.action == "promoted"
+    assert decision.candidate_measurements["reward_sum"].episode_values == pytest.approx(
+        decision.candidate_returns, rel=1e-5
+    )
+    assert decision.opponent_measurements["reward_sum"].mean.value == pytest.approx(
+        decision.opponent_mean.value, rel=1e-5
+    )
+    evidence = champions.current().evidence
+    assert evidence["candidate_measurements"]["reward_sum"]["reduction"] == "sum"
+    card = open_store(champions.policy_location(champions.current())).read("model-card.md", 10_000).decode()
+    assert f"| reward_sum, sum over an episode (95 %) | {decision.candidate_measurements['reward_sum']} |" in card
+    del evidence["candidate_measurements"], evidence["opponent_measurements"]  # as evidence before 0.6
+    assert parse_decision("old", json.dumps(evidence).encode()).candidate_measurements == {}
 
 
 def test_margin_that_is_not_reached_keeps_the_champion(policies, champions):

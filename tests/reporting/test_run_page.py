@@ -65,6 +65,9 @@ def test_page_has_the_numbers_of_the_evaluation_and_the_configuration(look, brow
     mean = whole.evaluation.trained.mean
     assert f"{mean.value:.3g} [{mean.low:.3g}, {mean.high:.3g}]" in page_text
     assert "resampled: evaluation episodes" in page_text
+    collisions = whole.evaluation.trained.measurements["agent_collisions"]
+    assert "agent_collisions (sum)" in page_text
+    assert str(collisions) in page_text
     assert "learner.clip_epsilon" in page_text
     assert "360" in page_text
     for title in ("Return", "Entropy", "Critic", "Time by phase", "Returns in evaluation"):

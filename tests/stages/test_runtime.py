@@ -39,6 +39,8 @@ def test_consecutive_stages_label_their_artifacts(tiny, tmp_path):
     report = read_json(tmp_path / "report")
     assert evaluated.metrics["trained_return_mean"] == report["trained"]["mean"]["value"]
     assert evaluated.metrics["random_return_mean_low"] == report["random"]["mean"]["low"]
+    collisions = report["trained"]["measurements"]["agent_collisions"]
+    assert evaluated.metrics["trained_measured_agent_collisions"] == collisions["mean"]["value"]
 
 
 def test_reports_match_their_json_schemas(tiny, tmp_path, capsys):

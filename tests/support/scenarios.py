@@ -5,6 +5,7 @@ import os
 import random
 from collections import deque, namedtuple
 from enum import Enum
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,6 +67,19 @@ class PushRight(Endless):
 
     def reward(self, agent):
         return agent.action.u[:, 0] + 0.1 * agent.state.pos[:, 0]
+
+
+class PushRightAndMeasure(PushRight):
+    """A task that measures its reward."""
+
+    MEASUREMENTS: ClassVar = {"reward_sum": "sum"}
+
+    def reward(self, agent):
+        agent.paid = super().reward(agent)
+        return agent.paid
+
+    def info(self, agent):
+        return {"reward_sum": getattr(agent, "paid", self.age)}
 
 
 class MoveAndSpeak(Endless):
@@ -614,6 +628,49 @@ class OddInfo(Endless):
 
     def info(self, agent):
         return {f"of {agent.name}": torch.full_like(self.age, math.nan)}
+
+
+class Measured(Endless):
+    """A task that measures 2, -1, 7 and 4 in its first four frames, the same under a name for each reduction.
+
+    Agents measure one more and one less. `late` is the frame's number from the third frame on, and NaN before.
+    """
+
+    MEASUREMENTS: ClassVar = {
+        **{f"x_{reduction}": reduction for reduction in ("last", "sum", "mean", "maximum")},
+        "late": "mean",
+        "misspelt": "sum",
+    }
+
+    def info(self, agent):
+        frame = self.age.long()
+        numbers = torch.tensor([0.0, 2, -1, 7, 4], device=self.age.device)[frame.clamp(max=4)]
+        numbers = numbers + (1 if agent is self.world.agents[0] else -1)
+        return {
+            **{f"x_{reduction}": numbers for reduction in ("last", "sum", "mean", "maximum")},
+            "late": torch.where(frame > 2, frame.float(), torch.nan),
+            "undeclared": numbers,
+        }
+
+
+class ManyMeasurements(Endless):
+    """A task whose `info()` has everything that cannot be measured, and more names than are kept."""
+
+    def info(self, agent):
+        return {
+            **{f"number {index}": self.age for index in range(30)},
+            "x" * 200: self.age,
+            "line\nbreak": self.age,
+            "position": agent.state.pos,
+            "complex": self.age * 1j,
+            "infinite": self.age / 0,
+        }
+
+
+class BadMeasurements(Endless):
+    """A mistake: a reduction that does not exist."""
+
+    MEASUREMENTS: ClassVar = {"speed": "average"}
 
 
 class BreaksWhenBuilt(Endless):

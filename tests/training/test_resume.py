@@ -82,6 +82,7 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
         {"environment": {"scenario": "balance", "scenario_kwargs": {"n_agents": 3}}},
         {"environment": {"scenario": "simple_reference", "scenario_kwargs": {}, "actions": "multi-discrete"}},
         {"environment": {"scenario": "tests.support.scenarios:ManyKindsOfState", "scenario_kwargs": {}}},
+        {"environment": {"scenario": "tests.support.scenarios:OddInfo", "scenario_kwargs": {}}},
         {"environment": {"max_episode_frames": 5}, "learner": {"target_kl": 1e-4}},
         {"environment": {"max_episode_frames": 1_000}, "selection": {"interval_iterations": 0}},
         {"networks": {"normalise_observations": True, "normalise_values": True, "share_policy": False}},
