@@ -359,7 +359,7 @@ def test_disk_that_is_full_for_a_while_does_not_stop_training_and_everything_is_
 
 def test_disk_that_is_read_only_for_a_while_does_not_stop_training(small_disk, whole, tmp_path, caplog):
     def remount(mode):
-        """Remount the disk; that fails while the saver has a file open."""
+        """Mount the disk again; that fails while the saver has a file open."""
         command = ["mount", "-o", f"remount,{mode}", str(small_disk)]
         wait_until(lambda: subprocess.run(command, capture_output=True).returncode == 0)
 

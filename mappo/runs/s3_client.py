@@ -37,7 +37,7 @@ _SILENCE_SECONDS = 30.0  # between two bytes
 _ANSWER_SECONDS = 30.0  # of a whole answer, and more for a large one:
 _BYTES_PER_SECOND = 100_000  # the slowest transfer that an answer waits for
 _PIECE_BYTES = 1 << 18  # of an upload
-_current: ContextVar["Answer | None"] = ContextVar("answer", default=None)  # the answer that this thread waits for
+_current: ContextVar["Answer"] = ContextVar("answer")  # the one that this thread waits for
 
 # Its warnings contain the output of programs that provide credentials. Every failure is an error here anyway.
 logging.getLogger("botocore.credentials").setLevel(logging.ERROR)
@@ -50,46 +50,46 @@ class Answer:
     """
 
     def __init__(self, max_bytes: int):
-        self._start, self._max_bytes = time.monotonic(), max_bytes
+        self.excess = ""  # the limit that the answer has exceeded, in words
+        self._max_bytes = max_bytes
         self._num_sent = self._num_received = 0
 
-    @property
-    def excess(self) -> str:
-        """The limit that the answer has exceeded, in words; empty if none."""
-        if time.monotonic() >= self._start + self._seconds:
-            return f"it was not complete within {self._seconds:.0f} s"
-        return f"it has more than {self._max_bytes} bytes" if self._num_received > self._max_bytes else ""
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+        self._token = _current.set(self)
 
-    @property
-    def _seconds(self) -> float:
-        return _ANSWER_SECONDS + (self._num_sent + self._num_received) / _BYTES_PER_SECOND
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
 
-    def wait_seconds(self) -> float:
-        """Return how long the next read or write may wait.
+    @contextmanager
+    def transfer(self, connection: Any) -> Iterator[None]:
+        """Let the block read or write a socket until the deadline.
 
         Raises:
             TimeoutError: the answer has exceeded a limit.
         """
-        if excess := self.excess:
-            raise TimeoutError(excess)
-        return min(_SILENCE_SECONDS, max(0.001, self._start + self._seconds - time.monotonic()))
+        if self._num_received > self._max_bytes:
+            self.excess = f"it has more than {self._max_bytes} bytes"
+            raise TimeoutError
+        seconds = _ANSWER_SECONDS + (self._num_sent + self._num_received) / _BYTES_PER_SECOND
+        remaining = self._start + seconds - time.monotonic()
+        try:
+            if remaining <= 0:
+                raise TimeoutError
+            connection.settimeout(min(_SILENCE_SECONDS, remaining))
+            yield
+        except TimeoutError:
+            is_silent = remaining > _SILENCE_SECONDS
+            self.excess = (
+                f"no byte in {_SILENCE_SECONDS:.0f} s" if is_silent else f"not complete in {seconds:.0f} s"
+            )
+            raise
 
     def count_sent(self, num_bytes: int) -> None:
         self._num_sent += num_bytes
 
     def count_received(self, num_bytes: int) -> None:
         self._num_received += num_bytes
-
-
-@contextmanager
-def limited_answer(max_bytes: int) -> Iterator[Answer]:
-    """Limit what this thread sends and receives in the block."""
-    answer = Answer(max_bytes)
-    token = _current.set(answer)
-    try:
-        yield answer
-    finally:
-        _current.reset(token)
 
 
 class _Reader(io.RawIOBase):
@@ -102,13 +102,11 @@ class _Reader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         answer = _current.get()
-        if answer:
-            self._connection.settimeout(answer.wait_seconds())
-        num_bytes: int | None = self._raw.readinto(buffer)
-        if answer:
-            answer.count_received(num_bytes or 0)
+        with answer.transfer(self._connection):
+            num_bytes: int = self._raw.readinto(buffer) or 0
+        answer.count_received(num_bytes)
         return num_bytes
 
     def close(self) -> None:
@@ -131,15 +129,13 @@ class _Socket:
         return reader if buffering == 0 else io.BufferedReader(reader)
 
     def sendall(self, content: Any) -> None:
+        answer = _current.get()
         view = memoryview(content).cast("B")
         for start in range(0, len(view), _PIECE_BYTES):
             piece = view[start : start + _PIECE_BYTES]
-            answer = _current.get()
-            if answer:
-                self._connection.settimeout(answer.wait_seconds())
-            self._connection.sendall(piece)
-            if answer:
-                answer.count_sent(len(piece))
+            with answer.transfer(self._connection):
+                self._connection.sendall(piece)
+            answer.count_sent(len(piece))
 
 
 class _HTTPConnection(AWSHTTPConnection):
@@ -210,7 +206,7 @@ def make_client(access: S3Access, location: str) -> "S3Client":
             "response_checksum_validation": "when_required",
         }
         client = make(config=Config(**options))
-    client.meta.events.register("before-call.s3.HeadBucket", _no_region)
+    client.meta.events.register("before-call.s3.HeadBucket", _no_region)  # type: ignore[arg-type]
     http: Any = client
     pools = {"http": _HTTPPool, "https": _HTTPSPool}
     http._endpoint.http_session._pool_classes_by_scheme.update(pools)  # botocore has no public way to do this

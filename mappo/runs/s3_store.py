@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError
 from mappo.errors import KeyMissing, KeyTaken, StoreUnavailable, TooLarge
 from mappo.runs.retries import make_retrying
 from mappo.runs.s3_access import S3Access, s3_access
-from mappo.runs.s3_client import limited_answer, make_client
+from mappo.runs.s3_client import Answer, make_client
 from mappo.runs.s3_errors import (
     CredentialsRefused,
     NotImplementedByStore,
@@ -165,9 +165,12 @@ class S3Store:
 
         Errors hide their cause (from None): its text can contain a token or a password.
         """
-        with report_outcome(self._on_request, operation), limited_answer(max_bytes) as answer:
+        with report_outcome(self._on_request, operation):
+            answer = Answer(max_bytes)
             try:
-                return request(self._client())
+                client = self._client()
+                with answer:
+                    return request(client)
             except ClientError as error:
                 described = error_of_response(self._described(location), error.response)
                 if isinstance(described, CredentialsRefused):
