@@ -23,7 +23,6 @@ _HINTS = {
 }
 _KINDS = {
     stat.S_IFDIR: "a directory",
-    stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -42,7 +41,7 @@ class DirectoryStore:
     def read(self, key: str, max_bytes: int) -> bytes:
         with self._request("read", key):
             path = self._path(key)
-            _require(stat.S_IFREG, path)
+            _require_file(path)
             with os.fdopen(os.open(path, _NOTHING_ELSE), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > max_bytes:
@@ -85,8 +84,8 @@ class DirectoryStore:
         folder = self._directory
         for part in filter(None, name.split("/")):
             folder /= part
-            with suppress(FileNotFoundError):
-                _require(stat.S_IFDIR, folder)
+            if folder.is_symlink():
+                raise StoreError(f"{folder}: a link, and not a directory; remove it")
         return folder
 
     @contextmanager
@@ -122,16 +121,16 @@ class DirectoryStore:
                 raise StoreError(f"{message}{_HINTS.get(error.errno or 0, '')}") from error
 
 
-def _require(kind: int, path: Path) -> None:
-    """Refuse a path of another kind.
+def _require_file(path: Path) -> None:
+    """Refuse links, FIFOs, devices and the like.
 
     Raises:
-        StoreError: the path is of another kind.
+        StoreError: the path is no regular file.
         FileNotFoundError: there is nothing.
     """
-    other = stat.S_IFMT(path.lstat().st_mode)
-    if other != kind:
-        raise StoreError(f"{path}: {_KINDS.get(other, 'something')}, and not {_KINDS[kind]}; remove it")
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    if kind != stat.S_IFREG:
+        raise StoreError(f"{path}: {_KINDS.get(kind, 'something')}, and not a file; remove it")
 
 
 def _raise_unless_missing(error: OSError) -> None:
