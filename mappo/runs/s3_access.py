@@ -86,12 +86,17 @@ def require_plain(name: str, value: str, ascii_only: bool = True) -> None:
     Raises:
         StoreError: the value has a character that is not printable, a space at an end, or one beyond ASCII.
     """
-    if not value.isprintable() or value != value.strip() or (ascii_only and not value.isascii()):
-        beyond = ", a letter beyond ASCII" if ascii_only else ""
-        raise StoreError(
-            f"{name} has a line end, a space at an end{beyond} or another character that it cannot have; set it "
-            "again without it (printf writes no line end, echo does)"
-        )
+    fault = ""
+    if "\n" in value or "\r" in value:
+        fault = "a line end, which `echo` writes and `printf` does not"
+    elif not value.isprintable():
+        fault = "a character that cannot be printed"
+    elif value != value.strip():
+        fault = "a space at an end"
+    elif ascii_only and not value.isascii():
+        fault = "a letter beyond ASCII"
+    if fault:
+        raise StoreError(f"{name} contains {fault}: set it again without it")
 
 
 def _require_plain_variables(environment: Mapping[str, str], *prefixes: str) -> None:

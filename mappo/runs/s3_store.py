@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -106,9 +107,10 @@ class S3Store:
         return self._with_retries("list", prefix, list_all, _MAX_LISTING_BYTES)
 
     def delete(self, key: str) -> None:
-        self._with_retries(
-            "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
-        )
+        with suppress(KeyMissing):  # some stores refuse to delete what does not exist
+            self._with_retries(
+                "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            )
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
