@@ -3,6 +3,7 @@
 import http.server
 import logging
 import os
+import random
 import re
 import shutil
 import ssl
@@ -501,3 +502,84 @@ def test_endpoint_that_is_not_a_url_is_an_error_for_kubeflows_store_too(faulty, 
     error, _ = error_of(lambda: open_store(location.replace("s3:", "minio:"), LONG).entries())
     assert "MAPPO_MINIO_ENDPOINT" in str(error)
     assert not isinstance(error, StoreUnavailable)
+
+
+# Garbage
+
+
+def garbage(rng):
+    """Return an HTTP answer that is nearly one of an S3 store."""
+    listing = (
+        b"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>runs/a/k</Key><Size>1</Size></Contents>"
+    )
+    bodies = [
+        *(
+            b"",
+            b"1",
+            b"{",
+            b"<",
+            b"<a/>",
+            b"<html><body>x<br></body></html>",
+            b"<Error/>",
+            b"<a><Error>x</Error></a>",
+        ),
+        *(b"<Error><Code>NoSuchKey</Code></Error>", b"<Error><Code><a/><b/></Code></Error>", b"<Error>x</Error>"),
+        *(listing + b"</ListBucketResult>", listing, b"<a>" * 3000 + b"</a>" * 3000, bytes(range(256))),
+        b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+        b"<ListBucketResult><IsTruncated>x</IsTruncated><Contents><Size>x</Size></Contents></ListBucketResult>",
+    ]
+    body = rng.choice(bodies)
+    headers = [
+        *("", "", f"Content-Length: {len(body)}", f"Content-Length: {len(body) + 9}", "Content-Length: x"),
+        *("Transfer-Encoding: chunked", "Content-Encoding: gzip", "Last-Modified: x", "x-amz-bucket-region: ?"),
+        *(
+            "Content-Type: text/html",
+            "x-amz-checksum-crc32: ?",
+            "Location: http://127.0.0.1:1/",
+            ": ",
+            "\xff: \xff",
+        ),
+    ]
+    first_lines = [
+        f"HTTP/1.1 {status} x" for status in (100, 200, 200, 200, 204, 206, 301, 400, 404, 412, 416, 500)
+    ]
+    first_lines += ["HTTP/1.1 x", "HTTP/9.9 200 x", "", "x", "HTTP/1.1 200"]
+    lines = [rng.choice(first_lines), *(rng.choice(headers) for _ in range(rng.randrange(4)))]
+    return "\r\n".join(line for line in lines if line).encode("latin-1") + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(("seed", "num_rounds"), [(7, 30), pytest.param(8, 2000, marks=pytest.mark.long)])
+def test_answer_of_garbage_is_an_error_or_an_answer_but_never_another_exception(
+    faulty, monkeypatch, seed, num_rounds
+):
+    rng = random.Random(seed)
+
+    class Random(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.wfile.write(garbage(rng))
+            self.close_connection = True
+
+        def __getattr__(self, name):
+            if name.startswith("do_"):
+                return self.answer
+            raise AttributeError(name)
+
+        def log_message(self, *arguments):
+            pass
+
+    _, location = faulty
+    outcomes = []
+    with serve(Random) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = open_store(location, 0)
+        for _ in range(num_rounds):
+            for call in calls(store).values():
+                try:
+                    call()
+                except StoreError as error:
+                    outcomes.append(error)
+                else:
+                    outcomes.append(None)
+    assert all(len(str(outcome).splitlines()) == 1 for outcome in outcomes)
+    outcomes = [outcome and type(outcome) for outcome in outcomes]
+    assert {None, StoreUnavailable, StoreError, KeyMissing} <= set(outcomes)
