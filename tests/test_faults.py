@@ -357,6 +357,26 @@ def test_disk_that_is_full_for_a_while_does_not_stop_training_and_everything_is_
     assert (small_disk / "history.csv").read_text() == last(small_disk / "run").history
 
 
+def test_disk_that_is_read_only_for_a_while_does_not_stop_training(small_disk, whole, tmp_path, caplog):
+    def remount(mode):
+        """Mount the disk again; that fails while the saver has a file open."""
+        command = ["mount", "-o", f"remount,{mode}", str(small_disk)]
+        wait_until(lambda: subprocess.run(command, capture_output=True).returncode == 0)
+
+    def on_report(report):
+        if report.progress.iteration == 3:
+            remount("ro")
+        if report.progress.iteration == 9:
+            wait_until(lambda: "Read-only file system" in caplog.text)
+            remount("rw")
+
+    with caplog.at_level(logging.WARNING):
+        assert_same_training(train_at(small_disk / "run", tmp_path, on_report), whole)
+    assert "Read-only file system; make it writable, and saving continues" in caplog.text
+    assert "saving works again" in caplog.text
+    assert_same_training(last(small_disk / "run"), whole)
+
+
 def test_best_output_of_training_is_a_run_with_one_checkpoint(tmp_path):
     result = train_stage(to_json(CONFIG), tmp_path / "run", tmp_path / "history.csv", tmp_path / "best")
     assert len(iterations(tmp_path / "best")) == 1

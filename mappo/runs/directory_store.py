@@ -1,16 +1,34 @@
-"""A store in a directory of a file system."""
+"""A store in a directory of a file system.
+
+The directory itself may be a link. Below it, nothing but directories and regular files is ever opened: a link
+could lead out of the store, and reading a FIFO or a device could wait for ever or never end.
+"""
 
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mappo.errors import KeyMissing, StoreError, TooLarge
 from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
 _PARTIAL = ".partial-"  # marks the name of a file that is still being written
+_NOTHING_ELSE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a file may become a link or a FIFO meanwhile
+_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space, and saving continues"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "; make it writable, and saving continues"),
+}
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class DirectoryStore:
@@ -21,11 +39,14 @@ class DirectoryStore:
         self._directory, self._on_request = directory, on_request
 
     def read(self, key: str, max_bytes: int) -> bytes:
-        path = self._path(key)
         with self._request("read", key):
-            if (size := path.stat().st_size) > max_bytes:
-                raise TooLarge(f"{path}: {size} bytes, at most {max_bytes} are read")
-            return path.read_bytes()
+            path = self._path(key)
+            _require_file(path)
+            with os.fdopen(os.open(path, _NOTHING_ELSE), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > max_bytes:
+                    raise TooLarge(f"{path}: {size} bytes, at most {max_bytes} are read")
+                return file.read(size)
 
     def write(self, key: str, content: bytes) -> None:
         with self._request("write", key), self._partial(key, content) as partial_file:
@@ -41,22 +62,31 @@ class DirectoryStore:
     def entries(self, prefix: str = "") -> list[Entry]:
         entries = []
         with self._request("list", prefix):
-            for path in sorted((self._directory / prefix).rglob("*")):
-                try:
-                    status = path.lstat()
-                except FileNotFoundError:  # another process has deleted it during the listing
-                    continue
-                if path.is_file() and not path.is_symlink():
-                    key = path.relative_to(self._directory).as_posix()
-                    entries.append(Entry(key, status.st_size, status.st_mtime))
-        return entries
+            for folder, _, names in os.walk(self._folder(prefix.rstrip("/")), onerror=_raise_unless_missing):
+                for path in (Path(folder, name) for name in names):
+                    with suppress(FileNotFoundError):  # another process has deleted it during the listing
+                        status = path.lstat()
+                        if stat.S_ISREG(status.st_mode):
+                            key = path.relative_to(self._directory).as_posix()
+                            entries.append(Entry(key, status.st_size, status.st_mtime))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         with self._request("delete", key):
             self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self._directory / checked_key(key)
+        folder, _, name = checked_key(key).rpartition("/")
+        return self._folder(folder) / name
+
+    def _folder(self, name: str) -> Path:
+        """Return a directory of the store, which need not exist. Refuse links on the way to it."""
+        folder = self._directory
+        for part in filter(None, name.split("/")):
+            folder /= part
+            if folder.is_symlink():
+                raise StoreError(f"{folder}: a link, and not a directory; remove it")
+        return folder
 
     @contextmanager
     def _partial(self, key: str, content: bytes) -> Iterator[Path]:
@@ -66,7 +96,7 @@ class DirectoryStore:
         the block has renamed it. So a crash leaves the file of the key either complete or unchanged.
         """
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         partial_file = path.with_name(f"{path.name}{_PARTIAL}{secrets.token_hex(4)}")
         try:
             with partial_file.open("xb") as file:
@@ -76,19 +106,46 @@ class DirectoryStore:
             yield partial_file
             _sync_directory(path.parent)  # makes the new name durable, too
         finally:
-            partial_file.unlink(missing_ok=True)
+            with suppress(OSError):  # the cause is another error already; `Run.garbage` finds what remains
+                partial_file.unlink(missing_ok=True)
 
     @contextmanager
     def _request(self, operation: str, key: str) -> Iterator[None]:
         with report_outcome(self._on_request, operation):
             try:
                 yield
-            except FileNotFoundError as error:
-                raise KeyMissing(f"{self._directory / key}: {error.strerror}") from error
             except OSError as error:
-                is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                hint = "; free some space, and saving continues" if is_full else ""
-                raise StoreError(f"{self._directory / key}: {error.strerror}{hint}") from error
+                message = f"{self._directory / key}: {error.strerror}"
+                if operation == "read":
+                    raise (KeyMissing if error.errno == errno.ENOENT else StoreError)(message) from error
+                raise StoreError(f"{message}{_HINTS.get(error.errno or 0, '')}") from error
+
+
+def _require_file(path: Path) -> None:
+    """Refuse links, FIFOs, devices and the like.
+
+    Raises:
+        StoreError: the path is no regular file.
+        FileNotFoundError: there is nothing.
+    """
+    kind = stat.S_IFMT(path.lstat().st_mode)
+    if kind != stat.S_IFREG:
+        raise StoreError(f"{path}: {_KINDS.get(kind, 'something')}, and not a file; remove it")
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _make_directory(directory: Path) -> None:
+    """Create a directory and its parents, each of which survives a power loss."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    with suppress(FileExistsError):
+        directory.mkdir()
+    _sync_directory(directory.parent)
 
 
 def _sync_directory(directory: Path) -> None:

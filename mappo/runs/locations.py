@@ -10,6 +10,7 @@ from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.store import OnRequest, Store, ignore_request
 
 _S3 = re.compile(r"(s3|minio)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=:@+,-]+)*)/?")
+_ALMOST_S3 = re.compile(r"(s3|minio)([:;]|//)|.*[\x00-\x1f\x7f]", re.IGNORECASE | re.DOTALL)
 
 
 def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequest = ignore_request) -> Store:
@@ -21,7 +22,7 @@ def open_store(location: str, patience_seconds: float = 60.0, on_request: OnRequ
     Raises:
         StoreError: the text is not a location.
     """
-    if ":/" not in location:
+    if ":/" not in location and not _ALMOST_S3.match(location):
         return DirectoryStore(Path(location), on_request)
     from mappo.runs.s3_store import S3Store  # imported here: boto3 takes long, and directories need none of it
 

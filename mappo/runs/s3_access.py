@@ -22,6 +22,10 @@ _KUBEFLOW_KEYS = (
     f"{KUBEFLOW_SECRET}; "
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY replace them where AWS_ENDPOINT_URL is this endpoint"
 )
+_IN_HEADERS = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_DEFAULT_REGION"),
+    "MAPPO_KUBEFLOW_ACCESS_KEY",
+}
 _BOTO3 = "boto3; AWS_ENDPOINT_URL names another store than Amazon's"
 _PROVIDERS = "key providers of Kubeflow's config map kfp-launcher"
 _ANOTHER = "; minio_endpoint of the site's file (MAPPO_MINIO_ENDPOINT) names another store"
@@ -59,24 +63,56 @@ def s3_access(scheme: str, environment: Mapping[str, str]) -> S3Access:
     not set.
 
     Raises:
-        StoreError: the endpoint has to come from Kubeflow's providers, which cannot be read.
+        StoreError: the endpoint has to come from Kubeflow's providers, which cannot be read, or a variable has a
+            line end or another character that no request can carry.
     """
     variable = next((name for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if environment.get(name)), "")
     if scheme == "s3":
+        _require_plain_variables(environment, "AWS_")
         return S3Access(None, f"from {variable or _BOTO3}")
     keys = (environment.get("MAPPO_KUBEFLOW_ACCESS_KEY", ""), environment.get("MAPPO_KUBEFLOW_SECRET_KEY", ""))
     access = _minio_endpoint("" if all(keys) else variable, environment)
     is_for_aws = access.secret not in ("", KUBEFLOW_SECRET) or _is_same(access.endpoint, environment.get(variable))
     if not all(keys) or (is_for_aws and any(environment.get(name) for name in _AWS_CREDENTIALS)):
+        _require_plain_variables(environment, "AWS_", "MAPPO_MINIO_")
         return access
+    _require_plain_variables(environment, "MAPPO_KUBEFLOW_ACCESS", "MAPPO_KUBEFLOW_SECRET", "MAPPO_MINIO_")
     return replace(access, keys=keys, keys_origin=_KUBEFLOW_KEYS)
+
+
+def require_plain(name: str, value: str, ascii_only: bool = True) -> None:
+    """Refuse a value that no request can carry, such as a key with a line end. The message leaves the value out.
+
+    Raises:
+        StoreError: the value has a character that is not printable, a space at an end, or one beyond ASCII.
+    """
+    fault = ""
+    if "\n" in value or "\r" in value:
+        fault = "a line end, which `echo` writes and `printf` does not"
+    elif not value.isprintable():
+        fault = "a character that cannot be printed"
+    elif value != value.strip():
+        fault = "a space at an end"
+    elif ascii_only and not value.isascii():
+        fault = "a letter beyond ASCII"
+    if fault:
+        raise StoreError(f"{name} contains {fault}: set it again without it")
+
+
+def _require_plain_variables(environment: Mapping[str, str], *prefixes: str) -> None:
+    for name, value in environment.items():
+        if name.startswith(prefixes):
+            require_plain(name, value, ascii_only=name in _IN_HEADERS)
 
 
 def _is_same(one: str | None, other: str | None) -> bool:
     """Return whether two URLs name the same endpoint."""
     if not one or not other:
         return False
-    parts = [urlsplit(url) for url in (one, other)]
+    try:
+        parts = [urlsplit(url) for url in (one, other)]
+    except ValueError:  # one of them is no URL, which the client reports
+        return False
     return len({(part.scheme, part.netloc.lower()) for part in parts}) == 1
 
 

@@ -2,33 +2,46 @@
 
 import base64
 import hashlib
+import io
 import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState
+from urllib3.exceptions import HTTPError
 
-from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable, TooLarge
+from mappo.errors import KeyMissing, KeyTaken, StoreUnavailable, TooLarge
 from mappo.runs.retries import make_retrying
 from mappo.runs.s3_access import S3Access, s3_access
+from mappo.runs.s3_client import Answer, make_client
+from mappo.runs.s3_errors import (
+    CredentialsRefused,
+    NotImplementedByStore,
+    Request,
+    error_of_connection,
+    error_of_response,
+    has_no_code,
+)
 from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _log = logging.getLogger(__name__)
-_TRANSIENT = {
-    *("SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "RequestLimitExceeded"),
-    *("BadDigest", "XAmzContentSHA256Mismatch"),  # the network has damaged the upload
-}
-_CREDENTIALS = {
-    *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
-    *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
-}
+_LOGGED_ATTEMPT = 3  # of a request; earlier ones happen all the time
+_MAX_ANSWER_BYTES = 1 << 20  # of an answer without an object or a listing
+_MAX_LISTING_BYTES = 1 << 30
+_CHUNK_BYTES = 1 << 20
+_UNREADABLE = (  # what boto3 raises for answers that are not S3's
+    *(ResponseParserError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
+)
 
 T = TypeVar("T")
 
@@ -49,26 +62,35 @@ class S3Store:
         self._scheme, self._access = scheme, S3Access(None, "from the environment")  # the first request sets it
         self._patience_seconds, self._on_request = patience_seconds, on_request
         self._cached_client: S3Client | None = None
+        self._implements_conditions = True
 
     def read(self, key: str, max_bytes: int) -> bytes:
         def get(client: "S3Client") -> bytes:
-            response = client.get_object(Bucket=self._bucket, Key=self._key(key))
-            with response["Body"] as body:
-                if response["ContentLength"] > max_bytes:
-                    size = response["ContentLength"]
-                    raise TooLarge(f"{self.location}/{key}: {size} bytes, at most {max_bytes} are read")
-                return body.read()
+            try:
+                response = client.get_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if has_no_code(error.response, 404) and not self._is_listed(client, key):
+                    raise KeyMissing(f"{self.location}/{key}: the store has no such key") from None
+                raise
+            return self._body(response, f"{self.location}/{key}", max_bytes)
 
-        return self._with_retries("read", key, get)
+        return self._with_retries("read", key, get, max_bytes + _MAX_ANSWER_BYTES)
 
     def write(self, key: str, content: bytes) -> None:
         self._with_retries("write", key, lambda client: self._put(client, key, content))
 
     def create(self, key: str, content: bytes) -> None:
         try:
-            self._with_retries("create", key, lambda client: self._put(client, key, content, IfNoneMatch="*"))
+            if self._implements_conditions:
+                condition = {"IfNoneMatch": "*"}
+                return self._with_retries(
+                    "create", key, lambda client: self._put(client, key, content, **condition)
+                )
         except KeyTaken:  # an earlier try of this write may have created the key although its response was lost
-            require_same(self, key, content)
+            return require_same(self, key, content)
+        except NotImplementedByStore:  # as in a store that ignores the condition: see `honours_conditions`
+            self._implements_conditions = False
+        return self.write(key, content)
 
     def entries(self, prefix: str = "") -> list[Entry]:
         def list_all(client: "S3Client") -> list[Entry]:
@@ -78,143 +100,101 @@ class S3Store:
                 Bucket=self._bucket, Prefix=self._prefix + prefix
             )
             for page in pages:
-                for item in page.get("Contents", []):
+                for item in self._listed(page):
                     entries.append(Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp()))
             return sorted(entries, key=lambda entry: entry.key)
 
-        return self._with_retries("list", prefix, list_all)
+        return self._with_retries("list", prefix, list_all, _MAX_LISTING_BYTES)
 
     def delete(self, key: str) -> None:
-        self._with_retries(
-            "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
-        )
+        with suppress(KeyMissing):  # some stores refuse to delete what does not exist
+            self._with_retries(
+                "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            )
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
+
+    def _body(self, response: Any, location: str, max_bytes: int) -> bytes:
+        """Return the body of an answer, whose length need not be known beforehand."""
+        length = response.get("ContentLength")
+        content, body = io.BytesIO(), response["Body"]
+        try:
+            if length is None or length <= max_bytes:
+                while chunk := body.read(_CHUNK_BYTES):  # the last, empty read checks the length
+                    content.write(chunk)
+                    if content.tell() > max_bytes:
+                        break
+                else:
+                    return content.getvalue()
+            size = "too many" if length is None else length
+            raise TooLarge(f"{location}: {size} bytes, at most {max_bytes} are read")
+        finally:
+            body.close()
+
+    def _listed(self, page: Any) -> list[Any]:
+        """Return the objects of a page of a listing."""
+        if "IsTruncated" not in page:  # a listing of nothing has it, too; an empty answer has not
+            raise StoreUnavailable(f"{self.location}: the store answered a request to list with something else")
+        contents: list[Any] = page.get("Contents", [])
+        return contents
+
+    def _is_listed(self, client: "S3Client", key: str) -> bool:
+        """Return whether a listing contains a key: the store answered 404 without a reason."""
+        page = client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(key), MaxKeys=1)
+        return any(item["Key"] == self._key(key) for item in self._listed(page))
 
     def _put(self, client: "S3Client", key: str, content: bytes, **condition: Any) -> None:
         digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
         client.put_object(Bucket=self._bucket, Key=self._key(key), Body=content, ContentMD5=digest, **condition)
 
-    def _with_retries(self, operation: str, key: str, request: Callable[["S3Client"], T]) -> T:
+    def _with_retries(
+        self,
+        operation: str,
+        key: str,
+        request: Callable[["S3Client"], T],
+        max_bytes: int = _MAX_ANSWER_BYTES,
+    ) -> T:
         """Send a request, and retry it with growing pauses while its error is transient."""
         location = f"{self.location}/{key}"
         log = partial(_log_retry, self._patience_seconds)
         retrying = make_retrying(_is_retryable, self._patience_seconds, 10.0, log)
-        result: T = retrying(self._send, operation, location, request)
+        result: T = retrying(self._send, operation, location, request, max_bytes)
         return result
 
-    def _send(self, operation: str, location: str, request: Callable[["S3Client"], T]) -> T:
-        from botocore.exceptions import BotoCoreError, ClientError
-        from urllib3.exceptions import HTTPError
+    def _send(self, operation: str, location: str, request: Callable[["S3Client"], T], max_bytes: int) -> T:
+        """Send a request once.
 
-        with report_outcome(self._on_request, operation):
-            try:
-                return request(self._client())
-            except ClientError as error:
-                raise self._error_of_response(location, error.response) from error
-            except (BotoCoreError, HTTPError, OSError) as error:
-                raise self._error_of_connection(location, error) from error
-
-    def _error_of_response(self, location: str, response: Any) -> StoreError:
-        """Return the error that describes a response with an error code."""
-        code = str(response.get("Error", {}).get("Code", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        message = f"{location}: the store answered {status} {code}"
-        if code == "NoSuchKey":
-            return KeyMissing(f"{location}: the store has no such key")
-        if code == "NoSuchBucket":
-            return StoreError(
-                f"{location}: there is no bucket {self._bucket!r} at {self._endpoint()}; create it first"
-            )
-        if status == 412:
-            return KeyTaken(f"{location}: the key exists already")
-        if code in _CREDENTIALS or status in (401, 403):
-            endpoint = self._endpoint()
-            self._cached_client = None  # a new client reads mounted credentials again, which may have been renewed
-            return StoreError(
-                f"{message}: the credentials are wrong, expired, or not allowed to do this at {endpoint}; "
-                f"check {self._access.keys_origin}"
-            )
-        is_transient = status >= 500 or status in (409, 429) or code in _TRANSIENT
-        return StoreUnavailable(message) if is_transient else StoreError(message)
-
-    def _error_of_connection(self, location: str, error: Exception) -> StoreError:
-        """Return the error that describes a missing or unreadable response.
-
-        Most texts of the library's errors are left out, since they can contain a password from the URL of the
-        endpoint.
+        Errors hide their cause (from None): its text can contain a token or a password.
         """
-        from botocore import exceptions as boto
-
-        name = type(error).__name__
-        if isinstance(error, boto.SSLError):
-            return StoreError(
-                f"{location}: the certificate of {self._endpoint()} is not trusted; name the certificates of its "
-                "authority in AWS_CA_BUNDLE"
-            )
-        if isinstance(
-            error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError
-        ):
-            return StoreError(
-                f"{location}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or mount a "
-                f"credentials file and name it in AWS_SHARED_CREDENTIALS_FILE; they are for {self._endpoint()}"
-            )
-        if isinstance(
-            error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError
-        ) or not isinstance(error, boto.BotoCoreError):
-            return StoreUnavailable(f"{location}: no usable answer from {self._endpoint()}: {name}")
-        return StoreError(f"{location}: {name}: {error}")
+        with report_outcome(self._on_request, operation):
+            answer = Answer(max_bytes)
+            try:
+                client = self._client()
+                with answer:
+                    return request(client)
+            except ClientError as error:
+                described = error_of_response(self._described(location), error.response)
+                if isinstance(described, CredentialsRefused):
+                    self._cached_client = None  # a new client reads mounted credentials, which may be renewed
+                raise described from None
+            except (BotoCoreError, HTTPError, OSError, *_UNREADABLE) as error:
+                raise error_of_connection(self._described(location), error, answer.excess) from None
 
     def _client(self) -> "S3Client":
         if self._cached_client is None:
-            self._cached_client = self._make_client()
+            self._access = s3_access(self._scheme, os.environ)
+            self._cached_client = make_client(self._access, self.location)
         return self._cached_client
 
-    def _make_client(self) -> "S3Client":
-        """Return a client with boto3's defaults for Amazon.
-
-        For every other store, use path-style addresses, and send checksums only where S3 requires them: many
-        stores support neither virtual hosts nor boto3's newer checksums.
-        """
-        import boto3
-        from botocore.config import Config
-
-        options: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
-        self._access = access = s3_access(self._scheme, os.environ)
-        access_key, secret_key = access.keys or (None, None)
-        make: Callable[..., S3Client] = partial(
-            boto3.session.Session().client,
-            "s3",
-            endpoint_url=access.endpoint,
-            region_name=access.region,
-            aws_access_key_id=access_key,
-            aws_secret_access_key=secret_key,
-        )
-        try:
-            client = make(config=Config(**options))
-            url = urlsplit(client.meta.endpoint_url)
-            _ = url.port  # raises ValueError if the port is not a number
-        except ValueError:  # its text can contain a password from the URL, so that this error leaves the text out
-            raise StoreError(
-                f"{self.location}: the endpoint ({access.endpoint_origin}) is not a URL such as http://host:9000 "
-                "or https://host"
-            ) from None
-        if (url.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            return client
-        options |= {
-            "s3": {"addressing_style": "path"},
-            "request_checksum_calculation": "when_required",
-            "response_checksum_validation": "when_required",
-        }
-        return make(config=Config(**options))
-
-    def _endpoint(self) -> str:
+    def _described(self, location: str) -> Request:
         if self._cached_client is None:
-            return "its endpoint"
-        url = urlsplit(self._cached_client.meta.endpoint_url)
+            return Request(location, self._bucket, "its endpoint", self._access.keys_origin, "the client's")
+        meta = self._cached_client.meta
+        url = urlsplit(meta.endpoint_url)
         host = url.netloc.rpartition("@")[2]  # the text before @ may be a password
-        return f"{url.scheme}://{host} ({self._access.endpoint_origin})"
+        endpoint = f"{url.scheme}://{host} ({self._access.endpoint_origin})"
+        return Request(location, self._bucket, endpoint, self._access.keys_origin, str(meta.region_name))
 
 
 def _is_retryable(error: BaseException) -> bool:
@@ -222,7 +202,7 @@ def _is_retryable(error: BaseException) -> bool:
 
 
 def _log_retry(patience_seconds: float, state: RetryCallState) -> None:
-    if state.attempt_number in (3, 6) or state.attempt_number % 10 == 0:
+    if state.attempt_number == _LOGGED_ATTEMPT:
         remaining_seconds = max(0.0, patience_seconds - (time.monotonic() - state.start_time))
         error = state.outcome.exception() if state.outcome else None
         _log.warning("%s; trying again for %.0f s", error, remaining_seconds)

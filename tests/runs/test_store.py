@@ -187,6 +187,16 @@ def test_keys_that_leave_the_store_are_refused(s3, tmp_path, location):
             "s3://bucket/a?b",
             "S3://bucket/a",
         ),
+        *(
+            "s3//bucket/a",
+            "s3:bucket/a",
+            "S3//bucket",
+            "minio//bucket/a",
+            "s3;//bucket",
+            "runs\n",
+            "\0",
+            "runs\x7f/a",
+        ),
     ],
 )
 def test_text_that_is_not_a_location_is_refused(location):

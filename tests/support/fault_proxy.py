@@ -2,16 +2,22 @@
 
 A rule returns the fault of each request. An empty string forwards the request unchanged. The faults are:
 
-    503 SlowDown        respond with this status and S3 error code; without a code, with a page of HTML
+    503 SlowDown        respond with this status and S3 error code; without a code, with a page of HTML;
+                        with `empty` as the code, without a body; with `cut` as the code, with half of the XML
     delay 0.5           forward the request after 0.5 seconds
+    drip 0.1 16         send 16 bytes of the response every 0.1 seconds, from its first line on
     hold                forward the request after `released` is set
+    unread              do not read the request's body until `released` is set
     reset early         reset the connection before the body is read
     reset middle        reset the connection in the middle of the body
     lose reply          forward the request, then reset the connection: the client gets no response
     truncate            forward only half of the response's body
+    chunked             forward the response in chunks, without Content-Length
+    no length           forward the response without Content-Length, and close the connection
     corrupt             flip a bit in the response's body
     corrupt upload      flip a bit in the request's body
     drop condition      forward without If-None-Match; a store that checks signatures refuses the request
+    refuse condition    respond with 501 NotImplemented to requests with If-None-Match
 """
 
 import http.client
@@ -112,11 +118,20 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         if action == "reset early":
             return self._reset()
+        if action == "unread":
+            self.server.released.wait()
+            return self._reset()
         body = self.rfile.read(length // 2 if action == "reset middle" else length)
         if action == "reset middle":
             return self._reset()
+        if action == "refuse condition":
+            action = "501 NotImplemented" if "If-None-Match" in self.headers else ""
         if action[:3].isdecimal():
             return self._refuse(int(action[:3]), action[4:])
+        if action.startswith("drip "):
+            _, seconds, num_bytes = action.split()
+            self.wfile = _Drip(self.wfile, float(seconds), int(num_bytes))
+            self.close_connection = True
         if action.startswith("delay "):
             time.sleep(float(action.removeprefix("delay ")))
         if action == "hold":
@@ -154,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
-        if status not in (204, 304):
+        if action == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif action == "no length":
+            self.close_connection = True
+        elif status not in (204, 304):
             self.send_header("Content-Length", lengths[0] if lengths else str(len(content)))
         self.end_headers()
         if self.command == "HEAD":
@@ -162,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "truncate":
             content = content[: len(content) // 2]
             self.close_connection = True
+        if action == "chunked":
+            content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content) if content else b"0\r\n\r\n"
         self.wfile.write(content)
 
     def _refuse(self, status: int, code: str) -> None:
@@ -169,7 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             content = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'
         else:
             content = "<html><body><h1>A load balancer<br></h1></body></html>"
-        self._send(status, [("Content-Type", "application/xml" if code else "text/html")], content.encode())
+        content = content[: {"empty": 0, "cut": len(content) // 2}.get(code, len(content))]
+        headers = [] if code == "empty" else [("Content-Type", "application/xml" if code else "text/html")]
+        self._send(status, headers, content.encode())
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -178,6 +201,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format, *args):
         pass
+
+
+class _Drip:
+    """A file that writes a few bytes at a time."""
+
+    def __init__(self, file, seconds: float, num_bytes: int):
+        self._file, self._seconds, self._num_bytes = file, seconds, num_bytes
+
+    def write(self, content: bytes) -> int:
+        for start in range(0, len(content), self._num_bytes):
+            self._file.write(content[start : start + self._num_bytes])
+            time.sleep(self._seconds)
+        return len(content)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
 
 
 def _flipped(content: bytes) -> bytes:
