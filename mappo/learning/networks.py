@@ -1,4 +1,4 @@
-"""The decentralised actor and the centralised critic, sized from the environment's specs."""
+"""The decentralised actor and the critic, centralised or not, sized from the environment's specs."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +26,11 @@ _IMPOSSIBLE = -1e8  # a logit whose probability is 0
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of MAPPO; both read and write tensordicts.
+    """The networks of MAPPO or IPPO; both read and write tensordicts.
 
     policy: maps each agent's observation to its action, with one set of weights for all agents or one for each.
-    critic: maps the observations of all agents together to one value for each agent, in units of the reward.
+    critic: maps observations to one value for each agent, in units of the reward. A central critic sees the
+    observations of all agents, an own critic only those of the agent.
     """
 
     policy: ProbabilisticActor
@@ -109,27 +110,37 @@ class OnePerAgent(nn.Module):
         return torch.stack([network(features) for network, features in pairs], dim=-2)
 
 
-class CentralisedCritic(nn.Module):
+class Critic(nn.Module):
     """The critic, which maps the observations of all agents to the values of all agents.
 
-    The network has one output per agent, since rewards may differ between agents. With `moments` of the value
-    targets, the network predicts standardised values. Source: Yu et al., The Surprising Effectiveness of PPO
-    in Cooperative Multi-Agent Games (2022), sections 3 and 5.1.
+    The network of a central critic sees all observations at once. It has one output per agent, since rewards may
+    differ between agents. The network of an own critic sees one observation and returns the value of its agent.
+    With `moments` of the value targets, the network predicts standardised values. Source: Yu et al., The
+    Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), sections 3 and 5.1; the own critic:
+    de Witt et al., Is Independent Learning All You Need in the StarCraft Multi-Agent Challenge? (2020).
     """
 
-    def __init__(self, observation_normaliser: nn.Module, network: nn.Module, moments: RunningMoments | None):
+    def __init__(
+        self,
+        observation_normaliser: nn.Module,
+        network: nn.Module,
+        moments: RunningMoments | None,
+        is_central: bool,
+    ):
         super().__init__()
         self.observation_normaliser = observation_normaliser
         self.network = network
         self.moments = moments
+        self.is_central = is_central
 
     def predict(self, observation: Tensor) -> Tensor:
         """Return the network's predictions [..., agents, 1], standardised if the critic has moments.
 
         Observations are [..., agents, features].
         """
-        values: Tensor = self.network(self.observation_normaliser(observation).flatten(-2))
-        return values.unsqueeze(-1)
+        features = self.observation_normaliser(observation)
+        values: Tensor = self.network(features.flatten(-2) if self.is_central else features)
+        return values.unsqueeze(-1) if self.is_central else values
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return values [..., agents, 1] in units of the reward for observations [..., agents, features]."""
@@ -157,7 +168,7 @@ class MultiCategorical(Independent):  # type: ignore[type-arg]
 
 def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
     """Make networks on the environment's device; torch's random stream determines their initial weights."""
-    num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
+    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
 
     def normaliser() -> nn.Module:
         if config.normalise_observations:
@@ -165,19 +176,26 @@ def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
         return nn.Identity()
 
     policy = _make_policy(config, environment, normaliser())
-    critic = CentralisedCritic(
+    critic = Critic(
         normaliser(),
-        _mlp(config, num_agents * num_features, num_agents, environment),
+        _critic_network(config, environment),
         RunningMoments(1, environment.device) if config.normalise_values else None,
+        config.critic == "central",
     )
     return Networks(policy, TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE]))
 
 
-def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Module) -> ProbabilisticActor:
+def _critic_network(config: NetworksConfig, environment: EnvBase) -> MLP | OnePerAgent:
     num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
+    if config.critic == "central":
+        return _mlp(config, num_agents * num_features, num_agents, environment)
+    return _for_agents(config, num_features, 1, environment)
+
+
+def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Module) -> ProbabilisticActor:
+    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
     num_outputs, keys, distribution = _action_distribution(environment)
-    actor = partial(_mlp, config, num_features, num_outputs, environment)
-    actors = actor() if config.share_policy else OnePerAgent([actor() for _ in range(num_agents)])
+    actors = _for_agents(config, num_features, num_outputs, environment)
     extractor = NormalParamExtractor() if keys == [_LOC, _SCALE] else nn.Identity()
     return ProbabilisticActor(
         TensorDictModule(
@@ -203,6 +221,17 @@ def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str
         categorical = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}
         return sum(choices), [_LOGITS], categorical
     return sum(choices), [_LOGITS], {"distribution_class": Categorical}
+
+
+def _for_agents(
+    config: NetworksConfig, in_features: int, out_features: int, environment: EnvBase
+) -> MLP | OnePerAgent:
+    """Make a network that maps features [..., agents, in] to [..., agents, out], each agent by itself."""
+    network = partial(_mlp, config, in_features, out_features, environment)
+    if config.share_policy:
+        return network()
+    num_agents = environment.full_observation_spec_unbatched[OBSERVATION].shape[0]
+    return OnePerAgent([network() for _ in range(num_agents)])
 
 
 def _mlp(config: NetworksConfig, in_features: int, out_features: int, environment: EnvBase) -> MLP:
