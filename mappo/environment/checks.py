@@ -21,6 +21,7 @@ from mappo.compute.resources import gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.environment import (
     action_choices,
+    constant_actions,
     entity_positions,
     has_joints,
     make_environment,
@@ -79,7 +80,11 @@ def environment_is_built(task: Task) -> str:
         if choices
         else f"{environment.full_action_spec_unbatched[ACTION].shape[-1]} action values"
     )
-    return f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
+    constants = "".join(f"; the range of {name} is 0: a constant" for name in constant_actions(environment))
+    return (
+        f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
+        f"{constants}"
+    )
 
 
 def interface_is_kept(task: Task) -> str:

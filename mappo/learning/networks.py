@@ -1,5 +1,6 @@
 """The decentralised actor and the critic, centralised or not, sized from the environment's specs."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent
+from torch.distributions import Categorical, Independent, Normal
 from torchrl.data import MultiCategorical as MultiCategoricalSpec
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
@@ -22,6 +23,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _DECAY = 0.99999  # decay of running moments per update, as in the MAPPO paper's code
 _MIN_VARIANCE = 1e-2  # lower bound of variances, as in the MAPPO paper's code
 _IMPOSSIBLE = -1e8  # a logit whose probability is 0
+_DENSITY_ONE = 1 / math.sqrt(2 * math.pi)  # the deviation of a normal distribution whose density at its mean is 1
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,38 @@ class MultiCategorical(Independent):  # type: ignore[type-arg]
         return self.mode
 
 
+class PartlyConstant(TanhNormal):  # type: ignore[misc]
+    """The distribution of a continuous action of which some components are constants, the middle of their bounds.
+
+    Constants contribute nothing to log-probabilities, entropies and gradients. `is_constant` marks them; it and
+    the bounds are [agents, components].
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, is_constant: Tensor):
+        super().__init__(
+            torch.where(is_constant, 0.0, loc),
+            torch.where(is_constant, _DENSITY_ONE, scale),  # the log-probability of the constant is 0
+            low=torch.where(is_constant, low - 1, low),  # TanhNormal needs bounds that differ; the slope is 1
+            high=torch.where(is_constant, high + 1, high),
+        )
+        self.base_dist.base_dist = _PartlyFixedNormal(self.loc, self.scale, is_constant)
+
+
+class _PartlyFixedNormal(Normal):
+    """A normal distribution whose components marked by `is_fixed` never leave their mean."""
+
+    def __init__(self, loc: Tensor, scale: Tensor, is_fixed: Tensor):
+        super().__init__(loc, scale)
+        self._is_fixed = is_fixed
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        drawn: Tensor = super().sample(sample_shape)  # type: ignore[no-untyped-call]
+        return torch.where(self._is_fixed, self.loc, drawn)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.where(self._is_fixed, self.loc, super().rsample(sample_shape))
+
+
 def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
     """Make networks on the environment's device; torch's random stream determines their initial weights."""
     num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
@@ -216,6 +250,9 @@ def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str
     if not choices:
         bounds = {"low": spec.space.low, "high": spec.space.high}
         squashed = {"distribution_class": TanhNormal, "distribution_kwargs": bounds}
+        if (is_constant := bounds["low"] == bounds["high"]).any():
+            with_constants = {**bounds, "is_constant": is_constant}
+            squashed = {"distribution_class": PartlyConstant, "distribution_kwargs": with_constants}
         return 2 * spec.shape[-1], [_LOC, _SCALE], squashed
     if isinstance(spec, MultiCategoricalSpec):
         categorical = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}

@@ -26,6 +26,10 @@ CASES = {
     "own critic": {"networks": {"critic": "own", "normalise_observations": True}},
     "own critics": {"networks": {"critic": "own", "share_policy": False}},
     "clipped gradients": {"learner": {"max_gradient_norm": 0.01}},
+    "constants": {
+        "environment": {"scenario": "tests.support.scenarios:FixedComponent"},
+        "learner": {"entropy_coefficient": 0.1},
+    },
     "discrete": {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
     "multi-discrete": {"environment": {"actions": "multi-discrete"}, "learner": {"entropy_coefficient": 0.1}},
 }
