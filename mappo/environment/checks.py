@@ -80,10 +80,10 @@ def environment_is_built(task: Task) -> str:
         if choices
         else f"{environment.full_action_spec_unbatched[ACTION].shape[-1]} action values"
     )
-    constants = "".join(f"; the range of {name} is 0: a constant" for name in constant_actions(environment))
+    constants = ", ".join(constant_actions(environment))
     return (
         f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
-        f"{constants}"
+        + (f"; constants, since their range is 0: {constants}" if constants else "")
     )
 
 

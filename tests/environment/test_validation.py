@@ -192,7 +192,7 @@ def test_actions_keep_the_range_of_each_agent():
 
 def test_component_that_cannot_move_is_named_and_fails_no_check():
     checks = outcomes("tests.support.scenarios:FixedComponent")
-    assert checks["environment"].detail.endswith("each; the range of component 1 of strong is 0: a constant")
+    assert checks["environment"].detail.endswith("each; constants, since their range is 0: component 1 of strong")
     assert [name for name, check in checks.items() if check.outcome == "failed"] == []
 
 
