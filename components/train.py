@@ -19,7 +19,7 @@ def train(
     gpu_count: str = "0",
     compiled_by: str = "",
 ):
-    """Train decentralised policies with a centralised critic by MAPPO.
+    """Train decentralised policies by MAPPO, or by IPPO if each agent has its own critic.
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.

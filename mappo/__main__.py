@@ -13,6 +13,7 @@ from mappo.errors import ConfigError
 _EXAMPLES = """examples:
   mappo train                                          train the navigation recipe; write the run into runs/
   mappo train balance --learner.clip-epsilon 0.1       train another recipe with one setting changed
+  mappo train --networks.critic own                    train by IPPO: the critic sees its agent's observation only
   mappo train --environment.scenario wheel --environment.scenario-kwargs '{"n_agents": 3}'
   mappo show-config balance > balance.json             write a configuration to a file; edit the file, then
   mappo train --config balance.json                    train with it

@@ -62,7 +62,7 @@ class EnvironmentConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class NetworksConfig:
-    """The actor and the centralised critic: two separate multi-layer perceptrons with equal hidden layers."""
+    """The actor and the critic: two separate multi-layer perceptrons with equal hidden layers."""
 
     hidden_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...],
@@ -72,8 +72,19 @@ class NetworksConfig:
         Literal["tanh", "relu"], Field(description="activation function after each hidden layer")
     ] = "tanh"
     share_policy: Annotated[
-        bool, Field(description="use one actor for all agents (true), or one actor for each agent (false)")
+        bool,
+        Field(
+            description="use one actor for all agents (true), or one actor for each agent (false); own critics "
+            "are shared alike"
+        ),
     ] = True
+    critic: Annotated[
+        Literal["central", "own"],
+        Field(
+            description="observations that the critic sees: those of all agents (central, MAPPO), or of the agent "
+            "alone (own, IPPO)"
+        ),
+    ] = "central"
     normalise_observations: Annotated[
         bool, Field(description="standardise observations by the running mean and standard deviation of training")
     ] = False
@@ -84,6 +95,13 @@ class NetworksConfig:
             "deviation of the value targets, as in the MAPPO paper"
         ),
     ] = False
+
+    @property
+    def algorithm(self) -> str:
+        """The name of the learning algorithm, which depends on what the critic sees."""
+        if self.critic == "central":
+            return "multi-agent proximal policy optimisation (MAPPO)"
+        return "independent proximal policy optimisation (IPPO)"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -43,6 +43,14 @@ def navigation_quick() -> ExperimentConfig:
     )
 
 
+def navigation_ippo() -> ExperimentConfig:
+    """Train navigation by IPPO, the baseline of MAPPO: each agent's critic sees only its own observation.
+
+    Measured: 51 s of CPU time, beside other work; return 0.99 [0.95, 1.03], random -0.50 [-0.71, -0.32].
+    """
+    return ExperimentConfig(environment=_NAVIGATION, networks=NetworksConfig(critic="own"))
+
+
 def balance() -> ExperimentConfig:
     """Train four agents to carry a ball on a beam to a goal without dropping it.
 
@@ -140,6 +148,7 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
     for recipe in (
         navigation,
         navigation_quick,
+        navigation_ippo,
         balance,
         swarm,
         seed_document,

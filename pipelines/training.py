@@ -31,7 +31,7 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
 
     @dsl.pipeline(
         name="mappo-training",
-        description="Validate the environment, train policies by MAPPO, evaluate the best on held-out seeds.",
+        description="Validate the environment, train policies, evaluate the best on held-out seeds.",
     )
     @with_placement(site, "validate", "train", "evaluate")
     def training(placement: Placement, config: str, store: str = "", run: str = "") -> Artifacts:

@@ -98,7 +98,7 @@ def test_every_field_is_described():
 
 
 def test_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="'nav'.*navigation, navigation-quick, balance"):
+    with pytest.raises(ConfigError, match="'nav'.*navigation, navigation-quick, navigation-ippo, balance"):
         recipe("nav")
 
 

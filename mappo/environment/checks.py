@@ -21,6 +21,7 @@ from mappo.compute.resources import gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.environment import (
     action_choices,
+    constant_actions,
     entity_positions,
     has_joints,
     make_environment,
@@ -80,7 +81,11 @@ def environment_is_built(task: Task) -> str:
         if choices
         else f"{environment.full_action_spec_unbatched[ACTION].shape[-1]} action values"
     )
-    return f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
+    constants = ", ".join(constant_actions(environment))
+    return (
+        f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
+        + (f"; constants, since their range is 0: {constants}" if constants else "")
+    )
 
 
 def interface_is_kept(task: Task) -> str:

@@ -125,6 +125,18 @@ def action_choices(environment: EnvBase) -> tuple[int, ...]:
     return _choices(environment.base_env.action_space[0])
 
 
+def constant_actions(environment: EnvBase) -> list[str]:
+    """Return the components of continuous actions whose range is 0, as `component 1 of agent_0`."""
+    spaces = zip(environment.base_env.agent_names, environment.base_env.action_space, strict=True)
+    return [
+        f"component {index} of {name}"
+        for name, space in spaces
+        if hasattr(space, "low")
+        for index, (low, high) in enumerate(zip(space.low, space.high, strict=True))
+        if low == high
+    ]
+
+
 def entity_positions(environment: EnvBase) -> dict[str, Tensor]:
     """Return copies of the positions [envs, 2] by entity name, without joints, which VMAS places itself."""
     entities = environment.base_env._env.world.entities
@@ -248,21 +260,27 @@ def _require_equal_agents(environment: GroupEnvironment, scenario: str) -> None:
 
 
 def _require_ranges(environment: GroupEnvironment, scenario: str) -> None:
-    """Check that every component of a continuous action has a range.
+    """Check that continuous actions have finite ranges. A component whose range is 0 is a constant.
 
     Raises:
-        ConfigError: a range is 0 or not finite, so there is nothing to learn for this component.
+        ConfigError: a range is negative or not finite, or all ranges are 0, so that there is nothing to learn.
     """
+    can_move = False
     for name, space in zip(environment.agent_names, environment.action_space, strict=True):
         if not hasattr(space, "low"):
-            continue
+            return
         for index, (low, high) in enumerate(zip(space.low, space.high, strict=True)):
-            if not -math.inf < low < high < math.inf:
+            if not -math.inf < low <= high < math.inf:
                 raise ConfigError(
                     f"environment.scenario = {scenario!r}: component {index} of the action of {name} has the "
-                    f"range {low} to {high}; give it a positive u_range, or leave it out of the action "
-                    "(action_size)"
+                    f"range {low} to {high}; give it a finite u_range, which is 0 or more"
                 )
+            can_move |= bool(low < high)
+    if not can_move:
+        raise ConfigError(
+            f"environment.scenario = {scenario!r}: the ranges of all actions are 0, so there is nothing to learn; "
+            "give a component a positive u_range"
+        )
 
 
 def _choices(space: Any) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ class Losses:
 
 
 class Learner:
-    """The learner of multi-agent PPO: it improves a policy with a centralised critic, batch by batch.
+    """The learner of multi-agent PPO: it improves a policy with a critic, batch by batch.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), equation 7; Yu et al., The
     Surprising Effectiveness of PPO in Cooperative Multi-Agent Games (2022), appendix A.

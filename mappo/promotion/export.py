@@ -86,7 +86,7 @@ def model_card(checkpoint: Checkpoint, task: str, gate: Mapping[str, Any]) -> st
     kwargs = config.environment.scenario_kwargs or "none"
     return f"""# A policy for {task}
 
-Each agent acts on its own observations alone. Training: multi-agent proximal policy optimisation (MAPPO).
+Each agent acts on its own observations alone. Training: {config.networks.algorithm}.
 
 | | |
 |---|---|

@@ -72,7 +72,8 @@ def _title(records: Sequence[RunRecord]) -> str:
 
 def _subtitle(records: Sequence[RunRecord]) -> str:
     runs = "A run" if len(records) == 1 else f"{len(records)} runs"
-    return f"{runs} of multi-agent proximal policy optimisation (MAPPO): a team of agents learns a task together."
+    algorithms = dict.fromkeys(from_dict(record.config).networks.algorithm for record in records)
+    return f"{runs} of {' and '.join(algorithms)}: a team of agents learns a task together."
 
 
 def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from mappo.reporting.html import render
 from mappo.reporting.plots import COLOURS, Plot, figure_json
 from mappo.reporting.tables import measurement_rows, trial_rows
 from mappo.strict_json import to_dict
-from mappo.tuning.search_space import applied, value_of
+from mappo.tuning.search_space import Choices, applied, value_of
 from mappo.tuning.study import Study
 from mappo.tuning.trial import TrialRecord
 
@@ -48,7 +48,7 @@ def build(
         "study.html",
         plots,
         title=f"Study {study.name}: {config.environment.scenario}",
-        subtitle="A search for better settings of multi-agent proximal policy optimisation (MAPPO), by Optuna.",
+        subtitle=f"A search for better settings of {_algorithms(study)}, by Optuna.",
         facts=_facts(study, trials, best),
         verdict=_verdict(comparison),
         comparison=_comparison(comparison),
@@ -64,6 +64,15 @@ def build(
         trials={"heads": columns, "rows": rows},
         plan_json=json.dumps(study.plan.to_dict(), indent=2),
     )
+
+
+def _algorithms(study: Study) -> str:
+    """Return the names of the learning algorithms of the trials, the default's first."""
+    config, path = study.plan.config, "networks.critic"
+    dimension = study.plan.space.get(path)
+    choices = dimension.choices if isinstance(dimension, Choices) else ()
+    configs = [config, *(applied(config, {path: choice}) for choice in choices)]
+    return " and ".join(dict.fromkeys(config.networks.algorithm for config in configs))
 
 
 def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> list[tuple[str, str]]:

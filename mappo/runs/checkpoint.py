@@ -114,8 +114,9 @@ class Checkpoint:
     """The complete state of training after an iteration.
 
     tensors: the networks. optimiser: Adam's state of each parameter. state: the simulation, the data carried
-    from batch to batch, and the random states. history: the rows of the history so far, as CSV. `Manifest`
-    describes the other fields.
+    from batch to batch, and the random states. history: the rows of the history so far, as CSV. saved_hash: the
+    hash of the configuration as it was saved, perhaps by an older version without some fields; empty if it was
+    not saved. `Manifest` describes the other fields.
     """
 
     config: ExperimentConfig
@@ -130,6 +131,7 @@ class Checkpoint:
     highest_return: float | None = None
     started_from: str = ""
     computation: Computation = PLAIN
+    saved_hash: str = ""
 
     @property
     def is_best(self) -> bool:
@@ -266,6 +268,7 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
                 simulation=config.collection.simulation,  # type: ignore[arg-type]
                 update=config.learner.update,  # type: ignore[arg-type]
             ),
+            saved_hash=manifest.config_hash,
         )
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error
@@ -291,8 +294,7 @@ def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
     target = networks.modules().state_dict()
     if problems := _differences(checkpoint.tensors, target) or _not_finite(checkpoint.tensors):
         raise CheckpointError(
-            "the checkpoint does not fit these networks (another task or other hidden_sizes?): "
-            + "; ".join(problems)
+            "the checkpoint does not fit these networks (another task, or other networks?): " + "; ".join(problems)
         )
     networks.modules().load_state_dict(checkpoint.tensors)
 

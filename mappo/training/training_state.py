@@ -42,7 +42,8 @@ class StartingPoint:
         frames = f"{self.checkpoint.frames} frames"
         if self.kind == "extend":
             return " then ".join(filter(None, [self.checkpoint.started_from, f"extended after {frames}"]))
-        return f"warm start from configuration {config_hash(self.checkpoint.config)[:12]} after {frames}"
+        config = self.checkpoint.saved_hash or config_hash(self.checkpoint.config)
+        return f"warm start from configuration {config[:12]} after {frames}"
 
 
 @dataclass

@@ -365,6 +365,7 @@ def _create(database: Database, name: str, plan: Plan) -> None:
         return
     if stored is None:
         raise ConfigError(f"study {name}: was not made by mappo; give another name")
+    stored = Plan.from_dict(stored).to_dict()  # fields that an older version did not have get their defaults
     if json_hash(stored) != json_hash(plan.to_dict()):
         changed = ", ".join(changed_fields(stored, plan.to_dict()))
         raise ConfigError(

@@ -95,7 +95,8 @@ def test_environment_with_joints_passes():
             "right after a reset of environment 0, because no reset clears scenario.reached",
         ),
         ("ForgetsTimer", "forgetting", "resetting environment 0 alone keeps scenario.timer of the episode before"),
-        ("NoRange", "environment", "component 1 of the action of agent_1 has the range -0.0 to 0.0"),
+        ("NoRange", "environment", "the ranges of all actions are 0, so there is nothing to learn"),
+        ("NegativeRange", "environment", "component 1 of the action of weak has the range 0.5 to -0.5"),
         ("BreaksWhenBuilt", "environment", "KeyError: 'radius' (in _radius, scenarios.py line"),
     ],
 )
@@ -189,7 +190,7 @@ def test_state_that_resets_keep_is_a_warning_with_its_name():
     assert "resets keep scenario.timer of the episode before" in check.detail
 
 
-@pytest.mark.parametrize("scenario", ["OwnRanges", "OddInfo"])
+@pytest.mark.parametrize("scenario", ["OwnRanges", "FixedComponent", "OddInfo"])
 def test_first_iteration_works_with_ranges_by_agent_and_odd_information(scenario):
     config = from_dict({"environment": {"scenario": f"tests.support.scenarios:{scenario}"}})
     assert "a batch of 16 frames is collected and learnt from" in rehearse_first_iteration(config)
@@ -202,6 +203,12 @@ def test_actions_keep_the_range_of_each_agent():
         largest = environment.rand_action()[ACTION].abs().amax((0, 2))
     assert largest[0] == pytest.approx(1.0, abs=0.1)
     assert largest[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_component_that_cannot_move_is_named_and_fails_no_check():
+    checks = outcomes("tests.support.scenarios:FixedComponent")
+    assert checks["environment"].detail.endswith("each; constants, since their range is 0: component 1 of strong")
+    assert [name for name, check in checks.items() if check.outcome == "failed"] == []
 
 
 def test_misspelt_argument_of_an_own_scenario_is_warned_of():

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -19,7 +20,7 @@ from mappo.learning.learner import (
     explained_variance,
     standardise,
 )
-from mappo.learning.networks import VALUE, CentralisedCritic, Networks, make_networks
+from mappo.learning.networks import VALUE, Critic, Networks, make_networks
 from tests.conftest import CPU, counted_waits, endless
 from tests.support.runs import batches
 
@@ -61,7 +62,7 @@ def numbered(frames):
 
 def observation_is_value():
     """Return a critic that uses the only feature of an agent's observation as the agent's value."""
-    critic = CentralisedCritic(torch.nn.Identity(), torch.nn.Identity(), moments=None)
+    critic = Critic(torch.nn.Identity(), torch.nn.Identity(), moments=None, is_central=True)
     return TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE])
 
 
@@ -111,6 +112,61 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     expected = torch.tensor(advantage)[:, None, None] * scale[:, None]
     assert torch.allclose(frames[ADVANTAGE], expected)
     assert torch.allclose(frames[VALUE_TARGET], expected + per_agent(value)[0])
+
+
+def weights_of(module):
+    """Return the weights and biases of the layers of a network, as numpy arrays of 64 bits."""
+    return [
+        (layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy())
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+
+
+@pytest.mark.parametrize("share_policy", [True, False])
+def test_own_critic_learns_what_numpy_computes_from_one_agents_observations(tiny, share_policy):
+    """Values, advantages, targets and the critic's loss are computed again, agent by agent and frame by frame."""
+    config = override(
+        tiny,
+        {
+            "networks": {"critic": "own", "share_policy": share_policy},
+            "learner": {
+                "discount": 0.9,
+                "gae_lambda": 0.8,
+                "advantage_normalisation": "none",
+                "minibatch_frames": 120,
+            },
+        },
+    )
+    _, networks, learner, batch = make(config)
+    network = networks.critic.module.network
+
+    def value_of(agent, observations):
+        values = observations.double().numpy()
+        *hidden, last = weights_of(network if share_policy else network.networks[agent])
+        for weight, bias in hidden:
+            values = np.tanh(values @ weight.T + bias)
+        return (values @ last[0].T + last[1])[..., 0]
+
+    advantages, targets = np.zeros((2, 6, 20, 2))
+    for agent in range(2):
+        value = value_of(agent, batch[OBSERVATION][:, :, agent])  # [envs, time]
+        next_value = value_of(agent, batch["next", *OBSERVATION][:, :, agent])
+        reward = batch["next", *REWARD][:, :, agent, 0].double().numpy()
+        done, terminated = (batch["next", key][..., 0].numpy() for key in (DONE, TERMINATED))
+        following = np.zeros(6)
+        for time in reversed(range(20)):
+            bootstrap = 0.9 * np.where(terminated[:, time], 0, next_value[:, time])
+            delta = reward[:, time] + bootstrap - value[:, time]
+            following = delta + 0.9 * 0.8 * np.where(done[:, time], 0, following)
+            advantages[:, time, agent] = following
+        targets[:, :, agent] = value + advantages[:, :, agent]
+    frames = prepare(learner, batch)
+    assert done.any()
+    assert frames[ADVANTAGE][..., 0].numpy() == pytest.approx(advantages.reshape(120, 2), abs=1e-5)
+    assert frames[VALUE_TARGET][..., 0].numpy() == pytest.approx(targets.reshape(120, 2), abs=1e-5)
+    loss = learner._loss(frames)["loss_critic"]
+    assert loss.item() == pytest.approx((advantages**2).mean(), rel=1e-4)
 
 
 def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
@@ -165,9 +221,11 @@ def values_after_training(config):
     return networks.critic(environment.reset())[VALUE]
 
 
-def test_endless_task_is_worth_one_over_one_minus_discount():
+@pytest.mark.parametrize("critic", ["central", "own"])
+def test_endless_task_is_worth_one_over_one_minus_discount(critic):
     """An endless reward of 1 is worth 10 at discount 0.9 if values bootstrap at the time limit of 20 frames."""
-    assert torch.allclose(values_after_training(endless()), torch.tensor(10.0), rtol=0.03)
+    config = override(endless(), {"networks": {"critic": critic}})
+    assert torch.allclose(values_after_training(config), torch.tensor(10.0), rtol=0.03)
 
 
 def test_terminating_task_is_worth_the_rewards_before_its_end():

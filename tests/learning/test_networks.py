@@ -4,7 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MLP
 
 from mappo.config import EnvironmentConfig, NetworksConfig
 from mappo.environment.environment import action_choices, make_environment
@@ -46,6 +48,50 @@ def test_value_of_each_agent_depends_on_the_observations_of_all(environment, net
     for agent in range(3):
         disturbed = networks.critic(disturb(state, agent))[VALUE]
         assert (plain != disturbed).all()
+
+
+@pytest.fixture(params=[True, False], ids=["shared", "one an agent"])
+def own(request, environment):
+    """Return networks whose critic sees the agent's own observation."""
+    torch.manual_seed(0)
+    config = NetworksConfig(hidden_sizes=(8,), critic="own", share_policy=request.param)
+    return make_networks(config, environment)
+
+
+def test_value_of_an_own_critic_depends_on_the_observation_of_its_agent_only(environment, own):
+    state = environment.reset()
+    plain = own.critic(state.clone())[VALUE]
+    assert plain.shape == (5, 3, 1)
+    for agent in range(3):
+        disturbed = own.critic(disturb(state, agent))[VALUE]
+        others = [other for other in range(3) if other != agent]
+        assert torch.equal(plain[:, others], disturbed[:, others])
+        assert (plain[:, agent] != disturbed[:, agent]).all()
+
+
+def test_own_critics_share_their_weights_if_the_actors_do(environment):
+    state = environment.reset()
+    state[OBSERVATION][:] = 1.0
+    for shares in (True, False):
+        config = NetworksConfig(hidden_sizes=(8,), critic="own", share_policy=shares)
+        values = make_networks(config, environment).critic(state.clone())[VALUE]
+        assert torch.allclose(values[:, 0], values[:, 1]) == shares
+
+
+def test_default_networks_have_the_names_and_weights_of_version_0_5(environment, networks):
+    """Version 0.5 drew the actor's weights first, then those of the central critic. Checkpoints hold the names."""
+    torch.manual_seed(0)
+    actor, critic = (
+        MLP(in_features=inputs, out_features=outputs, num_cells=[8], activation_class=nn.Tanh)
+        for inputs, outputs in ((18, 4), (54, 3))
+    )
+    expected = {
+        **{f"policy.module.0.module.1.{name}": value for name, value in actor.state_dict().items()},
+        **{f"critic.module.network.{name}": value for name, value in critic.state_dict().items()},
+    }
+    tensors = networks.modules().state_dict()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_swapping_observations_swaps_actions_when_the_policy_is_shared(environment, networks):

@@ -38,10 +38,11 @@ BARE = textwrap.dedent(
         {"environment": {"actions": "discrete"}},
         {"environment": {"actions": "multi-discrete"}},
         {"networks": {"share_policy": False, "normalise_observations": True}},
+        {"networks": {"critic": "own"}},
         {"environment": {"scenario": "tests.support.scenarios:MoveAndSpeak", "scenario_kwargs": {}}},
         {"environment": {"scenario_kwargs": {"n_agents": 1}}},
     ],
-    ids=["continuous", "discrete", "multi-discrete", "own-networks", "speech", "one-agent"],
+    ids=["continuous", "discrete", "multi-discrete", "own-networks", "own-critic", "speech", "one-agent"],
 )
 def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny, tmp_path, change):
     """Use another number of environments than in the export, and the observations of a whole episode."""
@@ -75,3 +76,6 @@ def test_model_card_describes_the_policy_and_its_results(checkpoint):
         "360 frames",
     ):
         assert text.replace('"', "'") in card
+    assert "multi-agent proximal policy optimisation (MAPPO)" in card
+    own = override(checkpoint.config, {"networks": {"critic": "own"}})
+    assert "independent proximal policy optimisation (IPPO)" in model_card(replace(checkpoint, config=own), "", {})

@@ -174,6 +174,19 @@ def test_page_of_two_runs_compares_them_and_lists_their_differences(look, browse
     assert "0.5 [" in page_text  # equal returns
 
 
+def test_page_names_the_learning_algorithms(whole, checkpoint):
+    assert "A run of multi-agent proximal policy optimisation (MAPPO): " in build([whole])
+    other = to_dict(override(checkpoint.config, {"networks": {"critic": "own"}}))
+    page = build([whole, replace(whole, name="second", config=other)])
+    assert (
+        "2 runs of multi-agent proximal policy optimisation (MAPPO) and independent proximal policy optimisation "
+        "(IPPO): "
+    ) in page
+    old = to_dict(checkpoint.config)
+    del old["networks"]["critic"]
+    assert "(MAPPO)" in build([replace(whole, config=old)])
+
+
 def test_numbers_over_training_seeds_match_the_evaluations(look, browser, whole, checkpoint):
     """Compare two configurations with two seeds each, whose mean returns are 1, 2, 3 and 6."""
     records = []

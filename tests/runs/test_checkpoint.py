@@ -21,6 +21,7 @@ from mappo.runs.checkpoint import manifest_bytes, pack, parse_manifest, restore_
 from mappo.runs.run import Run
 from mappo.stages.train import train
 from mappo.strict_json import json_hash
+from mappo.training.training_state import StartingPoint
 from tests.conftest import CPU, TINY
 from tests.runs.test_saver import wait_until
 from tests.support.runs import assert_same_training, iterations, last, train_here
@@ -232,8 +233,12 @@ def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
 def test_field_that_an_older_checkpoint_lacks_gets_its_default(tiny, run):
     old_config = json.loads(edited_manifest(run))["config"]
     del old_config["learner"]["learning_rate_schedule"]
+    del old_config["networks"]["critic"]
     put_manifest(run, edited_manifest(run, config=old_config, config_hash=json_hash(old_config)))
     assert load(run).config == tiny
+    assert str(StartingPoint("warm-start", load(run))) == (
+        f"warm start from configuration {json_hash(old_config)[:12]} after 360 frames"
+    ), "a run that an older version began from this checkpoint resumes"
 
 
 def test_pickle_is_used_only_between_processes_of_one_training():
@@ -375,9 +380,15 @@ def test_run_with_only_damaged_checkpoints_is_refused_and_not_changed(stopped_he
     assert run.store.entries() == entries
 
 
-def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(stopped_here, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"seed": 1}, "seed = 0 -> 1"), ({"networks": {"critic": "own"}}, 'networks.critic = "central" -> "own"')],
+)
+def test_checkpoint_of_another_configuration_in_the_run_is_refused_naming_the_field(
+    stopped_here, tmp_path, change, reason
+):
     saved_iterations = iterations(tmp_path)
-    with pytest.raises(ConfigError, match=r"started with another configuration: seed = 0 -> 1"):
-        train_here(override(LONGER, {"seed": 1}), tmp_path)
+    with pytest.raises(ConfigError, match=f"started with another configuration: {reason};"):
+        train_here(override(LONGER, change), tmp_path)
     assert iterations(tmp_path) == saved_iterations
     assert len(list((tmp_path / "attempts").iterdir())) == 1  # no new attempt stops the process that trains

@@ -278,7 +278,8 @@ def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resum
 
 
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
-    assert tune("--study=first", "--trials=6") == 0
+    critics = '{"networks.critic": {"type": "categorical", "choices": ["central", "own"]}}'
+    assert tune("--study=first", "--trials=6", f"--space={critics}") == 0
     study = study_of("first")
     page = Path(study.store) / "study.html"
     with chromium() as browser:
@@ -295,4 +296,6 @@ def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     for trial in study.trials():
         assert f"{trial.value:.4g}" in text
     assert '"clip_epsilon"' in text
+    assert "proximal policy optimisation (MAPPO) and independent proximal policy optimisation (IPPO)" in text
+    assert {trial.values["networks.critic"] for trial in study.trials()} == {"central", "own"}
     assert page.stat().st_size < 8e6

@@ -605,22 +605,36 @@ class KeepsSeason(ForgetsTimer):
 class OwnRanges(PushRight):
     """A task with one agent that may push twice as hard as the other."""
 
+    ranges = {"strong": 1.0, "weak": 0.5}
+
     def make_world(self, batch_dim, device, **kwargs):
         world = World(batch_dim, device)
-        for name, u_range in (("strong", 1.0), ("weak", 0.5)):
+        for name, u_range in self.ranges.items():
             world.add_agent(Agent(name=name, u_range=u_range))
         self.age = torch.zeros(batch_dim, device=device)
         self.terminate_after, self.frame_reward = torch.zeros(()), 1.0
         return world
 
 
-class NoRange(Endless):
-    """A mistake: one component of the action cannot move."""
+class FixedComponent(OwnRanges):
+    """A task that pays an agent for the sum of its forces; `strong` cannot push upwards."""
 
-    def make_world(self, batch_dim, device, **kwargs):
-        world = super().make_world(batch_dim, device, **kwargs)
-        world.agents[1].action._u_range = [1.0, 0.0]
-        return world
+    ranges = {"strong": [1.0, 0.0], "weak": [0.5, 2.0]}
+
+    def reward(self, agent):
+        return agent.action.u.sum(-1)
+
+
+class NoRange(OwnRanges):
+    """A mistake: no component of any action can move."""
+
+    ranges = {"strong": 0.0, "weak": [0.0, 0.0]}
+
+
+class NegativeRange(OwnRanges):
+    """A mistake: a range is negative."""
+
+    ranges = {"strong": 1.0, "weak": [0.5, -0.5]}
 
 
 class OddInfo(Endless):

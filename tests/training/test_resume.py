@@ -86,6 +86,8 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
         {"environment": {"max_episode_frames": 5}, "learner": {"target_kl": 1e-4}},
         {"environment": {"max_episode_frames": 1_000}, "selection": {"interval_iterations": 0}},
         {"networks": {"normalise_observations": True, "normalise_values": True, "share_policy": False}},
+        {"networks": {"critic": "own", "normalise_values": True}},
+        {"environment": {"scenario": "tests.support.scenarios:FixedComponent", "scenario_kwargs": {}}},
         {"learner": {"learning_rate_schedule": "constant", "advantage_normalisation": "agent", "epochs": 1}},
     ],
     ids=lambda changes: str(changes).translate(str.maketrans("", "", "{}'\" "))[:60],

@@ -190,6 +190,14 @@ def test_another_plan_under_the_same_name_is_refused_with_the_differences(databa
         Study.prepare(database, "s", replace(PLAN, tuning=replace(PLAN.tuning, pruner="none")), 1)
 
 
+def test_a_study_of_an_older_version_whose_plan_lacks_a_field_continues(database):
+    Study.prepare(database, "s", PLAN, 1)
+    old = PLAN.to_dict()
+    del old["config"]["networks"]["critic"]
+    optuna.load_study(study_name="s", storage=database.storage).set_user_attr("plan", old)
+    assert Study.prepare(database, "s", PLAN, 2, session="other").plan == PLAN
+
+
 def test_no_trial_starts_after_the_deadline_but_a_running_trial_may_end(database):
     study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1.0)
     claim = study.claim(new_worker())
