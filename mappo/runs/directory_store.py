@@ -55,6 +55,9 @@ class DirectoryStore:
         with self._request("delete", key):
             self._path(key).unlink(missing_ok=True)
 
+    def impatient(self) -> "DirectoryStore":
+        return self
+
     def _path(self, key: str) -> Path:
         return self._directory / checked_key(key)
 

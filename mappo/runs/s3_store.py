@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ _CREDENTIALS = {
     *("AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken"),
     *("SignatureDoesNotMatch", "TokenRefreshRequired", "AuthFailure", "RequestTimeTooSkewed", "403"),
 }
+
+_LITTLE_PATIENCE_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -88,6 +91,11 @@ class S3Store:
         self._with_retries(
             "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
         )
+
+    def impatient(self) -> "S3Store":
+        store = copy(self)
+        store._patience_seconds = min(_LITTLE_PATIENCE_SECONDS, self._patience_seconds)
+        return store
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)
