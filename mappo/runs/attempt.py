@@ -146,9 +146,9 @@ class Attempt:
         return index
 
     def _save_segment(self, segment: Segment) -> SharedFile:
-        if segment.saved is None:
-            segment.mark_saved(self._save_shared(segment.text.encode(), "csv", segment.num_rows))
-        return segment.saved
+        file = segment.saved or self._save_shared(segment.text.encode(), "csv", segment.num_rows)
+        segment.mark_saved(file)
+        return file
 
     def _save_shared(self, content: bytes, suffix: str, num_rows: int) -> SharedFile:
         file = SharedFile(f"blobs/{self.id}/{sha256_of(content)}.{suffix}", len(content), num_rows)

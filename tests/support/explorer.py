@@ -81,9 +81,9 @@ class Answers:
 class Process:
     """A process that trains the run.
 
-    call: the number of calls that have returned. memory: the attempt and the iteration after these, pickled. answers:
-    those since. floor: the highest number that was claimed before its first request. end: finished, superseded,
-    failed or crashed; empty while the process works.
+    call: the number of calls that have returned. memory: the attempt and the iteration after these, pickled.
+    answers: those since. floor: the highest number that was claimed before its first request. end: finished,
+    superseded, failed or crashed; empty while the process works.
     """
 
     name: int
@@ -139,8 +139,9 @@ class Explorer:
     ):
         """Set the parameters.
 
-        make_checkpoint: returns the checkpoint of an iteration with a return in the evaluation. returns: the returns
-        of each process's saves. reset: makes the random names of the next call depend on the process alone.
+        make_checkpoint: returns the checkpoint of an iteration with a return in the evaluation. returns: the
+        returns of each process's saves. reset: makes the random names of the next call depend on the process
+        alone.
         """
         self._make_checkpoint, self._returns, self._reset = make_checkpoint, returns, reset
         self._conditional, self._keep = conditional, keep
@@ -198,7 +199,7 @@ class Explorer:
     def _answered(
         self, process: Process, answer: Answer, content: dict[str, bytes]
     ) -> Iterator[tuple[Process, dict[str, bytes], int]]:
-        """Yield what becomes of a process after an answer: it works, or crashes between writes that nobody notices."""
+        """Yield a process after an answer: it works, or crashes between writes that nobody notices."""
         process = self._advanced(replace(process, answers=(*process.answers, answer)))
         while (request := self._request(process)) and _is_private(request):
             yield replace(process, end="crashed"), content, 1
@@ -217,7 +218,7 @@ class Explorer:
     def _outcomes(
         self, content: dict[str, bytes], request: Request
     ) -> Iterator[tuple[str, Answer, dict[str, bytes], int]]:
-        """Yield what may happen to a request: the fault, the answer, the store afterwards, the number of faults."""
+        """Yield what may happen to a request: the fault, the answer, the store then, the number of faults."""
         operation, key, written = request
         if operation == "read":
             yield "", content.get(key, KeyMissing), content, 0
@@ -262,8 +263,8 @@ class Explorer:
     def _call(self, name: int, call: int, memory: bytes, answers: tuple[Answer, ...]):
         """Run a call on its answers: the start of training, a save, or tidying.
 
-        Return the request that has no answer yet, or else the memory afterwards, what was saved, and how the process
-        ends.
+        Return the request that has no answer yet, or else the memory afterwards, what was saved, and how the
+        process ends.
         """
         self._reset(name)
         run, returns = Run(Answers(answers)), self._returns[name]
