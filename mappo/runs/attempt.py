@@ -78,7 +78,7 @@ class Attempt:
         return ref
 
     def tidy(self) -> None:
-        """Leave the hint and delete checkpoints that are no longer needed, unless a later attempt has started.
+        """Write the hint and delete checkpoints that are no longer needed, unless a later attempt has started.
 
         What the store refuses is logged once, and tried later.
         """

@@ -46,14 +46,14 @@ _INDEX = TypeAdapter(list[SharedFile])
 
 @dataclass(eq=False)
 class Segment:
-    """Rows of the history of a running training. The saver drops the text once the file is saved."""
+    """The rows of a segment of a running training. The saver drops the text once the file is saved."""
 
     text: str
     num_rows: int
     saved: SharedFile | None = None
 
     def mark_saved(self, file: SharedFile) -> None:
-        """Remember the file that holds the rows, and drop their text."""
+        """Keep the name of the file that holds the rows, and drop their text."""
         self.saved, self.text = file, ""
 
 

@@ -108,7 +108,7 @@ def honours_conditions(store: Store, prefix: str) -> bool:
         return False
     finally:
         try:
-            store.delete(key)
+            store.impatient().delete(key)
         except StoreError as error:  # `Run.garbage` finds what remains
             _log.warning("the test of conditional writes could not be deleted; training continues: %s", error)
 

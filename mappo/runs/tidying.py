@@ -60,7 +60,7 @@ class Tidier:
         self._pause_seconds, self._next_seconds = _PAUSE_SECONDS, 0.0
 
     def postpone(self, error: StoreError) -> None:
-        """Try again later; log the reason if it is the first failure since the last success."""
+        """Delay the next try; log the reason if it is the first failure since the last success."""
         if not self._next_seconds:
             _log.warning("old checkpoints are not deleted; training and saving continue: %s", error)
         self._next_seconds = time.monotonic() + self._pause_seconds
@@ -96,7 +96,7 @@ class Tidier:
         return sorted(ref.blobs(manifest) - {key for other, known in others for key in other.blobs(known)})
 
     def _forget_the_oldest(self) -> None:
-        """Leave the oldest checkpoints to `mappo checkpoints prune`, and parts to `gc`, if too many wait."""
+        """Drop the oldest checkpoints if too many wait: `mappo checkpoints prune` and `gc` delete them."""
         for ref in self._prunable()[_MAX_WAITING:]:
             del self._known[ref]
             self._knows_all_own = False

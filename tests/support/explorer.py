@@ -148,7 +148,7 @@ class Explorer:
         self._items, self._known_processes = _Numbers(), _Numbers()
 
     def explore(self, num_faults: int) -> int:
-        """Visit all states and return their number.
+        """Search all states and return their number.
 
         Raises:
             Violation: a promise is broken in a state.

@@ -1,4 +1,4 @@
-"""Histories that are longer than what a checkpoint holds itself."""
+"""The histories that are longer than what a checkpoint holds itself."""
 
 from pathlib import Path
 
