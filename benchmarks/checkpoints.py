@@ -125,7 +125,8 @@ def _megabytes(location: str) -> float:
 def _resume_seconds(config: ExperimentConfig, location: str) -> float:
     """Return the seconds to restore training from the store, without the imports of a new process."""
     start = time.perf_counter()
-    assert resume(config, Run.at(location), initial_progress(config, None), None, torch.device("cpu"))
+    run = Run.at(location)
+    assert resume(config, run, initial_progress(config, None), None, torch.device("cpu"), run.refs())
     return time.perf_counter() - start
 
 

@@ -179,6 +179,23 @@ def test_slow_store_delays_training_less_than_one_save_takes(moto_proxy, tmp_pat
     assert iterations(moto_proxy.location)[0] == 12
 
 
+@pytest.mark.parametrize("fault", ["403 AccessDenied", "503 SlowDown"])
+def test_refused_deletions_lose_no_checkpoint_and_are_logged_once(moto_proxy, whole, tmp_path, caplog, fault):
+    moto_proxy.rule = always(fault, "DELETE")
+    reports = []
+
+    def on_report(report):
+        reports.append(report)
+        wait_until(lambda: num_puts(moto_proxy, "/checkpoints/") >= report.progress.iteration - 1)
+
+    assert_same_training(train_at(moto_proxy.location, tmp_path, on_report), whole)
+    assert reports[-1].saves.num_failed_saves == 0
+    assert iterations(moto_proxy.location) == list(range(12, 0, -1))
+    assert caplog.text.count("old checkpoints are not deleted; training and saving continue") == 1
+    moto_proxy.rule = always("")
+    assert_same_training(last(moto_proxy.location), whole)
+
+
 def test_expired_credentials_are_logged_and_saving_continues_with_new_ones(moto_proxy, whole, tmp_path, caplog):
     def on_report(report):
         if report.progress.iteration == 3:

@@ -5,6 +5,7 @@ This file is long because the commands of `mappo` and of `pipelines` share these
 
 import argparse
 import os
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -175,8 +176,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         metavar="NAME",
-        default=time.strftime("%Y%m%d-%H%M%S"),
-        help="name of the run; an existing run is resumed (default: the date and time)",
+        default=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}",
+        help="name of the run; an existing run is resumed (default: the date, the time and a random number)",
     )
     parser.add_argument(
         "--store",

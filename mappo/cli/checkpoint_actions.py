@@ -1,5 +1,6 @@
 """The actions of `mappo checkpoints`: list, show, verify, prune and collect garbage."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from mappo.errors import CheckpointError
@@ -48,7 +49,7 @@ def verify(location: str) -> None:
         damaged = []
         for ref in refs:
             try:
-                run.load(ref)
+                deque(run.earlier_rows(run.load(ref).earlier_rows, is_strict=True), maxlen=0)
                 print(f"good     {ref}")
             except CheckpointError as error:
                 damaged.append(ref)

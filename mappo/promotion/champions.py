@@ -10,7 +10,7 @@ number, the store refuses one of them. So the history is complete.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,8 +28,8 @@ from mappo.runs.store import honours_conditions
 from mappo.strict_json import json_hash, to_dict
 
 POLICY, CARD = "policy.pt2", "model-card.md"  # the files beside the checkpoint of a policy
-_DECISION = re.compile(r"decisions/(\d{8})\.json")
-_TASK = re.compile(r"([^/]+)/decisions/\d{8}\.json")
+_DECISION = re.compile(r"decisions/([0-9]{8})\.json")
+_TASK = re.compile(r"([^/]+)/decisions/[0-9]{8}\.json")
 _POLICY_KEY = r"^policies/[0-9a-f]{16}$"
 _MAX_BYTES = 50_000_000
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -123,7 +123,9 @@ class Champions:
         key = policy_key(checkpoint)
         run = Run.at(joined(self.location, key))
         if not run.refs():
-            claim(run).save(checkpoint)
+            attempt = claim(run)
+            attempt.save(replace(checkpoint, earlier_rows=None))  # they are in the store of the training run
+            attempt.tidy()
         for name, content in files.items():
             run.store.write(name, content)
         return key

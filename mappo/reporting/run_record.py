@@ -101,7 +101,7 @@ def _of_run(name: str, location: str) -> RunRecord:
     if ROLLOUTS in contents:
         parsed = parse_report(_ROLLOUTS, f"{location}/{ROLLOUTS}", contents[ROLLOUTS], "recorded episodes")
         rollouts = asdict(parsed)
-    return of_checkpoint(name, last, last.history, evaluation, rollouts)
+    return of_checkpoint(name, last, run.whole_history(last), evaluation, rollouts)
 
 
 def _unique_names(locations: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from mappo.config import ExperimentConfig, config_hash, from_dict
 from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, ConfigError
 from mappo.learning.networks import Networks
+from mappo.runs.segments import Segment, SharedFile
 from mappo.strict_json import json_hash, to_dict
 
 FORMAT: Literal[3] = 3
@@ -80,7 +81,8 @@ class Manifest:
 
     selection_return: the mean return of the evaluation at this point of training; None if there was no
     evaluation. highest_return: the selection_return of the best checkpoint so far. started_from: the run that
-    training started from; empty if it started from scratch. computation: what the run compiles.
+    training started from; empty if it started from scratch. computation: what the run compiles. earlier_rows: the
+    index of the history's rows before those in the part `history`.
     """
 
     format: Literal[3]
@@ -95,6 +97,7 @@ class Manifest:
     platform: Platform
     parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
     computation: Computation | None = None  # None: saved by 0.5, whose configuration has no `auto`
+    earlier_rows: SharedFile | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -114,9 +117,10 @@ class Checkpoint:
     """The complete state of training after an iteration.
 
     tensors: the networks. optimiser: Adam's state of each parameter. state: the simulation, the data carried
-    from batch to batch, and the random states. history: the rows of the history so far, as CSV. saved_hash: the
-    hash of the configuration as it was saved, perhaps by an older version without some fields; empty if it was
-    not saved. `Manifest` describes the other fields.
+    from batch to batch, and the random states. history: the last rows of the history, as CSV; the rows before
+    them are below the index `earlier_rows`, and after those in `segments`, which the attempt has yet to add to an
+    index. saved_hash: the hash of the configuration as it was saved, perhaps by an older version without some
+    fields; empty if it was not saved. `Manifest` describes the other fields.
     """
 
     config: ExperimentConfig
@@ -132,6 +136,14 @@ class Checkpoint:
     started_from: str = ""
     computation: Computation = PLAIN
     saved_hash: str = ""
+    earlier_rows: SharedFile | None = None
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def num_earlier_rows(self) -> int:
+        """The number of the history's rows before those in `history`."""
+        indexed = self.earlier_rows.num_rows if self.earlier_rows else 0
+        return indexed + sum(segment.num_rows for segment in self.segments)
 
     @property
     def is_best(self) -> bool:
@@ -161,6 +173,7 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
         platform=checkpoint.platform,
         parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},  # type: ignore[misc]
         computation=checkpoint.computation,
+        earlier_rows=checkpoint.earlier_rows,
     )
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
@@ -269,6 +282,7 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
                 update=config.learner.update,  # type: ignore[arg-type]
             ),
             saved_hash=manifest.config_hash,
+            earlier_rows=manifest.earlier_rows,
         )
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from mappo.runs.checkpoint import Manifest
 
-_CHECKPOINT = re.compile(r"checkpoints/((\d{4,9})-[0-9a-f]{8})/(\d{10})-([0-9a-f]{64})\.json")
+_CHECKPOINT = re.compile(r"checkpoints/(([0-9]{4,9})-[0-9a-f]{8})/([0-9]{10})-([0-9a-f]{64})\.json")
+MAX_ATTEMPT = 999_999_999
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,25 @@ class CheckpointRef:
     def from_key(cls, key: str) -> "CheckpointRef | None":
         """Parse the key of a manifest; return None for any other key."""
         match = _CHECKPOINT.fullmatch(key)
-        return cls(key, match[1], int(match[2]), int(match[3]), match[4]) if match else None
+        if not match or not is_attempt_number(match[2]):
+            return None
+        return cls(key, match[1], int(match[2]), int(match[3]), match[4])
 
     def blob(self, file_name: str) -> str:
         """Return the key of the part with this file name."""
         return f"blobs/{self.attempt_id}/{file_name}"
 
     def blobs(self, manifest: Manifest) -> set[str]:
-        """Return the keys of all parts that the manifest names."""
+        """Return the keys of all parts that the manifest names, without the earlier rows of the history."""
         return {self.blob(manifest.file_name(part)) for part in manifest.parts}
 
     def __str__(self) -> str:
         return f"iteration {self.iteration} of attempt {self.attempt}"
+
+
+def is_attempt_number(text: str) -> bool:
+    """Return whether a text is the number of an attempt, as keys contain it: 0001, but not 00001."""
+    return text.isascii() and text.isdecimal() and f"{int(text):04d}" == text
 
 
 def best_of(manifests: dict[CheckpointRef, Manifest]) -> CheckpointRef:

@@ -75,6 +75,9 @@ class DirectoryStore:
         with self._request("delete", key):
             self._path(key).unlink(missing_ok=True)
 
+    def impatient(self) -> "DirectoryStore":
+        return self
+
     def _path(self, key: str) -> Path:
         folder, _, name = checked_key(key).rpartition("/")
         return self._folder(folder) / name

@@ -11,15 +11,18 @@ attempt writes only under its own number, and stops when it finds a later attemp
 last iteration of the last attempt that has one.
 """
 
-import json
 import logging
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import TypeAdapter, ValidationError
 
 from mappo.errors import CheckpointError, KeyMissing, StoreError, TooLarge
+from mappo.runs.attempt_notes import AttemptNotes
 from mappo.runs.checkpoint import (
     MAX_MANIFEST_BYTES,
     Checkpoint,
@@ -32,14 +35,16 @@ from mappo.runs.checkpoint import (
 from mappo.runs.checkpoint_ref import CheckpointRef, best_of, newest_first, select_prunable
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.locations import open_store
+from mappo.runs.segments import SharedFile, read_rows, walk
 from mappo.runs.store import OnRequest, Store, ignore_request
 
 _log = logging.getLogger(__name__)
 KEEP_CHECKPOINTS = 3
-_ATTEMPT = re.compile(r"attempts/(\d{4,9})\.json")
 HINT = "latest.json"
+_HINT = TypeAdapter(dict[str, str])
 _OLD_MANIFEST = "checkpoint.json"  # the key in format 2
 _DOWNLOADS = 3
+_UNFINISHED = re.compile(r"((attempts|blobs|checkpoints)/.*)?[^/]+\.partial-[0-9a-f]+|attempts/probe-[0-9a-f]+")
 
 
 def load_checkpoint(location: str | Path, which: str = "best") -> Checkpoint:
@@ -58,6 +63,7 @@ class Run:
 
     def __init__(self, store: Store):
         self.store = store
+        self.attempts = AttemptNotes(store)
 
     @classmethod
     def at(
@@ -122,7 +128,8 @@ class Run:
     def export(self, ref: CheckpointRef, directory: Path) -> None:
         """Copy one checkpoint into a directory, which is then a run with this checkpoint alone.
 
-        Content that the directory already has is deleted.
+        Content that the directory already has is deleted. Earlier rows of the history that are damaged are
+        left out.
         """
         if directory.exists():
             shutil.rmtree(directory)
@@ -131,7 +138,27 @@ class Run:
         for name, part in manifest.parts.items():
             key = ref.blob(manifest.file_name(name))
             target.write(key, self._verified(key, part.size_bytes, part.sha256))
+        for file in walk(manifest.earlier_rows, self._verified, _warn_of_lost_rows):
+            try:
+                target.write(file.key, self._verified(file.key, file.size_bytes, file.sha256))
+            except CheckpointError as error:
+                _warn_of_lost_rows(error)
         target.write(ref.key, manifest_bytes(manifest))
+
+    def earlier_rows(self, index: SharedFile | None, is_strict: bool = False) -> Iterator[str]:
+        """Yield the rows of a history below an index, as CSV without a header, the oldest first.
+
+        For each file that cannot be read, log a warning and leave its rows out.
+
+        Raises:
+            CheckpointError: a file cannot be read, and `is_strict`.
+        """
+        return read_rows(index, self._verified, _refuse_lost_rows if is_strict else _warn_of_lost_rows)
+
+    def whole_history(self, checkpoint: Checkpoint) -> str:
+        """Return all rows of a checkpoint's history as CSV, but those that cannot be read."""
+        header, _, rows = checkpoint.history.partition("\n")
+        return "".join([f"{header}\n", *self.earlier_rows(checkpoint.earlier_rows), rows])
 
     def readable(self, refs: Iterable[CheckpointRef]) -> dict[CheckpointRef, Manifest]:
         """Return the manifests that can be read, by reference. For each other manifest, log the reason."""
@@ -141,42 +168,53 @@ class Run:
         """Return all checkpoints that can be read, but the newest `keep` and the best."""
         return select_prunable(self.readable(self.refs()), keep)
 
-    def garbage(self, grace_seconds: float) -> list[str]:
+    def garbage(
+        self, grace_seconds: float, known: Mapping[CheckpointRef, Manifest | None] = MappingProxyType({})
+    ) -> list[str]:
         """Return the keys that no checkpoint needs, such as parts of a save that a crash interrupted.
 
         Keys that were written within the last `grace_seconds` are not garbage, since a save may be in progress.
-        If a manifest cannot be read, no part of its attempt is garbage.
+        If a manifest cannot be read, no part of its attempt is garbage; if an index of earlier rows cannot be
+        read, no part of any attempt is. known: manifests that were read before; None for one that cannot be
+        read.
         """
-        refs = self.refs()
-        readable = self.readable(refs)
+        entries = self.store.entries()  # one listing shows parts and manifests, so that no part lacks its manifest
+        listed = newest_first([*(CheckpointRef.from_key(entry.key) for entry in entries), self._hinted_ref()])
+        manifests = {**known, **{ref: self.readable_manifest(ref) for ref in listed if ref not in known}}
+        readable = {ref: manifest for ref, manifest in manifests.items() if manifest}
         needed = {key for ref, manifest in readable.items() for key in ref.blobs(manifest)}
-        unreadable_attempts = {ref.attempt_id for ref in refs if ref not in readable}
+        damage: list[CheckpointError] = []
+        for index in {manifest.earlier_rows for manifest in readable.values()}:
+            needed |= {file.key for file in walk(index, self._verified, damage.append)}
+        unreadable_attempts = {ref.attempt_id for ref in manifests if ref not in readable}
         newest_seconds = time.time() - grace_seconds
         return [
             entry.key
-            for entry in self.store.entries()
+            for entry in entries
             if entry.modified < newest_seconds
             and entry.key not in needed
-            and _is_disposable(entry.key)
+            and (_UNFINISHED.fullmatch(entry.key) or (entry.key.startswith("blobs/") and not damage))
             and not any(f"/{attempt_id}/" in entry.key for attempt_id in unreadable_attempts)
         ]
 
     def listed_refs(self) -> list[CheckpointRef | None]:
         return [CheckpointRef.from_key(entry.key) for entry in self.store.entries("checkpoints/")]
 
-    def attempt_numbers(self) -> list[int]:
-        matches = (_ATTEMPT.fullmatch(entry.key) for entry in self.store.entries("attempts/"))
-        return [int(match[1]) for match in matches if match]
+    def last_attempt(self) -> int:
+        """Return the highest number of an attempt with a readable note or checkpoint; 0 if there is none."""
+        noted = next((number for number, _ in self.attempts.from_number(1)), 0)
+        saved = (ref.attempt for ref in self.refs() if ref.attempt > noted and self.readable_manifest(ref))
+        return max(noted, next(saved, 0))
 
     def _hinted_ref(self) -> CheckpointRef | None:
         """Return the checkpoint that latest.json names, which a listing may not show yet."""
         try:
-            hint = json.loads(self.store.read(HINT, 1000))
-            ref = CheckpointRef.from_key(str(hint["checkpoint"]))
+            hint = _HINT.validate_json(self.store.read(HINT, 1000))
+            ref = CheckpointRef.from_key(hint.get("checkpoint", ""))
             if ref:
                 self.store.read(ref.key, MAX_MANIFEST_BYTES)  # the checkpoint may have been pruned since
             return ref
-        except (KeyMissing, ValueError, TypeError, KeyError):
+        except (StoreError, ValidationError):  # a hint is no more than that
             return None
 
     def readable_manifest(self, ref: CheckpointRef) -> Manifest | None:
@@ -210,15 +248,9 @@ class Run:
         return f"{self.store.location}: a checkpoint of format 2, this version reads 3; train again"
 
 
-def _is_disposable(key: str) -> bool:
-    """Return whether a key names a part, a probe or a file that was never finished.
-
-    Attempts, manifests, hints and files of other programs are never disposable.
-    """
-    folder, _, name = key.rpartition("/")
-    is_in_run = folder.partition("/")[0] in ("attempts", "blobs", "checkpoints")
-    return key.startswith("blobs/") or (is_in_run and (".partial-" in name or name.startswith("probe-")))
+def _warn_of_lost_rows(error: CheckpointError) -> None:
+    _log.warning("rows of the history are lost: %s", error)
 
 
-def attempt_key(number: int) -> str:
-    return f"attempts/{number:04d}.json"
+def _refuse_lost_rows(error: CheckpointError) -> None:
+    raise error

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,8 @@ _CHUNK_BYTES = 1 << 20
 _UNREADABLE = (  # what boto3 raises for answers that are not S3's
     *(ResponseParserError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
 )
+
+_LITTLE_PATIENCE_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -111,6 +114,11 @@ class S3Store:
             self._with_retries(
                 "delete", key, lambda client: client.delete_object(Bucket=self._bucket, Key=self._key(key))
             )
+
+    def impatient(self) -> "S3Store":
+        store = copy(self)
+        store._patience_seconds = min(_LITTLE_PATIENCE_SECONDS, self._patience_seconds)
+        return store
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)

@@ -44,6 +44,7 @@ class SaveResult:
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_WARNINGS = 60.0
 _LONGEST_PAUSE_SECONDS = 30.0
+_TIDYING_SECONDS = 10.0  # to wait at the end for the deletion of old checkpoints
 
 
 class Saver:
@@ -59,7 +60,7 @@ class Saver:
         self._queue: list[Checkpoint] = []  # oldest first
         self._current: Checkpoint | None = None  # the checkpoint that the thread is saving
         self._counts = SaveCounts()
-        self._closing = False
+        self._closing = self._is_tidying = False
         self._error: StoreError | None = None  # the error of the latest try; None if it succeeded
         self._fatal_error: BaseException | None = None  # the reason why the thread has stopped saving
         self._warning_seconds = -_SECONDS_BETWEEN_WARNINGS  # the time of the latest warning
@@ -82,7 +83,7 @@ class Saver:
             self._enqueue([*self._queue, checkpoint])
 
     def close(self, patience_seconds: float) -> None:
-        """Wait until all checkpoints of the queue are saved.
+        """Wait until all checkpoints of the queue are saved, and then a short time until old ones are deleted.
 
         Raises:
             Superseded: a later attempt trains this run.
@@ -101,6 +102,7 @@ class Saver:
                 )
             if self._fatal_error:
                 raise self._fatal_error
+            self._changed.wait_for(lambda: not self._is_tidying, min(patience_seconds, _TIDYING_SECONDS))
 
     def _rescue(self, checkpoints: list[Checkpoint], directory: Path) -> None:
         attempt = self._attempt.in_directory(directory)
@@ -130,6 +132,11 @@ class Saver:
             start = time.monotonic()
             try:
                 ref = self._attempt.save(checkpoint)
+                self._on_save(SaveResult("saved", time.monotonic() - start, self._attempt.size_bytes(ref)))
+                self._count_save()
+                self._attempt.tidy()
+                self._end_tidying()
+                pause = 1.0
             except Superseded as error:
                 return self._stop(error)
             except StoreError as error:
@@ -138,10 +145,6 @@ class Saver:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except BaseException as error:  # a defect: it must end training, which would continue without saving
                 return self._stop(error)
-            else:
-                pause = 1.0
-                self._on_save(SaveResult("saved", time.monotonic() - start, self._attempt.size_bytes(ref)))
-                self._count_save()
         return None
 
     def _take(self) -> Checkpoint | None:
@@ -157,7 +160,12 @@ class Saver:
                 _log.warning("saving works again, after %d failures", self._counts.num_failed_saves)
             self._error = None
             self._counts = replace(self._counts, num_saves=self._counts.num_saves + 1)
-            self._current = None
+            self._current, self._is_tidying = None, True
+            self._changed.notify_all()
+
+    def _end_tidying(self) -> None:
+        with self._changed:
+            self._is_tidying = False
             self._changed.notify_all()
 
     def _requeue(self, checkpoint: Checkpoint, error: StoreError, pause: float) -> None:
@@ -178,5 +186,5 @@ class Saver:
 
     def _stop(self, error: BaseException) -> None:
         with self._changed:
-            self._fatal_error = error
+            self._fatal_error, self._is_tidying = error, False
             self._changed.notify_all()

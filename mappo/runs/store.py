@@ -84,6 +84,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Delete an entry. A key that does not exist is no error."""
 
+    def impatient(self) -> "Store":
+        """Return this store with little patience, for requests that may fail without harm."""
+
 
 def honours_conditions(store: Store, prefix: str) -> bool:
     """Return whether a store refuses to create a key that exists; some ignore the condition (If-None-Match).
@@ -105,7 +108,7 @@ def honours_conditions(store: Store, prefix: str) -> bool:
         return False
     finally:
         try:
-            store.delete(key)
+            store.impatient().delete(key)
         except StoreError as error:  # `Run.garbage` finds what remains
             _log.warning("the test of conditional writes could not be deleted; training continues: %s", error)
 

@@ -8,6 +8,7 @@ creates later continues this count, and makes no more attempts than the site all
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -28,6 +29,7 @@ FINAL_STATUS = 78  # the exit status of a process that would fail again in the s
 COUNT_VARIABLE = "MAPPO_ATTEMPTS"  # tells the process of an attempt the number of attempts so far, itself included
 REASON_VARIABLE = "MAPPO_REASON_FILE"  # names the file into which this process writes the reason of its failure
 _MAX_BYTES = 100_000
+_MAX_ATTEMPTS = 100_000  # beyond which a count is not that of a stage
 _STORE_SECONDS = 30.0
 _OUT_OF_MEMORY = (
     "out of memory: the kernel killed the stage at its pod's memory limit; raise the limit by "
@@ -70,7 +72,7 @@ class Ledger:
         self._location, self._key, self._announce = location, key, announce
         self._pod, self._uid = environment.get("KFP_POD_NAME", ""), environment.get("KFP_POD_UID", "")
         index = environment.get("KFP_RETRY_INDEX", "")
-        self._count = AttemptCount(num_attempts=int(index) if index.isdecimal() else 0)
+        self._count = AttemptCount(num_attempts=int(index) if re.fullmatch("[0-9]{1,5}", index) else 0)
         self._is_usable = True
         self._count = self._with_store(self._read) or self._count
 
@@ -201,7 +203,7 @@ def _run(stage: str, command: Sequence[str], num_attempts: int) -> _AttemptEnd:
         process = subprocess.Popen(command, env=environment)
         with _forwarded_sigterm(process) as sigterms:
             status = process.wait()
-        reason = reason_file.read_text().strip() if reason_file.exists() else ""
+        reason = reason_file.read_text(errors="replace").strip() if reason_file.exists() else ""
     if status and sigterms:
         return _AttemptEnd(128 + signal.SIGTERM, was_terminated=True)
     if status and num_oom_kills() > num_kills:
@@ -239,7 +241,7 @@ def _parsed(text: bytes) -> AttemptCount:
         values = json.loads(text)
         count = AttemptCount(**values)
         is_sound = isinstance(count.pods, dict) and isinstance(count.failure, str)
-        if not is_sound or not isinstance(count.num_attempts, int) or count.num_attempts < 0:
+        if not is_sound or type(count.num_attempts) is not int or not 0 <= count.num_attempts < _MAX_ATTEMPTS:
             raise TypeError("wrong types")
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"the count of attempts cannot be read: {error}") from None

@@ -7,6 +7,7 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
 from mappo.reporting.terminal import say
+from mappo.runs.owned_file import write_whole
 from mappo.stages.compare import compare_reports
 from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors
 from mappo.tuning.database import open_database
@@ -27,8 +28,7 @@ def report(locations: Sequence[str], output: Path) -> None:
 
 def write_page(path: Path, records: Sequence[run_record.RunRecord]) -> None:
     """Write the HTML page of runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(run_page.build(records))
+    write_whole(path, run_page.build(records))
 
 
 def report_study(
@@ -51,8 +51,7 @@ def report_study(
             reports = reports[: len(reports) // 2]  # the best is the default: both halves are the same trainings
         compared = compare_reports(reports, comparison)
         decided = parse_decision(str(decision), decision.read_bytes())
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(study_page.build(study, chosen, compared, decided))
+        write_whole(page, study_page.build(study, chosen, compared, decided))
         return StageResult(metadata_of(best), _gain_metrics(compared))
 
 

@@ -29,6 +29,7 @@ from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
 from mappo.reporting.terminal import LogLines, say
 from mappo.runs.library_store import library_store_from_environment
+from mappo.runs.owned_file import write_whole
 from mappo.runs.supervisor import COUNT_VARIABLE
 from mappo.strict_json import parse_json
 
@@ -211,5 +212,4 @@ def _preemptible() -> Iterator[None]:
 
 def write_json(path: Path | None, record: Any) -> None:
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(asdict(record), indent=1, allow_nan=False) + "\n")

@@ -1,12 +1,12 @@
 """The report of each iteration, and the CSV file that keeps the reports."""
 
 import csv
-import errno
 import io
-import logging
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 from tensordict import TensorDictBase
@@ -14,9 +14,9 @@ from tensordict import TensorDictBase
 from mappo.environment.keys import DONE, EPISODE_RETURN
 from mappo.errors import CheckpointError
 from mappo.learning.learner import Losses
+from mappo.runs.owned_file import OwnedFile
 from mappo.runs.saver import SaveCounts
-
-_log = logging.getLogger(__name__)
+from mappo.runs.segments import SEGMENT_ROWS, Segment, SharedFile
 
 
 @dataclass(frozen=True)
@@ -112,62 +112,96 @@ COLUMNS = tuple(
 class HistoryFile:
     """A CSV file with one row per iteration, written row by row; NaN is an empty cell.
 
-    If the disk is full, the file logs a warning and training continues, because checkpoints also hold the
-    history. The whole file is written again once the disk has space.
+    The last rows stay in memory, for the next checkpoint. The rows before them are in segments, which checkpoints
+    share; see `mappo.runs.segments`. If the disk is full, training continues, and the rows are written later.
     """
 
     def __init__(self, path: Path):
-        """Set the path; the first row replaces a file that already exists there."""
-        self._path = path
-        self._text = _csv_line(COLUMNS)
-        self._is_complete = False  # whether the file on disk holds all rows so far
+        """Set the path; `begin`, or else the first row, replaces a file that already exists there."""
+        self._file = OwnedFile(path)
+        self._lines: list[str] = []  # the rows after all segments
+        self._segments: tuple[Segment, ...] = ()  # of this process
+        self._earlier: SharedFile | None = None  # the rows before the first of these segments
+        self._read_earlier: Callable[[], Iterable[str]] = tuple
+        self._has_begun = False
 
     @property
     def text(self) -> str:
-        """The whole content of the file."""
-        return self._text
+        """The header and the last rows, which the next checkpoint holds itself."""
+        return _HEADER + "".join(self._lines)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The rows before those in `text`, and after those of `earlier`."""
+        return self._segments
+
+    @property
+    def earlier(self) -> SharedFile | None:
+        """The index of the rows that earlier processes have saved in segments."""
+        return self._earlier
 
     @property
     def elapsed_seconds(self) -> float:
         """The training time of the last row, in seconds; 0 before the first row."""
         return self.last_row().get("elapsed_seconds", 0.0)
 
-    def restore(self, text: str) -> None:
-        """Continue after the rows that a checkpoint holds.
+    def restore(
+        self,
+        text: str,
+        earlier: SharedFile | None = None,
+        read_earlier: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
+        """Continue after the rows that a checkpoint holds, in its `text` and below its index `earlier`.
+
+        read_earlier: returns the rows below the index, as CSV without a header.
 
         Raises:
             CheckpointError: the rows have other columns than this version writes.
         """
-        if not text.startswith(self._text):
+        if not text.startswith(_HEADER):
             raise CheckpointError(f"the history has other columns: {text.partition(chr(10))[0].strip()[:200]}")
-        self._text = text
-        self._is_complete = False
-        self._write("")
+        self._lines = text[len(_HEADER) :].splitlines(keepends=True)
+        self._segments, self._earlier, self._read_earlier = (), earlier, read_earlier
+
+    def begin(self, owned_since: Callable[[], float] = time.monotonic) -> None:
+        """Write a new file with all rows so far. See `OwnedFile.begin`.
+
+        Raises:
+            OSError: the file cannot be written, for another reason than a full or read-only disk.
+        """
+        lines = tuple(self._lines)
+        self._file.begin(lambda: chain([_HEADER], self._read_earlier(), lines), owned_since)
+        self._has_begun = True
+        self._seal()
 
     def append(self, report: IterationReport) -> None:
         """Add the report's row."""
-        row = report.row()
-        line = _csv_line("" if math.isnan(value) else value for value in row.values())
-        self._text += line
-        self._write(line)
+        if not self._has_begun:
+            self.begin()
+        line = _csv_line("" if math.isnan(value) else value for value in report.row().values())
+        self._lines.append(line)
+        self._file.append(line)
+        self._seal()
+
+    def settle(self, is_owner: Callable[[], bool]) -> None:
+        """Write what is missing after the last row. See `OwnedFile.settle`."""
+        self._file.settle(is_owner)
+
+    def close(self) -> None:
+        """Close the file, which gets no more rows."""
+        self._file.close()
 
     def last_row(self) -> dict[str, float]:
         """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
-        header, *lines = self._text.splitlines(keepends=True)
-        (row,) = parse_history(header + lines[-1]) if lines else [{}]
+        (row,) = parse_history(_HEADER + self._lines[-1]) if self._lines else [{}]
         return row
 
-    def _write(self, line: str) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a" if self._is_complete else "w", newline="") as file:
-                file.write(line if self._is_complete else self._text)
-            self._is_complete = True
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._is_complete = False
-            _log.warning("%s: %s; training continues, but free disk space", self._path, error.strerror)
+    def _seal(self) -> None:
+        """Move rows into segments, all but the last ones; at least one row stays."""
+        num_full = max(0, len(self._lines) - 1) // SEGMENT_ROWS
+        for _ in range(num_full):
+            rows, self._lines = self._lines[:SEGMENT_ROWS], self._lines[SEGMENT_ROWS:]
+            self._segments = (*self._segments, Segment("".join(rows), len(rows)))
 
 
 def parse_history(text: str) -> list[dict[str, float]]:
@@ -188,3 +222,6 @@ def _csv_line(cells: Iterable[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
+
+
+_HEADER = _csv_line(COLUMNS)

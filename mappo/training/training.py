@@ -6,18 +6,21 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
+import torch
+
 from mappo.compute.resources import peak_gpu_memory_bytes, peak_memory_bytes, resolve_device
 from mappo.config import ExperimentConfig
 from mappo.environment.environment import require_memory_for_batch
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.errors import Superseded
+from mappo.errors import CheckpointError, Superseded
 from mappo.evaluation.episodes import play_episodes
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint, require_readable
+from mappo.runs.checkpoint_ref import CheckpointRef, newest_first
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
-from mappo.training.history import HistoryFile, IterationReport, TrainingStarted, finished_episodes
+from mappo.training.history import HistoryFile, IterationReport, Progress, TrainingStarted, finished_episodes
 from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
@@ -30,6 +33,7 @@ from mappo.training.training_state import (
 
 _log = logging.getLogger(__name__)
 _SAVE_TIMEOUT_SECONDS = 300.0  # wait for the last checkpoints to be saved at the end of training
+_MAX_LISTINGS = 5
 _SAVE_TIMEOUT_AFTER_ERROR_SECONDS = 20.0  # wait if training ends early, by an error or a signal
 
 
@@ -75,36 +79,66 @@ def train(
     initial = initial_progress(config, start)
     with private_random_streams(config.seed, Stream.TRAINING, device, initial.frames), kept_simulations():
         require_memory_for_batch(config, device)
-        newest = run.refs()[:1]
         # Resume before the claim, so that a process that cannot resume does not supersede another one.
-        resumed = resume(config, run, initial, start, device)
+        refs, resumed = _resume_newest(config, run, initial, start, device)
         if resumed and resumed[1].iteration >= config.collection.num_iterations:
-            history.restore(resumed[1].history)
+            _restore_history(history, run, resumed[1])
+            with closing(history):
+                history.begin()
             return resumed[1]
         attempt = claim(run, keep)
-        if run.refs()[:1] != newest:
-            resumed = resume(config, run, initial, start, device)  # another process saved before the claim
+        all_refs = newest_first([*refs, *run.refs()])  # a listing may not show what the one before showed
+        if all_refs[:1] != refs[:1]:
+            resumed = resume(
+                config, run, initial, start, device, all_refs
+            )  # another process saved before the claim
         if resumed:
             training = resumed[0]
             match_platform(resumed[1].platform, device)
-            history.restore(resumed[1].history)
+            _restore_history(history, run, resumed[1])
         else:
             training = begin_run(config, initial, start, device, is_shared)
-        with closing(training.collector):
-            require_readable(snapshot(config, training, history.text))
+        with closing(training.collector), closing(history):
+            require_readable(snapshot(config, training, history))
+            attempt.require_current()
+            history.begin(lambda: attempt.owned_since)
             on_begin(TrainingStarted(training.progress, attempt.number, resumed is not None))
             saver = Saver(attempt, on_save)
             try:
                 if start and not resumed and config.selection.interval_iterations:
                     training.selection_return = _selection_return(config, training)
                     training.highest_return = training.selection_return
-                    saver.save(snapshot(config, training, history.text))
+                    saver.save(snapshot(config, training, history))
                 checkpoint = _iterate(config, training, history, saver, on_report)
             except BaseException:
                 _save_pending(saver)
                 raise
             saver.close(_SAVE_TIMEOUT_SECONDS)
+            history.settle(attempt.is_current)
             return checkpoint
+
+
+def _resume_newest(
+    config: ExperimentConfig, run: Run, initial: Progress, start: StartingPoint | None, device: torch.device
+) -> tuple[list[CheckpointRef], tuple[TrainingState, Checkpoint] | None]:
+    """List the checkpoints and resume from the newest that can be used; return the references, too.
+
+    Another process that still trains the run may delete the checkpoints between the listing and the reading. List
+    them again then.
+    """
+    for _ in range(_MAX_LISTINGS):
+        refs = run.refs()
+        try:
+            return refs, resume(config, run, initial, start, device, refs)
+        except CheckpointError:
+            if run.refs()[:1] == refs[:1]:
+                raise
+    raise CheckpointError(f"{run.store.location}: another process trains this run; wait for it, or stop it")
+
+
+def _restore_history(history: HistoryFile, run: Run, checkpoint: Checkpoint) -> None:
+    earlier = checkpoint.earlier_rows
+    history.restore(checkpoint.history, earlier, lambda: run.earlier_rows(earlier))
 
 
 def _iterate(
@@ -146,7 +180,7 @@ def _iterate(
         history.append(report)
         on_report(report)
         save_start = time.perf_counter()
-        checkpoint = snapshot(config, training, history.text)
+        checkpoint = snapshot(config, training, history)
         saver.save(checkpoint)
         save_seconds = time.perf_counter() - save_start
     return checkpoint

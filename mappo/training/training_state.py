@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,9 +16,10 @@ from mappo.errors import CheckpointError, CompilationFailed, ConfigError, Simula
 from mappo.learning.learner import Learner
 from mappo.learning.networks import Networks, make_networks
 from mappo.runs.checkpoint import Checkpoint, Platform, restore_networks
+from mappo.runs.checkpoint_ref import CheckpointRef
 from mappo.runs.run import Run
 from mappo.training.collectors import Collector, make_collector
-from mappo.training.history import Progress
+from mappo.training.history import HistoryFile, Progress
 
 _log = logging.getLogger(__name__)
 # Fields of the configuration that may change.
@@ -156,16 +158,23 @@ def begin_training(
 
 
 def resume(
-    config: ExperimentConfig, run: Run, initial: Progress, start: StartingPoint | None, device: torch.device
+    config: ExperimentConfig,
+    run: Run,
+    initial: Progress,
+    start: StartingPoint | None,
+    device: torch.device,
+    refs: Sequence[CheckpointRef],
 ) -> tuple[TrainingState, Checkpoint] | None:
-    """Restore training from the newest checkpoint that can be used; return both, or None in a new run.
+    """Restore training from the newest checkpoint that can be used; return both, or None without checkpoints.
+
+    refs: the checkpoints of the run, the newest first.
 
     Raises:
         CheckpointError: the run has checkpoints, and none can be used.
         ConfigError: the run started with another configuration, or from another starting point.
     """
     problems = []
-    for ref in run.refs():
+    for ref in refs:
         try:
             checkpoint = run.load(ref)
             _require_same_run(run, checkpoint, config, start)
@@ -197,11 +206,8 @@ def _require_same_run(
         )
 
 
-def snapshot(config: ExperimentConfig, training: TrainingState, history: str) -> Checkpoint:
-    """Copy the whole state of training into a checkpoint, which training no longer changes.
-
-    history: the history so far, as CSV.
-    """
+def snapshot(config: ExperimentConfig, training: TrainingState, history: HistoryFile) -> Checkpoint:
+    """Copy the whole state of training into a checkpoint, which training no longer changes."""
     learner = training.learner
     return Checkpoint(
         config,
@@ -210,12 +216,14 @@ def snapshot(config: ExperimentConfig, training: TrainingState, history: str) ->
         tensors=_copies(learner.networks.modules().state_dict()),
         optimiser=_copies(learner.optimiser_tensors()),
         state=training.collector.capture(),
-        history=history,
+        history=history.text,
         platform=Platform.current(training.device),
         selection_return=_finite_or_none(training.selection_return),
         highest_return=_finite_or_none(training.highest_return),
         started_from=training.started_from,
         computation=training.computation,
+        earlier_rows=history.earlier,
+        segments=history.segments,
     )
 
 

@@ -4,10 +4,12 @@ import pty
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
-from mappo.__main__ import main
+from mappo.__main__ import _parser, main
+from mappo.config import require_run_name
 from mappo.promotion.champions import Champions
 from mappo.recipes import RECIPES, recipe
 from mappo.runs.run import load_checkpoint
@@ -211,6 +213,13 @@ def test_existing_run_refuses_another_configuration_naming_the_field(capsys, tmp
     assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
     output = capsys.readouterr().out
     assert "started with another configuration: learner.epochs = 1 -> 2; use that configuration" in output
+
+
+def test_runs_without_a_name_that_start_in_the_same_second_have_different_names(monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    names = {_parser().parse_args([command]).run for command in ["train"] * 40}
+    assert len(names) == 40
+    assert all(require_run_name(name).startswith("20260101-000000-") for name in names)
 
 
 def test_empty_run_name_is_refused(capsys, tmp_path):

@@ -226,7 +226,7 @@ def test_checkpoint_is_safetensors_and_json_and_csv_only(run):
     assert json.loads(part_path(run, "structure").read_text())
     assert part_path(run, "history").read_text().startswith("iteration,frames,")
     keys = {entry.key for entry in run.store.entries()}
-    assert keys == {"attempts/0001.json", "latest.json", ref.key} | ref.blobs(run.manifest(ref))
+    assert keys == {"attempts/0001.json", ref.key} | ref.blobs(run.manifest(ref))
     assert {Path(key).suffix for key in keys} == {".json", ".csv", ".safetensors"}
 
 

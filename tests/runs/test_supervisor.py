@@ -144,7 +144,13 @@ def test_attempts_are_counted_in_the_pod_alone_when_the_store_fails(stage, tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 9000, "{}x", '{"num_attempts": "many"}', '{"num_attempts": -1}', "[]", "null"]
+    "text",
+    [
+        *("[" * 9000, "{}x", '{"num_attempts": "many"}', '{"num_attempts": -1}', "[]", "null"),
+        *('{"num_attempts": 1e300}', '{"num_attempts": true}', '{"num_attempts": 9' + "0" * 30 + "}"),
+        *('{"num_attempts": ' + "9" * 5000 + "}", '{"num_attempts": 3, "pods": []}'),
+    ],
+    ids=range(11),
 )
 def test_unreadable_count_is_reported_and_does_not_stop_the_stage(stage, tmp_path, text):
     (tmp_path / "store").mkdir()

@@ -160,7 +160,7 @@ def kill_in_the_middle(config, folder, moments, with_signal=signal.SIGKILL):
 
 def is_saving(run) -> bool:
     """Return whether the newest attempt has saved parts of a checkpoint, but not yet the manifest."""
-    newest = f"blobs/{max(run.attempt_numbers()):04d}-"
+    newest = f"blobs/{run.attempts.numbers()[0]:04d}-"
     named = {key for saved, manifest in run.readable(run.refs()).items() for key in saved.blobs(manifest)}
     return any(entry.key not in named for entry in run.store.entries("blobs/") if entry.key.startswith(newest))
 
@@ -208,6 +208,24 @@ def test_interrupted_training_prints_how_to_resume_and_resumes(tmp_path, capsys)
     assert "interrupted; to resume, give the same command with --run killed" in output
     resume(tmp_path)
     assert "resumed after" in capsys.readouterr().out
+
+
+def test_process_that_was_stopped_and_overtaken_stops_and_changes_nothing(tmp_path, capsys):
+    run = Run.at(tmp_path / "killed")
+    process = start_training(KILLED, tmp_path, "killed", tmp_path)
+    assert wait_for(lambda: len(iterations(tmp_path / "killed")) > 2, process)
+    process.send_signal(signal.SIGSTOP)
+    resume(tmp_path)
+    assert "resumed after" in capsys.readouterr().out
+    files = {name: (tmp_path / "killed" / name).read_bytes() for name in ("history.csv", "latest.json")}
+    output = kill(process, signal.SIGCONT)
+    assert process.returncode == 1, output
+    assert "attempt 2 of this run has begun on" in output
+    assert files == {name: (tmp_path / "killed" / name).read_bytes() for name in files}
+    rows = files["history.csv"].decode().splitlines()[1:]
+    assert [int(row.partition(",")[0]) for row in rows] == list(range(1, 101))
+    newest, *_ = run.refs()
+    assert (newest.attempt, newest.iteration) == (2, 100)
 
 
 @pytest.mark.long
