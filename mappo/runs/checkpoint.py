@@ -9,7 +9,7 @@ Names, shapes, dtypes and finiteness of tensors are checked against the networks
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,20 +25,22 @@ import mappo
 from mappo.compute.computation import PLAIN, Computation
 from mappo.config import ExperimentConfig, config_hash, from_dict
 from mappo.environment.simulation_state import SimulationState
-from mappo.errors import CheckpointError, ConfigError
+from mappo.errors import CheckpointError, ConfigError, one_line
 from mappo.learning.networks import Networks
 from mappo.strict_json import json_hash, to_dict
 
 FORMAT: Literal[3] = 3
 MAX_MANIFEST_BYTES = 1 << 20
-_MAX_PART_BYTES = {
+PartName = Literal["networks", "optimiser", "simulation", "structure", "history"]
+_MAX_PART_BYTES: dict[PartName, int] = {
     "networks": 1 << 32,
     "optimiser": 1 << 32,
     "simulation": 1 << 32,
     "structure": 1 << 26,
     "history": 1 << 28,
 }
-_SUFFIXES = {"structure": "json", "history": "csv"}
+PARTS = tuple(_MAX_PART_BYTES)
+_SUFFIXES: dict[PartName, str] = {"structure": "json", "history": "csv"}
 _PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -93,7 +95,7 @@ class Manifest:
     highest_return: Annotated[float, Field(allow_inf_nan=False)] | None
     started_from: str
     platform: Platform
-    parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
+    parts: dict[PartName, Part]
     computation: Computation | None = None  # None: saved by 0.5, whose configuration has no `auto`
 
     @property
@@ -101,9 +103,9 @@ class Manifest:
         """The size of all parts together."""
         return sum(part.size_bytes for part in self.parts.values())
 
-    def file_name(self, part: str) -> str:
+    def file_name(self, part: PartName) -> str:
         """Return the name of a part's file: its hash and the suffix of its file type."""
-        return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"  # type: ignore[index]
+        return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -114,8 +116,8 @@ class Checkpoint:
     """The complete state of training after an iteration.
 
     tensors: the networks. optimiser: Adam's state of each parameter. state: the simulation, the data carried
-    from batch to batch, and the random states. history: the rows of the history so far, as CSV. `Manifest`
-    describes the other fields.
+    from batch to batch, and the random states. history: the rows of the history so far, as CSV. These four are
+    empty if they were not read. `Manifest` describes the other fields.
     """
 
     config: ExperimentConfig
@@ -139,7 +141,7 @@ class Checkpoint:
 
 def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
     """Return a checkpoint's manifest, and its parts by file name. Equal checkpoints give equal bytes."""
-    contents = {
+    contents: dict[PartName, bytes] = {
         "networks": _tensor_bytes(checkpoint.tensors),
         "optimiser": _tensor_bytes(checkpoint.optimiser),
         "simulation": _tensor_bytes(checkpoint.state.tensors),
@@ -157,19 +159,22 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
         highest_return=checkpoint.highest_return,
         started_from=checkpoint.started_from,
         platform=checkpoint.platform,
-        parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},  # type: ignore[misc]
+        parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},
         computation=checkpoint.computation,
     )
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
 
 def require_readable(checkpoint: Checkpoint) -> None:
-    """Check that what is saved of a training run stays within the limits of what is read.
+    """Check that what is saved of a training run can be read: write a checkpoint into memory, and read it.
 
     Raises:
-        ConfigError: a part is too large; the message names what makes it large.
+        ConfigError: a part is too large, or cannot be read; the message names what makes it large.
     """
-    manifest, _ = pack(checkpoint)
+    try:
+        manifest, contents = pack(checkpoint)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"this task cannot be saved: {one_line(error)}") from error
     size = len(manifest_bytes(manifest))
     if size > MAX_MANIFEST_BYTES:
         raise ConfigError(
@@ -183,6 +188,11 @@ def require_readable(checkpoint: Checkpoint) -> None:
                 f"{_MAX_PART_BYTES[name]} are read; the largest part is {_largest_object(checkpoint.state)}: keep "
                 "large data in a tensor or a numpy array instead of Python numbers"
             )
+    try:
+        parsed = parse_manifest(manifest_bytes(manifest), "it")
+        unpack(parsed, lambda name, size_bytes, sha256: contents[name], "it")  # noqa: ARG005
+    except CheckpointError as error:
+        raise ConfigError(f"this task can be saved, and not be resumed: {error}") from error
 
 
 def _largest_object(state: SimulationState) -> str:
@@ -214,23 +224,34 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
     """
     try:
         manifest = _MANIFEST.validate_json(content)
+        hash_of_config = json_hash(manifest.config)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in problem["loc"])
         if name == "format":
             raise CheckpointError(
-                f"{location}: format {problem['input']!r}, this version reads {FORMAT}"
+                f"{location}: format {one_line(repr(problem['input']))}, this version reads {FORMAT}"
             ) from None
-        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {name}: {problem['msg']}") from None
-    if json_hash(manifest.config) != manifest.config_hash:
-        raise CheckpointError(f"{location}: the configuration does not match its hash, {manifest.config_hash}")
+        reason = one_line(f"{name}: {problem['msg']}")
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {reason}") from None
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, objects in too many objects
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {one_line(error)}") from None
+    if hash_of_config != manifest.config_hash:
+        raise CheckpointError(
+            f"{location}: the configuration does not match its hash, {one_line(manifest.config_hash)}"
+        )
     if missing := _MAX_PART_BYTES.keys() - manifest.parts.keys():
         raise CheckpointError(f"{location}: parts are missing: {', '.join(sorted(missing))}")
     return manifest
 
 
-def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location: str) -> Checkpoint:
-    """Assemble a checkpoint from its manifest and its parts.
+def unpack(
+    manifest: Manifest,
+    read: Callable[[str, int, str], bytes],
+    location: str,
+    parts: Collection[PartName] = PARTS,
+) -> Checkpoint:
+    """Assemble a checkpoint from its manifest and the named parts; what other parts hold stays empty.
 
     `read` returns the bytes of a file; its arguments are the file's name, its largest size and its SHA-256. Error
     messages name the `location`.
@@ -238,25 +259,29 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
     Raises:
         CheckpointError: a part is too large, does not match its hash, or cannot be parsed by this version.
     """
-    contents = {}
+    contents: dict[PartName, bytes] = {}
     for name, part in manifest.parts.items():
+        if name not in parts:
+            continue
         if part.size_bytes > _MAX_PART_BYTES[name]:
             raise CheckpointError(
                 f"{location}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
+
+    def tensors(name: PartName) -> dict[str, Tensor]:
+        return safetensors.torch.load(contents[name]) if name in contents else {}
+
     try:
         config = from_dict(manifest.config)
         return Checkpoint(
             config=config,
             iteration=manifest.iteration,
             frames=manifest.frames,
-            tensors=safetensors.torch.load(contents["networks"]),
-            optimiser=safetensors.torch.load(contents["optimiser"]),
-            state=SimulationState(
-                json.loads(contents["structure"]), safetensors.torch.load(contents["simulation"])
-            ),
-            history=contents["history"].decode(),
+            tensors=tensors("networks"),
+            optimiser=tensors("optimiser"),
+            state=SimulationState(json.loads(contents.get("structure", b"null")), tensors("simulation")),
+            history=contents.get("history", b"").decode(),
             platform=manifest.platform,
             selection_return=manifest.selection_return,
             highest_return=manifest.highest_return,
@@ -267,8 +292,8 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
                 update=config.learner.update,  # type: ignore[arg-type]
             ),
         )
-    except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error
+    except (ConfigError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {one_line(error)}") from error
 
 
 def verify(content: bytes, sha256: str, location: str) -> bytes:
