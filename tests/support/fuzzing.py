@@ -62,7 +62,7 @@ def mutated_json(value: Any, generator: random.Random, changes: int = 3) -> Any:
         container, key = _any_place(copy, generator)
         match generator.randrange(5):
             case 0 | 1:
-                container[key] = json.loads(json.dumps(generator.choice(ODD_VALUES)))
+                container[key] = _odd_value(generator)
             case 2:
                 _change_slightly(container, key, generator)
             case 3 if container is not copy:
@@ -71,6 +71,10 @@ def mutated_json(value: Any, generator: random.Random, changes: int = 3) -> Any:
                 other, place = _any_place(copy, generator)
                 container[key] = json.loads(json.dumps(other[place]))
     return copy[0]
+
+
+def _odd_value(generator: random.Random) -> Any:
+    return json.loads(json.dumps(generator.choice(ODD_VALUES)))
 
 
 def _any_place(root: Any, generator: random.Random) -> tuple[Any, Any]:
@@ -100,9 +104,9 @@ def _change_slightly(container: Any, key: Any, generator: random.Random) -> None
     elif isinstance(value, str):
         container[key] = value[1:] + "x"
     elif isinstance(value, list):
-        value.append(generator.choice(ODD_VALUES))
+        value.append(_odd_value(generator))
     else:
-        container[key] = {"new": generator.choice(ODD_VALUES), **value}
+        container[key] = {"new": _odd_value(generator), **value}
 
 
 def mutated_text(text: str, generator: random.Random) -> str:

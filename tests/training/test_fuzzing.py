@@ -116,7 +116,8 @@ def test_history(seeds, checkpoint):
 def collected(request):
     """Return a configuration, and the state of its collector after a batch."""
     environment = {"scenario": request.param, "max_episode_frames": 10}
-    config = override(from_dict({**TINY, "environment": environment}), {"collection": {"rollout_frames": 3}})
+    small = {"collection": {"rollout_frames": 3}, "learner": {"minibatch_frames": 18}}
+    config = override(from_dict({**TINY, "environment": environment}), small)
     with private_random_streams(0, Stream.TRAINING, CPU):
         collector, policy = begun(config)
         collector.collect(policy)
@@ -146,7 +147,7 @@ def restore_all(config, states):
     return refusals, num_used
 
 
-@seeds(40, 1_000)
+@seeds(25, 1_000)
 def test_structure(seeds, collected, monkeypatch):
     monkeypatch.setattr(forked_trial, "SECONDS", 2.0)
     config, state = collected
@@ -155,7 +156,7 @@ def test_structure(seeds, collected, monkeypatch):
     assert len(refusals) > len(seeds) / 4
 
 
-@seeds(20, 300)
+@seeds(15, 300)
 def test_random_states(seeds, collected, monkeypatch):
     monkeypatch.setattr(forked_trial, "SECONDS", 2.0)
     config, state = collected
@@ -164,7 +165,8 @@ def test_random_states(seeds, collected, monkeypatch):
         generator, structure = random.Random(seed), json.loads(json.dumps(state.structure))
         path = structure["others"]["random_states"]["object"]
         objects = {name: content for name, content in structure["objects"].items() if name.startswith(path)}
-        structure["objects"].update(mutated_json(objects, generator, changes=1))
+        mutated = mutated_json(objects, generator, changes=1)
+        structure["objects"].update(mutated if isinstance(mutated, dict) else {path: mutated})
         return SimulationState(structure, state.tensors)
 
     refusals, _ = restore_all(config, map(changed, seeds))
@@ -207,22 +209,12 @@ def test_files_of_a_policy(seeds, checkpoint, tmp_path, capsys):
         name = (POLICY, CARD)[seed % 2]
         file = tmp_path / champions.task / key / name
         content = file.read_bytes()
-        changed = mutated_bytes(content * 3, random.Random(seed))
-        file.write_bytes(changed)
+        file.write_bytes(mutated_bytes(content, random.Random(seed)) + b"more")
         reason = refusal(lambda: export_champion(str(tmp_path), "", tmp_path / "out"), StageFailed)
         assert "damaged or replaced" in reason
         file.write_bytes(content)
     assert not (tmp_path / "out").exists()
     capsys.readouterr()
-
-
-def test_simulation_that_ends_the_process_or_hangs_is_refused(collected, monkeypatch):
-    monkeypatch.setattr(forked_trial, "SECONDS", 1.0)
-    config, state = collected
-    structure = json.loads(json.dumps(state.structure))
-    structure["objects"]["world"][1]["_substeps"] = 10**9
-    (reason,), _ = restore_all(config, [SimulationState(structure, state.tensors)])
-    assert "the restored simulation cannot be played: it takes more than 1 s" in reason
 
 
 def test_trial_leaves_no_trace(collected):

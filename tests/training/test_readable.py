@@ -6,6 +6,7 @@ from mappo.config import from_dict, override
 from mappo.environment import checks
 from mappo.environment.validation import validate
 from mappo.errors import MappoError
+from mappo.runs import checkpoint
 from mappo.training.first_iteration import rehearse_first_iteration
 from tests.conftest import TINY
 from tests.support.runs import iterations, train_here
@@ -17,6 +18,12 @@ def task(**environment):
     return override(from_dict(TINY), {"environment": {"scenario_kwargs": {}, **environment}})
 
 
+@pytest.fixture
+def small_limit(monkeypatch):
+    """Let 256 KiB of Python's data be too large, which is saved faster than 64 MiB."""
+    monkeypatch.setitem(checkpoint._MAX_PART_BYTES, "structure", 1 << 18)
+
+
 def nested(depth):
     value = []
     for _ in range(depth):
@@ -26,10 +33,6 @@ def nested(depth):
 
 UNREADABLE = {
     "numbers": (
-        task(scenario=f"{SCENARIOS}LargeMap"),
-        r"the structure of this task takes \d+ bytes .* the largest part is scenario\.heights: keep large data in",
-    ),
-    "numbers by environment": (
         override(task(scenario=f"{SCENARIOS}LargeLists"), {"collection": {"num_envs": 120}}),
         r"the structure of this task takes .* the largest part is scenario\.routes: ",
     ),
@@ -48,7 +51,7 @@ UNREADABLE = {
 
 @pytest.mark.filterwarnings("ignore:environment.scenario_kwargs:UserWarning")
 @pytest.mark.parametrize("kind", [kind for kind in UNREADABLE if kind != "numbers by process"])
-def test_task_whose_checkpoints_cannot_be_read_is_not_trained(kind, tmp_path):
+def test_task_whose_checkpoints_cannot_be_read_is_not_trained(kind, small_limit, tmp_path):
     config, reason = UNREADABLE[kind]
     reports = []
     with pytest.raises(MappoError, match=reason):
@@ -59,13 +62,23 @@ def test_task_whose_checkpoints_cannot_be_read_is_not_trained(kind, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:environment.scenario_kwargs:UserWarning")
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_task_whose_checkpoints_cannot_be_read_fails_the_rehearsal(kind):
+def test_task_whose_checkpoints_cannot_be_read_fails_the_rehearsal(kind, small_limit):
     config, reason = UNREADABLE[kind]
     with pytest.raises(MappoError, match=reason):
         rehearse_first_iteration(config)
 
 
-def test_validation_names_what_is_too_large(monkeypatch):
+@pytest.mark.long
+def test_map_of_millions_of_python_numbers_is_not_trained(tmp_path):
+    reason = (
+        r"takes \d+ bytes in a checkpoint, and at most 67108864 are read; the largest part is scenario\.heights: "
+    )
+    with pytest.raises(MappoError, match=reason):
+        train_here(task(scenario=f"{SCENARIOS}LargeMap"), tmp_path)
+    assert iterations(tmp_path) == []
+
+
+def test_validation_names_what_is_too_large(monkeypatch, small_limit):
     monkeypatch.setattr(checks, "_SPEED_SECONDS", 0.01)
     config = task(scenario=f"{SCENARIOS}LargeLists")
     assert validate(config, print, rehearse_first_iteration).failures == []
