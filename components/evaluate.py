@@ -38,14 +38,12 @@ def evaluate(
     from mappo.stages.evaluate import PageInputs, evaluate
     from mappo.stages.train import HISTORY
 
-    paths = (Path(checkpoint.path), Path(report.path))
+    values = (config, Path(checkpoint.path), Path(report.path))
     inputs = PageInputs(
         Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
     )
     name = fill(run, scheduled_at)
-    outcome = evaluate(
-        config, *paths, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
-    )
+    outcome = evaluate(*values, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
