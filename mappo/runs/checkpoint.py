@@ -32,14 +32,14 @@ from mappo.strict_json import json_hash, to_dict
 FORMAT: Literal[3] = 3
 MAX_MANIFEST_BYTES = 1 << 20
 PartName = Literal["networks", "optimiser", "simulation", "structure", "history"]
-_MAX_PART_BYTES: dict[PartName, int] = {
+MAX_PART_BYTES: dict[PartName, int] = {
     "networks": 1 << 32,
     "optimiser": 1 << 32,
     "simulation": 1 << 32,
     "structure": 1 << 26,
     "history": 1 << 28,
 }
-PARTS = tuple(_MAX_PART_BYTES)
+PARTS = tuple(MAX_PART_BYTES)
 _SUFFIXES: dict[PartName, str] = {"structure": "json", "history": "csv"}
 _PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -165,50 +165,6 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
 
 
-def require_readable(checkpoint: Checkpoint) -> None:
-    """Check that what is saved of a training run can be read: write a checkpoint into memory, and read it.
-
-    Raises:
-        ConfigError: a part is too large, or cannot be read; the message names what makes it large.
-    """
-    try:
-        manifest, contents = pack(checkpoint)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"this task cannot be saved: {one_line(error)}") from error
-    size = len(manifest_bytes(manifest))
-    if size > MAX_MANIFEST_BYTES:
-        raise ConfigError(
-            f"the configuration takes {size} bytes in a checkpoint, and at most {MAX_MANIFEST_BYTES} are read: "
-            "let the scenario read large data, such as a map, from a file instead of environment.scenario_kwargs"
-        )
-    for name, part in manifest.parts.items():
-        if part.size_bytes > _MAX_PART_BYTES[name]:
-            raise ConfigError(
-                f"the {name} of this task takes {part.size_bytes} bytes in a checkpoint, and at most "
-                f"{_MAX_PART_BYTES[name]} are read; the largest part is {_largest_object(checkpoint.state)}: keep "
-                "large data in a tensor or a numpy array instead of Python numbers"
-            )
-    try:
-        parsed = parse_manifest(manifest_bytes(manifest), "it")
-        unpack(parsed, lambda name, size_bytes, sha256: contents[name], "it")  # noqa: ARG005
-    except CheckpointError as error:
-        raise ConfigError(f"this task can be saved, and not be resumed: {error}") from error
-
-
-def _largest_object(state: SimulationState) -> str:
-    """Return the path of the attribute or container whose own content takes the most bytes."""
-    objects = {**state.structure.get("objects", {})}
-    for process in state.structure.get("processes", []):
-        objects.update(process.get("objects", {}))
-    if not objects:
-        return "none of the simulation"
-    rows: dict[str, int] = {}
-    for path, content in objects.items():
-        owner = path.partition("[")[0]
-        rows[owner] = rows.get(owner, 0) + len(json.dumps(content))
-    return max(rows, key=lambda path: rows[path])
-
-
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the manifest as canonical JSON."""
     record = _MANIFEST.dump_python(manifest, mode="json")
@@ -240,7 +196,7 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
         raise CheckpointError(
             f"{location}: the configuration does not match its hash, {one_line(manifest.config_hash)}"
         )
-    if missing := _MAX_PART_BYTES.keys() - manifest.parts.keys():
+    if missing := MAX_PART_BYTES.keys() - manifest.parts.keys():
         raise CheckpointError(f"{location}: parts are missing: {', '.join(sorted(missing))}")
     return manifest
 
@@ -263,9 +219,9 @@ def unpack(
     for name, part in manifest.parts.items():
         if name not in parts:
             continue
-        if part.size_bytes > _MAX_PART_BYTES[name]:
+        if part.size_bytes > MAX_PART_BYTES[name]:
             raise CheckpointError(
-                f"{location}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
+                f"{location}: {name}: {part.size_bytes} bytes, at most {MAX_PART_BYTES[name]} are read"
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
 

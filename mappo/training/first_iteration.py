@@ -12,7 +12,7 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.environment.simulation_state import SimulationState
 from mappo.learning.learner import Learner
 from mappo.learning.networks import make_networks
-from mappo.runs.checkpoint import require_readable
+from mappo.runs.readability import require_readable
 from mappo.training.history import Progress
 from mappo.training.local_collector import LocalCollector
 from mappo.training.process_collector import share_of_process

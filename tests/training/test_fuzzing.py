@@ -1,4 +1,4 @@
-"""Fuzz tests of what a checkpoint and a champion hold: whatever it is, it is used, or refused with one line.
+"""The fuzz tests of what a checkpoint and a champion hold: it is used, or it is refused with one line.
 
 Each case has a fixed seed. `make test` runs a few hundred of them, `make test-long` 10,000.
 """

@@ -6,7 +6,7 @@ from mappo.config import from_dict, override
 from mappo.environment import checks
 from mappo.environment.validation import validate
 from mappo.errors import MappoError
-from mappo.runs import checkpoint
+from mappo.runs.checkpoint import MAX_PART_BYTES
 from mappo.training.first_iteration import rehearse_first_iteration
 from tests.conftest import TINY
 from tests.support.runs import iterations, train_here
@@ -21,7 +21,7 @@ def task(**environment):
 @pytest.fixture
 def small_limit(monkeypatch):
     """Let 256 KiB of Python's data be too large, which is saved faster than 64 MiB."""
-    monkeypatch.setitem(checkpoint._MAX_PART_BYTES, "structure", 1 << 18)
+    monkeypatch.setitem(MAX_PART_BYTES, "structure", 1 << 18)
 
 
 def nested(depth):
