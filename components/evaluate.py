@@ -7,6 +7,7 @@ from components import component
 
 @component
 def evaluate(
+    config: str,
     checkpoint: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -20,7 +21,8 @@ def evaluate(
     """Evaluate a trained policy on held-out seeds, and a random and (if there is one) a heuristic policy.
 
     Args:
-        checkpoint: The best checkpoint of the training stage, with its configuration and history.
+        config: The experiment's configuration as JSON, as `mappo show-config` prints it.
+        checkpoint: The best checkpoint of the training stage, with its history.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: The mean return of each policy with its interval.
         page: The page of the run: curves, evaluation, and recorded episodes.
@@ -36,12 +38,12 @@ def evaluate(
     from mappo.stages.evaluate import PageInputs, evaluate
     from mappo.stages.train import HISTORY
 
-    paths = (Path(checkpoint.path), Path(report.path))
+    values = (config, Path(checkpoint.path), Path(report.path))
     inputs = PageInputs(
         Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
     )
     name = fill(run, scheduled_at)
-    outcome = evaluate("", *paths, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
+    outcome = evaluate(*values, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

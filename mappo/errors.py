@@ -152,3 +152,10 @@ class StageFailed(MappoError):
     def __init__(self, message: str, *, is_final: bool = False):
         super().__init__(message)
         self.is_final = is_final
+
+
+def one_line(error: object, limit: int = 500) -> str:
+    """Return the text of an error, or of anything that others wrote, as one short line that can be printed."""
+    words = " ".join(str(error).split())
+    line = "".join(character if character.isprintable() else "?" for character in words)
+    return line if len(line) <= limit else f"{line[: limit - 4]} ..."

@@ -37,7 +37,8 @@ def make_each_seed(site: Site | None, parallelism: int, name: str = "mappo-each-
         with dsl.ParallelFor(seeds, parallelism=parallelism) as seed:
             common = {"seed": seed, "run": run, "scheduled_at": placement.scheduled_at, "compiled_by": version}
             trained = train(config=config, store=store, **common, **placement.gpus("train"))
-            evaluated = evaluate(checkpoint=trained.outputs["best"], **common, **placement.gpus("evaluate"))
+            best = trained.outputs["best"]
+            evaluated = evaluate(config=config, checkpoint=best, **common, **placement.gpus("evaluate"))
             placement.apply(trained, "train")
             placement.apply(evaluated, "evaluate")
         return dsl.Collected(evaluated.outputs["report"])

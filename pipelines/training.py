@@ -51,7 +51,8 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
         }
         validated = validate(config=config, **common)
         trained = train(config=config, store=store, **common, **placement.gpus("train")).after(validated)
-        evaluated = evaluate(checkpoint=trained.outputs["best"], **common, **placement.gpus("evaluate"))
+        best = trained.outputs["best"]
+        evaluated = evaluate(config=config, checkpoint=best, **common, **placement.gpus("evaluate"))
         for task, stage in ((validated, "validate"), (trained, "train"), (evaluated, "evaluate")):
             placement.apply(task, stage)
         return Artifacts(

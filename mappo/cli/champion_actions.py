@@ -8,10 +8,8 @@ from pathlib import Path
 from mappo.errors import ConfigError, KeyTaken
 from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, tasks
 from mappo.reporting.tables import champion_line
-from mappo.runs.locations import open_store
+from mappo.runs.directory_store import DirectoryStore
 from mappo.stages.runtime import readable_errors
-
-_MAX_POLICY_BYTES = 1 << 32
 
 
 def list_champions(location: str) -> None:
@@ -68,14 +66,14 @@ def export_champion(location: str, task: str, output: Path) -> None:
     """Copy the exported policy of a champion and its model card into the directory `output`.
 
     Raises:
-        StageFailed: no task has a champion, or `task` names none of these tasks.
+        StageFailed: no task has a champion, `task` names none of these tasks, or a file was replaced.
     """
     with readable_errors("champion"):
         champions = _champions_of(location, task)
-        source = open_store(champions.policy_location(_in_force(champions)))
-        output.mkdir(parents=True, exist_ok=True)
-        for name in (POLICY, CARD):
-            (output / name).write_bytes(source.read(name, _MAX_POLICY_BYTES))
+        decision = _in_force(champions)
+        files = {name: champions.file(decision, name) for name in (POLICY, CARD)}
+        for name, content in files.items():
+            DirectoryStore(output).write(name, content)  # replaces a link, and does not follow it
             print(output / name)
 
 

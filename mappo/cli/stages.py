@@ -174,7 +174,7 @@ def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argpars
     from mappo.runs.run import load_checkpoint
 
     try:
-        trained_config = load_checkpoint(run_location, checkpoint).config
+        trained_config = load_checkpoint(run_location, checkpoint, parts=()).config
     except (CheckpointError, StoreError) as error:
         raise ConfigError(str(error)) from error
     changes = changes_from_arguments(arguments)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from vmas.simulator.environment import Environment as VmasEnvironment
 
+from mappo.environment.state_walk import require_possible_numpy_state
+
 
 class Stream(IntEnum):
     """The purpose of random numbers. Two streams differ even if they have the same seed."""
@@ -75,6 +77,20 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])
     VmasEnvironment.vmas_random_state[:] = states["vmas"]
+
+
+def require_possible_random_states(states: dict[str, Any]) -> None:
+    """Check states that a checkpoint holds, before `set_random_states` sets them; VMAS sets its own ones later.
+
+    Raises:
+        ValueError: a state is not possible. Another exception is raised where `states` has another form.
+    """
+    of_simulator = dict(zip(("torch", "numpy", "python"), states["vmas"], strict=True))
+    for group in (states, of_simulator):
+        torch.Generator().set_state(group["torch"])
+        require_possible_numpy_state(group["numpy"])
+        np.random.RandomState().set_state(group["numpy"])
+        random.Random().setstate(group["python"])  # noqa: S311  (it draws nothing)
 
 
 @contextmanager

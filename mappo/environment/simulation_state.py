@@ -10,6 +10,7 @@ The walk reaches only objects that attributes refer to. It does not reach variab
 modules. `mappo validate` compares a restored simulation with the original and warns if they differ.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from torchrl.envs import EnvBase
 from mappo.environment.state_walk import (
     CONTAINERS,
     GENERATORS,
+    NUMBERS,
     SCALARS,
     Walk,
     attributes,
@@ -31,7 +33,9 @@ from mappo.environment.state_walk import (
     roots,
     set_attribute,
 )
-from mappo.errors import SimulationStateError
+from mappo.errors import SimulationStateError, one_line
+
+_MAX_ELEMENTS = 1 << 28  # of a view that repeats elements; a view of more would take minutes to copy
 
 
 @dataclass
@@ -92,8 +96,12 @@ def _restore(state: SimulationState, live_objects: dict[str, Any], device: torch
         decoder = _Decoder(state, live_objects, device)
         decoder.fill_objects()
         return {name: decoder.decode(value, name) for name, value in state.structure["others"].items()}
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise SimulationStateError(f"not a captured simulation: {type(error).__name__}: {error}") from error
+    except SimulationStateError:
+        raise
+    except Exception as error:  # any JSON may be in the structure, so that anything can fail
+        raise SimulationStateError(
+            f"not a captured simulation: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 class _Decoder:
@@ -110,10 +118,10 @@ class _Decoder:
         """Decode a value; `current`, the live value at the path, replaces values that cannot be captured."""
         if type(value) in SCALARS:
             return value
-        ((kind, content),) = value.items()
+        ((kind, content),) = dict.items(value)
         match kind:
             case "float":
-                return float(content)
+                return float(str(content))
             case "tensor":
                 return self._tensor(content)
             case "array":
@@ -132,7 +140,7 @@ class _Decoder:
             case "kept":
                 require_class(current, content, path)
                 return current
-        raise SimulationStateError(f"{path}: {kind!r} is not a kind of value")
+        raise SimulationStateError(f"{path}: {one_line(repr(kind))} is not a kind of value")
 
     def fill_objects(self) -> None:
         """Write the captured content into every object, in reverse order of the walk.
@@ -194,6 +202,8 @@ class _Decoder:
         if number not in self._views:
             view = self._state.structure["views"][number]
             memory = self._memory(view["memory"], bool(view["on_device"]))
+            if math.prod(view["size"]) > max(_MAX_ELEMENTS, memory.numel()):
+                raise SimulationStateError(f"view {number}: {view['size']} elements are too many")
             tensor = memory.as_strided(view["size"], view["stride"], view["offset"])
             self._views[number] = nn.Parameter(tensor, False) if view["is_parameter"] else tensor
         return self._views[number]
@@ -205,4 +215,6 @@ class _Decoder:
         return self._memories[name, on_device]
 
     def _array(self, memory: str, dtype: str, size: list[int]) -> np.ndarray[Any, Any]:
+        if np.dtype(dtype).kind not in NUMBERS:
+            raise SimulationStateError(f"{memory}: an array of {one_line(repr(dtype))} holds no numbers")
         return self._state.tensors[memory].numpy().copy().view(np.dtype(dtype)).reshape(size)

@@ -14,18 +14,44 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchrl.envs import EnvBase
 
-from mappo.errors import SimulationStateError
+from mappo.errors import SimulationStateError, one_line
 
 SCALARS = (bool, int, float, str, type(None))
+NUMBERS = "biuf"  # the kinds of numpy's types that are captured
+_MAX_BITS = 14_000  # of an integer; Python reads no more than 4300 digits
+_MERSENNE_TWISTER_WORDS, _PHILOX_WORDS = 624, 4
 CONTAINERS: dict[type, str] = {list: "list", dict: "dict", set: "set", deque: "deque"}
+
+
+def _set_numpy_state(generator: np.random.Generator, state: Any) -> None:
+    require_possible_numpy_state(state)
+    generator.bit_generator.state = state
+
+
+def _set_legacy_numpy_state(generator: np.random.RandomState, state: Any) -> None:
+    require_possible_numpy_state(state)
+    generator.set_state(state)
+
+
+def require_possible_numpy_state(state: Any) -> None:
+    """Check the positions of a generator of numpy, which reads its memory there without a check of its own.
+
+    Raises:
+        ValueError: a position is outside of the memory.
+    """
+    if isinstance(state, dict):
+        position, buffer_position = state["state"].get("pos", 0), state.get("buffer_pos", 0)
+    else:
+        position, buffer_position = state[2], 0
+    if not (0 <= position <= _MERSENNE_TWISTER_WORDS and 0 <= buffer_position <= _PHILOX_WORDS):
+        raise ValueError(f"a random state at positions {position} and {buffer_position} is not possible")
+
+
 GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], object]]] = {
     random.Random: (random.Random.getstate, random.Random.setstate),
-    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.RandomState: (np.random.RandomState.get_state, _set_legacy_numpy_state),
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
-    np.random.Generator: (
-        lambda generator: generator.bit_generator.state,
-        lambda generator, state: setattr(generator.bit_generator, "state", state),
-    ),
+    np.random.Generator: (lambda generator: generator.bit_generator.state, _set_numpy_state),
 }
 _MOVED_MODULES = {"mappo.scenarios.": "mappo.environment.scenarios."}  # old names, in checkpoints before 0.5
 _NOT_WALKED = ("torch", "numpy", "gym", "builtins", "functools", "itertools", "types")  # packages without state
@@ -92,20 +118,27 @@ class Walk:
         while self._pending:
             path = self._pending.popleft()
             live = self.live_objects[path]
-            self.objects[path] = [class_name_of(live), self._content(live, path)]
+            try:
+                self.objects[path] = [class_name_of(live), self._content(live, path)]
+            except RecursionError:
+                raise SimulationStateError(
+                    f"{path}: tuples in tuples, too deep to be captured: use lists"
+                ) from None
         return encoded
 
     def _encode(self, value: Any, path: str) -> Any:
         """Return JSON: a scalar, or an object with one key, which names the kind of its value."""
         if type(value) is float and not math.isfinite(value):
             return {"float": repr(value)}
+        if type(value) is int and value.bit_length() > _MAX_BITS:
+            raise SimulationStateError(f"{path}: an integer of {value.bit_length()} bits cannot be captured")
         if type(value) in SCALARS:
             return value
         if isinstance(value, Enum):
             return {"enum": [class_name_of(value), value.name]}
         if isinstance(value, Tensor):
             return {"tensor": self._tensor(value, path)}
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in NUMBERS:
             return {"array" if isinstance(value, np.ndarray) else "number": self._array(np.asarray(value))}
         if type(value) is frozenset:
             return {"frozenset": [self._encode(item, path) for item in sorted(value, key=repr)]}
@@ -236,7 +269,8 @@ def require_class(value: Any, class_name: str, path: str) -> None:
         class_name = class_name.replace(old, new)
     if class_name_of(value) != class_name:
         raise SimulationStateError(
-            f"{path}: the captured simulation has a {class_name}, this one has a {class_name_of(value)}"
+            f"{one_line(path)}: the captured simulation has a {one_line(class_name)}, this one has a "
+            f"{class_name_of(value)}"
         )
 
 

@@ -77,9 +77,9 @@ def validate(
             if is_built and run("interface", lambda: interface_is_kept(task)):
                 for name, check in CHECKS.items():
                     run(name, partial(check, task))
-                if rehearse:
-                    run("training", lambda: rehearse(config))
                 if run("memory", lambda: batch_fits_in_memory(task)):
+                    if rehearse:
+                        run("training", lambda: rehearse(config))
                     run("speed", lambda: measure_speed(task))
     return ValidationReport(config_hash(config), checks)
 

@@ -186,17 +186,19 @@ class Learner:
         """Restore, before the first update, the state that `optimiser_tensors` returned for the same networks.
 
         Raises:
-            ValueError: a tensor is missing, of another shape or type, or not finite; nothing is changed.
+            ValueError: a tensor is missing, of another shape or type, or impossible; nothing is changed.
         """
         state: dict[Tensor, dict[str, Tensor]] = {}
         for name, parameter in self.networks.modules().named_parameters():
             shapes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             values = {key: tensors.get(f"{name}.{key}") for key in shapes}
-            invalid = [key for key, value in values.items() if value is None or not _is_valid(value, shapes[key])]
+            invalid = [
+                key for key, value in values.items() if value is None or not _is_valid(value, shapes[key], key)
+            ]
             if invalid:
                 raise ValueError(
                     f"the optimiser's {', '.join(invalid)} of {name}: missing, of another shape or type, "
-                    "or not finite"
+                    "or impossible"
                 )
             state[parameter] = {
                 key: value.to(parameter.device, copy=True) for key, value in values.items() if value is not None
@@ -358,5 +360,8 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
     return loss
 
 
-def _is_valid(value: Tensor, shape: torch.Size) -> bool:
-    return value.shape == shape and value.dtype == torch.float32 and bool(value.isfinite().all())
+def _is_valid(value: Tensor, shape: torch.Size, key: str) -> bool:
+    if value.shape != shape or value.dtype != torch.float32:
+        return False
+    least = -torch.inf if key == "exp_avg" else 0.0  # the count of steps and mean squares are never negative
+    return bool((value.isfinite() & (value >= least)).all())

@@ -8,30 +8,34 @@ number, the store refuses one of them. So the history is complete.
 """
 
 import json
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mappo.config import EnvironmentConfig
-from mappo.errors import ConfigError, StoreError
+from mappo.environment.simulation_state import SimulationState
+from mappo.errors import CheckpointError, ConfigError, KeyMissing, StoreError, one_line
 from mappo.runs.attempt import claim
-from mappo.runs.checkpoint import Checkpoint, pack
+from mappo.runs.checkpoint import Checkpoint, Sha256, pack, sha256_of, verify
 from mappo.runs.locations import joined, open_store
-from mappo.runs.run import Run
+from mappo.runs.run import POLICY_PARTS, Run
 from mappo.runs.store import honours_conditions
 from mappo.strict_json import json_hash, to_dict
 
+_log = logging.getLogger(__name__)
 POLICY, CARD = "policy.pt2", "model-card.md"  # the files beside the checkpoint of a policy
 _DECISION = re.compile(r"decisions/([0-9]{8})\.json")
-_TASK = re.compile(r"([^/]+)/decisions/[0-9]{8}\.json")
+_TASK = re.compile(r"([A-Za-z0-9._-]+)/decisions/[0-9]{8}\.json")
 _POLICY_KEY = r"^policies/[0-9a-f]{16}$"
-_MAX_BYTES = 50_000_000
+_MAX_BYTES, _MAX_FILE_BYTES = 50_000_000, 1 << 32
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -41,6 +45,7 @@ class ChampionDecision:
 
     policy: the key of the new champion's policy, below the task. decided: the time of the decision, in UTC.
     evidence: the gate's decision; empty for a rollback. reason: the text that a person gave for a rollback.
+    files: the SHA-256 of the files beside the policy's checkpoint, by name; empty in decisions before 0.6.
     """
 
     format: Literal[1]
@@ -50,6 +55,7 @@ class ChampionDecision:
     decided: str
     evidence: dict[str, JsonValue]
     reason: str = ""
+    files: dict[str, Sha256] = field(default_factory=dict)
 
 
 _CHAMPION_DECISION = TypeAdapter(ChampionDecision)
@@ -101,34 +107,65 @@ class Champions:
         return self._read(max(numbers)) if numbers else None
 
     def policy(self, decision: ChampionDecision) -> Checkpoint:
-        """Load the checkpoint of a champion.
+        """Load the networks of a champion.
 
         Raises:
-            CheckpointError: the checkpoint is damaged.
+            CheckpointError: the checkpoint is damaged, or is that of another policy.
             StoreError: the store does not answer.
         """
         run = Run.at(self.policy_location(decision))
-        return run.load(run.choose("last"))
+        checkpoint = run.load(run.choose("last"), POLICY_PARTS)
+        if (key := policy_key(checkpoint)) != decision.policy:
+            raise CheckpointError(f"{run.store.location}: replaced: it holds {key}, not {decision.policy}")
+        return checkpoint
+
+    def file(self, decision: ChampionDecision, name: str) -> bytes:
+        """Return a file beside a champion's checkpoint, such as its exported policy.
+
+        Raises:
+            CheckpointError: the file is not the one that the decision names.
+            StoreError: the file is missing, or the store does not answer.
+        """
+        location = f"{self.policy_location(decision)}/{name}"
+        content = open_store(self.policy_location(decision)).read(name, _MAX_FILE_BYTES)
+        if name in decision.files:
+            return verify(content, decision.files[name], location)
+        _log.warning("%s is not verified: decision %d holds no hash of it", location, decision.number)
+        return content
 
     def policy_location(self, decision: ChampionDecision) -> str:
         """Return the location of a champion's checkpoint, exported policy and model card."""
         return joined(self.location, decision.policy)
 
-    def save_policy(self, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> str:
-        """Save a policy's checkpoint and its files; return the policy's key. Saving it again is harmless.
+    def save_policy(self, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> dict[str, Sha256]:
+        """Save a policy's networks and its files; return the SHA-256 of the files. Saving it again is harmless.
+
+        Files that an earlier decision for this policy names, and that are unchanged, are kept.
 
         Raises:
             StoreError: the store refuses writes or does not answer.
         """
-        key = policy_key(checkpoint)
-        run = Run.at(joined(self.location, key))
+        run = Run.at(joined(self.location, policy_key(checkpoint)))
         if not run.refs():
             attempt = claim(run)
-            attempt.save(replace(checkpoint, earlier_rows=None))  # they are in the store of the training run
+            attempt.save(
+                replace(
+                    checkpoint, optimiser={}, state=SimulationState(), history="", earlier_rows=None, segments=()
+                )
+            )
             attempt.tidy()
+        for decision in reversed(self.history()):
+            if decision.policy == policy_key(checkpoint) and self._has_files(decision, files):
+                return decision.files
         for name, content in files.items():
             run.store.write(name, content)
-        return key
+        return {name: sha256_of(content) for name, content in files.items()}
+
+    def _has_files(self, decision: ChampionDecision, names: Iterable[str]) -> bool:
+        try:
+            return all(name in decision.files and self.file(decision, name) for name in names)
+        except (CheckpointError, KeyMissing):
+            return False
 
     def decide(
         self,
@@ -137,6 +174,7 @@ class Champions:
         policy: str,
         evidence: Mapping[str, Any],
         reason: str = "",
+        files: Mapping[str, Sha256] = MappingProxyType({}),
     ) -> ChampionDecision:
         """Put a policy in force, unless another decision has followed `after` already. The operation is atomic.
 
@@ -151,7 +189,7 @@ class Champions:
             )
         number = after.number + 1 if after else 1
         decided = datetime.now(UTC).isoformat(timespec="seconds")
-        decision = ChampionDecision(1, number, action, policy, decided, dict(evidence), reason)
+        decision = ChampionDecision(1, number, action, policy, decided, dict(evidence), reason, dict(files))
         content = json.dumps(asdict(decision), indent=1, allow_nan=False).encode()
         self._store.create(_decision_key(number), content)
         return decision
@@ -178,16 +216,20 @@ class Champions:
                 f"{self.location}: cannot roll back to {target}: decisions for another policy: {numbers}"
             )
         self.policy(candidates[-1])  # raises an error if the checkpoint is missing or damaged
-        return self.decide(current, "rolled back", candidates[-1].policy, {}, reason)
+        return self.decide(current, "rolled back", candidates[-1].policy, {}, reason, candidates[-1].files)
 
     def _read(self, number: int) -> ChampionDecision:
         key = _decision_key(number)
         try:
             decision = _CHAMPION_DECISION.validate_json(self._store.read(key, _MAX_BYTES))
+            json.dumps(decision.evidence, allow_nan=False)
         except ValidationError as error:
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(f"{self.location}/{key}: not a decision: {name}: {problem['msg']}") from None
+            reason = one_line(f"{name}: {problem['msg']}")
+            raise ConfigError(f"{self.location}/{key}: not a decision: {reason}") from None
+        except (ValueError, RecursionError) as error:  # a number that is not finite or has too many digits
+            raise ConfigError(f"{self.location}/{key}: not a decision: evidence: {one_line(error)}") from None
         if decision.number != number:
             raise ConfigError(f"{self.location}/{key}: not a decision: number: {decision.number}, not {number}")
         return decision

@@ -112,11 +112,11 @@ def promote(
             return decision
         announce("better: exporting the policy")
         card = model_card(candidate, champions.task, _summary(decision))
-        key = champions.save_policy(candidate, {POLICY: export_policy(candidate), CARD: card.encode()})
+        files = champions.save_policy(candidate, {POLICY: export_policy(candidate), CARD: card.encode()})
         number = current.number + 1 if current else 1
         promoted = replace(decision, action="promoted", champion=number)
         try:
-            champions.decide(current, "promoted", key, asdict(promoted))
+            champions.decide(current, "promoted", policy_key(candidate), asdict(promoted), files=files)
         except KeyTaken:
             announce("another decision came first: the gate is repeated against the new champion")
             continue

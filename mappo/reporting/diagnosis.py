@@ -76,13 +76,14 @@ def _critic(rows: Rows) -> Diagnosis:
 
 def _exploration(rows: Rows) -> Diagnosis:
     entropy = _column(rows, "entropy")
-    first, last = float(np.nanmean(entropy[:3])), _late(rows, "entropy")
+    first, last = _mean(entropy[:3]), _late(rows, "entropy")
     question = "Does the policy still explore?"
     evidence = f"entropy {first:.2f} nats at the start, {last:.2f} in the last fifth"
     if math.isnan(last) or math.isnan(first):
         return Diagnosis(question, "look", "Unknown: entropy was not recorded.", evidence)
     drop = first - last
-    early = float(np.nanmin(entropy[: max(2, len(entropy) // 4)]))
+    quarter = entropy[: max(2, len(entropy) // 4)]
+    early = float(np.min(quarter, where=np.isfinite(quarter), initial=first))
     if first - early > 3.0:
         answer = "No: it stopped within the first quarter of training. Raise entropy_coefficient."
         return Diagnosis(question, "problem", answer, f"{evidence}; {early:.2f} within the first quarter")
@@ -124,6 +125,9 @@ def _column(rows: Rows, name: str) -> "np.ndarray[tuple[int], np.dtype[np.float6
 
 def _late(rows: Rows, name: str) -> float:
     """Return the mean of a column over the last fifth of the rows, or NaN if no value there is finite."""
-    late = _column(rows, name)[-max(1, round(len(rows) * _LATE)) :]
-    known = late[np.isfinite(late)]
+    return _mean(_column(rows, name)[-max(1, round(len(rows) * _LATE)) :])
+
+
+def _mean(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float:
+    known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")

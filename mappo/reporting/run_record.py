@@ -90,7 +90,7 @@ def parse_evaluation(location: str, content: bytes) -> EvaluationReport:
 
 def _of_run(name: str, location: str) -> RunRecord:
     run = Run.at(location)
-    last = run.load(run.choose("last"))
+    last = run.load(run.choose("last"), ["history"])
     contents: dict[str, bytes] = {}
     for key in (EVALUATION, ROLLOUTS):
         with suppress(KeyMissing):

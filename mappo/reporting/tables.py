@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mappo.compute.resources import gibibytes, resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.validation import Check
+from mappo.errors import one_line
 from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
 from mappo.evaluation.evaluation import EpisodeReturns
 from mappo.evaluation.measurements import Measurement
@@ -229,10 +230,11 @@ def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
 
 def champion_line(entry: ChampionDecision) -> str:
     """Return the line of a decision that changed the champion."""
-    evidence, reason = entry.evidence, entry.reason
-    if "difference" in evidence:
-        reason = f"{evidence['difference']:.4g} better than {evidence['opponent']}"
-    return f"{entry.number:>4}  {entry.decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
+    difference, opponent = entry.evidence.get("difference"), entry.evidence.get("opponent")
+    is_known = isinstance(difference, float) and isinstance(opponent, str)
+    reason = f"{difference:.4g} better than {opponent}" if is_known else entry.reason
+    decided, reason = one_line(entry.decided), one_line(reason)
+    return f"{entry.number:>4}  {decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ Names, shapes, dtypes and finiteness of tensors are checked against the networks
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,21 +25,23 @@ import mappo
 from mappo.compute.computation import PLAIN, Computation
 from mappo.config import ExperimentConfig, config_hash, from_dict
 from mappo.environment.simulation_state import SimulationState
-from mappo.errors import CheckpointError, ConfigError
+from mappo.errors import CheckpointError, ConfigError, one_line
 from mappo.learning.networks import Networks
 from mappo.runs.segments import Segment, SharedFile
 from mappo.strict_json import json_hash, to_dict
 
 FORMAT: Literal[3] = 3
 MAX_MANIFEST_BYTES = 1 << 20
-_MAX_PART_BYTES = {
+PartName = Literal["networks", "optimiser", "simulation", "structure", "history"]
+MAX_PART_BYTES: dict[PartName, int] = {
     "networks": 1 << 32,
     "optimiser": 1 << 32,
     "simulation": 1 << 32,
     "structure": 1 << 26,
     "history": 1 << 28,
 }
-_SUFFIXES = {"structure": "json", "history": "csv"}
+PARTS = tuple(MAX_PART_BYTES)
+_SUFFIXES: dict[PartName, str] = {"structure": "json", "history": "csv"}
 _PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -95,7 +97,7 @@ class Manifest:
     highest_return: Annotated[float, Field(allow_inf_nan=False)] | None
     started_from: str
     platform: Platform
-    parts: dict[Literal["networks", "optimiser", "simulation", "structure", "history"], Part]
+    parts: dict[PartName, Part]
     computation: Computation | None = None  # None: saved by 0.5, whose configuration has no `auto`
     earlier_rows: SharedFile | None = None
 
@@ -104,9 +106,9 @@ class Manifest:
         """The size of all parts together."""
         return sum(part.size_bytes for part in self.parts.values())
 
-    def file_name(self, part: str) -> str:
+    def file_name(self, part: PartName) -> str:
         """Return the name of a part's file: its hash and the suffix of its file type."""
-        return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"  # type: ignore[index]
+        return f"{self.parts[part].sha256}.{_SUFFIXES.get(part, 'safetensors')}"
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -120,7 +122,8 @@ class Checkpoint:
     from batch to batch, and the random states. history: the last rows of the history, as CSV; the rows before
     them are below the index `earlier_rows`, and after those in `segments`, which the attempt has yet to add to an
     index. saved_hash: the hash of the configuration as it was saved, perhaps by an older version without some
-    fields; empty if it was not saved. `Manifest` describes the other fields.
+    fields; empty if it was not saved. The tensors, the state and the history are empty if they were not read.
+    `Manifest` describes the other fields.
     """
 
     config: ExperimentConfig
@@ -153,7 +156,7 @@ class Checkpoint:
 
 def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
     """Return a checkpoint's manifest, and its parts by file name. Equal checkpoints give equal bytes."""
-    contents = {
+    contents: dict[PartName, bytes] = {
         "networks": _tensor_bytes(checkpoint.tensors),
         "optimiser": _tensor_bytes(checkpoint.optimiser),
         "simulation": _tensor_bytes(checkpoint.state.tensors),
@@ -171,47 +174,11 @@ def pack(checkpoint: Checkpoint) -> tuple[Manifest, dict[str, bytes]]:
         highest_return=checkpoint.highest_return,
         started_from=checkpoint.started_from,
         platform=checkpoint.platform,
-        parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},  # type: ignore[misc]
+        parts={name: Part(sha256_of(content), len(content)) for name, content in contents.items()},
         computation=checkpoint.computation,
         earlier_rows=checkpoint.earlier_rows,
     )
     return manifest, {manifest.file_name(part): content for part, content in contents.items()}
-
-
-def require_readable(checkpoint: Checkpoint) -> None:
-    """Check that what is saved of a training run stays within the limits of what is read.
-
-    Raises:
-        ConfigError: a part is too large; the message names what makes it large.
-    """
-    manifest, _ = pack(checkpoint)
-    size = len(manifest_bytes(manifest))
-    if size > MAX_MANIFEST_BYTES:
-        raise ConfigError(
-            f"the configuration takes {size} bytes in a checkpoint, and at most {MAX_MANIFEST_BYTES} are read: "
-            "let the scenario read large data, such as a map, from a file instead of environment.scenario_kwargs"
-        )
-    for name, part in manifest.parts.items():
-        if part.size_bytes > _MAX_PART_BYTES[name]:
-            raise ConfigError(
-                f"the {name} of this task takes {part.size_bytes} bytes in a checkpoint, and at most "
-                f"{_MAX_PART_BYTES[name]} are read; the largest part is {_largest_object(checkpoint.state)}: keep "
-                "large data in a tensor or a numpy array instead of Python numbers"
-            )
-
-
-def _largest_object(state: SimulationState) -> str:
-    """Return the path of the attribute or container whose own content takes the most bytes."""
-    objects = {**state.structure.get("objects", {})}
-    for process in state.structure.get("processes", []):
-        objects.update(process.get("objects", {}))
-    if not objects:
-        return "none of the simulation"
-    rows: dict[str, int] = {}
-    for path, content in objects.items():
-        owner = path.partition("[")[0]
-        rows[owner] = rows.get(owner, 0) + len(json.dumps(content))
-    return max(rows, key=lambda path: rows[path])
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -229,23 +196,34 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
     """
     try:
         manifest = _MANIFEST.validate_json(content)
+        hash_of_config = json_hash(manifest.config)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(str(part) for part in problem["loc"])
         if name == "format":
             raise CheckpointError(
-                f"{location}: format {problem['input']!r}, this version reads {FORMAT}"
+                f"{location}: format {one_line(repr(problem['input']))}, this version reads {FORMAT}"
             ) from None
-        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {name}: {problem['msg']}") from None
-    if json_hash(manifest.config) != manifest.config_hash:
-        raise CheckpointError(f"{location}: the configuration does not match its hash, {manifest.config_hash}")
-    if missing := _MAX_PART_BYTES.keys() - manifest.parts.keys():
+        reason = one_line(f"{name}: {problem['msg']}")
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {reason}") from None
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, objects in too many objects
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {one_line(error)}") from None
+    if hash_of_config != manifest.config_hash:
+        raise CheckpointError(
+            f"{location}: the configuration does not match its hash, {one_line(manifest.config_hash)}"
+        )
+    if missing := MAX_PART_BYTES.keys() - manifest.parts.keys():
         raise CheckpointError(f"{location}: parts are missing: {', '.join(sorted(missing))}")
     return manifest
 
 
-def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location: str) -> Checkpoint:
-    """Assemble a checkpoint from its manifest and its parts.
+def unpack(
+    manifest: Manifest,
+    read: Callable[[str, int, str], bytes],
+    location: str,
+    parts: Collection[PartName] = PARTS,
+) -> Checkpoint:
+    """Assemble a checkpoint from its manifest and the named parts; what other parts hold stays empty.
 
     `read` returns the bytes of a file; its arguments are the file's name, its largest size and its SHA-256. Error
     messages name the `location`.
@@ -253,25 +231,29 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
     Raises:
         CheckpointError: a part is too large, does not match its hash, or cannot be parsed by this version.
     """
-    contents = {}
+    contents: dict[PartName, bytes] = {}
     for name, part in manifest.parts.items():
-        if part.size_bytes > _MAX_PART_BYTES[name]:
+        if name not in parts:
+            continue
+        if part.size_bytes > MAX_PART_BYTES[name]:
             raise CheckpointError(
-                f"{location}: {name}: {part.size_bytes} bytes, at most {_MAX_PART_BYTES[name]} are read"
+                f"{location}: {name}: {part.size_bytes} bytes, at most {MAX_PART_BYTES[name]} are read"
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
+
+    def tensors(name: PartName) -> dict[str, Tensor]:
+        return safetensors.torch.load(contents[name]) if name in contents else {}
+
     try:
         config = from_dict(manifest.config)
         return Checkpoint(
             config=config,
             iteration=manifest.iteration,
             frames=manifest.frames,
-            tensors=safetensors.torch.load(contents["networks"]),
-            optimiser=safetensors.torch.load(contents["optimiser"]),
-            state=SimulationState(
-                json.loads(contents["structure"]), safetensors.torch.load(contents["simulation"])
-            ),
-            history=contents["history"].decode(),
+            tensors=tensors("networks"),
+            optimiser=tensors("optimiser"),
+            state=SimulationState(json.loads(contents.get("structure", b"null")), tensors("simulation")),
+            history=contents.get("history", b"").decode(),
             platform=manifest.platform,
             selection_return=manifest.selection_return,
             highest_return=manifest.highest_return,
@@ -284,8 +266,8 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
             saved_hash=manifest.config_hash,
             earlier_rows=manifest.earlier_rows,
         )
-    except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error
+    except (ConfigError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {one_line(error)}") from error
 
 
 def verify(content: bytes, sha256: str, location: str) -> bytes:

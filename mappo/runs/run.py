@@ -15,7 +15,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,8 +25,10 @@ from mappo.errors import CheckpointError, KeyMissing, StoreError, TooLarge
 from mappo.runs.attempt_notes import AttemptNotes
 from mappo.runs.checkpoint import (
     MAX_MANIFEST_BYTES,
+    PARTS,
     Checkpoint,
     Manifest,
+    PartName,
     manifest_bytes,
     parse_manifest,
     unpack,
@@ -45,17 +47,18 @@ _HINT = TypeAdapter(dict[str, str])
 _OLD_MANIFEST = "checkpoint.json"  # the key in format 2
 _DOWNLOADS = 3
 _UNFINISHED = re.compile(r"((attempts|blobs|checkpoints)/.*)?[^/]+\.partial-[0-9a-f]+|attempts/probe-[0-9a-f]+")
+POLICY_PARTS: tuple[PartName, ...] = ("networks",)
 
 
-def load_checkpoint(location: str | Path, which: str = "best") -> Checkpoint:
-    """Load a checkpoint of a run: `best`, `last` or the number of an iteration.
+def load_checkpoint(location: str | Path, which: str = "best", parts: Collection[PartName] = PARTS) -> Checkpoint:
+    """Load a checkpoint of a run: `best`, `last` or the number of an iteration; of its parts, only those named.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         StoreError: the store does not answer.
     """
     run = Run.at(location)
-    return run.load(run.choose(which))
+    return run.load(run.choose(which), parts)
 
 
 class Run:
@@ -88,8 +91,8 @@ class Run:
         """
         return parse_manifest(self._verified(ref.key, MAX_MANIFEST_BYTES, ref.sha256), self._location(ref))
 
-    def load(self, ref: CheckpointRef) -> Checkpoint:
-        """Read and verify all parts of a checkpoint.
+    def load(self, ref: CheckpointRef, parts: Collection[PartName] = PARTS) -> Checkpoint:
+        """Read and verify a checkpoint, or only the named parts of it, so that damage to others does not matter.
 
         Raises:
             CheckpointError: a part is missing, damaged or too large, or cannot be parsed by this version.
@@ -98,6 +101,7 @@ class Run:
             self.manifest(ref),
             lambda name, limit, sha256: self._verified(ref.blob(name), limit, sha256),
             self._location(ref),
+            parts,
         )
 
     def choose(self, which: str = "best") -> CheckpointRef:
@@ -128,8 +132,8 @@ class Run:
     def export(self, ref: CheckpointRef, directory: Path) -> None:
         """Copy one checkpoint into a directory, which is then a run with this checkpoint alone.
 
-        Content that the directory already has is deleted. Earlier rows of the history that are damaged are
-        left out.
+        Content that the directory already has is deleted. A damaged part that no policy needs, or a damaged file
+        of the history, is left out with a warning.
         """
         if directory.exists():
             shutil.rmtree(directory)
@@ -137,7 +141,12 @@ class Run:
         manifest = self.manifest(ref)
         for name, part in manifest.parts.items():
             key = ref.blob(manifest.file_name(name))
-            target.write(key, self._verified(key, part.size_bytes, part.sha256))
+            try:
+                target.write(key, self._verified(key, part.size_bytes, part.sha256))
+            except CheckpointError as error:
+                if name in POLICY_PARTS:
+                    raise
+                _log.warning("the copy of %s has no %s: %s", ref, name, error)
         for file in walk(manifest.earlier_rows, self._verified, _warn_of_lost_rows):
             try:
                 target.write(file.key, self._verified(file.key, file.size_bytes, file.sha256))

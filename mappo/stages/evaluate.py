@@ -3,21 +3,19 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mappo.config import to_json
 from mappo.errors import StoreError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.reporting import run_record
 from mappo.reporting.tables import measurement_lines, returns_line
 from mappo.reporting.terminal import say
-from mappo.runs.run import load_checkpoint
+from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.report import write_page
 from mappo.stages.runtime import (
     StageResult,
     estimate_metrics,
     finite,
     metadata_of,
-    readable_errors,
     run_label,
     watched_stage,
     write_json,
@@ -48,21 +46,16 @@ def evaluate(
 ) -> StageResult:
     """Evaluate a run's checkpoint and baselines on held-out seeds; write the `EvaluationReport` as JSON.
 
-    `checkpoint` is `best`, `last` or the number of an iteration. If `config` is empty, the stage uses the
-    configuration of the checkpoint. `page` asks for an HTML page of the run. `keep` saves the report and recorded
-    episodes with the run, where `report` finds them.
+    `checkpoint` is `best`, `last` or the number of an iteration. `config` names the task: code that only a
+    checkpoint names is never imported. `page` asks for an HTML page of the run. `keep` saves the report and
+    recorded episodes with the run, where `report` finds them.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = run_label(name, seed, str(run))
-    loaded = None
-    if not config:
-        with readable_errors("evaluate"):
-            loaded = load_checkpoint(run, checkpoint)
-        config = to_json(loaded.config)
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
-        trained = loaded or load_checkpoint(run, checkpoint)
+        trained = load_checkpoint(run, checkpoint, POLICY_PARTS)
         seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
         say("evaluate", f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy")
         result = evaluation.evaluate(experiment, trained)

@@ -13,7 +13,7 @@ from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.tables import decision_lines
 from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
-from mappo.runs.run import load_checkpoint
+from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.choose import chosen_configuration
 from mappo.stages.runtime import StageResult, metadata_of, readable_errors, run_label, watched_stage, write_json
 from mappo.strict_json import checked, to_dict
@@ -48,9 +48,8 @@ def promote(
         keeper = Champions(champions, task_name(experiment.environment))
         num_seeds, episodes = criteria.num_seeds, criteria.episodes_per_seed
         say("promote", f"{keeper.task}: {num_seeds} fresh seeds x {episodes} episodes of each policy")
-        result = promotion.promote(
-            experiment, load_checkpoint(run, checkpoint), keeper, criteria, partial(say, "promote")
-        )
+        candidate = load_checkpoint(run, checkpoint, POLICY_PARTS)
+        result = promotion.promote(experiment, candidate, keeper, criteria, partial(say, "promote"))
         write_json(decision, result)
         for line in decision_lines(result):
             say("promote", line)

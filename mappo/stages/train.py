@@ -12,7 +12,7 @@ from mappo.errors import ConfigError, NotSaved, StoreError
 from mappo.monitoring.tensorboard import EventFiles
 from mappo.reporting.progress import training_progress
 from mappo.reporting.tables import say_plan, say_trained
-from mappo.runs.run import KEEP_CHECKPOINTS, Run, load_checkpoint
+from mappo.runs.run import KEEP_CHECKPOINTS, POLICY_PARTS, Run, load_checkpoint
 from mappo.stages.runtime import StageResult, fan_out, finite, metadata_of, run_label, watched_stage
 from mappo.training import training
 from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
@@ -105,5 +105,5 @@ def _starting_point(extend: str, warm_start: str) -> StartingPoint | None:
             "extend and warm start exclude each other: extend continues a run, warm start begins one"
         )
     if extend:
-        return StartingPoint("extend", load_checkpoint(extend, "last"))
-    return StartingPoint("warm-start", load_checkpoint(warm_start, "best")) if warm_start else None
+        return StartingPoint("extend", load_checkpoint(extend, "last", (*POLICY_PARTS, "optimiser")))
+    return StartingPoint("warm-start", load_checkpoint(warm_start, "best", POLICY_PARTS)) if warm_start else None

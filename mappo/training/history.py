@@ -12,7 +12,7 @@ from pathlib import Path
 from tensordict import TensorDictBase
 
 from mappo.environment.keys import DONE, EPISODE_RETURN
-from mappo.errors import CheckpointError
+from mappo.errors import CheckpointError, one_line
 from mappo.learning.learner import Losses
 from mappo.runs.owned_file import OwnedFile
 from mappo.runs.saver import SaveCounts
@@ -158,8 +158,7 @@ class HistoryFile:
         Raises:
             CheckpointError: the rows have other columns than this version writes.
         """
-        if not text.startswith(_HEADER):
-            raise CheckpointError(f"the history has other columns: {text.partition(chr(10))[0].strip()[:200]}")
+        _require_columns(text)
         self._lines = text[len(_HEADER) :].splitlines(keepends=True)
         self._segments, self._earlier, self._read_earlier = (), earlier, read_earlier
 
@@ -204,16 +203,56 @@ class HistoryFile:
             self._segments = (*self._segments, Segment("".join(rows), len(rows)))
 
 
+def require_history(text: str, start: Progress, end: Progress) -> None:
+    """Check that a text is the history of the iterations after `start` up to `end`, as this version writes it.
+
+    Raises:
+        CheckpointError: a column, a row or a number is missing or is another one.
+    """
+    _require_columns(text)
+    rows, iteration, frames = text.splitlines()[1:], start.iteration, start.frames
+    for number, row in enumerate(rows, 1):
+        try:
+            cells = [float(cell) if cell else math.nan for cell in row.split(",")]
+        except ValueError:
+            cells = []
+        iteration += 1
+        if len(cells) != len(COLUMNS) or cells[0] != iteration or not frames < cells[1] <= end.frames:
+            raise CheckpointError(
+                f"row {number} of the history is not a row of iteration {iteration}: {one_line(row, 80)}"
+            )
+        frames = int(cells[1])
+    if (iteration, frames) != (end.iteration, end.frames) or not text.endswith("\n"):
+        raise CheckpointError(
+            f"the history ends after iteration {iteration} and {frames} frames, and the checkpoint is that of "
+            f"iteration {end.iteration} and {end.frames} frames"
+        )
+
+
+def _require_columns(text: str) -> None:
+    if not text.startswith(_HEADER):
+        columns = one_line(text.partition(chr(10))[0], 200)
+        raise CheckpointError(f"the history has other columns: {columns}")
+
+
 def parse_history(text: str) -> list[dict[str, float]]:
-    """Return the rows of a history in CSV. NaN stands for an empty cell and for a text that is not a number."""
-    return [
-        {name: _number(value) for name, value in row.items() if name} for row in csv.DictReader(io.StringIO(text))
-    ]
+    """Return the rows of a history in CSV. NaN stands for a missing cell and for a text that is not a number.
 
-
-def _number(value: str | None) -> float:
+    Raises:
+        CheckpointError: the text is not CSV.
+    """
     try:
-        return float(value) if value else math.nan
+        return [
+            dict.fromkeys(COLUMNS, math.nan) | {name: _number(value) for name, value in row.items() if name}
+            for row in csv.DictReader(io.StringIO(text))
+        ]
+    except csv.Error as error:
+        raise CheckpointError(f"the history is not CSV: {error}") from error
+
+
+def _number(value: str | list[str] | None) -> float:
+    try:
+        return float(value) if isinstance(value, str) and value else math.nan
     except ValueError:
         return math.nan
 

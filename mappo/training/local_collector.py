@@ -6,15 +6,23 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 
 from mappo.compute.computation import Simulation
 from mappo.config import ExperimentConfig
 from mappo.environment.environment import make_environment
+from mappo.environment.keys import CARRIED, OBSERVATION, REWARD
 from mappo.environment.plain_simulation import PlainSimulation
-from mappo.environment.random_streams import Stream, random_states, set_random_states
+from mappo.environment.random_streams import (
+    Stream,
+    random_states,
+    require_possible_random_states,
+    set_random_states,
+)
 from mappo.environment.simulation_state import SimulationState, capture, restore
-from mappo.errors import SimulationStateError
+from mappo.errors import SimulationStateError, one_line
 from mappo.fast_simulation.fast_simulation import FastEnvironment, choose_simulation
+from mappo.training.forked_trial import require_success
 
 CPU = torch.device("cpu")
 _INFO = "agents/info/"  # tensors that versions before 0.6 carried, and nothing reads
@@ -69,27 +77,60 @@ class LocalCollector:
         )
 
     def restore(self, state: SimulationState) -> None:
-        restore(state, self.environment)
+        self._require_playable(state)
         try:
-            self.environment.rand_step(self._carried.clone())
-        except Exception as error:  # a scenario is foreign code, and the restored numbers may be impossible in it
-            raise SimulationStateError(
-                f"the restored simulation cannot compute a frame: {type(error).__name__}: {error}"
-            ) from error
-        others = restore(state, self.environment)  # again, because the trial frame changed the state
+            self._restore(state)
+        except SimulationStateError:
+            raise
+        except Exception as error:  # a scenario is foreign code, and a checkpoint holds any data
+            raise SimulationStateError(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def _restore(self, state: SimulationState) -> None:
+        others = restore(state, self.environment)
         if others.get("simulated") != self._simulation.way:
             raise SimulationStateError(
-                f"the simulation was {others.get('simulated')!r} and is {self._simulation.way!r} here"
-                + (f": {self.note}" if self.note else "")
+                f"the simulation was {one_line(repr(others.get('simulated')))} and is "
+                f"{self._simulation.way!r} here" + (f": {self.note}" if self.note else "")
             )
         if isinstance(self._simulation, FastEnvironment):
             self._simulation.require_same_constants()
-        try:
-            carried = {name: value for name, value in others["carried"].items() if not name.startswith(_INFO)}
-            _copy_over(self._carried, carried)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise SimulationStateError(f"{type(error).__name__}: {error}") from error
+        carried = {name: value for name, value in others["carried"].items() if not name.startswith(_INFO)}
+        _copy_over(self._carried, carried)
         restore_random_states(others, self.environment.device)
+
+    def _require_playable(self, state: SimulationState) -> None:
+        """Restore a state and play a little from it, in a copy of this process, which simulates on the CPU.
+
+        Raises:
+            SimulationStateError: the simulation fails, does not end, or has numbers that are not finite.
+        """
+        environment, is_on_cpu = self.environment, self.environment.device.type == "cpu"
+
+        def rehearse() -> None:
+            nonlocal environment
+            if not is_on_cpu:
+                num_envs = self._config.collection.num_envs
+                environment = make_environment(self._config.environment, num_envs, 0, Stream.TRAINING, CPU)
+            environment.rand_step(environment.reset())
+
+        def attempt() -> None:
+            finite = {name for name, value in _motions(environment).items() if value.isfinite().all()}
+            if is_on_cpu:
+                self._restore(state)
+            else:
+                restore(state, environment)
+            if broken := sorted(name for name in finite if not _motions(environment)[name].isfinite().all()):
+                raise SimulationStateError(f"{broken[0]} is not finite")
+            for _ in range(2):  # as it continues, and after resets
+                outputs = environment.rand_step(environment.fake_tensordict().select(*CARRIED).zero_())["next"]
+                for key in (OBSERVATION, REWARD):
+                    if not outputs[key].isfinite().all():
+                        raise SimulationStateError(f"the {key[-1]} of the next frame is not finite")
+                capture(environment)
+                environment.base_env._env.reset_at(0)
+                environment.reset()
+
+        require_success(rehearse, attempt)
 
     def close(self) -> None:
         pass
@@ -97,9 +138,21 @@ class LocalCollector:
 
 def restore_random_states(others: dict[str, Any], device: torch.device) -> None:
     try:
+        require_possible_random_states(others["random_states"])
         set_random_states(others["random_states"], device)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SimulationStateError(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # any data may be in their place
+        raise SimulationStateError(
+            f"the random states cannot be used: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _motions(environment: EnvBase) -> dict[str, Tensor]:
+    """Return the positions, rotations and velocities of all entities, by name."""
+    return {
+        f"the {part} of {entity.name}": getattr(entity.state, part)
+        for entity in environment.base_env._env.world.entities
+        for part in ("pos", "vel", "rot", "ang_vel")
+    }
 
 
 def _by_name(carried: TensorDictBase) -> dict[str, Tensor]:
@@ -114,7 +167,7 @@ def _copy_over(carried: TensorDictBase, tensors: dict[str, Any]) -> None:
     """Copy captured tensors into `carried`, the tensors that are carried between batches, in place.
 
     Raises:
-        SimulationStateError: names, shapes or types differ, or a number of the plain simulation is not finite.
+        SimulationStateError: names, shapes or types differ, or a number that must be finite is not.
     """
     targets = _by_name(carried)
     if tensors.keys() != targets.keys():
@@ -128,6 +181,10 @@ def _copy_over(carried: TensorDictBase, tensors: dict[str, Any]) -> None:
                 f"{name}, carried between batches, is {list(source.shape)} {source.dtype}, not "
                 f"{list(target.shape)} {target.dtype}"
             )
-        if not name.startswith("simulation/") and not source.isfinite().all():
+        # Of the fast simulation, positions and velocities are finite; a scenario may mark other numbers by NaN.
+        must_be_finite = not name.startswith("simulation/") or (
+            name.startswith("simulation/state/") and "._state." in name and target.isfinite().all()
+        )
+        if must_be_finite and not source.isfinite().all():
             raise SimulationStateError(f"{name}, carried between batches, is not finite")
         target.copy_(source)

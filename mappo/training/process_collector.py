@@ -49,8 +49,7 @@ class ProcessCollector:
 
     def begin(self, policy: TensorDictModuleBase) -> None:  # noqa: ARG002  each process makes its own
         self._processes = [_Process(index + 1) for index in range(self._config.collection.processes)]
-        num_envs = self._config.collection.num_envs // len(self._processes)
-        share = override(self._config, {"collection": {"num_envs": num_envs, "processes": 1}})
+        share = share_of_process(self._config)
         self.note = self._call_all("begin", share, self._simulation, self._after_frames)[0]
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
@@ -67,7 +66,8 @@ class ProcessCollector:
         return SimulationState(structure, whole.tensors)
 
     def restore(self, state: SimulationState) -> None:
-        structures = state.structure.get("processes", [])
+        structure = state.structure if isinstance(state.structure, dict) else {}
+        structures = structure.get("processes")
         if not isinstance(structures, list) or len(structures) != len(self._processes):
             raise SimulationStateError(f"the captured state is not that of {len(self._processes)} processes")
         states = [
@@ -98,6 +98,13 @@ class ProcessCollector:
             if isinstance(result, Exception):
                 raise result
         return results
+
+
+def share_of_process(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration of the environments that one process simulates; it never learns."""
+    num_envs = config.collection.num_envs // config.collection.processes
+    collection = {"num_envs": num_envs, "processes": 1}
+    return override(config, {"collection": collection, "learner": {"minibatch_frames": 1}})
 
 
 class _Process:

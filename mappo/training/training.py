@@ -16,8 +16,9 @@ from mappo.errors import CheckpointError, Superseded
 from mappo.evaluation.episodes import play_episodes
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.attempt import claim
-from mappo.runs.checkpoint import Checkpoint, require_readable
+from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.checkpoint_ref import CheckpointRef, newest_first
+from mappo.runs.readability import require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
 from mappo.training.history import HistoryFile, IterationReport, Progress, TrainingStarted, finished_episodes

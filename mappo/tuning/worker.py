@@ -16,7 +16,7 @@ from mappo.errors import DatabaseError, NonFiniteReturn, Pruned, StoreError, Sup
 from mappo.evaluation.episodes import play_episodes, trained_policy
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.locations import joined
-from mappo.runs.run import Run
+from mappo.runs.run import POLICY_PARTS, Run
 from mappo.runs.saver import SaveResult
 from mappo.strict_json import json_hash
 from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
@@ -212,7 +212,7 @@ def _make_judge(
 
 def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, run: Run) -> float:
     """Return the mean return of a run's best checkpoint on tuning seeds."""
-    best = run.load(run.choose("best"))
+    best = run.load(run.choose("best"), POLICY_PARTS)
     episodes = EvaluationConfig(
         tuning.evaluation_seeds, tuning.episodes_per_seed, deterministic=config.evaluation.deterministic
     )

@@ -10,7 +10,7 @@ import pytest
 
 from mappo.__main__ import _parser, main
 from mappo.config import require_run_name
-from mappo.promotion.champions import Champions
+from mappo.promotion.champions import Champions, policy_key
 from mappo.recipes import RECIPES, recipe
 from mappo.runs.run import load_checkpoint
 from mappo.strict_json import to_dict
@@ -76,8 +76,9 @@ def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypat
     assert main(["champion", "rollback"]) == 1
 
     champions = Champions("champions", decision["task"])
-    second = champions.save_policy(load_checkpoint("runs/second"), {})
-    champions.decide(champions.current(), "promoted", second, {})
+    second = load_checkpoint("runs/second")
+    champions.save_policy(second, {})
+    champions.decide(champions.current(), "promoted", policy_key(second), {})
     assert main(["champion", "rollback", "--reason", "it rams walls"]) == 0
     capsys.readouterr()
     assert main(["champion", "history"]) == 0

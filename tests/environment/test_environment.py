@@ -150,3 +150,27 @@ def test_warning_of_a_scenario_is_issued_once_per_process():
         for _ in range(3):
             make("vel_control")
     assert len([warning for warning in caught if "Force limits" in str(warning.message)]) <= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["os:abort", "sys:exit", "builtins:exit", "subprocess:Popen", "os:environ", "math:pi", "os:_exit"]
+)
+def test_nothing_but_a_scenario_is_called(name):
+    with pytest.raises(ConfigError, match=f"scenario = '{name}': not a subclass of vmas' BaseScenario"):
+        make(name)
+
+
+@pytest.mark.parametrize(
+    "statement", ["raise SystemExit(0)", "1 / 0", "import not_there", "Scenario = (", "exit()"]
+)
+def test_module_that_cannot_be_imported_is_an_error(statement, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(statement)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="scenario = 'broken_module:Scenario': cannot be imported"):
+        make("broken_module:Scenario")
+
+
+@pytest.mark.parametrize("kind", ["ExitsWhenMade", "ExitsWhenBuilt"])
+def test_scenario_that_exits_is_an_error(kind):
+    with pytest.raises(ConfigError, match="SystemExit: 0 "):
+        make(f"tests.support.scenarios:{kind}")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -6,9 +7,10 @@ import pytest
 
 from mappo.cli.champion_actions import export_champion, show_champion
 from mappo.config import EnvironmentConfig
-from mappo.errors import ConfigError, KeyTaken, StoreError
+from mappo.errors import CheckpointError, ConfigError, KeyTaken, StageFailed, StoreError
 from mappo.promotion.champions import CARD, POLICY, Champions, policy_key, task_name, tasks
 from mappo.runs.directory_store import DirectoryStore
+from mappo.runs.run import load_checkpoint
 
 
 @pytest.fixture
@@ -25,8 +27,10 @@ def crown(champions: Champions, *checkpoints) -> list[str]:
     """Make each checkpoint the champion in turn; return the keys of their policies."""
     keys = []
     for checkpoint in checkpoints:
-        keys.append(champions.save_policy(checkpoint, {POLICY: b"exported", CARD: b"# card"}))
-        champions.decide(champions.current(), "promoted", keys[-1], {"difference": 1.0, "opponent": "random"})
+        files = champions.save_policy(checkpoint, {POLICY: b"exported", CARD: b"# card"})
+        keys.append(policy_key(checkpoint))
+        evidence = {"difference": 1.0, "opponent": "random"}
+        champions.decide(champions.current(), "promoted", keys[-1], evidence, files=files)
     return keys
 
 
@@ -134,3 +138,69 @@ def test_champion_is_shown_and_exported(champions, checkpoint, tmp_path, capsys)
     export_champion(str(tmp_path), champions.task, tmp_path / "out")
     assert (tmp_path / "out" / POLICY).read_bytes() == b"exported"
     assert (tmp_path / "out" / CARD).read_text() == "# card"
+
+
+def replace_by_link(file):
+    target = file.with_name("elsewhere")
+    target.write_bytes(b"other")
+    file.unlink()
+    file.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", [POLICY, CARD])
+@pytest.mark.parametrize("replace_file", [lambda file: file.write_bytes(b"other"), replace_by_link])
+def test_replaced_file_of_a_champion_is_not_exported(champions, checkpoint, tmp_path, capsys, name, replace_file):
+    (key,) = crown(champions, checkpoint)
+    replace_file(tmp_path / champions.task / key / name)
+    with pytest.raises(StageFailed, match=rf"{name}: "):
+        export_champion(str(tmp_path), "", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    champions.save_policy(checkpoint, {POLICY: b"exported", CARD: b"# card"})  # promoted again: the file is mended
+    export_champion(str(tmp_path), "", tmp_path / "out")
+    assert (tmp_path / "out" / POLICY).read_bytes() == b"exported"
+
+
+def test_exported_file_replaces_a_link_and_does_not_follow_it(champions, checkpoint, tmp_path):
+    crown(champions, checkpoint)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out" / POLICY).symlink_to(tmp_path / "precious")
+    export_champion(str(tmp_path), "", tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "out" / POLICY).read_bytes() == b"exported"
+
+
+def test_policy_that_is_promoted_again_keeps_the_files_of_its_first_decision(champions, checkpoint, tmp_path):
+    """Another version of PyTorch may export the same policy as other bytes."""
+    crown(champions, checkpoint, shifted(checkpoint, 0.5))
+    files = champions.save_policy(checkpoint, {POLICY: b"exported by another version", CARD: b"# card"})
+    assert files == champions.history()[0].files
+    assert champions.file(champions.history()[0], POLICY) == b"exported"
+
+
+def test_decision_of_an_earlier_version_has_no_hashes_and_is_exported_with_a_warning(
+    champions, checkpoint, tmp_path, capsys
+):
+    crown(champions, checkpoint)
+    file = tmp_path / champions.task / "decisions" / "00000001.json"
+    old = json.loads(file.read_text())
+    del old["files"]
+    file.write_text(json.dumps(old))
+    export_champion(str(tmp_path), "", tmp_path / "out")
+    assert "policy.pt2 is not verified: decision 1 holds no hash of it" in capsys.readouterr().out
+
+
+def test_networks_that_replace_those_of_a_champion_are_refused(champions, checkpoint, tmp_path):
+    first, second = crown(champions, checkpoint, shifted(checkpoint, 0.5))
+    policies = tmp_path / champions.task
+    shutil.rmtree(policies / second)
+    shutil.copytree(policies / first, policies / second)
+    with pytest.raises(CheckpointError, match=f"replaced: it holds {first}, not {second}"):
+        champions.policy(champions.current())
+
+
+def test_champion_keeps_only_what_acts(champions, checkpoint):
+    crown(champions, checkpoint)
+    stored = load_checkpoint(champions.policy_location(champions.current()))
+    assert stored.tensors.keys() == checkpoint.tensors.keys()
+    assert (stored.optimiser, stored.state.tensors, stored.history) == ({}, {}, "")

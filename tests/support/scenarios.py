@@ -704,3 +704,43 @@ class LargeMap(Endless):
     def make_world(self, batch_dim, device, **kwargs):
         self.heights = [[0.1234567890123 + row * 1e-7 + column for column in range(1900)] for row in range(1900)]
         return super().make_world(batch_dim, device, **kwargs)
+
+
+class ExitsWhenMade(Endless):
+    """A mistake: the scenario ends the process, with success, before it is made."""
+
+    def __init__(self):
+        raise SystemExit(0)
+
+
+class ExitsWhenBuilt(Endless):
+    """A mistake: the scenario ends the process, with success, when its world is made."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        raise SystemExit(0)
+
+
+class LargeLists(Endless):
+    """A task that keeps Python numbers for each environment."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.routes = [[0.1234567890123 + row + column for column in range(400)] for row in range(batch_dim)]
+        return super().make_world(batch_dim, device, **kwargs)
+
+
+class LargeInteger(Endless):
+    """A task that keeps an integer of more digits than Python reads."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.key = 10**6_000
+        return super().make_world(batch_dim, device, **kwargs)
+
+
+class DeepTuples(Endless):
+    """A task that keeps tuples in tuples, in more levels than Python reads."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.path = ()
+        for _ in range(5_000):
+            self.path = (self.path,)
+        return super().make_world(batch_dim, device, **kwargs)
