@@ -147,14 +147,16 @@ def _scenario(name: str) -> BaseScenario:
         hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
         raise ConfigError(f"environment.scenario = {name!r}: there is no such scenario; {hint}")
     try:
-        scenario = getattr(scenario_module(name), class_name or "Scenario")()
-    except Exception as error:  # a user's module can raise anything
+        kind = getattr(scenario_module(name), class_name or "Scenario")
+        is_scenario = isinstance(kind, type) and issubclass(kind, BaseScenario)
+        scenario = kind() if is_scenario else None  # calling anything else could do anything
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ConfigError(
             f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: "
             f"{error}{place_of_mistake(error)}; its module must be "
             "installed or in the current directory, and in a pipeline part of the image"
         ) from error
-    if not isinstance(scenario, BaseScenario):
+    if scenario is None:
         raise ConfigError(f"environment.scenario = {name!r}: not a subclass of vmas' BaseScenario")
     return scenario
 
