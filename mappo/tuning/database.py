@@ -187,10 +187,19 @@ class Database:
         """Return an error as one short line, without what is secret in the URL."""
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         origin = getattr(cause, "orig", None) or cause or error
-        line = " ".join(str(origin).split()) or type(origin).__name__
+        text = str(origin) or type(origin).__name__
         for secret in self._secrets:
-            line = line.replace(secret, "***")
-        return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]} ..."
+            text = text.replace(secret, "***")
+        return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of bounded length that any terminal can show."""
+    printable = (
+        character if character.isprintable() else "?" for word in text.split() for character in (*word, " ")
+    )
+    line = "".join(printable).strip()
+    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]} ..."
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from mappo.runs.locations import joined
 from mappo.strict_json import json_hash, to_dict
 from mappo.tuning.catalogue import SERIES, study_names
 from mappo.tuning.claim import Claim
-from mappo.tuning.database import Database
+from mappo.tuning.database import Database, one_line
 from mappo.tuning.plan import Plan, changed_fields, distribution_of, encode, make_pruner, sampler_seed_of
 from mappo.tuning.search_space import value_of
 from mappo.tuning.study_config import Ending
@@ -36,7 +36,6 @@ from mappo.tuning.trial import (
     TrialNotes,
     TrialRecord,
     Turn,
-    one_line,
     read_notes,
     read_stored,
     read_trial,
@@ -45,6 +44,7 @@ from mappo.tuning.trial import (
 T = TypeVar("T")
 _PLAN, _STORE, _SESSIONS, _ENDING = "plan", "place", "sessions", "ending"  # attributes of a study
 _ORIGIN, _TURNS, _HEARTBEAT, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+_MAX_CHANGES = 600  # characters
 _KNOWN = (TrialState.COMPLETE, TrialState.PRUNED)  # states whose result holds for other trials of equal values
 TERMINAL = "terminal"  # the session of a person, who requests trials outside pipelines
 _log = logging.getLogger(__name__)
@@ -436,7 +436,8 @@ def _create(database: Database, name: str, plan: Plan) -> None:
     if json_hash(stored) != json_hash(plan.to_dict()):
         changed = ", ".join(changed_fields(stored, plan.to_dict()))
         raise ConfigError(
-            f"study {name}: exists with another plan: {changed}; give another name, or the same plan to continue"
+            f"study {name}: exists with another plan: {changed[:_MAX_CHANGES]}; give another name, or the same "
+            "plan to continue"
         )
 
 
@@ -445,7 +446,7 @@ def _stored_plan(database: Database, name: str) -> Plan:
         study = optuna.load_study(study_name=name, storage=database.storage)
     except KeyError as error:
         if name in study_names(database):
-            raise StudyUnreadable(f"study {name}: cannot be read: {one_line(error)}") from error
+            raise StudyUnreadable(f"study {name}: cannot be read: {one_line(str(error))}") from error
         raise ConfigError(_no_study(database, name)) from None
     stored = study.user_attrs.get(_PLAN)
     if stored is None:
@@ -457,9 +458,8 @@ def _read_plan(name: str, stored: Any) -> Plan:
     try:
         return Plan.from_dict(stored)
     except Exception as error:  # the JSON of the database can have any form
-        reason = (
-            one_line(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {one_line(error)}"
-        )
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        reason = one_line(f"{kind}{error}")
         raise StudyUnreadable(f"study {name}: its plan in the database cannot be read: {reason}") from error
 
 

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from mappo.errors import ConfigError, StudyUnreadable
 from mappo.strict_json import STRICT, parse_report
+from mappo.tuning.database import one_line
 from mappo.tuning.plan import decode
 from mappo.tuning.search_space import Space
 
@@ -28,7 +29,6 @@ STATE_NAMES = {state: name for name, state in STATES.items()} | {
 
 
 T = TypeVar("T")
-_MAX_REASON = 300  # characters
 _FIXED = "fixed_params"  # Optuna's attribute of a trial that was requested with these values
 
 
@@ -115,18 +115,12 @@ def read_stored(kind: type[T], value: Any, where: str) -> T:
         adapter: TypeAdapter[T] = _adapter(kind)
         return parse_report(adapter, where, json.dumps(value).encode(), "as mappo writes it")
     except (ConfigError, RecursionError, ValueError) as error:
-        raise StudyUnreadable(one_line(error)) from None
+        raise StudyUnreadable(one_line(str(error))) from None
 
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one line of bounded length."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]} ..."
 
 
 def read_notes(trial: FrozenTrial, where: str) -> TrialNotes:
@@ -171,6 +165,6 @@ def _read_value(path: str, encoded: Any, space: Space, where: str) -> Any:
     try:
         return decode(space[path], encoded)
     except KeyError:
-        raise StudyUnreadable(f"{where}: {one_line(KeyError(path))}: not in the search space") from None
+        raise StudyUnreadable(f"{where}: {one_line(path)}: not in the search space") from None
     except ValueError as error:
-        raise StudyUnreadable(f"{where}: {path}: {one_line(error)}") from None
+        raise StudyUnreadable(f"{where}: {path}: {error}") from None
