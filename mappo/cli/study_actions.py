@@ -14,7 +14,7 @@ from mappo.tuning.study_config import Ending, changed_ending
 
 
 def request(name: str, changes: Mapping[str, Any], scenario: str) -> Ending:
-    """Change the settings of a study that is resumed, request its trials, and return what follows them.
+    """Update the settings of a study that is resumed, request its trials, and return what follows them.
 
     `changes` has sections of `StudyConfig`, and `champions`; a field that it leaves out stays as it was.
     `scenario` is the scenario that the user names.

@@ -153,7 +153,7 @@ class Claim:
             self._last_heartbeat = started
 
     def _interrupt(self, *_: object) -> None:
-        """Interrupt the block. Python calls this method in the main thread."""
+        """Raise `TrialOverdue` in the block. Python calls this method in the main thread."""
         if not self._stop.is_set():
             raise TrialOverdue(self.overdue_reason)
 

@@ -20,6 +20,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
 from mappo.errors import ConfigError, StudyUnreadable, TrialLost
 from mappo.runs.locations import joined
@@ -44,6 +45,7 @@ from mappo.tuning.trial import (
 T = TypeVar("T")
 _PLAN, _STORE, _SESSIONS, _ENDING = "plan", "place", "sessions", "ending"  # attributes of a study
 _ORIGIN, _TURNS, _HEARTBEAT, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+_TEXT, _ENDINGS, _REQUESTS = TypeAdapter(str), TypeAdapter(Ending), TypeAdapter(list[Request])
 _MAX_CHANGES = 600  # characters
 _KNOWN = (TrialState.COMPLETE, TrialState.PRUNED)  # states whose result holds for other trials of equal values
 TERMINAL = "terminal"  # the session of a person, who requests trials outside pipelines
@@ -119,12 +121,14 @@ class Study:
     @property
     def store(self) -> str:
         """The location of the runs of the study's trials."""
-        return read_stored(str, self._retry(self._attributes).get(_STORE), f"study {self.name}: {_STORE}")
+        return read_stored(_TEXT, self._retry(self._attributes).get(_STORE), f"study {self.name}: {_STORE}")
 
     @property
     def ending(self) -> Ending:
         """The settings of what follows the trials, as they were given last."""
-        return read_stored(Ending, self._retry(self._attributes).get(_ENDING, {}), f"study {self.name}: {_ENDING}")
+        return read_stored(
+            _ENDINGS, self._retry(self._attributes).get(_ENDING, {}), f"study {self.name}: {_ENDING}"
+        )
 
     def keep_ending(self, ending: Ending) -> None:
         """Store the settings of what follows the trials.
@@ -364,7 +368,7 @@ class Study:
     def _requests(self) -> dict[str, Request]:
         """Return the requests of all sessions by session name, the latest request last."""
         stored = self._attributes().get(_SESSIONS, [])
-        requests = read_stored(list[Request], stored, f"study {self.name}: {_SESSIONS}")
+        requests = read_stored(_REQUESTS, stored, f"study {self.name}: {_SESSIONS}")
         return {request.name: request for request in requests}
 
     def _request(self, session: str, num_trials: int, timeout_seconds: float) -> None:

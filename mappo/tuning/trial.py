@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
@@ -105,22 +104,20 @@ class TrialRecord:
         return sum(max(0.0, (turn.ended or 0.0) - turn.began) for turn in ended)
 
 
-def read_stored(kind: type[T], value: Any, where: str) -> T:
+def read_stored(adapter: TypeAdapter[T], value: Any, where: str) -> T:
     """Return a value that the database stores as JSON, checked against a type.
 
     Raises:
         StudyUnreadable: the value is of another form; the message is one line.
     """
     try:
-        adapter: TypeAdapter[T] = _adapter(kind)
         return parse_report(adapter, where, json.dumps(value).encode(), "as mappo writes it")
     except (ConfigError, RecursionError, ValueError) as error:
         raise StudyUnreadable(one_line(str(error))) from None
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_NOTES = TypeAdapter(TrialNotes)
+_NOTE_NAMES = {note.name for note in fields(TrialNotes)}
 
 
 def read_notes(trial: FrozenTrial, where: str) -> TrialNotes:
@@ -129,9 +126,8 @@ def read_notes(trial: FrozenTrial, where: str) -> TrialNotes:
     Raises:
         StudyUnreadable: an attribute is not as this package writes it.
     """
-    names = {field.name for field in fields(TrialNotes)}
-    own = {name: value for name, value in trial.user_attrs.items() if name in names}
-    return read_stored(TrialNotes, own, where)
+    own = {name: value for name, value in trial.user_attrs.items() if name in _NOTE_NAMES}
+    return read_stored(_NOTES, own, where)
 
 
 def read_trial(trial: FrozenTrial, space: Space, where: str) -> TrialRecord:

@@ -235,7 +235,7 @@ def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(plac
 
 
 def test_a_study_is_resumed_with_more_trials_and_more_time_and_keeps_its_own_settings(place, capsys):
-    gate = ["--champions=champions", "--gate.num-seeds=3", "--gate.episodes-per-seed=2"]
+    gate = ["--champions=champions", "--gate.num-seeds=4", "--gate.episodes-per-seed=5"]
     assert tune("--study=one", "--trials=2", "--hours=1", *gate) == 0
     decision = Path(study_of("one").store) / "decision.json"
     decision.unlink()
@@ -245,8 +245,8 @@ def test_a_study_is_resumed_with_more_trials_and_more_time_and_keeps_its_own_set
     for configuration in read_json(decision.with_name("comparison.json"))["configurations"]:
         assert len(configuration["training_seeds"]) == 2
     if (kept := read_json(decision))["action"] == "kept":  # the decision of a champion is the one that made it
-        assert (kept["gate"]["num_seeds"], kept["gate"]["margin"]) == (3, 0.25)
-    assert (study.ending.gate.num_seeds, study.ending.gate.margin) == (3, 0.25)
+        assert (kept["gate"]["num_seeds"], kept["gate"]["margin"]) == (4, 0.25)
+    assert (study.ending.gate.num_seeds, study.ending.gate.margin) == (4, 0.25)
     assert study.ending.champions == "champions"
     assert main(["study", "resume", "one", "--hours=-1"]) == 2
     assert "hours = -1" in capsys.readouterr().err

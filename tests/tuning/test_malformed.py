@@ -140,7 +140,7 @@ def mutated(text: Any, generator: random.Random) -> Any:
 
 
 def mutate(database: Database, generator: random.Random) -> str:
-    """Change one to three cells, or delete a row; return a description."""
+    """Replace one to three cells, or delete a row; return a description."""
     changes = []
     with closing(sqlite3.connect(database.storage.engine.url.database)) as connection:
         for _ in range(generator.choice([1, 1, 1, 2, 3])):
@@ -164,7 +164,7 @@ def mutate(database: Database, generator: random.Random) -> str:
 
 
 def work(study: Study) -> None:
-    """Do what a worker does with one trial, but for training."""
+    """Claim and finish a trial as a worker does, without training."""
     claim = study.claim("w")
     if claim is None:
         study.is_settled()
