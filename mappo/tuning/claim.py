@@ -41,6 +41,8 @@ class Claim:
         self._study = study
         self._reported = set(study._storage.get_trial(self.trial_id).intermediate_values)
         self._grace_seconds = study.plan.tuning.grace_seconds
+        # Python handles signals in the main thread only.
+        self._is_interruptible = threading.current_thread() is threading.main_thread()
         self._limit_seconds = 3600 * study.plan.tuning.trial_hours
         self._stop = threading.Event()
         self._lost = threading.Event()
@@ -50,7 +52,7 @@ class Claim:
 
     def __enter__(self) -> "Claim":
         """Start the heartbeats."""
-        if threading.current_thread() is threading.main_thread():  # Python handles signals in the main thread only
+        if self._is_interruptible:
             signal.signal(signal.SIGALRM, self._interrupt)
         # Code that hangs and holds Python's lock stops the thread, too. This timer needs no Python.
         faulthandler.dump_traceback_later(self._limit_seconds + 2 * self._grace_seconds, exit=True, file=_STDERR)
@@ -134,7 +136,8 @@ class Claim:
             overdue_seconds = time.monotonic() - self._began - self._limit_seconds
             if overdue_seconds > 0 and not self.is_overdue:
                 self._overdue.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+                if self._is_interruptible:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
             if overdue_seconds > self._grace_seconds:
                 self._end_process()
             if not self._lost.is_set():

@@ -294,7 +294,7 @@ class Study:
                 turns[-1] = replace(turns[-1], ended=last_heartbeat, outcome="released" if is_own else "lost")
                 self._store_turns(trial._trial_id, turns)
                 if not is_own:
-                    silent_seconds = current_time - last_heartbeat
+                    silent_seconds = abs(current_time - last_heartbeat)  # below 0 if the clock was corrected
                     message = "trial %d: lost: worker %s sent no heartbeat for %.0f s"
                     _log.warning(message, trial.number, turns[-1].worker, silent_seconds)
             self._requeue(trial._trial_id, turns)
