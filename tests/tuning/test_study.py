@@ -352,18 +352,18 @@ def test_a_trial_that_waits_is_not_trained_when_its_twin_has_ended(database):
 
 
 def test_trials_with_other_batches_are_pruned_at_the_last_value_before_the_same_frame(database):
-    """Trials with 6 numbers of environments report at 6 sequences of frames that rarely meet."""
+    """Trials with other numbers of environments report at frames that rarely meet."""
     study = Study.prepare(database, "s", PLAN, 16)
     ended: Counter[str] = Counter()
     for index in range(16):
         claim = study.claim(new_worker())
         is_hopeless = index >= 10
-        batch = (10_000, 10_200, 10_600, 11_400, 11_800, 12_200)[index % 6]
+        batch = 10_000 + 130 * index
         for frames in range(batch, 84_000 + batch, batch):
             value = -1.0 if is_hopeless else frames / 84_000
             if claim.report_frames(frames, value) and frames < 84_000:
                 claim.finish("pruned", reason="bad")
-                assert 21_000 <= frames < 31_000
+                assert 21_000 <= frames < 34_000
                 break
         else:
             claim.finish("complete", 0.0)
