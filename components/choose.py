@@ -10,6 +10,7 @@ from components import component
 @component
 def choose(
     study: str,
+    config: str,
     best: dsl.Output[dsl.Artifact],
     study_config: str = "{}",
 ) -> NamedTuple("Chosen", [("config", str), ("seeds", List[str]), ("store", str), ("trial", int), ("runs", str)]):  # type: ignore[valid-type]  # noqa: UP006
@@ -17,6 +18,7 @@ def choose(
 
     Args:
         study: The name of a study.
+        config: The configuration that the user submitted, which names the only scenario that may run here.
         best: The best trial's configuration as JSON.
         study_config: The study's settings as JSON, of which this stage reads the retraining.
 
@@ -26,10 +28,11 @@ def choose(
     """
     from pathlib import Path
 
-    from mappo.config import to_json
+    from mappo.config import from_json, to_json
     from mappo.stages.choose import choose
 
-    chosen = choose(study, study_config, output=Path(best.path))
+    scenario = from_json(config).environment.scenario
+    chosen = choose(study, study_config, scenario, output=Path(best.path))
     best.metadata.update({"study": study, "trial": str(chosen.trial.number)})
     seeds = [str(seed) for seed in chosen.seeds]
     return (to_json(chosen.best), seeds, chosen.store, chosen.trial.number, chosen.best_runs)

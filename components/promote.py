@@ -9,6 +9,7 @@ from components import component
 def promote(
     study: str,
     trial: int,
+    config: str,
     decision: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     study_config: str = "{}",
@@ -21,6 +22,7 @@ def promote(
     Args:
         study: The name of a study whose best was trained again.
         trial: The number of the trial that was chosen and trained again.
+        config: The configuration that the user submitted, which names the only scenario that may run here.
         decision: The gate's Decision as JSON; without a location for champions, a note that none was asked for.
         metrics: Whether the policy was promoted, mean returns, the difference and its lower bound.
         study_config: The study's settings as JSON, of which this stage reads the retraining and the gate.
@@ -30,10 +32,12 @@ def promote(
     """
     from pathlib import Path
 
+    from mappo.config import from_json
     from mappo.stages.promote import promote_best
 
     outcome = promote_best(
         *(study, trial, study_config, champions, Path(decision.path)),
+        scenario=from_json(config).environment.scenario,
         compiled_by=compiled_by,
         gpu_count=gpu_count,
     )

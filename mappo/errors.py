@@ -19,6 +19,10 @@ class ConfigError(MappoError, ValueError):
     """A configuration cannot be used; the message names the field, its value and the bound."""
 
 
+class StudyUnreadable(ConfigError):
+    """The database holds something about a study that mappo did not write; the message names it."""
+
+
 class CompilationFailed(ConfigError):
     """A graph cannot be compiled on this machine; the message says why, and which settings need no compiler."""
 
@@ -144,6 +148,13 @@ class TrialLost(MappoError):
 
 class Pruned(MappoError):
     """The pruner ends a trial early; the message says when."""
+
+
+class TrialOverdue(BaseException):
+    """A trial took longer than its time limit; the message says so.
+
+    A signal raises it in the middle of a scenario's code, which may catch every `Exception`.
+    """
 
 
 class StageFailed(MappoError):

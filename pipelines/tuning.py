@@ -36,10 +36,16 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
 
     @dsl.pipeline(name="mappo-workers")
     @with_placement(site, "tune")
-    def all_workers(placement: Placement, study: str, workers: List[str]):  # noqa: UP006
+    def all_workers(placement: Placement, study: str, config: str, workers: List[str]):  # noqa: UP006
         """Work on a study until no trial is left, each worker in its own pod."""
         with dsl.ParallelFor(workers) as worker:
-            worked = tune(study=study, worker=worker, **placement.gpus("tune"), compiled_by=mappo.__version__)
+            worked = tune(
+                study=study,
+                worker=worker,
+                config=config,
+                **placement.gpus("tune"),
+                compiled_by=mappo.__version__,
+            )
             placement.apply(worked, "tune")
 
     @dsl.pipeline(
@@ -84,8 +90,8 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
             compiled_by=version,
         )
         name = prepared.outputs["Output"]
-        worked = all_workers(study=name, workers=workers, **placement.parameters("tune"))
-        chosen = choose(study=name, study_config=study_config).after(worked)
+        worked = all_workers(study=name, config=config, workers=workers, **placement.parameters("tune"))
+        chosen = choose(study=name, config=config, study_config=study_config).after(worked)
         seeds, runs_store, trial = (chosen.outputs[output] for output in ("seeds", "store", "trial"))
         placed = placement.parameters("train", "evaluate")
         default = retrain_default(config=config, seeds=seeds, store=runs_store, run="default", **placed)
@@ -95,6 +101,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         promoted = promote(
             study=name,
             trial=trial,
+            config=config,
             study_config=study_config,
             champions=champions,
             **placement.gpus("promote"),

@@ -96,21 +96,26 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fields(group, _sections(StudyConfig)["budget"])
 
 
-def add_retraining_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the number of workers, and the flags of what follows the trials: retraining, promotion and its gate."""
-    group = parser.add_argument_group("workers, retraining and promotion")
+def add_retraining_arguments(parser: argparse.ArgumentParser, is_resumed: bool = False) -> None:
+    """Add the number of workers, and the flags of what follows the trials: retraining, promotion and its gate.
+
+    `is_resumed`: a flag left out keeps the study's own setting.
+    """
+    note = "a setting that is not given stays as it was" if is_resumed else None
+    group = parser.add_argument_group("workers, retraining and promotion", note)
     group.add_argument(
         "--workers", type=count, default=1, metavar="N", help="number of worker processes (default: 1)"
     )
-    _add_fields(group, _sections(StudyConfig)["retraining"], with_defaults=True)
+    _add_fields(group, _sections(StudyConfig)["retraining"], with_defaults=not is_resumed)
+    default = "as the study was given it" if is_resumed else "promote nothing"
     group.add_argument(
         "--champions",
-        default="",
+        default=None if is_resumed else "",
         metavar="LOCATION",
         help="promote the best there if the gate lets it pass: a directory or s3://bucket/prefix "
-        "(default: promote nothing)",
+        f"(default: {default})",
     )
-    add_gate_arguments(parser)
+    _add_group(parser, "gate", _sections(StudyConfig)["gate"], with_defaults=not is_resumed)
 
 
 def count(text: str) -> int:

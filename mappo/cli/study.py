@@ -76,9 +76,17 @@ def _add_study(command: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.json (default: CSV to the terminal)"
             )
+        if name in ("work", "resume"):
+            action.add_argument(
+                "--environment.scenario",
+                dest="scenario",
+                default="",
+                metavar="MODULE:CLASS",
+                help="scenario of the study, named to let its code run here; needed if it is not one of VMAS's",
+            )
         if name == "resume":
             add_budget_arguments(action)
-            add_retraining_arguments(action)
+            add_retraining_arguments(action, is_resumed=True)
         if name == "delete":
             action.add_argument(
                 "--delete", action="store_true", help="delete; without this flag, only print what would be deleted"
@@ -93,22 +101,24 @@ def _tune(arguments: argparse.Namespace) -> int:
     from mappo.stages.whole_study import run_study
 
     def tune() -> None:
-        prepare(to_json(config), name, arguments.store, study_config)
-        run_study(name, arguments.workers, study_config, arguments.champions)
+        prepare(to_json(config), name, arguments.store, study_config, champions=arguments.champions)
+        run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
 
     return status(tune)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     name, changes = require_run_name(arguments.study), study_changes_from_arguments(arguments)
-    settings = checked(StudyConfig, changes)
-    budget = changes.get("budget", {})  # a field that no flag gives stays as it was
-    from mappo.cli.study_actions import request_trials
+    checked(StudyConfig, changes)
+    if arguments.champions is not None:
+        changes["champions"] = arguments.champions
+    from mappo.cli.study_actions import request
     from mappo.stages.whole_study import run_study
 
     def resume() -> None:
-        request_trials(name, budget.get("num_trials"), budget.get("hours"))
-        run_study(name, arguments.workers, study_config_to_json(settings), arguments.champions)
+        ending = request(name, changes, arguments.scenario)
+        study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
+        run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
 
     return status(resume)
 
@@ -116,7 +126,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     from mappo.stages.tune import work_on_study
 
-    return status(lambda: work_on_study(arguments.study))
+    return status(lambda: work_on_study(arguments.study, arguments.scenario))
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -141,10 +151,13 @@ def _export(arguments: argparse.Namespace) -> int:
     def export() -> None:
         study = study_as_dict(arguments.study)
         text = json.dumps(study, indent=1) + "\n" if output and output.suffix == ".json" else _csv(study)
-        if output:
-            output.write_text(text)
-        else:
+        if not output:
             sys.stdout.write(text)
+            return
+        try:
+            output.write_text(text)
+        except OSError as error:
+            raise ConfigError(f"--output {output}: {error.strerror}") from None
 
     return status(export)
 

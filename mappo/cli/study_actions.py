@@ -1,5 +1,6 @@
 """The actions of `mappo study`: request trials, list, show, export and delete."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,16 +10,27 @@ from mappo.stages.runtime import readable_errors
 from mappo.tuning.catalogue import study_names
 from mappo.tuning.database import open_database
 from mappo.tuning.study import Study, delete_study
+from mappo.tuning.study_config import Ending, changed_ending
 
 
-def request_trials(name: str, num_trials: int | None, hours: float | None) -> None:
-    """Request trials for the terminal's session, as `Study.request_trials` does; `hours` limit when trials start.
+def request(name: str, changes: Mapping[str, Any], scenario: str) -> Ending:
+    """Update the settings of a study that is resumed, request its trials, and return what follows them.
+
+    `changes` has sections of `StudyConfig`, and `champions`; a field that it leaves out stays as it was.
+    `scenario` is the scenario that the user names.
 
     Raises:
         StageFailed: the study does not exist, or the database does not answer.
     """
     with readable_errors("study"), open_database() as database:
-        Study.load(database, name).request_trials(num_trials, None if hours is None else 3600 * hours)
+        study = Study.load(database, name)
+        study.require_named(scenario)
+        ending = changed_ending(study.ending, changes)
+        study.keep_ending(ending)
+        budget = changes.get("budget", {})
+        hours = budget.get("hours")
+        study.request_trials(budget.get("num_trials"), None if hours is None else 3600 * hours)
+        return ending
 
 
 def list_lines() -> list[str]:
@@ -34,16 +46,18 @@ def list_lines() -> list[str]:
         )
         for name in names:
             try:
-                study = Study.load(database, name)
-            except ConfigError as error:
-                lines.append(f"{name:<30}  {error}")
-                continue
-            done = sum(trial.state not in ("waiting", "running") for trial in study.trials())
-            best = study.best()
-            value = f"{best.value:.4g}" if best else ""
-            task = study.plan.config.environment.scenario
-            lines.append(f"{name:<30}  {f'{done}/{study.num_trials}':>9}  {value:>9}  {task}")
+                summary = _summary(Study.load(database, name))
+            except ConfigError as error:  # one unreadable study does not hide the others
+                summary = str(error)
+            lines.append(f"{name:<30}  {summary}")
         return lines
+
+
+def _summary(study: Study) -> str:
+    done = sum(trial.state not in ("waiting", "running") for trial in study.trials())
+    best = study.best()
+    value = f"{best.value:.4g}" if best else ""
+    return f"{f'{done}/{study.num_trials}':>9}  {value:>9}  {study.plan.config.environment.scenario}"
 
 
 def show_lines(name: str) -> list[str]:

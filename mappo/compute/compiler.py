@@ -44,7 +44,7 @@ _slots = threading.BoundedSemaphore(
     max(1, min(cpu_limit() + 1, free_memory_bytes(torch.device("cpu")) // COMPILER_BYTES))
 )
 _NO_COMPILER = 3  # exit status of the compiler's process
-_STOP_SIGNALS = signal.SIGINT, signal.SIGTERM
+_STOP_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGALRM  # the last one ends a trial that takes too long
 _OPTIONS = {
     "fallback_random": True,
     # The wrapper only calls kernels, once each: without optimisation it is compiled in two thirds of the time, and

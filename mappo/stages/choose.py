@@ -34,15 +34,19 @@ class ChosenConfiguration:
         return f"best-{trial_label(self.trial.number, self.trial.values)}"
 
 
-def choose(name: str, study_config: str, *, output: Path | None = None) -> ChosenConfiguration:
+def choose(name: str, study_config: str, scenario: str = "", *, output: Path | None = None) -> ChosenConfiguration:
     """Choose a study's best configuration, and seeds that no trial was trained from; write the former as JSON.
+
+    `scenario`: as in `work_on_study`.
 
     Raises:
         StageFailed: no trial is complete, or the settings are not allowed.
     """
     with readable_errors("choose"), open_database() as database:
         num_seeds = study_config_from_json(study_config).retraining.num_seeds
-        chosen = chosen_configuration(Study.load(database, name), num_seeds)
+        study = Study.load(database, name)
+        study.require_named(scenario)
+        chosen = chosen_configuration(study, num_seeds)
         for line in best_lines(chosen.trial, chosen.default):
             say("choose", line)
         if output:

@@ -1,6 +1,5 @@
 """The stage that prepares a study."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,11 @@ from mappo.reporting.terminal import say
 from mappo.stages.runtime import StageResult, metadata_of, watched_stage
 from mappo.tuning.catalogue import editions
 from mappo.tuning.database import Database, open_database
-from mappo.tuning.database_url import URL_VARIABLE
+from mappo.tuning.database_url import configured_url
 from mappo.tuning.plan import Plan
 from mappo.tuning.search_space import contains, extended_space
 from mappo.tuning.study import TERMINAL, Study
-from mappo.tuning.study_config import study_config_from_json, study_name
+from mappo.tuning.study_config import Ending, study_config_from_json, study_name
 
 
 def prepare(
@@ -24,12 +23,13 @@ def prepare(
     *,
     edition: str = "",
     session: str = TERMINAL,
+    champions: str = "",
     compiled_by: str = "",
 ) -> StageResult:
     """Create a study, or continue it. An edition of a series starts from the best values of the edition before.
 
     `study_config` is a `StudyConfig` as JSON. `store` keeps the runs of trials. `session` names who requests the
-    trials of the budget.
+    trials of the budget. `champions` is the location to promote the best to, if the study is resumed.
 
     Raises:
         StageFailed: the settings are not allowed, or the database does not answer.
@@ -43,12 +43,13 @@ def prepare(
         plan = Plan(experiment, extended_space(settings.space, experiment), settings.tuning)
         study = Study.prepare(
             *(database, name, plan, settings.budget.num_trials),
-            store=str(Path(store).absolute()) if os.environ.get(URL_VARIABLE) and "://" not in store else store,
+            store=str(Path(store).absolute()) if configured_url() and "://" not in store else store,
             series=series,
             session=session,
             timeout_seconds=3600 * settings.budget.hours,
             warm_start=_best_of_series(database, series, name, plan) if edition else None,
         )
+        study.keep_ending(Ending(settings.retraining, settings.gate, champions))
         done = sum(trial.state not in ("waiting", "running") for trial in study.trials())
         say("prepare", f"study {name} in {database.location}: {study.num_trials} trials, {done} done")
         say("prepare", f"tunes {', '.join(plan.space)}; pruner: {plan.tuning.pruner}; runs in {study.store}")
@@ -57,6 +58,7 @@ def prepare(
                 "prepare",
                 "warning: selection.interval_iterations = 0: no trial is evaluated before its end, or pruned",
             )
+        say("prepare", f"a trial fails after {plan.tuning.trial_hours:g} hours (tuning.trial_hours)")
         if settings.budget.hours:
             say("prepare", f"no trial starts after {settings.budget.hours:g} hours")
         return StageResult(metadata_of(experiment))

@@ -73,20 +73,23 @@ def promote_best(
     champions: str,
     decision: Path,
     *,
+    scenario: str = "",
     compiled_by: str = "",
     gpu_count: str = "0",
 ) -> StageResult:
     """Promote the chosen trial's configuration, trained from the first fresh seed, if the gate lets it pass.
 
     The order of fresh seeds was fixed before any was trained. An empty `champions` promotes nothing. `decision` is
-    a file for the `Decision` or the `PromotionSkipped` as JSON.
+    a file for the `Decision` or the `PromotionSkipped` as JSON. `scenario`: as in `work_on_study`.
 
     Raises:
         StageFailed: as `promote`.
     """
     with readable_errors("promote"), open_database() as database:
         settings = study_config_from_json(study_config)
-        chosen = chosen_configuration(Study.load(database, name), settings.retraining.num_seeds, trial)
+        study = Study.load(database, name)
+        study.require_named(scenario)
+        chosen = chosen_configuration(study, settings.retraining.num_seeds, trial)
     if not champions:
         say("promote", "nothing is promoted: no location for champions was given")
         write_json(decision, PromotionSkipped(name))

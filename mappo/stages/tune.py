@@ -24,25 +24,29 @@ from mappo.tuning.study import Study
 from mappo.tuning.trial import TrialOutcome
 
 
-def work_on_study(name: str, *, compiled_by: str = "", gpu_count: str = "0") -> StageResult:
+def work_on_study(name: str, scenario: str = "", *, compiled_by: str = "", gpu_count: str = "0") -> StageResult:
     """Work on a study's trials until none is left, beside any number of other workers.
+
+    `scenario` is the scenario that the user names. A study of another one whose scenario is not VMAS's is refused.
 
     Raises:
         StageFailed: the store or the database failed; another worker can continue the trial.
     """
-    with open_database() as database, readable_errors("tune"):
+    with readable_errors("tune"), open_database() as database:
         study = Study.load(database, name)
+        study.require_named(scenario)
     config = to_json(study.plan.config)
     worker_name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
     with (
-        open_database() as database,
         watched_stage("tune", config, compiled_by, label=worker_name, study=name, gpu_count=gpu_count) as (
             _,
             monitor,
         ),
+        open_database() as database,
         TemporaryDirectory() as directory,
     ):
         study = Study.load(database, name)
+        study.require_named(scenario)
         listeners = _StudyListeners(study, monitor, Path(directory))
         finished = worker.work(study, worker_name, worker.TrialListeners(listeners.run, listeners.ended))
         waiting = sum(trial.state == "waiting" for trial in study.trials())

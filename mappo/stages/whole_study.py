@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 from mappo.config import to_json
-from mappo.errors import StageFailed
+from mappo.errors import StageFailed, Superseded
 from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.stages.choose import ChosenConfiguration, choose
@@ -22,11 +22,12 @@ from mappo.tuning.database_url import RUNS
 from mappo.tuning.study import Study
 
 
-def run_study(name: str, num_workers: int, study_config: str, champions: str) -> None:
+def run_study(name: str, num_workers: int, study_config: str, champions: str, scenario: str = "") -> None:
     """Work on a study with several processes, retrain its best, promote it and write the study's page.
 
     Files go beside the study's runs, or below runs/ if these are in a bucket. A second call continues where the
-    first stopped.
+    first stopped. Of two calls at the same time, both work on trials; then one waits until the other has ended.
+    `scenario`: as in `work_on_study`.
 
     Raises:
         StageFailed: a stage failed.
@@ -34,12 +35,36 @@ def run_study(name: str, num_workers: int, study_config: str, champions: str) ->
     with readable_errors("tune"), open_database() as database:
         store = Study.load(database, name).store
     directory = RUNS / PurePosixPath(store).name if "://" in store else Path(store)
-    with _workers(name, num_workers - 1, directory):
-        work_on_study(name)
-    chosen = choose(name, study_config, output=directory / "best.json")
+    with _workers(name, num_workers - 1, directory, scenario):
+        work_on_study(name, scenario)
+    while True:
+        with _turn_to_finish(name):
+            try:
+                _finish_study(name, study_config, champions, scenario, directory)
+            except StageFailed as error:
+                if not isinstance(error.__cause__, Superseded):
+                    raise
+                say("tune", "another process has begun to train this run; waiting for it")
+                continue
+        return
+
+
+@contextmanager
+def _turn_to_finish(name: str) -> Iterator[None]:
+    """Wait until no other process finishes this study."""
+    with ExitStack() as stack:
+        with readable_errors("tune"):
+            database = stack.enter_context(open_database())
+            message = "another process finishes this study; waiting for it"
+            stack.enter_context(database.long_lock(name, lambda: say("tune", message)))
+        yield
+
+
+def _finish_study(name: str, study_config: str, champions: str, scenario: str, directory: Path) -> None:
+    chosen = choose(name, study_config, scenario, output=directory / "best.json")
     evaluations = _retrain(chosen, directory)
     trial, decision = chosen.trial.number, directory / "decision.json"
-    promote_best(name, trial, study_config, champions, decision)
+    promote_best(name, trial, study_config, champions, decision, scenario=scenario)
     report_study(name, trial, evaluations, decision, directory / "comparison.json", directory / "study.html")
     say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
 
@@ -58,15 +83,15 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
 
 
 @contextmanager
-def _workers(name: str, number: int, directory: Path) -> Iterator[None]:
+def _workers(name: str, number: int, directory: Path, scenario: str) -> Iterator[None]:
     """Start more workers, each a process with its own log; wait for them when the block ends.
 
-    Raises:
-        StageFailed: a worker failed.
+    A worker that fails is a warning: the others have done its trials when the block ends.
     """
     directory.mkdir(parents=True, exist_ok=True)
     logs = [directory / f"worker-{index + 2}.log" for index in range(number)]
     command = [sys.executable, "-m", "mappo", "study", "work", name]
+    command += [f"--environment.scenario={scenario}"] if scenario else []
     with ExitStack() as files:
         processes = [
             subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
@@ -84,5 +109,4 @@ def _workers(name: str, number: int, directory: Path) -> Iterator[None]:
             statuses = [process.wait() for process in processes]
     failed = [str(log) for log, status in zip(logs, statuses, strict=True) if status]
     if failed:
-        say("tune", f"failed: a worker failed, see {', '.join(failed)}")
-        raise StageFailed(f"tune: see {', '.join(failed)}")
+        say("tune", f"warning: a worker failed, see {', '.join(failed)}")

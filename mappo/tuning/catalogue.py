@@ -1,12 +1,21 @@
-"""The list of studies in a database, by name and by series."""
+"""The list of studies in a database, by name and by series.
 
-from functools import partial
+The queries are SQL, because Optuna's list reads every attribute of every study, and one malformed attribute would
+hide all studies.
+"""
 
-import optuna
+import json
+
+import sqlalchemy
 
 from mappo.tuning.database import Database
 
 SERIES = "series"  # the attribute of a study that names its series
+_NAMES = sqlalchemy.text("SELECT study_name FROM studies ORDER BY study_name")
+_EDITIONS = sqlalchemy.text(
+    "SELECT study_name FROM studies JOIN study_user_attributes USING (study_id) "
+    "WHERE key = :key AND value_json = :value ORDER BY study_id DESC"
+)
 
 
 def study_names(database: Database) -> list[str]:
@@ -15,7 +24,7 @@ def study_names(database: Database) -> list[str]:
     Raises:
         DatabaseError: the database does not answer.
     """
-    return database.retry(lambda: sorted(optuna.get_all_study_names(database.storage)))
+    return database.names(_NAMES)
 
 
 def editions(database: Database, series: str) -> list[str]:
@@ -24,6 +33,4 @@ def editions(database: Database, series: str) -> list[str]:
     Raises:
         DatabaseError: the database does not answer.
     """
-    all_studies = partial(optuna.get_all_study_summaries, database.storage, include_best_trial=False)
-    by_age = sorted(database.retry(all_studies), key=lambda study: study._study_id, reverse=True)
-    return [study.study_name for study in by_age if study.user_attrs.get(SERIES) == series]
+    return database.names(_EDITIONS, key=SERIES, value=json.dumps(series))

@@ -1,6 +1,8 @@
 """The plan of a study: the default configuration, the search space and the rules that judge trials."""
 
 import json
+import math
+import statistics
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +13,19 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
-    MedianPruner,
     NopPruner,
     SuccessiveHalvingPruner,
     WilcoxonPruner,
 )
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from mappo.config import ExperimentConfig, from_dict
 from mappo.strict_json import checked, json_hash, to_dict
-from mappo.tuning.search_space import Choices, Dimension, FloatRange, Space, read_space
+from mappo.tuning.search_space import Choices, Dimension, FloatRange, IntRange, Space, read_space
 from mappo.tuning.study_config import TuningConfig
+
+_MIN_COMPLETED = 4  # completed trials before the median pruner ends one
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,53 @@ def encode(dimension: Dimension, value: Any) -> Any:
     return json.dumps(value) if isinstance(dimension, Choices) and isinstance(value, list | dict) else value
 
 
+def decode(dimension: Dimension, stored: Any) -> Any:
+    """Return a value of a dimension from the form in which Optuna stores it.
+
+    Raises:
+        ValueError: it is not a value of this dimension.
+    """
+    if isinstance(dimension, Choices):
+        for choice in dimension.choices:
+            if type(encoded := encode(dimension, choice)) is type(stored) and encoded == stored:
+                return choice
+        raise ValueError("not among the choices")
+    kinds = (int,) if isinstance(dimension, IntRange) else (int, float)
+    if type(stored) not in kinds or not math.isfinite(stored):
+        raise ValueError(f"not a number of type {dimension.type}")
+    return stored
+
+
+class _MedianPruner(BasePruner):
+    """A pruner that ends a trial whose best value is below the median of completed trials at the same frame.
+
+    Trials with batches of other sizes report at other frames, so each completed trial counts with the last value
+    that it reported at or before that frame. (Optuna's median pruner compares equal frames only, and would never
+    end a trial with a batch size of its own.)
+    """
+
+    def __init__(self, warmup_frames: int):
+        self._warmup_frames = warmup_frames
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Return whether to end a trial after its last report."""
+        frames = trial.last_step
+        if frames is None or frames < self._warmup_frames:
+            return False
+        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        curves = [other.intermediate_values for other in completed if other.intermediate_values]
+        if len(curves) < _MIN_COMPLETED:
+            return False
+        reached = [max((step for step in curve if step <= frames), default=None) for curve in curves]
+        values = [curve[step] for curve, step in zip(curves, reached, strict=True) if step is not None]
+        return bool(values) and max(trial.intermediate_values.values()) < statistics.median(values)
+
+
 def make_pruner(plan: Plan) -> BasePruner:
     """Make the pruner that the plan names. It counts frames over all training seeds of a trial."""
     frames = plan.config.collection.total_frames * len(plan.tuning.training_seeds)
     makers: dict[str, Callable[[], BasePruner]] = {
-        "median": lambda: MedianPruner(n_startup_trials=4, n_warmup_steps=frames // 4),
+        "median": lambda: _MedianPruner(warmup_frames=frames // 4),
         "halving": lambda: SuccessiveHalvingPruner(min_resource=max(1, frames // 9), reduction_factor=3),
         "hyperband": lambda: HyperbandPruner(max(1, frames // 9), frames, reduction_factor=3),
         "wilcoxon": WilcoxonPruner,  # Optuna has called it experimental since version 3.6

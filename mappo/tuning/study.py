@@ -11,28 +11,43 @@ This file is long because every change of a study's records happens here, under 
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 
-from mappo.errors import ConfigError, TrialLost
+from mappo.errors import ConfigError, StudyUnreadable, TrialLost
 from mappo.runs.locations import joined
-from mappo.strict_json import json_hash
+from mappo.strict_json import json_hash, to_dict
 from mappo.tuning.catalogue import SERIES, study_names
 from mappo.tuning.claim import Claim
-from mappo.tuning.database import Database
+from mappo.tuning.database import Database, one_line
 from mappo.tuning.plan import Plan, changed_fields, distribution_of, encode, make_pruner, sampler_seed_of
-from mappo.tuning.search_space import Choices, value_of
-from mappo.tuning.trial import STATE_NAMES, STATES, TrialRecord, Turn
+from mappo.tuning.search_space import value_of
+from mappo.tuning.study_config import Ending
+from mappo.tuning.trial import (
+    STATES,
+    Request,
+    TrialNotes,
+    TrialRecord,
+    Turn,
+    read_notes,
+    read_stored,
+    read_trial,
+)
 
-_PLAN, _STORE, _SESSIONS = "plan", "place", "sessions"  # attributes of a study
+T = TypeVar("T")
+_PLAN, _STORE, _SESSIONS, _ENDING = "plan", "place", "sessions", "ending"  # attributes of a study
 _ORIGIN, _TURNS, _HEARTBEAT, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+_TEXT, _ENDINGS, _REQUESTS = TypeAdapter(str), TypeAdapter(Ending), TypeAdapter(list[Request])
+_MAX_CHANGES = 600  # characters
+_KNOWN = (TrialState.COMPLETE, TrialState.PRUNED)  # states whose result holds for other trials of equal values
 TERMINAL = "terminal"  # the session of a person, who requests trials outside pipelines
 _log = logging.getLogger(__name__)
 
@@ -54,7 +69,7 @@ class Study:
             ConfigError: the study does not exist, or mappo did not make it.
             DatabaseError: the database does not answer.
         """
-        return database.retry(lambda: cls(database, name, _stored_plan(database, name)))
+        return _retry(database, name, lambda: cls(database, name, _stored_plan(database, name)))
 
     @classmethod
     def prepare(
@@ -101,12 +116,46 @@ class Study:
                     study._enqueue("warm start", warm_start)
                 return study
 
-        return database.retry(create_and_request)
+        return _retry(database, name, create_and_request)
 
     @property
     def store(self) -> str:
         """The location of the runs of the study's trials."""
-        return str(self._database.retry(self._attributes)[_STORE])
+        return read_stored(_TEXT, self._retry(self._attributes).get(_STORE), f"study {self.name}: {_STORE}")
+
+    @property
+    def ending(self) -> Ending:
+        """The settings of what follows the trials, as they were given last."""
+        return read_stored(
+            _ENDINGS, self._retry(self._attributes).get(_ENDING, {}), f"study {self.name}: {_ENDING}"
+        )
+
+    def keep_ending(self, ending: Ending) -> None:
+        """Store the settings of what follows the trials.
+
+        Raises:
+            DatabaseError: the database does not answer.
+        """
+        self._retry(lambda: self._study.set_user_attr(_ENDING, to_dict(ending)))
+
+    def require_named(self, scenario: str) -> None:
+        """Require that the user named the study's scenario if it is code outside VMAS.
+
+        Importing the code that a database names would run the code of whoever can write there.
+
+        Raises:
+            ConfigError: the study's scenario is code, and `scenario` is another or none.
+        """
+        stored = self.plan.config.environment.scenario
+        if stored == scenario:
+            return
+        if scenario and ":" not in stored:
+            raise ConfigError(f"study {self.name}: its scenario is {stored!r}, not {scenario!r}")
+        if ":" in stored:
+            raise ConfigError(
+                f"study {self.name}: its scenario {stored!r} is code outside VMAS, which runs only if you name "
+                "it: if you trust this code, give it as --environment.scenario"
+            )
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -116,7 +165,7 @@ class Study:
     @property
     def num_trials(self) -> int:
         """The number of trials that all sessions have requested together."""
-        return sum(session["trials"] for session in self._database.retry(self._sessions).values())
+        return sum(request.trials for request in self._retry(self._requests).values())
 
     def request_trials(self, num_trials: int | None = None, timeout_seconds: float | None = None) -> None:
         """Request trials for the terminal's session, so that workers can continue the study.
@@ -133,17 +182,21 @@ class Study:
                 is_late = self._deadline_has_passed()
                 if num_trials is timeout_seconds is None and not is_late:
                     return
-                previous = self._sessions().get(TERMINAL, {"trials": 0, "seconds": 0.0})
-                kept_seconds = 0.0 if is_late else previous["seconds"]
+                previous = self._requests().get(TERMINAL, Request(TERMINAL, 0, 0.0, None))
+                kept_seconds = 0.0 if is_late else previous.seconds
                 seconds = kept_seconds if timeout_seconds is None else timeout_seconds
-                self._request(TERMINAL, num_trials or previous["trials"], seconds)
+                self._request(TERMINAL, num_trials or previous.trials, seconds)
 
-        self._database.retry(request)
+        self._retry(request)
 
     def trials(self) -> list[TrialRecord]:
-        """Return all trials, in the order of their numbers."""
-        frozen = self._database.retry(lambda: self._study.get_trials(deepcopy=False))
-        return [self._record(trial) for trial in frozen]
+        """Return all trials, in the order of their numbers.
+
+        Raises:
+            DatabaseError: the database does not answer.
+            StudyUnreadable: the database holds something about a trial that this package did not write.
+        """
+        return self._retry(lambda: [self._record(trial) for trial in self._all_trials()])
 
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the highest value, the earliest of equals; None if none is complete."""
@@ -156,24 +209,28 @@ class Study:
         if any(trial.state == "running" for trial in trials):
             return False
         has_more = len(trials) < self.num_trials or any(trial.state == "waiting" for trial in trials)
-        return not has_more or self._database.retry(self._deadline_has_passed)
+        return not has_more or self._retry(self._deadline_has_passed)
 
     def claim(self, worker: str) -> "Claim | None":
         """Claim the next trial for a worker; return None if no trial can start now.
 
-        `is_settled` tells whether a trial may still become free later.
+        `is_settled` tells whether a trial may still become free later. A trial with the values of a finished one
+        is not trained: it ends here with the same result.
 
         Raises:
             ConfigError: the study was deleted.
             DatabaseError: the database does not answer.
+            StudyUnreadable: the database holds something about the study that this package did not write.
         """
-        try:
-            return self._database.retry(partial(self._claim, worker))
-        except KeyError:
-            raise ConfigError(f"study {self.name}: the study was deleted") from None
+        while (claim := self._retry(partial(self._claim, worker))) == "known":
+            pass
+        return claim
 
-    def _claim(self, worker: str) -> "Claim | None":
+    def _claim(self, worker: str) -> 'Claim | Literal["known"] | None':
         with self._database.lock(self.name):
+            trials = self._all_trials()
+            for trial in trials:
+                self._record(trial)  # refuse what this package did not write, before anything is decided
             self._requeue_lost(worker)
             trials = self._all_trials()
             waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
@@ -182,12 +239,28 @@ class Study:
             number = min(waiting, default=len(trials))
             # A new sampler for each trial, seeded by the trial's number, has no state that must survive a restart.
             self._study.sampler = TPESampler(seed=sampler_seed_of(self.plan.tuning.sampler_seed, number))
-            trial = self._study.ask(self._distributions)
-            turns = _turns(trial.user_attrs)
-            began = self._database.now()
-            self._store_turns(trial._trial_id, [*turns, Turn(worker, began)])
-            values = {path: self._decode(path, value) for path, value in trial.params.items()}
-            return Claim(self, trial, worker, values)
+            asked = self._study.ask(self._distributions)
+            if twin := _known_twin(asked, trials):
+                self._end_alike(asked, twin)
+                return "known"
+            frozen, began = self._storage.get_trial(asked._trial_id), self._database.now()
+            self._storage.set_trial_user_attr(asked._trial_id, _HEARTBEAT, began)
+            self._store_turns(asked._trial_id, [*self._notes(frozen).attempts, Turn(worker, began)])
+            return Claim(self, asked, worker, self._record(frozen).values)
+
+    def _end_alike(self, trial: optuna.Trial, twin: FrozenTrial) -> None:
+        """End a trial as a finished one with the same values ended: the same training would follow."""
+        self._storage.set_trial_user_attr(trial._trial_id, _REASON, f"the same values as trial {twin.number}")
+        if twin.state is TrialState.COMPLETE:
+            self._study.tell(trial.number, twin.value)
+        else:  # Optuna's sampler judges a pruned trial by its last report
+            for step, value in twin.intermediate_values.items():
+                self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+        _log.info(
+            "trial %d: not trained: it has the same values as trial %d, which is %s",
+            *(trial.number, twin.number, twin.state.name.lower()),
+        )
 
     def abandon(self, worker: str) -> None:
         """Requeue the trial of a worker that was interrupted in `claim` and may hold a trial without knowing.
@@ -200,7 +273,7 @@ class Study:
             with self._database.lock(self.name):
                 self._requeue_lost(worker)
 
-        self._database.retry(requeue)
+        self._retry(requeue)
 
     def _requeue_lost(self, worker: str) -> None:
         """Requeue the running trials that nobody trains.
@@ -209,18 +282,19 @@ class Study:
         died between Optuna's `ask` and the note of the turn), and a trial of `worker` itself. A worker claims only
         when it holds no trial, so it never received the answer to the claim of such a trial.
         """
-        current_time, tuning = self._database.now(), self.plan.tuning
+        current_time = self._database.now()
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            turns = _turns(trial.user_attrs)
+            notes = self._notes(trial)
+            turns = list(notes.attempts)
             if turns and not turns[-1].outcome:
-                last_heartbeat = _last_heartbeat(trial, turns[-1])
+                last_heartbeat = _last_heartbeat(notes)
                 is_own = turns[-1].worker == worker
-                if current_time - last_heartbeat <= tuning.grace_seconds and not is_own:
+                if self._is_alive(notes, current_time) and not is_own:
                     continue
                 turns[-1] = replace(turns[-1], ended=last_heartbeat, outcome="released" if is_own else "lost")
                 self._store_turns(trial._trial_id, turns)
                 if not is_own:
-                    silent_seconds = current_time - last_heartbeat
+                    silent_seconds = abs(current_time - last_heartbeat)  # below 0 if the clock was corrected
                     message = "trial %d: lost: worker %s sent no heartbeat for %.0f s"
                     _log.warning(message, trial.number, turns[-1].worker, silent_seconds)
             self._requeue(trial._trial_id, turns)
@@ -243,14 +317,14 @@ class Study:
         with self._database.lock(self.name):
             trial_id = claim.trial_id
             trial = self._storage.get_trial(trial_id)
-            turns = _turns(trial.user_attrs)
+            turns = list(self._notes(trial).attempts)
             if not turns or turns[-1].worker != claim.worker:
                 raise TrialLost(f"trial {claim.number}: another worker holds the trial")
             if trial.state is not TrialState.RUNNING:
                 if turns[-1].outcome == outcome:
                     return
                 raise TrialLost(f"trial {claim.number}: taken from this worker, which sent no heartbeat in time")
-            turns[-1] = replace(turns[-1], ended=self._database.now(), outcome=outcome)
+            turns[-1] = Turn(claim.worker, turns[-1].began, self._database.now(), outcome)  # type: ignore[arg-type]
             self._store_turns(trial_id, turns)
             if reason:
                 self._storage.set_trial_user_attr(trial_id, _REASON, reason)
@@ -264,44 +338,49 @@ class Study:
 
     def _heartbeat(self, claim: "Claim") -> None:
         trial = self._storage.get_trial(claim.trial_id)
-        turns = _turns(trial.user_attrs)
+        turns = self._notes(trial).attempts
         if trial.state is not TrialState.RUNNING or not turns or turns[-1].worker != claim.worker:
             raise TrialLost(f"trial {claim.number}: another worker holds the trial")
         self._storage.set_trial_user_attr(claim.trial_id, _HEARTBEAT, self._database.now())
 
     def _deadline_has_passed(self) -> bool:
         """Return whether the deadline for starting trials has passed."""
-        *_, latest = self._sessions().values()
-        return latest["deadline"] is not None and self._database.now() >= latest["deadline"]
+        requests = list(self._requests().values())
+        return bool(requests) and requests[-1].is_late(self._database.now(), self.plan.tuning.grace_seconds)
 
     def _attributes(self) -> dict[str, Any]:
         return dict(self._study.user_attrs)
 
     def _busy_workers(self) -> list[str]:
         """Return the workers that hold a trial and sent a heartbeat within the grace period."""
-        current_time, grace = self._database.now(), self.plan.tuning.grace_seconds
+        current_time = self._database.now()
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        held = [(trial, turn) for trial in running for turn in _turns(trial.user_attrs)[-1:]]
-        return [turn.worker for trial, turn in held if current_time - _last_heartbeat(trial, turn) <= grace]
+        held = [notes for trial in running if (notes := self._notes(trial)).attempts]
+        return [notes.attempts[-1].worker for notes in held if self._is_alive(notes, current_time)]
 
-    def _sessions(self) -> dict[str, dict[str, Any]]:
+    def _is_alive(self, notes: TrialNotes, current_time: float) -> bool:
+        """Return whether the worker that holds a trial sent a heartbeat within the grace period.
+
+        A heartbeat from the future is none: the clock was ahead then, and a worker that lives has sent another.
+        """
+        return abs(current_time - _last_heartbeat(notes)) <= self.plan.tuning.grace_seconds
+
+    def _requests(self) -> dict[str, Request]:
         """Return the requests of all sessions by session name, the latest request last."""
-        return {session["name"]: session for session in self._attributes().get(_SESSIONS, [])}
+        stored = self._attributes().get(_SESSIONS, [])
+        requests = read_stored(_REQUESTS, stored, f"study {self.name}: {_SESSIONS}")
+        return {request.name: request for request in requests}
 
     def _request(self, session: str, num_trials: int, timeout_seconds: float) -> None:
         """Store a session's request as the latest. Call it under the study's lock."""
-        sessions, current_time = self._sessions(), self._database.now()
-        previous = sessions.pop(session, None)
+        requests, current_time = self._requests(), self._database.now()
+        previous = requests.pop(session, None)
         deadline = current_time + timeout_seconds if timeout_seconds else None
-        if (
-            previous
-            and previous["seconds"] == timeout_seconds
-            and previous["deadline"]
-            and current_time < previous["deadline"]
-        ):
-            deadline = previous["deadline"]
-        request = {"name": session, "trials": num_trials, "seconds": timeout_seconds, "deadline": deadline}
-        self._study.set_user_attr(_SESSIONS, [*sessions.values(), request])
+        is_repeated = previous and previous.seconds == timeout_seconds
+        if previous and is_repeated and not previous.is_late(current_time, self.plan.tuning.grace_seconds):
+            deadline = previous.deadline
+        latest = Request(session, num_trials, timeout_seconds, deadline)
+        self._study.set_user_attr(_SESSIONS, [to_dict(request) for request in (*requests.values(), latest)])
 
     def _enqueue(self, origin: str, values: Mapping[str, Any]) -> None:
         trials = self._all_trials()
@@ -313,24 +392,16 @@ class Study:
         self._storage.set_trial_user_attr(trial_id, _TURNS, [asdict(turn) for turn in turns])
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        # Optuna fills `params` when a worker claims the trial; before, an enqueued trial has `fixed_params` only.
-        parameters = trial.params or trial.system_attrs.get("fixed_params", {})
-        return TrialRecord(
-            number=trial.number,
-            state=STATE_NAMES[trial.state],
-            value=trial.value if trial.state is TrialState.COMPLETE else None,
-            values={path: self._decode(path, value) for path, value in parameters.items()},
-            origin=trial.user_attrs.get(_ORIGIN, "sampled"),
-            reason=trial.user_attrs.get(_REASON, ""),
-            attempts=_turns(trial.user_attrs),
-            curve=dict(sorted(trial.intermediate_values.items())),
-        )
+        return read_trial(trial, self.plan.space, self._name_of(trial))
 
-    def _decode(self, path: str, value: Any) -> Any:
-        dimension = self.plan.space[path]
-        if not isinstance(dimension, Choices):
-            return value
-        return next(choice for choice in dimension.choices if encode(dimension, choice) == value)
+    def _notes(self, trial: FrozenTrial) -> TrialNotes:
+        return read_notes(trial, self._name_of(trial))
+
+    def _name_of(self, trial: FrozenTrial) -> str:
+        return f"study {self.name}: trial {trial.number}"
+
+    def _retry(self, call: Callable[[], T], is_patient: bool = True) -> T:
+        return _retry(self._database, self.name, call, is_patient)
 
 
 def delete_study(database: Database, name: str) -> None:
@@ -351,7 +422,7 @@ def delete_study(database: Database, name: str) -> None:
                 )
             optuna.delete_study(study_name=name, storage=database.storage)
 
-    database.retry(delete)
+    _retry(database, name, delete)
 
 
 def _create(database: Database, name: str, plan: Plan) -> None:
@@ -365,23 +436,39 @@ def _create(database: Database, name: str, plan: Plan) -> None:
         return
     if stored is None:
         raise ConfigError(f"study {name}: was not made by mappo; give another name")
+<<<<<<< HEAD
     stored = Plan.from_dict(stored).to_dict()  # fields that an older version did not have get their defaults
+=======
+    stored = _read_plan(name, stored).to_dict()  # with the defaults of fields that it was stored without
+>>>>>>> 41f18db23963058bcf5553b053e50ce155b55263
     if json_hash(stored) != json_hash(plan.to_dict()):
         changed = ", ".join(changed_fields(stored, plan.to_dict()))
         raise ConfigError(
-            f"study {name}: exists with another plan: {changed}; give another name, or the same plan to continue"
+            f"study {name}: exists with another plan: {changed[:_MAX_CHANGES]}; give another name, or the same "
+            "plan to continue"
         )
 
 
 def _stored_plan(database: Database, name: str) -> Plan:
     try:
         study = optuna.load_study(study_name=name, storage=database.storage)
-    except KeyError:
+    except KeyError as error:
+        if name in study_names(database):
+            raise StudyUnreadable(f"study {name}: cannot be read: {one_line(str(error))}") from error
         raise ConfigError(_no_study(database, name)) from None
     stored = study.user_attrs.get(_PLAN)
     if stored is None:
         raise ConfigError(f"study {name}: was not made by mappo; give another name")
-    return Plan.from_dict(stored)
+    return _read_plan(name, stored)
+
+
+def _read_plan(name: str, stored: Any) -> Plan:
+    try:
+        return Plan.from_dict(stored)
+    except Exception as error:  # the JSON of the database can have any form
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        reason = one_line(f"{kind}{error}")
+        raise StudyUnreadable(f"study {name}: its plan in the database cannot be read: {reason}") from error
 
 
 def _no_study(database: Database, name: str) -> str:
@@ -389,10 +476,27 @@ def _no_study(database: Database, name: str) -> str:
     return f"there is no study {name!r} in {database.location}; its studies: {names}"
 
 
-def _turns(attributes: Mapping[str, Any]) -> list[Turn]:
-    return [Turn(**fields) for fields in attributes.get(_TURNS, [])]
-
-
-def _last_heartbeat(trial: FrozenTrial, turn: Turn) -> float:
+def _last_heartbeat(notes: TrialNotes) -> float:
     """Return the time of the last heartbeat of the worker whose turn lasts; the claim counts as the first."""
-    return max(turn.began, float(trial.user_attrs.get(_HEARTBEAT, 0.0)))
+    return notes.seen or notes.attempts[-1].began
+
+
+def _known_twin(trial: optuna.Trial, trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """Return a finished trial with the same values, a complete one rather than a pruned one.
+
+    All trials of a study are trained from the same seeds, so its result is that of `trial`. A failed trial has no
+    result; the same values may have one, because its machine may have been the cause.
+    """
+    twins = [other for other in trials if other.state in _KNOWN and other.params == trial.params]
+    return min(twins, key=lambda twin: _KNOWN.index(twin.state), default=None)
+
+
+def _retry(database: Database, name: str, call: Callable[[], T], is_patient: bool = True) -> T:
+    """Call `database.retry`; errors name the study."""
+    try:
+        return database.retry(call, is_patient)
+    except StudyUnreadable as error:
+        if error.__cause__ and name not in study_names(database):
+            raise StudyUnreadable(f"study {name}: the study was deleted") from error
+        text = str(error)
+        raise StudyUnreadable(text if text.startswith("study ") else f"study {name}: {text}") from error

@@ -5,7 +5,8 @@ setting needs a field here and the line that uses it: flags, help texts, default
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 from pydantic.dataclasses import dataclass
@@ -39,6 +40,15 @@ class TuningConfig:
     grace_seconds: Annotated[
         int, Field(ge=2, le=86_400, description="seconds without a heartbeat after which a worker loses its trial")
     ] = 90
+    trial_hours: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=10_000,
+            description="hours that a worker may spend on one trial; then the trial fails, even if its training "
+            "hangs",
+        ),
+    ] = 12.0
     max_losses: Annotated[
         int, Field(ge=0, le=1000, description="lost workers that a trial survives; one more, and the trial fails")
     ] = 3
@@ -92,6 +102,24 @@ class StudyConfig:
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     retraining: RetrainingConfig = dataclasses.field(default_factory=RetrainingConfig)
     gate: Gate = dataclasses.field(default_factory=Gate)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ending:
+    """The settings of what follows the trials. `champions`: the location to promote to; empty for none."""
+
+    retraining: RetrainingConfig = dataclasses.field(default_factory=RetrainingConfig)
+    gate: Gate = dataclasses.field(default_factory=Gate)
+    champions: str = ""
+
+
+def changed_ending(ending: Ending, changes: Mapping[str, Any]) -> Ending:
+    """Return the settings with the changes of some fields, by section."""
+    values = to_dict(ending)
+    for name in ("retraining", "gate"):
+        values[name] |= changes.get(name, {})
+    values["champions"] = changes.get("champions", ending.champions)
+    return checked(Ending, values)
 
 
 def study_config_from_json(text: str) -> StudyConfig:

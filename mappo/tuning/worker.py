@@ -12,7 +12,16 @@ from typing import Any, NoReturn
 
 from mappo.config import EvaluationConfig, ExperimentConfig
 from mappo.environment.random_streams import Stream
-from mappo.errors import DatabaseError, NonFiniteReturn, Pruned, StoreError, Superseded, TrialLost
+from mappo.errors import (
+    DatabaseError,
+    NonFiniteReturn,
+    Pruned,
+    StoreError,
+    StudyUnreadable,
+    Superseded,
+    TrialLost,
+    TrialOverdue,
+)
 from mappo.evaluation.episodes import play_episodes, trained_policy
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.locations import joined
@@ -88,7 +97,7 @@ def _work(study: Study, worker: str, listeners: TrialListeners) -> int:
         try:
             with claim:
                 outcome, reason = _finish(study, claim, listeners)
-        except TrialLost:
+        except (TrialLost, TrialOverdue):  # the limit may pass just when the trial has ended
             continue
         listeners.on_end(claim, outcome, reason)
         finished += 1
@@ -112,7 +121,17 @@ def fresh_seeds(study: Study, number: int) -> list[int]:
 
 
 def _finish(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[TrialOutcome, str]:
-    """Train and end the trial. Return its outcome and the reason."""
+    """Train and end the trial, which fails if it takes too long. Return its outcome and the reason."""
+    try:
+        return _train_and_end(study, claim, listeners)
+    except (TrialOverdue, Exception):
+        if not claim.is_overdue:
+            raise
+        claim.finish("failed", reason=claim.overdue_reason)
+        return "failed", claim.overdue_reason
+
+
+def _train_and_end(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[TrialOutcome, str]:
     try:
         value = _value(study, claim, listeners)
         if not math.isfinite(value):
@@ -125,7 +144,11 @@ def _finish(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[Tria
         raise
     except Superseded as error:
         raise TrialLost(str(error)) from error
+    except TrialOverdue:
+        raise
     except Exception as error:
+        if claim.is_overdue:
+            raise
         if _is_machine_fault(error):
             _release(claim, error)
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -139,7 +162,7 @@ def _finish(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[Tria
 
 def _is_machine_fault(error: Exception) -> bool:
     """Return whether the store, the database or this machine failed, so that another worker may succeed."""
-    if isinstance(error, DatabaseError | StoreError):
+    if isinstance(error, DatabaseError | StoreError | StudyUnreadable):
         return True
     return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
 
@@ -147,8 +170,8 @@ def _is_machine_fault(error: Exception) -> bool:
 def _release(claim: Claim, error: BaseException) -> NoReturn:
     """Release the trial and raise `error`. A failed release becomes a note of the error."""
     try:
-        claim.release()
-    except (DatabaseError, TrialLost) as release_error:
+        claim.release(is_patient=not isinstance(error, DatabaseError))
+    except (DatabaseError, StudyUnreadable, TrialLost) as release_error:
         error.add_note(f"trial {claim.number} could not be released: {release_error}")
     raise error
 
@@ -200,7 +223,7 @@ def _make_judge(
         return_mean = report.evaluation_return_mean
         if claim.is_lost:
             raise TrialLost(f"trial {claim.number}: this worker sent no heartbeat in time")
-        if math.isnan(return_mean) or tuning.pruner == "wilcoxon":
+        if not math.isfinite(return_mean) or tuning.pruner == "wilcoxon":
             return
         frames = frames_before + report.progress.frames
         is_last = frames >= total_frames  # pruning a finished training would save nothing

@@ -96,6 +96,13 @@ def test_scenario_that_draws_random_numbers_in_its_construction_is_reproducible(
         ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "not used"]),
         ({"scenario": "navigation", "scenario_kwargs": {"terminated_truncated": True}}, ["terminated_truncated"]),
         ({"scenario": ":X"}, [":X", "cannot be imported"]),
+        ({"scenario": "os:abort"}, ["os:abort", "not a subclass of vmas' BaseScenario"]),
+        ({"scenario": "sys:exit"}, ["sys:exit", "not a subclass of vmas' BaseScenario"]),
+        ({"scenario": "builtins:dict"}, ["builtins:dict", "not a subclass of vmas' BaseScenario"]),
+        (
+            {"scenario": "tests.support.exits:Scenario"},
+            ["cannot be imported", "SystemExit"],
+        ),
         ({"scenario": ".a:B"}, [".a:B", "cannot be imported"]),
         ({"scenario": "vmas.simulator.scenario:BaseScenario"}, ["cannot be imported", "abstract"]),
         ({"scenario": "navigation", "scenario_kwargs": {"num_envs": 3}}, ["num_envs"]),

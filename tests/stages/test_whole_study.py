@@ -234,10 +234,20 @@ def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(plac
     assert Path(study.store).parent == place / "runs"
 
 
-def test_a_study_is_resumed_with_more_trials_and_more_time(place, capsys):
-    assert tune("--study=one", "--trials=2", "--hours=1") == 0
-    assert main(["study", "resume", "one", "--retrain-seeds=2", "--trials=3", "--hours=0.5"]) == 0
-    assert [trial.state for trial in study_of("one").trials()] == ["complete"] * 3
+def test_a_study_is_resumed_with_more_trials_and_more_time_and_keeps_its_own_settings(place, capsys):
+    gate = ["--champions=champions", "--gate.num-seeds=4", "--gate.episodes-per-seed=5"]
+    assert tune("--study=one", "--trials=2", "--hours=1", *gate) == 0
+    decision = Path(study_of("one").store) / "decision.json"
+    decision.unlink()
+    assert main(["study", "resume", "one", "--trials=3", "--hours=0.5", "--gate.margin=0.25"]) == 0
+    study = study_of("one")
+    assert [trial.state for trial in study.trials()] == ["complete"] * 3
+    for configuration in read_json(decision.with_name("comparison.json"))["configurations"]:
+        assert len(configuration["training_seeds"]) == 2
+    if (kept := read_json(decision))["action"] == "kept":  # the decision of a champion is the one that made it
+        assert (kept["gate"]["num_seeds"], kept["gate"]["margin"]) == (4, 0.25)
+    assert (study.ending.gate.num_seeds, study.ending.gate.margin) == (4, 0.25)
+    assert study.ending.champions == "champions"
     assert main(["study", "resume", "one", "--hours=-1"]) == 2
     assert "hours = -1" in capsys.readouterr().err
 
@@ -275,6 +285,35 @@ def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resum
     shown = subprocess.run(group, capture_output=True, text=True, check=False)
     assert shown.stdout == ""
     database.close()
+
+
+def test_the_code_of_a_scenario_runs_only_where_the_user_names_it(place, capsys, monkeypatch):
+    scenario = "tests.support.scenarios:Endless"
+    config = override(CONFIG, {"environment": {"scenario": scenario, "scenario_kwargs": {}}})
+    prepare(to_json(config), "one", "runs", settings(1, {"episodes_per_seed": 4}))
+    capsys.readouterr()
+    for arguments in (["work", "one"], ["work", "one", "--environment.scenario=os:abort"], ["resume", "one"]):
+        assert main(["study", *arguments]) == 1
+        assert f"failed: study one: its scenario '{scenario}' is code outside VMAS" in capsys.readouterr().out
+    assert {trial.state for trial in study_of("one").trials()} == {"waiting"}
+    assert main(["study", "work", "one", f"--environment.scenario={scenario}"]) == 0
+    assert [trial.state for trial in study_of("one").trials()] == ["complete"]
+
+
+@pytest.mark.long
+def test_two_tunings_of_one_name_that_start_together_end_well_both(place):
+    command = [sys.executable, "-m", "mappo", "tune", "--config=tiny.json", "--study=s", "--trials=4", *FLAGS]
+    logs = [place / "first.log", place / "second.log"]
+    with logs[0].open("w") as first, logs[1].open("w") as second:
+        processes = [subprocess.Popen(command, stdout=log, stderr=log) for log in (first, second)]
+        statuses = [process.wait(timeout=300) for process in processes]
+    assert statuses == [0, 0], "\n".join(log.read_text() for log in logs)
+    study = study_of("s")
+    assert [trial.state for trial in study.trials()] == ["complete"] * 4
+    assert all(len(trial.attempts) <= 1 for trial in study.trials())
+    comparison = read_json(Path(study.store) / "comparison.json")
+    assert all(len(configuration["training_seeds"]) == 2 for configuration in comparison["configurations"])
+    assert "another process finishes this study" in "".join(log.read_text() for log in logs)
 
 
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):

@@ -8,6 +8,7 @@ import http.client
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -264,6 +265,20 @@ class Postgres:
 
     def stop(self, mode: str = "immediate") -> None:
         self._call("pg_ctl", "-D", "data", "-m", mode, "-w", "stop")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the server's processes for the block: connections stay open, and nothing answers."""
+        process = int((self._directory / "data" / "postmaster.pid").read_text().split()[0])
+        children = subprocess.run(["pgrep", "--parent", str(process)], capture_output=True, text=True, check=True)
+        processes = [process, *map(int, children.stdout.split())]
+        for number in processes:
+            os.kill(number, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for number in processes:
+                os.kill(number, signal.SIGCONT)
 
     def _call(self, program: str, *arguments: str) -> None:
         command = [*self._as_user, str(self._bin / program), *arguments]

@@ -15,12 +15,11 @@ from mappo.errors import ConfigError, DatabaseError, TrialLost
 from mappo.recipes import recipe
 from mappo.tuning.catalogue import editions, study_names
 from mappo.tuning.database import Database
-from mappo.tuning.database_url import database_url
 from mappo.tuning.plan import Plan
 from mappo.tuning.search_space import Choices, default_space
 from mappo.tuning.study import Study, delete_study
-from mappo.tuning.study_config import TuningConfig
-from tests.support.services import postgres
+from mappo.tuning.study_config import Ending, RetrainingConfig, TuningConfig, changed_ending
+from tests.support.services import postgres, wait
 
 CONFIG = recipe("navigation")
 PLAN = Plan(CONFIG, default_space(CONFIG), TuningConfig(grace_seconds=3, max_losses=1))
@@ -256,6 +255,182 @@ def test_no_trial_stays_running_when_its_worker_is_lost_near_the_deadline(databa
     assert study.is_settled()
 
 
+DAY = 86_400
+
+
+class Clock:
+    """The clock of a database, which a test sets ahead or corrects."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch):
+        self.ahead_seconds, right_time = 0.0, database.now
+        monkeypatch.setattr(database, "now", lambda: right_time() + self.ahead_seconds)
+
+
+@pytest.fixture
+def clock(database, monkeypatch):
+    return Clock(database, monkeypatch)
+
+
+def test_a_trial_whose_worker_was_killed_while_the_clock_was_ahead_is_requeued(database, clock):
+    study = Study.prepare(database, "s", PLAN, 1)
+    clock.ahead_seconds = DAY
+    assert study.claim("killed").number == 0
+    clock.ahead_seconds = 0
+    assert study.claim("other").number == 0
+    (trial,) = study.trials()
+    assert [turn.outcome for turn in trial.attempts] == ["lost", ""]
+    assert 0 <= trial.seconds < 60
+
+
+def test_a_study_whose_worker_was_killed_while_the_clock_was_ahead_can_be_deleted(database, clock):
+    study = Study.prepare(database, "s", PLAN, 1)
+    clock.ahead_seconds = DAY
+    study.claim("killed")
+    clock.ahead_seconds = 0
+    delete_study(database, "s")
+
+
+def test_a_live_worker_keeps_its_trial_when_the_clock_is_corrected(database, clock):
+    study = Study.prepare(database, "s", PLAN, 1)
+    clock.ahead_seconds = DAY
+    claim = study.claim("live")
+    clock.ahead_seconds = 0
+    study._heartbeat(claim)
+    assert study.claim("other") is None
+    claim.finish("complete", 1.0)
+    (trial,) = study.trials()
+    assert (trial.state, trial.seconds) == ("complete", 0)
+
+
+def test_a_deadline_that_was_set_while_the_clock_was_ahead_has_passed(database, clock):
+    clock.ahead_seconds = DAY
+    study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=60)
+    clock.ahead_seconds = 0
+    assert study.claim(new_worker()) is None
+    assert study.is_settled()
+    study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=60)  # the same request sets it anew
+    assert study.claim(new_worker()).number == 0
+
+
+def test_trials_that_repeat_the_values_of_a_complete_one_are_not_trained(database):
+    space = {"networks.activation": Choices("categorical", ("tanh", "relu"))}
+    study = Study.prepare(database, "s", Plan(CONFIG, space, PLAN.tuning), 12)
+    values = {"tanh": 0.5, "relu": 0.25}
+    trained = []
+    while claim := study.claim(new_worker()):
+        trained.append(claim.values["networks.activation"])
+        claim.finish("complete", values[trained[-1]])
+    assert sorted(trained) == ["relu", "tanh"]
+    trials = study.trials()
+    assert len(trials) == 12
+    assert all(trial.value == values[trial.values["networks.activation"]] for trial in trials)
+    assert {trial.reason for trial in trials if not trial.attempts} == {
+        "the same values as trial 0",
+        f"the same values as trial {next(trial.number for trial in trials[1:] if trial.attempts)}",
+    }
+    assert study.best().number == 0
+
+
+def test_a_trial_that_repeats_a_pruned_one_is_pruned_and_one_that_repeats_a_failed_one_is_trained(database):
+    space = {"networks.activation": Choices("categorical", ("tanh", "relu"))}
+    study = Study.prepare(database, "s", Plan(CONFIG, space, PLAN.tuning), 12)
+    ends = {"tanh": [("failed", None), ("complete", 1.0)], "relu": [("pruned", None)]}
+    while claim := study.claim(new_worker()):
+        if claim.values["networks.activation"] == "relu":
+            claim.report_frames(100, -3.0)
+        claim.finish(*ends[claim.values["networks.activation"]].pop(0), reason="a test")
+    assert ends == {"tanh": [], "relu": []}
+    relu = [trial for trial in study.trials() if trial.values["networks.activation"] == "relu"]
+    assert len(relu) > 1
+    assert {trial.state for trial in relu} == {"pruned"}
+    assert all(trial.curve == {100: -3.0} for trial in relu)  # the sampler judges pruned trials by their curve
+
+
+def test_a_trial_that_waits_is_not_trained_when_its_twin_has_ended(database):
+    space = {"networks.activation": Choices("categorical", ("tanh", "relu"))}
+    study = Study.prepare(database, "s", Plan(CONFIG, space, PLAN.tuning), 3)
+    claims = [study.claim(new_worker()) for _ in range(3)]  # no value is known yet: two are equal
+    twins = [claim for claim in claims if [each.values for each in claims].count(claim.values) > 1]
+    first, second = twins[:2]
+    second.release()
+    first.finish("complete", 0.75)
+    assert study.claim(new_worker()) is None
+    twin = study.trials()[second.number]
+    assert (twin.state, twin.value, twin.reason) == ("complete", 0.75, f"the same values as trial {first.number}")
+
+
+def test_trials_with_other_batches_are_pruned_at_the_last_value_before_the_same_frame(database):
+    """Trials with other numbers of environments report at frames that rarely meet."""
+    study = Study.prepare(database, "s", PLAN, 16)
+    ended: Counter[str] = Counter()
+    for index in range(16):
+        claim = study.claim(new_worker())
+        is_hopeless = index >= 10
+        batch = 10_000 + 130 * index
+        for frames in range(batch, 84_000 + batch, batch):
+            value = -1.0 if is_hopeless else frames / 84_000
+            if claim.report_frames(frames, value) and frames < 84_000:
+                claim.finish("pruned", reason="bad")
+                assert 21_000 <= frames < 34_000
+                break
+        else:
+            claim.finish("complete", 0.0)
+        ended["hopeless" if is_hopeless else "good", study.trials()[claim.number].state] += 1
+    assert ended["hopeless", "pruned"] == 6
+    assert ended["good", "pruned"] <= 5
+
+
+def test_a_plan_that_was_stored_without_a_field_has_its_default(database):
+    study = Study.prepare(database, "s", PLAN, 1)
+    stored = study.plan.to_dict()
+    del stored["tuning"]["trial_hours"]
+    study._study.set_user_attr("plan", stored)
+    assert Study.prepare(database, "s", PLAN, 2).num_trials == 2
+
+
+def test_the_settings_of_what_follows_the_trials_stay_with_the_study(database):
+    study = Study.prepare(database, "s", PLAN, 1)
+    assert study.ending == Ending()
+    study.keep_ending(Ending(RetrainingConfig(num_seeds=7), champions="champions"))
+    ending = Study.load(database, "s").ending
+    assert (ending.retraining.num_seeds, ending.champions) == (7, "champions")
+    changed = changed_ending(ending, {"gate": {"margin": 0.5}})
+    assert (changed.retraining.num_seeds, changed.gate.margin, changed.champions) == (7, 0.5, "champions")
+
+
+@pytest.mark.parametrize("scenario", ["os:abort", "sys:exit", "this:Scenario"])
+def test_a_scenario_that_only_the_database_names_is_refused(database, scenario):
+    config = override(CONFIG, {"environment": {"scenario": scenario, "scenario_kwargs": {}}})
+    study = Study.prepare(database, "s", replace(PLAN, config=config), 1)
+    for named in ("", "navigation", "os:other"):
+        with pytest.raises(ConfigError, match="is code outside VMAS, which runs only if you name it"):
+            study.require_named(named)
+    study.require_named(scenario)
+
+
+def test_one_process_at_a_time_holds_a_long_lock(url, database):
+    other, waits = Database(url), []
+    held = threading.Event()
+
+    def wait_for_lock() -> None:
+        with other.long_lock("s", lambda: waits.append(held.is_set())):
+            assert not held.is_set()
+
+    with ThreadPoolExecutor(1) as threads:
+        with database.long_lock("s", lambda: waits.append("nobody holds it")):
+            held.set()
+            future = threads.submit(wait_for_lock)
+            wait(lambda: bool(waits), 20, "no wait")
+            time.sleep(0.2)
+            assert not future.done()
+            held.clear()
+        future.result(timeout=20)
+    assert waits == [True]
+    with other.lock("s"), other.long_lock("s", lambda: waits.append("nobody holds it")):  # two different locks
+        assert waits == [True]
+    other.close()
+
+
 def test_a_worker_reclaims_a_trial_whose_claim_it_never_received_without_a_loss(database):
     study = Study.prepare(database, "s", PLAN, 3)
     assert [study.claim("w").number, study.claim("w").number] == [0, 0]
@@ -278,6 +453,21 @@ def test_an_interrupted_study_samples_the_same_values_as_an_undisturbed_one(tmp_
         return values
 
     assert sampled("one", False) == sampled("other", True)
+
+
+def test_a_frozen_database_is_given_up_and_used_again_when_it_answers(server, monkeypatch):
+    monkeypatch.setattr("mappo.tuning.database._ANSWER_SECONDS", 1.0)
+    database = Database(server.create("frozen"), patience_seconds=1)
+    study = Study.prepare(database, "s", PLAN, 1)
+    claim = study.claim(new_worker())
+    with server.frozen():
+        started = time.monotonic()
+        with pytest.raises(DatabaseError, match="no answer within 1 s|timeout"):
+            claim.finish("complete", 1.0)
+        assert time.monotonic() - started < 30
+    claim.finish("complete", 1.0)
+    assert states(study) == ["complete"]
+    database.close()
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving", "hyperband"])
@@ -391,14 +581,6 @@ def test_the_error_about_a_stopped_database_hides_its_password(server):
     database.close()
 
 
-@pytest.mark.parametrize(
-    "url", ["mysql://host/name", "sqlite://", "sqlite:///:memory:", "postgresql:///name", "nonsense", "file.db"]
-)
-def test_an_invalid_url_is_refused_with_the_allowed_forms(url):
-    with pytest.raises(ConfigError, match="MAPPO_DATABASE: must be"):
-        Database(url)
-
-
 def test_the_location_hides_a_password_in_the_query_of_the_url(server):
     database = Database(f"{server.create('query')}?password=hidden-word")
     assert "hidden-word" not in database.location
@@ -410,8 +592,3 @@ def test_an_unknown_database_is_an_error_without_retries(server):
     with pytest.raises(DatabaseError, match='"unknown" does not exist'):
         Database(server.url("unknown"))
     assert time.monotonic() - started < 10
-
-
-def test_database_url_is_the_environment_variable_or_a_file(tmp_path):
-    assert database_url(tmp_path, {}) == f"sqlite:///{tmp_path}/studies.db"
-    assert database_url(tmp_path, {"MAPPO_DATABASE": "postgresql://host/name"}) == "postgresql://host/name"

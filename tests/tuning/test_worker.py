@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from mappo.__main__ import main
 from mappo.compute.computation import Computation
 from mappo.compute.library_cache import cache_directory
 from mappo.config import from_dict, override
@@ -30,7 +33,7 @@ from mappo.tuning.study import Study
 from mappo.tuning.study_config import TuningConfig
 from mappo.tuning.worker import RunListeners, TrialListeners, fresh_seeds, trial_run, work
 from tests.conftest import TINY
-from tests.support.services import postgres, wait
+from tests.support.services import free_ports, postgres, wait
 
 CONFIG = override(from_dict(TINY), {"collection": {"total_frames": 720}, "selection": {"interval_iterations": 1}})
 TUNING = TuningConfig(evaluation_seeds=(5, 6), episodes_per_seed=4, grace_seconds=4, pruner="none")
@@ -145,6 +148,24 @@ def test_a_store_that_fails_releases_the_trial_and_ends_the_worker(database, tmp
     assert (trial.state, trial.attempts[0].outcome) == ("waiting", "released")
 
 
+def test_a_trial_that_hangs_fails_and_the_worker_goes_on_with_the_next(database, tmp_path):
+    plan = replace(PLAN, tuning=replace(TUNING, grace_seconds=2, trial_hours=8 / 3600))
+    study = Study.prepare(database, "s", plan, 2, store=str(tmp_path))
+    ended: list = []
+    listeners = trial_listeners(tmp_path, ended)
+
+    @contextmanager
+    def run(claim, config, run):
+        with listeners.run(claim, config, run) as run_listeners:
+            yield replace(run_listeners, on_report=lambda _: claim.number or time.sleep(600))
+
+    assert work(study, "w", replace(listeners, run=run)) == 2
+    reason = "took longer than tuning.trial_hours = 0.00222222, or hung"
+    assert ended[0] == (0, "failed", reason)
+    assert [(trial.state, trial.reason) for trial in study.trials()] == [("failed", reason), ("complete", "")]
+    assert [len(trial.attempts) for trial in study.trials()] == [1, 1]
+
+
 class PruneAt(optuna.pruners.BasePruner):
     """A pruner that ends every other trial at one step."""
 
@@ -256,6 +277,48 @@ def test_a_worker_releases_its_trial_at_once_when_it_receives_a_signal(tmp_path,
         assert process.wait(timeout=120) == 0, (tmp_path / "worker.log").read_text()
     assert summary(study) == undisturbed
     assert {turn.outcome for trial in study.trials() for turn in trial.attempts} == {"released", "complete"}
+
+
+def test_a_worker_whose_database_dies_ends_with_one_line_and_loses_nothing(
+    server, tmp_path, undisturbed, monkeypatch, capfd
+):
+    """The database dies while a trial is trained, and answers again when the worker has given up."""
+    url = server.create("dies")
+    database = Database(url)
+    study = Study.prepare(database, "s", LONG, 2, store=str(tmp_path))
+    monkeypatch.setenv("MAPPO_DATABASE", url)
+    monkeypatch.setattr("mappo.tuning.database._PATIENCE_SECONDS", 2.0)
+
+    def stop_database() -> None:
+        wait(lambda: reports(study) > 3, 60, "no report")
+        server.stop()
+
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            stopped = threads.submit(stop_database)
+            started = time.monotonic()
+            assert main(["study", "work", "s"]) == 1
+            stopped.result()
+            assert time.monotonic() - started < 60
+    finally:
+        server.start()
+    shown = "".join(capfd.readouterr())
+    assert "Traceback" not in shown
+    assert len(re.findall(r"failed: postgresql.*mappo:\*\*\*@127.0.0.1", shown)) == 1, shown
+    assert shown.count("trying again for 2 s") <= 2, shown
+    with worker(url, tmp_path) as process:
+        assert process.wait(timeout=120) == 0, (tmp_path / "worker.log").read_text()
+    assert summary(study) == undisturbed
+    database.close()
+
+
+def test_a_worker_without_a_database_ends_with_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("mappo.tuning.database._CONNECT_SECONDS", 1.0)
+    monkeypatch.setenv("MAPPO_DATABASE", f"postgresql://mappo:a-password@127.0.0.1:{free_ports(1)[0]}/name")
+    assert main(["study", "work", "s"]) == 1
+    lines = "".join(capfd.readouterr()).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["[tune] warning", "[tune] failed"]
+    assert "trying again for 1 s" in lines[0]
 
 
 @pytest.mark.long
