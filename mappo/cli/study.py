@@ -19,7 +19,7 @@ from mappo.cli.arguments import (
     study_changes_from_arguments,
     study_config_from_arguments,
 )
-from mappo.cli.status import status
+from mappo.cli.status import stage_status, status
 from mappo.config import require_run_name, to_json
 from mappo.errors import ConfigError
 from mappo.strict_json import checked
@@ -96,7 +96,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         prepare(to_json(config), name, arguments.store, study_config)
         run_study(name, arguments.workers, study_config, arguments.champions)
 
-    return status(tune)
+    return stage_status(tune)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -110,13 +110,13 @@ def _resume(arguments: argparse.Namespace) -> int:
         request_trials(name, budget.get("num_trials"), budget.get("hours"))
         run_study(name, arguments.workers, study_config_to_json(settings), arguments.champions)
 
-    return status(resume)
+    return stage_status(resume)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from mappo.stages.tune import work_on_study
 
-    return status(lambda: work_on_study(arguments.study))
+    return stage_status(lambda: work_on_study(arguments.study))
 
 
 def _list(_: argparse.Namespace) -> int:
