@@ -72,6 +72,20 @@ def test_file_of_a_run_never_receives_what_is_printed(tmp_path):
     assert "chatty" not in (tmp_path / "run" / "history.csv").read_text()
 
 
+def statuses_of(commands: list[tuple[str, str, list[str]]], directory: Path) -> list[int]:
+    """Run commands, each a kind of lost output, a program and its arguments; return their exit statuses."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.support.lost_output", json.dumps(commands)],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in run.stderr, run.stderr
+    return json.loads(run.stdout)
+
+
 def test_stages_go_on_and_keep_their_exit_status_when_nothing_can_be_printed(tmp_path):
     chatty = ["--environment.scenario=tests.support.scenarios:Chatty"]
     in_processes = ["--collection.processes=2", "--learner.minibatch-frames=30"]
@@ -98,21 +112,19 @@ def test_stages_go_on_and_keep_their_exit_status_when_nothing_can_be_printed(tmp
         ("full", ["champion", "show"], 1),
         ("gone", ["compare", "runs/s/default-0/evaluation.json"], 141),
     ]
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.support.lost_output"),
-            json.dumps([(kind, "mappo", arguments) for kind, arguments, _ in commands]),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in run.stderr, run.stderr
-    for (kind, arguments, expected), status in zip(commands, json.loads(run.stdout), strict=True):
+    statuses = statuses_of([(kind, "mappo", arguments) for kind, arguments, _ in commands], tmp_path)
+    for (kind, arguments, expected), status in zip(commands, statuses, strict=True):
         assert status == expected, (kind, arguments)
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"first", "second", "third"}
+
+
+@pytest.mark.long
+def test_local_pipeline_goes_on_when_nothing_can_be_printed(tmp_path):
+    commands = [(kind, "pipelines", ["run", f"--run={kind}", *TINY]) for kind in ("full", "gone")]
+    assert statuses_of(commands, tmp_path) == [0, 0]
+    assert iterations(tmp_path / "runs" / "gone") == [2, 1]
+    log = (tmp_path / "runs" / "gone" / "pipeline.log").read_text()
+    assert "[evaluate] trained" in log
 
 
 def test_training_outlives_the_disk_to_which_it_prints(tmp_path):
