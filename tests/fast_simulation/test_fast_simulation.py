@@ -354,6 +354,7 @@ def test_step_does_not_change_its_arguments():
     assert all(same_bits(state[path], value) for path, value in copy.items())
 
 
+@pytest.mark.long
 def test_training_names_the_missing_packages_when_there_is_no_compiler(tmp_path):
     environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "mappo", "train", *TINY]
