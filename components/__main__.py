@@ -13,12 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mappo.compute.standard_streams import dropped_output
 from mappo.reporting.terminal import say
 from mappo.runs.supervisor import Ledger, RetryPolicy, supervise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage under the supervisor; return the exit status."""
+    with dropped_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m components", description=__doc__)
     parser.add_argument("stage", help="name of the component and of its file, such as train")
     parser.add_argument("--retries", type=int, default=0, help="maximum number of retries (default: 0)")
@@ -32,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     policy = RetryPolicy(arguments.retries, arguments.backoff_seconds, arguments.backoff_factor)
     command = [sys.executable, "-m", "components.executor", *("--function_to_execute", arguments.stage)]
     command += ["--component_module_path", str(Path(__file__).with_name(f"{arguments.stage}.py"))]
-    return supervise(
-        arguments.stage, [*command, "--executor_input", arguments.executor_input], policy, ledger, announce
-    )
+    command += ["--executor_input", arguments.executor_input]
+    return supervise(arguments.stage, command, policy, ledger, announce)
 
 
 def ledger_location(executor_input: Mapping[str, Any]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from components import IN_POD
@@ -10,6 +11,7 @@ os.environ[IN_POD] = "true"  # must be set before kfp is imported
 
 from kfp.dsl.executor_main import executor_main
 
+from mappo.compute.standard_streams import dropped_output
 from mappo.errors import StageFailed
 from mappo.runs.supervisor import FINAL_STATUS, REASON_VARIABLE
 from mappo.stages.runtime import readable_errors
@@ -19,7 +21,7 @@ def main() -> int:
     """Run the component that the arguments name; return the exit status."""
     stage = sys.argv[sys.argv.index("--function_to_execute") + 1]
     try:
-        with readable_errors(stage):
+        with dropped_output(), readable_errors(stage):
             executor_main()
     except StageFailed as error:
         _report_reason(str(error.__cause__ or error))
@@ -32,7 +34,8 @@ def main() -> int:
 
 def _report_reason(reason: str) -> None:
     if path := os.environ.get(REASON_VARIABLE):
-        Path(path).write_text(reason)
+        with suppress(OSError):  # on a full disk, the supervisor reports the exit status alone
+            Path(path).write_text(reason)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """The command `mappo`, which runs a stage, a study or a tool in this process."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 import mappo
 from mappo.cli import champion, checkpoints, configuration, stages, study
 from mappo.cli.arguments import apply_monitor_arguments, dashed
+from mappo.compute.standard_streams import run_command
 from mappo.errors import ConfigError
 
 _EXAMPLES = """examples:
@@ -25,17 +25,22 @@ _EXAMPLES = """examples:
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
   mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
 
-exit status: 0 success, 1 the stage failed, 2 the command line or the configuration is wrong, 130 interrupted
-(Ctrl-C), 143 evicted (SIGTERM); the same command with the same --run resumes an interrupted run
+exit status: 0 success, 1 the stage failed or a result cannot be printed, 2 the command line or the configuration
+is wrong, 130 interrupted (Ctrl-C), 141 the reader of the output has left, 143 evicted (SIGTERM); the same command
+with the same --run resumes an interrupted run
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; `mappo --help` lists the statuses."""
+    return run_command("mappo", lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     if "" not in sys.path:
         # Search the current directory for modules, as with python -m, so that a user can name a scenario in it.
         sys.path.insert(0, "")
-    arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    arguments = _parser().parse_args(dashed(argv))
     apply_monitor_arguments(arguments)
     try:
         return int(arguments.execute(arguments))
@@ -46,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; to resume, give the same command with --run {arguments.run}" if "run" in arguments else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of the output has ended, as in `mappo show-config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mappo.errors import ConfigError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_SHOWN_CHARACTERS = 200  # of a value in a message
 
 
 _Checked = TypeVar("_Checked")
@@ -116,17 +117,21 @@ def _explain(kind: Any, problem: Any) -> str:
     path, value = [str(part) for part in problem["loc"]], problem["input"]
     if problem["type"] == "json_invalid":
         return f"the configuration is not JSON: {problem['msg']}"
-    field = ".".join(path)
+    field = _shortened(".".join(path))
     if problem["type"] == "unexpected_keyword_argument":
         known = _known_keys(kind, path[:-1])
         close = get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{field} = {json.dumps(value)}: unknown key; {hint}"
+        return f"{field} = {_shortened(json.dumps(value))}: unknown key; {hint}"
     reason = problem.get("ctx", {}).get("error", problem["msg"][0].lower() + problem["msg"][1:])
     if isinstance(reason, ConfigError):
         return str(reason)
     value_text = json.dumps(value) if not dataclasses.is_dataclass(value) else str(value)
-    return f"{field} = {value_text}: {reason}"
+    return f"{field} = {_shortened(value_text)}: {reason}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:

@@ -1,13 +1,12 @@
 """Run a pipeline on this machine, or compile, submit, watch and schedule it on Kubeflow."""
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from mappo.cli.arguments import dashed
+from mappo.compute.standard_streams import OutputFailed, run_command
 from mappo.errors import ConfigError, MappoError
 
 _EXAMPLES = """examples:
@@ -31,26 +30,12 @@ _COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doc
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; `--help` lists the statuses."""
+    return run_command("pipelines", lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
-        try:
-            return _run(argv)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does: exit as other tools do
-        _close_output()
-        return 128 + signal.SIGPIPE
-
-
-def _close_output() -> None:
-    """Send all further output to /dev/null, also the output that the interpreter flushes when it exits."""
-    null_device = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(null_device, stream.fileno())
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    try:
-        arguments = _parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
+        arguments = _parser().parse_args(dashed(argv))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("kfp", "kfp_server_api", "kubernetes", "rich"):
             raise
@@ -59,7 +44,7 @@ def _run(argv: Sequence[str] | None) -> int:
     command = " ".join([arguments.command, *([arguments.verb] if "verb" in arguments else [])])
     try:
         return int(arguments.execute(arguments))
-    except BrokenPipeError:
+    except OutputFailed:
         raise
     except (ConfigError, OSError) as error:
         print(f"pipelines {command}: error: {error}", file=sys.stderr)

@@ -52,8 +52,8 @@ def require_image(image: str) -> str:
     return image
 
 
-def shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+def shortened(text: str, length: int = SHOWN_CHARACTERS) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def amount_of(text: str) -> Decimal | None:

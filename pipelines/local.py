@@ -1,13 +1,12 @@
 """Run a pipeline on this machine, without a cluster or containers: each stage is a Python process."""
 
 import builtins
-import os
 import re
 import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import TextIOBase
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def run_locally(pipeline: Callable[..., Any], arguments: Mapping[str, Any], dire
     directory.mkdir(parents=True, exist_ok=True)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(directory))
     log = directory / "pipeline.log"
-    with log.open("w") as file:
+    with log.open("wb", buffering=0) as file:
         filtered = _StageLines(file, sys.stdout)
         original_print = builtins.print
         try:
@@ -79,8 +78,8 @@ class _StageLines(TextIOBase):
         return "\n".join(self._last)
 
     def _write_line(self, line: str) -> None:
-        self._log.write(line + os.linesep)
-        self._log.flush()
+        with suppress(OSError):  # a full disk must not end the pipeline
+            self._log.write(f"{line}\n".encode(errors="backslashreplace"))
         if line.strip():
             self._last.append(line)
         if match := _STAGE_LINE.match(line):

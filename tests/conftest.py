@@ -17,7 +17,9 @@ from mappo.training.training import train
 from pipelines.__main__ import main
 from tests.support.kubeflow_server import KubeflowServer
 from tests.support.services import ceph_rgw, moto_server, use_s3
+from tests.support.surroundings import set_surroundings
 
+set_surroundings()  # before any fixture starts a process
 Cli = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
 

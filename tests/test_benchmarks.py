@@ -23,6 +23,7 @@ def test_recipes_benchmark_trains_evaluates_and_lists_recipes(monkeypatch, capsy
     ]
 
 
+@pytest.mark.long
 def test_rate_benchmark_compares_ways_to_tune_with_equal_time(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tuning", "rate", "navigation", "--minutes", "0.4", *TINY])
     tuning.main()

@@ -19,7 +19,7 @@ from mappo.cli.arguments import (
     gate_from_arguments,
     run_directory,
 )
-from mappo.cli.status import status, watched_status
+from mappo.cli.status import stage_status, status, watched_status
 from mappo.config import ExperimentConfig, override, to_json
 from mappo.errors import ConfigError
 from mappo.strict_json import to_dict
@@ -160,7 +160,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from mappo.stages.report import report
 
-    return status(lambda: report(arguments.runs, arguments.output))
+    return stage_status(lambda: report(arguments.runs, arguments.output))
 
 
 def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argparse.Namespace) -> ExperimentConfig:

@@ -19,7 +19,7 @@ from mappo.cli.arguments import (
     study_changes_from_arguments,
     study_config_from_arguments,
 )
-from mappo.cli.status import status
+from mappo.cli.status import stage_status, status
 from mappo.config import require_run_name, to_json
 from mappo.errors import ConfigError
 from mappo.strict_json import checked
@@ -104,7 +104,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         prepare(to_json(config), name, arguments.store, study_config, champions=arguments.champions)
         run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
 
-    return status(tune)
+    return stage_status(tune)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -120,13 +120,13 @@ def _resume(arguments: argparse.Namespace) -> int:
         study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
         run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
 
-    return status(resume)
+    return stage_status(resume)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from mappo.stages.tune import work_on_study
 
-    return status(lambda: work_on_study(arguments.study, arguments.scenario))
+    return stage_status(lambda: work_on_study(arguments.study, arguments.scenario))
 
 
 def _list(_: argparse.Namespace) -> int:

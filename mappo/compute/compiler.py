@@ -87,7 +87,7 @@ _received_signals: list[int] = []
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Deliver SIGINT and SIGTERM only when the block ends.
+    """Deliver SIGINT and SIGTERM only when the block ends; a signal that the process ignores stays ignored.
 
     During tracing, PyTorch's C++ code calls Python in places where an exception must not leave Python. An
     exception raised there by a signal handler would abort the process with SIGABRT.
@@ -96,7 +96,9 @@ def _deferred_signals() -> Iterator[None]:
         yield
         return
     handlers = {
-        stop: signal.signal(stop, lambda number, _: _received_signals.append(number)) for stop in _STOP_SIGNALS
+        stop: signal.signal(stop, lambda number, _: _received_signals.append(number))
+        for stop in _STOP_SIGNALS
+        if signal.getsignal(stop) != signal.SIG_IGN
     }
     try:
         yield

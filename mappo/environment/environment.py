@@ -163,11 +163,7 @@ def _scenario(name: str) -> BaseScenario:
     try:
         kind = getattr(scenario_module(name), class_name or "Scenario")
         is_scenario = isinstance(kind, type) and issubclass(kind, BaseScenario)
-<<<<<<< HEAD
         scenario = kind() if is_scenario else None  # nothing is called before its class is checked
-=======
-        scenario = kind() if is_scenario else None  # calling anything else could do anything
->>>>>>> 41f18db23963058bcf5553b053e50ce155b55263
     except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ConfigError(
             f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: "

@@ -365,8 +365,10 @@ class Monitor:
             finally:  # a request that timed out may have stored the metrics, too
                 delete_from_gateway(gateway, metrics.PUSH_JOB, key, timeout=_PUSH_SECONDS)
         except (OSError, HTTPException, ValueError) as error:
+            # The text of an error about a URL can contain the password of a proxy.
+            reason = str(error) if isinstance(error, OSError) else type(error).__name__
             self._announce(
-                f"warning: the Pushgateway {gateway} did not accept the metrics, or did not delete them: {error}"
+                f"warning: the Pushgateway {gateway} did not accept the metrics, or did not delete them: {reason}"
             )
 
     def _declare(self, metric: Metric) -> None:

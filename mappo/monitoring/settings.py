@@ -10,6 +10,8 @@ from mappo.errors import ConfigError
 from mappo.monitoring import metrics
 from mappo.runs.supervisor import COUNT_VARIABLE
 
+_URL = re.compile(r"https?://([^\s/@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[^\s@]*)?")
+
 
 @dataclass(frozen=True)
 class MonitorSettings:
@@ -41,7 +43,7 @@ class MonitorSettings:
         if port and (not port.isdecimal() or int(port) > 65535):
             raise ConfigError(f"MAPPO_METRICS_PORT = {port!r}: must be a port from 0 to 65535 (0: any free port)")
         pushgateway = environment.get("MAPPO_PUSHGATEWAY", "")
-        if pushgateway and not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", pushgateway):
+        if pushgateway and not _URL.fullmatch(pushgateway):
             raise ConfigError(
                 "MAPPO_PUSHGATEWAY: must be a URL such as http://pushgateway:9091, without a password"
             )

@@ -1,11 +1,21 @@
 """The event files for TensorBoard. They have the same numbers as the history."""
 
+import io
+import logging
 import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mappo.errors import ConfigError
 from mappo.training.history import IterationReport, TrainingStarted
 
+_log = logging.getLogger(__name__)
 _GROUPS = {  # group of plots: prefixes of the names of its columns
     "return": ("episode_return_", "evaluation_return_"),
     "loss": ("loss_",),
@@ -25,37 +35,59 @@ _SKIPPED = ("iteration", "frames")  # the columns of the horizontal axis
 class EventFiles:
     """A directory of event files. Every column of the history becomes a scalar over frames; NaN is left out.
 
+    While the disk is full, the numbers are kept and written later. TensorBoard's own writer would raise the error
+    in a thread, and leave half a record, at which TensorBoard stops reading.
+
     Raises:
         ConfigError: the package tensorboard is not installed.
     """
 
     def __init__(self, directory: Path):
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.summary.writer.record_writer import RecordWriter
+            from torch.utils.tensorboard import summary
         except ImportError:
             raise ConfigError(
                 "--tensorboard: the package tensorboard is missing: pip install 'mappo[tensorboard]'"
             ) from None
-        self._writer_class, self._directory = SummaryWriter, directory
-        self._writer: SummaryWriter | None = None
+        self._event, self._session, self._records = Event, SessionLog, RecordWriter
+        self._scalar: Callable[[str, float], Any] = summary.scalar
+        owner = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
+        self._path, self._size = directory / f"events.out.tfevents.{owner}", 0
+        self._pending, self._has_failed = b"", False
 
     def begin(self, start: TrainingStarted) -> None:
-        """Open the files at the frame where training starts, and discard later frames of an earlier process."""
-        self._writer = self._writer_class(str(self._directory), purge_step=start.progress.frames + 1)
+        """Create the file, and discard later frames of an earlier process."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        self._add(file_version="brain.Event:2")
+        session = self._session(status=self._session.START)  # TensorBoard discards what is not before its step
+        self._add(step=start.progress.frames + 1, session_log=session)
 
     def write(self, report: IterationReport) -> None:
         """Write the numbers of an iteration."""
-        assert self._writer
         row = report.row()
         for name, value in row.items():
             if name not in _SKIPPED and math.isfinite(value):
-                self._writer.add_scalar(f"{_group(name)}/{name}", value, int(row["frames"]))
-        self._writer.flush()
+                self._add(step=int(row["frames"]), summary=self._scalar(f"{_group(name)}/{name}", value))
+        try:
+            with self._path.open("ab") as file:
+                file.write(self._pending)
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, self._size)  # no half record
+            if not self._has_failed:
+                message = "%s: %s; training continues, and the numbers are written later"
+                _log.warning(message, self._path, error.strerror)
+            self._has_failed = True
+        else:
+            self._size, self._pending, self._has_failed = self._size + len(self._pending), b"", False
 
-    def close(self) -> None:
-        """Write what is still in memory, and close the files."""
-        if self._writer:
-            self._writer.close()
+    def _add(self, **fields: Any) -> None:
+        record = io.BytesIO()
+        self._records(record).write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._pending += record.getvalue()
 
 
 def _group(name: str) -> str:

@@ -93,10 +93,7 @@ def _event_files(
         yield (lambda _: None), (lambda _: None)
         return
     files = EventFiles(directory)
-    try:
-        yield files.begin, files.write
-    finally:
-        files.close()
+    yield files.begin, files.write
 
 
 def _starting_point(extend: str, warm_start: str) -> StartingPoint | None:

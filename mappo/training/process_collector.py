@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from mappo.compute.computation import Simulation
+from mappo.compute.standard_streams import dropped_output
 from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.random_streams import Stream, private_random_streams, random_states
@@ -156,7 +157,7 @@ def _serve(connection: Connection, number: int) -> None:
     """Serve calls of `_Server` until the other end closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     server = _Server(number)
-    with suppress(EOFError, BrokenPipeError):
+    with dropped_output(), suppress(EOFError, BrokenPipeError):
         while True:
             method, arguments = pickle.loads(connection.recv_bytes())  # noqa: S301  from the parent process
             connection.send_bytes(pickle.dumps(_result(getattr(server, method), arguments)))

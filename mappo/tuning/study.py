@@ -436,11 +436,7 @@ def _create(database: Database, name: str, plan: Plan) -> None:
         return
     if stored is None:
         raise ConfigError(f"study {name}: was not made by mappo; give another name")
-<<<<<<< HEAD
-    stored = Plan.from_dict(stored).to_dict()  # fields that an older version did not have get their defaults
-=======
     stored = _read_plan(name, stored).to_dict()  # with the defaults of fields that it was stored without
->>>>>>> 41f18db23963058bcf5553b053e50ce155b55263
     if json_hash(stored) != json_hash(plan.to_dict()):
         changed = ", ".join(changed_fields(stored, plan.to_dict()))
         raise ConfigError(

@@ -17,6 +17,7 @@ from mappo.cli.arguments import (
     apply_monitor_arguments,
     run_directory,
 )
+from mappo.compute.standard_streams import dropped_output
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
@@ -38,6 +39,11 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    with dropped_output():
+        return _run_here(arguments)
+
+
+def _run_here(arguments: argparse.Namespace) -> int:
     apply_monitor_arguments(arguments)
     _fill_in_time(arguments)
     name, pipeline, parameters = _pipeline(arguments)
@@ -64,16 +70,22 @@ def _observe(arguments: argparse.Namespace) -> int:
     _fill_in_time(arguments)
     # Exit by an exception on SIGTERM, so that the servers end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with observers(run_directory(arguments) / "observers") as servers:
+    with dropped_output(), observers(run_directory(arguments) / "observers") as servers:
         os.environ.update(servers.environment)
         print("\n".join([*servers.lines(), ""]), flush=True)
-        status = _run(arguments)
-        print("\n".join(["", *servers.lines(), "", "running until Ctrl-C"]), flush=True)
+        status = _run_here(arguments)
+        print("\n".join(["", *servers.lines(), "", f"running until {_end_signal()}"]), flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
             print()
         return status
+
+
+def _end_signal() -> str:
+    """Return how a user ends this command; a shell script makes commands that it starts with & ignore Ctrl-C."""
+    is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    return f"SIGTERM: kill {os.getpid()}" if is_ignored else "Ctrl-C"
 
 
 def _fill_in_time(arguments: argparse.Namespace) -> None:

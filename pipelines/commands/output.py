@@ -29,16 +29,9 @@ def add_output_argument(command: argparse.ArgumentParser) -> None:
     )
 
 
-class _Console(Console):
-    """A console that raises BrokenPipeError for a closed pipe, as `print` does, so that the command handles it."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """Return a console for the standard output; if it is not a terminal, a row fits on one line."""
-    return _Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, markup=False, highlight=False)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:

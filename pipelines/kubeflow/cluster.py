@@ -7,8 +7,9 @@ from typing import Any
 import kubernetes
 import urllib3
 
+from mappo.errors import ConfigError
 from pipelines.errors import ForbiddenError, MissingError, UnreachableError
-from pipelines.kubeflow.connection import Connection, in_pod
+from pipelines.kubeflow.connection import Connection, in_pod, load_kubeconfig, proxy_of
 
 _TIMEOUT_SECONDS = 15
 
@@ -36,9 +37,13 @@ class Cluster:
     def __init__(self, connection: Connection):
         configuration = kubernetes.client.Configuration()
         try:
-            _load(configuration, connection)
-        except (kubernetes.config.ConfigException, OSError) as error:
+            if in_pod():
+                kubernetes.config.load_incluster_config(client_configuration=configuration)
+            else:
+                load_kubeconfig(configuration, connection)
+        except (ConfigError, kubernetes.config.ConfigException, OSError) as error:
             raise UnreachableError(str(error)) from None
+        configuration.proxy, configuration.proxy_headers = proxy_of(configuration.host)
         configuration.retries = False
         client = kubernetes.client.ApiClient(configuration)
         self._core = kubernetes.client.CoreV1Api(client)
@@ -85,15 +90,6 @@ class Cluster:
         }
         create = self._authorization.create_namespaced_local_subject_access_review
         return bool(_request(create, namespace, review).status.allowed)
-
-
-def _load(configuration: Any, connection: Connection) -> None:
-    if in_pod():
-        kubernetes.config.load_incluster_config(client_configuration=configuration)
-    else:
-        kubernetes.config.load_kube_config(
-            context=connection.context or None, client_configuration=configuration, persist_config=False
-        )
 
 
 def _request(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

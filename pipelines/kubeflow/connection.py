@@ -84,7 +84,7 @@ def client_configuration(connection: Connection) -> tuple[kfp_server_api.Configu
         namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
     else:
         namespace = _from_kubeconfig(configuration, connection)
-    configuration.proxy, configuration.proxy_headers = _proxy(configuration.host)
+    configuration.proxy, configuration.proxy_headers = proxy_of(configuration.host)
     if connection.ca_file:
         if not Path(connection.ca_file).is_file():
             raise ConfigError(f"--ca-file {connection.ca_file}: this file does not exist")
@@ -93,19 +93,24 @@ def client_configuration(connection: Connection) -> tuple[kfp_server_api.Configu
     return configuration, namespace
 
 
-def _proxy(url: str) -> tuple[str | None, Any]:
+def proxy_of(url: str) -> tuple[str | None, Any]:
     """Return the proxy that the environment names for an address, or None, and the headers with its password."""
     address, proxies = urlsplit(url), urllib.request.getproxies()
     proxy = proxies.get(address.scheme) or proxies.get("all")
     if not proxy or urllib.request.proxy_bypass(address.netloc.rpartition("@")[2]):
         return None, None
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=user) if parts.username else None
+    except ValueError:  # its text can hold the password
+        is_usable = False
+    if not is_usable:
         raise ConfigError(
-            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: must be the URL of an HTTP proxy; list exceptions in NO_PROXY"
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: must be the URL of an HTTP proxy, in whose password characters "
+            "such as @ and / are escaped; list exceptions in NO_PROXY"
         )
-    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    headers = urllib3.make_headers(proxy_basic_auth=user) if parts.username else None
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", headers
 
 
@@ -119,12 +124,16 @@ def _checked_endpoint(endpoint: str) -> str:
     except ValueError:  # brackets do not match, or the port is not a number from 0 to 65535
         is_url = False
     if not is_url or re.search(r"[^!-~]", endpoint):
-        raise ConfigError(f"endpoint {endpoint!r}: must be a URL, such as https://kubeflow.example.org/pipeline")
+        raise ConfigError("endpoint: must be a URL, such as https://kubeflow.example.org/pipeline")
     return endpoint.rstrip("/").removesuffix("/apis/v2beta1").removesuffix("/#")
 
 
-def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Connection) -> str:
-    """Configure access to Kubeflow's API through the Kubernetes API; return the context's namespace."""
+def load_kubeconfig(configuration: Any, connection: Connection) -> dict[str, Any]:
+    """Configure a generated client by the kubeconfig; return the context that applies, with its namespace.
+
+    Raises:
+        ConfigError: the kubeconfig is missing or malformed; the message never shows its text, which holds tokens.
+    """
     import kubernetes  # imported here, since the import is slow and seldom needed
 
     try:
@@ -132,7 +141,33 @@ def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Co
         kubernetes.config.load_kube_config(
             context=connection.context or None, client_configuration=configuration, persist_config=False
         )
+        selected = [context for context in contexts if context["name"] == connection.context] or [current]
+        details = dict(selected[0]["context"])
     except (kubernetes.config.ConfigException, OSError) as error:
+        raise ConfigError(str(error)) from None
+    except Exception as error:
+        raise ConfigError(f"the kubeconfig is malformed: {type(error).__name__}") from None
+    if "@" in configuration.host:
+        raise ConfigError("the kubeconfig: the address of the server must hold no user and no password")
+    load_again = configuration.refresh_api_key_hook
+
+    def refresh(configuration: Any) -> None:
+        """Load the token again and check it; restore this hook, which loading overwrites."""
+        if load_again:
+            load_again(configuration)
+        configuration.refresh_api_key_hook = refresh
+        if token := configuration.api_key.get("authorization"):
+            configuration.api_key["authorization"] = _credential("the token of the kubeconfig", token)
+
+    refresh(configuration)
+    return details
+
+
+def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Connection) -> str:
+    """Configure access to Kubeflow's API through the Kubernetes API; return the context's namespace."""
+    try:
+        context = load_kubeconfig(configuration, connection)
+    except ConfigError as error:
         raise ConfigError(
             "no endpoint of Kubeflow: give --endpoint or KF_PIPELINES_ENDPOINT, or a kubeconfig that works "
             f"({error})"
@@ -142,14 +177,12 @@ def _from_kubeconfig(configuration: kfp_server_api.Configuration, connection: Co
     refresh = configuration.refresh_api_key_hook
 
     def keep(configuration: kfp_server_api.Configuration) -> None:
-        """Refresh the token, and restore the host and this hook, which the kubeconfig's own hook overwrites."""
-        if refresh:
-            refresh(configuration)
+        """Refresh the token, and restore the host and this hook, which that overwrites."""
+        refresh(configuration)
         configuration.host, configuration.refresh_api_key_hook = host, keep
 
     keep(configuration)
-    selected = [context for context in contexts if context["name"] == connection.context] or [current]
-    return str(selected[0]["context"].get("namespace", ""))
+    return str(context.get("namespace", ""))
 
 
 def _authorise(configuration: kfp_server_api.Configuration, connection: Connection) -> None:

@@ -131,11 +131,15 @@ def test_attempts_of_a_lost_pod_count_in_the_next_pod_and_in_the_metadata(server
             "train",
             "run = 'first': a name needs a store, in which a later start finds the run again",
         ),
-        ({"train_gpu_count": "1"}, "train", "gpu_count = 1, and the stage would run on the CPU: "),
-        (
+        pytest.param(
+            *({"train_gpu_count": "1"}, "train", "gpu_count = 1, and the stage would run on the CPU: "),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             {"config": config().replace('"navigation"', '"nowhere"')},
             "validate",
             "environment: environment.scenario = 'nowhere'",
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_every_frame_of_a_long_rollout_agrees_with_plain_vmas(scenario, kwargs):
         check_steps(environment, resets, step, frames=300)
 
 
-@pytest.mark.parametrize("actions", ["discrete", "multi-discrete"])
+@pytest.mark.parametrize("actions", [pytest.param("discrete", marks=pytest.mark.long), "multi-discrete"])
 def test_one_step_agrees_with_plain_vmas_when_actions_are_discrete(actions):
     assert_agrees("transport", actions=actions)
 
@@ -188,12 +188,19 @@ def test_scenario_that_cannot_be_traced_is_refused_with_the_reason(scenario, rea
     [
         ("discovery", r"Python depends on a tensor's value \(vmas/simulator/utils.py:\d+: "),
         ("pollock", r"a step has more than 25000 operations"),
-        ("ball_passage", r"the scenario keeps state outside of tensors: scenario.passages_to_place"),
-        ("football", r"the scenario keeps state outside of tensors: scenario.red_controller.team_disps"),
         ("wind_flocking", r"a reset depends on the state before it: scenario.big_agent.wind_shaping"),
-        ("ball_trajectory", r"the scenario keeps state outside of tensors: scenario.pos_shaping"),
-        ("het_mass", r"the scenario keeps state outside of tensors: scenario.blue_agent._mass"),
         ("simple_reference", r"the scenario keeps state outside of tensors: world._agents\[0\].goal_b"),
+        *(
+            pytest.param(
+                scenario, rf"the scenario keeps state outside of tensors: {state}", marks=pytest.mark.long
+            )
+            for scenario, state in (
+                ("ball_passage", "scenario.passages_to_place"),
+                ("football", "scenario.red_controller.team_disps"),
+                ("ball_trajectory", "scenario.pos_shaping"),
+                ("het_mass", "scenario.blue_agent._mass"),
+            )
+        ),
     ],
 )
 def test_scenario_of_vmas_that_cannot_be_traced_is_refused_with_the_reason(scenario, reason):
@@ -215,7 +222,7 @@ def _increased(value):
 
 def test_check_finds_a_wrong_step():
     with private_random_streams(0, Stream.VALIDATION, CPU):
-        environment = environment_of("balance")
+        environment = environment_of("tests.support.scenarios:MaskedWrites")
         step, resets = traced(environment)
         wrong = replace(step, run=lambda *inputs: [_increased(value) for value in step.run(*inputs)])
         with pytest.raises(
@@ -301,7 +308,7 @@ def test_fresh_observation_is_what_the_plain_environment_shows_in_the_fresh_stat
 def test_equal_seeds_give_bit_identical_rollouts():
     def outputs():
         with private_random_streams(3, Stream.TRAINING, CPU):
-            simulation, environment = simulation_of("transport")
+            simulation, environment = simulation_of("dropout")
             start = simulation.begin()
             return play(simulation, environment, 30, *start)[0]
 
@@ -314,11 +321,11 @@ def test_rollout_continues_bit_identically_from_the_carried_tensors():
         return {path: value.clone() for path, value in state.items()}, observation.clone(), pool
 
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, environment = simulation_of("transport")
+        simulation, environment = simulation_of("dropout")
         _, carried = play(simulation, environment, 11, *simulation.begin())
         carried, states = copy(carried), random_states(CPU)
         expected, _ = play(simulation, environment, 30, *carried)
-        other_simulation, other_environment = simulation_of("transport")
+        other_simulation, other_environment = simulation_of("dropout")
         other_simulation.begin()
         set_random_states(states, CPU)
         outputs, _ = play(other_simulation, other_environment, 30, *carried)
@@ -340,16 +347,18 @@ def test_compiled_step_agrees_with_plain_vmas_in_every_accepted_scenario(scenari
 
 def test_step_does_not_change_its_arguments():
     with private_random_streams(3, Stream.TRAINING, CPU):
-        simulation, environment = simulation_of("transport")
+        simulation, environment = simulation_of("dropout")
         state, *_ = simulation.begin()
         copy = {path: value.clone() for path, value in state.items()}
         simulation.step(state, environment.rand_action()[ACTION])
     assert all(same_bits(state[path], value) for path, value in copy.items())
 
 
+@pytest.mark.long
 def test_training_names_the_missing_packages_when_there_is_no_compiler(tmp_path):
     environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "mappo", "train", "--environment.scenario=dropout", *TINY]
+    command = [sys.executable, "-m", "mappo", "train", *TINY]
+    command += ["--environment.scenario=tests.support.scenarios:MaskedWrites"]
     command += ["--collection.simulation=fast", "--run=first", f"--store={tmp_path}"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert process.returncode == 1

@@ -7,10 +7,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mappo.__main__ import main
+from mappo.config import from_dict
 from mappo.errors import ConfigError
 from mappo.monitoring.tensorboard import EventFiles
 from mappo.runs.run import load_checkpoint
+from mappo.training.history import TrainingStarted
+from tests import conftest
 from tests.cli.test_main import TINY
+from tests.support.runs import train_here
+from tests.support.services import file_system_of
 
 
 def scalars(directory) -> dict[str, list[tuple[int, float]]]:
@@ -42,6 +47,26 @@ def test_tensorboard_has_every_number_of_the_history_once_also_after_a_restart(t
         expected = [(int(row["frames"]), float(row[column])) for row in rows if row[column]]
         assert [step for step, _ in written[tag]] == [step for step, _ in expected]
         assert all(math.isclose(a, b, rel_tol=1e-5) for (_, a), (_, b) in zip(written[tag], expected, strict=True))
+
+
+def test_numbers_of_a_full_disk_are_written_as_soon_as_it_has_space(tmp_path, caplog):
+    reports = []
+    train_here(from_dict(conftest.TINY), tmp_path / "run", reports.append)
+    with file_system_of(1024, tmp_path / "disk") as disk:
+        files = EventFiles(disk / "events")
+        files.begin(TrainingStarted(reports[0].progress, 1, False))
+        files.write(reports[0])
+        filling = disk / "filling"
+        with pytest.raises(OSError, match="No space left"), filling.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        for report in reports[1:3] * 40:  # more than fits into the last page
+            files.write(report)
+        assert caplog.text.count("No space left on device; training continues") == 1
+        filling.unlink()
+        files.write(reports[-1])
+        steps = [step for step, _ in scalars(disk / "events")["learning/kl"]]
+    assert set(steps) == {int(report.row()["frames"]) for report in reports}
 
 
 def test_a_missing_package_raises_an_error_with_the_command_to_install_it(monkeypatch, tmp_path):

@@ -28,10 +28,11 @@ from mappo.tuning.study import Study
 from mappo.tuning.study_config import BudgetConfig, StudyConfig, study_config_to_json
 from mappo.tuning.worker import fresh_seeds
 from pipelines.__main__ import main
-from pipelines.local import run_locally
+from pipelines.local import _StageLines, run_locally
 from tests.cli.test_main import TINY, run_flags
 from tests.conftest import read_json
 from tests.support.runs import iterations
+from tests.support.services import file_system_of
 
 COMPONENTS = [
     components.validate.validate,
@@ -97,6 +98,15 @@ def test_failed_stage_stops_the_pipeline_with_stage_and_reason(tmp_path, capsys)
     assert "stage validate failed: environment: environment.scenario = 'simple_tag'" in error
     assert str(run / "pipeline.log") in error
     assert not list(run.glob("mappo-training-*/train"))
+
+
+def test_lines_of_stages_are_read_when_their_log_is_on_a_full_disk(tmp_path, capsys):
+    with file_system_of(64, tmp_path / "disk") as disk, (disk / "log").open("wb", buffering=0) as log:
+        lines = _StageLines(log, sys.stdout)
+        lines.write("a long line of a library\n" * 10_000 + "[train] failed: the reason\n")
+        assert log.tell() == 2**16
+    assert lines.reasons("train") == "the reason"
+    assert capsys.readouterr().out == "[train] failed: the reason\n"
 
 
 def test_wrong_configuration_is_refused_before_anything_runs(tmp_path, capsys):
@@ -191,9 +201,10 @@ def test_image_without_tag_or_digest_is_refused(tmp_path, capsys, image):
     assert repr(image) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("image", ["mappo:1", "registry:5000/team/mappo:v1.0", f"ghcr.io/a/b@sha256:{'a' * 64}"])
-def test_image_with_tag_or_digest_is_accepted(tmp_path, image):
-    assert main(["compile", "--image", image, "--output", str(tmp_path / "compiled")]) == 0
+def test_image_with_tag_is_accepted(tmp_path):
+    """`tests/pipelines/test_site.py` has all notations."""
+    image = ["--image", "registry:5000/team/mappo:v1.0"]
+    assert main(["compile", "--pipeline=training", *image, "--output", str(tmp_path / "compiled")]) == 0
 
 
 def test_compiling_without_an_image_is_refused(capsys):
@@ -302,6 +313,7 @@ def test_error_shows_the_end_of_the_log_when_a_stage_is_killed(tmp_path):
     assert "the last words" in result.stderr
 
 
+@pytest.mark.long
 def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["run", "--environment.scenario=simple", "--seeds=3,5", *run_flags(run), *TINY]) == 0

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import sys
 from collections import deque, namedtuple
 from enum import Enum
 from typing import ClassVar
@@ -50,6 +51,15 @@ class Endless(BaseScenario):
 
     def done(self):
         return (self.age >= self.terminate_after) & (self.terminate_after > 0)
+
+
+class Chatty(Endless):
+    """A task that prints in every frame."""
+
+    def post_step(self):
+        super().post_step()
+        print("chatty " * 100)
+        print("chatty", file=sys.stderr)
 
 
 class HeuristicPolicy:

@@ -71,7 +71,10 @@ def assert_resumes_exactly(config, tmp_path, stops=(2, 4), start=None):
     assert (tmp_path / "stopped" / "history.csv").read_text() == resumed.history
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("navigation", "swarm") else pytest.mark.long) for name in RECIPES],
+)
 def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
     assert_resumes_exactly(small(recipe(name)), tmp_path)
 
