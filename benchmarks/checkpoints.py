@@ -30,7 +30,8 @@ from mappo.runs.run import Run
 from mappo.runs.saver import SaveCounts
 from mappo.training import training
 from mappo.training.history import HistoryFile
-from mappo.training.training_state import initial_progress, resume
+from mappo.training.resuming import resume
+from mappo.training.training_state import initial_progress
 
 
 def main() -> None:

@@ -22,13 +22,12 @@ from mappo.runs.readability import require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
 from mappo.training.history import HistoryFile, IterationReport, Progress, TrainingStarted, finished_episodes
+from mappo.training.resuming import match_platform, resume
 from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
     begin_run,
     initial_progress,
-    match_platform,
-    resume,
     snapshot,
 )
 
