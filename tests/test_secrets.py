@@ -1,4 +1,4 @@
-"""The proof that no command shows a secret, however malformed it is: canaries in every variable and file that holds one."""
+"""The proof that no command shows a malformed secret: canaries in every variable and file that holds one."""
 
 import itertools
 import json
