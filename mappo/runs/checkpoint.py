@@ -114,9 +114,8 @@ class Checkpoint:
     """The complete state of training after an iteration.
 
     tensors: the networks. optimiser: Adam's state of each parameter. state: the simulation, the data carried
-    from batch to batch, and the random states. history: the rows of the history so far, as CSV. saved_hash: the
-    hash of the configuration as it was saved, perhaps by an older version without some fields; empty if it was
-    not saved. `Manifest` describes the other fields.
+    from batch to batch, and the random states. history: the rows of the history so far, as CSV. `Manifest`
+    describes the other fields.
     """
 
     config: ExperimentConfig
@@ -130,8 +129,8 @@ class Checkpoint:
     selection_return: float | None = None
     highest_return: float | None = None
     started_from: str = ""
+    saved_hash: str = ""  # of the configuration as it was saved, perhaps by an older version without some fields
     computation: Computation = PLAIN
-    saved_hash: str = ""
 
     @property
     def is_best(self) -> bool:
@@ -263,12 +262,12 @@ def unpack(manifest: Manifest, read: Callable[[str, int, str], bytes], location:
             selection_return=manifest.selection_return,
             highest_return=manifest.highest_return,
             started_from=manifest.started_from,
+            saved_hash=manifest.config_hash,
             computation=manifest.computation
             or Computation(  # pydantic refuses `auto`
                 simulation=config.collection.simulation,  # type: ignore[arg-type]
                 update=config.learner.update,  # type: ignore[arg-type]
             ),
-            saved_hash=manifest.config_hash,
         )
     except (ConfigError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {error}") from error
