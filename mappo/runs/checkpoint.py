@@ -258,12 +258,12 @@ def unpack(
             selection_return=manifest.selection_return,
             highest_return=manifest.highest_return,
             started_from=manifest.started_from,
+            saved_hash=manifest.config_hash,
             computation=manifest.computation
             or Computation(  # pydantic refuses `auto`
                 simulation=config.collection.simulation,  # type: ignore[arg-type]
                 update=config.learner.update,  # type: ignore[arg-type]
             ),
-            saved_hash=manifest.config_hash,
             earlier_rows=manifest.earlier_rows,
         )
     except (ConfigError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
