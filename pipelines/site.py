@@ -68,9 +68,11 @@ class StagePod:
         default_factory=NodeAffinity
     )
     shm: Annotated[Memory | None, Field(description="size of /dev/shm; null for the node's default")] = None
-    timeout_seconds: Annotated[int, Field(ge=0, description="time limit of a pod; 0 for none")] = 0
+    timeout_seconds: Annotated[int, Field(ge=0, lt=2**31, description="time limit of a pod; 0 for none")] = 0
     retries: Annotated[int, Field(ge=0, le=100, description="retries in total, of processes and of pods")] = 0
-    backoff_seconds: Annotated[int, Field(ge=1, description="seconds before the first retry")] = 30
+    backoff_seconds: Annotated[
+        int, Field(ge=1, le=_LONGEST_WAIT_SECONDS, description="seconds before the first retry")
+    ] = 30
     backoff_factor: Annotated[int, Field(ge=1, le=10, description="growth of that time with each retry")] = 2
 
     def __post_init__(self) -> None:

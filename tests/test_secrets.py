@@ -1,4 +1,4 @@
-"""The proof that no command shows a malformed secret: canaries in every variable and file that holds one."""
+"""The secrets of all commands: none is shown, however malformed it is; canaries in every variable and file."""
 
 import itertools
 import json

@@ -55,6 +55,8 @@ def test_example_site_equals_the_defaults_except_for_the_commented_values():
         ("stages: {train: {gpu_count: true}}", "stages.train.gpu_count = true"),
         ("stages: {train: {retries: 101}}", "stages.train.retries = 101"),
         ("stages: {train: {retries: 20}}", "the last wait would be"),
+        (f"stages: {{train: {{backoff_seconds: {'9' * 4000}}}}}", "stages.train.backoff_seconds = 999"),
+        (f"stages: {{train: {{timeout_seconds: {'9' * 4000}}}}}", "stages.train.timeout_seconds = 999"),
         ("stages: {train: {timeout_seconds: -1}}", "stages.train.timeout_seconds = -1"),
         ("stages: {train: {tolerations: [{keys: x}]}}", "stages.train.tolerations.0.keys"),
         ("stages: {train: {tolerations: [{operator: Is}]}}", "stages.train.tolerations.0.operator"),

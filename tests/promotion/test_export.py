@@ -25,10 +25,21 @@ BARE = textwrap.dedent(
         sys.modules[package] = None  # makes an import of this package fail
     import torch
 
-    policy = torch.export.load("policy.pt2").module()
-    torch.save(policy(torch.load("observations.pt")), "actions.pt")
+    for directory in map(str.strip, sys.stdin):
+        policy = torch.export.load(f"{directory}/policy.pt2").module()
+        torch.save(policy(torch.load(f"{directory}/observations.pt")), f"{directory}/actions.pt")
+        print("done", flush=True)
     """
 )
+
+
+@pytest.fixture(scope="module")
+def pytorch():
+    """Start a process with PyTorch alone; it runs the policy in each directory that it reads."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-I", "-c", BARE], text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +55,7 @@ BARE = textwrap.dedent(
     ],
     ids=["continuous", "discrete", "multi-discrete", "own-networks", "own-critic", "speech", "one-agent"],
 )
-def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny, tmp_path, change):
+def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny, tmp_path, pytorch, change):
     """Use another number of environments than in the export, and the observations of a whole episode."""
     config = override(tiny, {**change, "collection": {"total_frames": 120}})
     checkpoint = train_here(config, tmp_path / "run")
@@ -55,7 +66,8 @@ def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny
         episode = environment.rollout(8, networks.policy, break_when_any_done=False)
     torch.save(episode[OBSERVATION].flatten(0, 1), tmp_path / "observations.pt")
     (tmp_path / "policy.pt2").write_bytes(export_policy(checkpoint))
-    subprocess.run([sys.executable, "-I", "-c", BARE], cwd=tmp_path, check=True, timeout=120)
+    print(tmp_path, file=pytorch.stdin, flush=True)
+    assert pytorch.stdout.readline() == "done\n"
     actions = torch.load(tmp_path / "actions.pt")
     torch.testing.assert_close(actions, episode[ACTION].flatten(0, 1), rtol=1e-5, atol=1e-6)
 
