@@ -206,11 +206,21 @@ def make_client(access: S3Access, location: str) -> "S3Client":
             "response_checksum_validation": "when_required",
         }
         client = make(config=Config(**options))
+    client.meta.events.register("before-parse.s3.GetObject", _keep_length)
     client.meta.events.register("before-call.s3.HeadBucket", _no_region)  # type: ignore[arg-type]
     http: Any = client
     pools = {"http": _HTTPPool, "https": _HTTPSPool}
     http._endpoint.http_session._pool_classes_by_scheme.update(pools)  # botocore has no public way to do this
     return client
+
+
+def _keep_length(response_dict: dict[str, Any], **_: Any) -> None:
+    """Drop all headers of an object but its length. boto3 loses the connection when it cannot parse one."""
+    headers = response_dict["headers"]
+    if response_dict["status_code"] < 300:
+        for name in list(headers):
+            if name.lower() != "content-length" or not headers[name].isdecimal():
+                del headers[name]
 
 
 def _no_region(**_: Any) -> tuple[Any, dict[str, Any]]:
