@@ -57,7 +57,6 @@ def test_nothing_is_lost_in_any_order_of_two_processes_with_a_fault(explorer):
         (((0.5, 0.2), (0.3, 0.6)), 1, True),
         (((0.5, 0.2), (0.3,)), 1, False),
         (((0.5,), (0.3,)), 2, True),
-        (((0.5,), (0.2,), (0.3,)), 0, True),
     ],
 )
 def test_nothing_is_lost_in_any_order_of_more_requests(explorer, returns, num_faults, conditional):
