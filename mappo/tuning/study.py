@@ -14,13 +14,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from mappo.errors import ConfigError, StudyUnreadable, TrialLost
 from mappo.runs.locations import joined
@@ -45,7 +45,8 @@ from mappo.tuning.trial import (
 T = TypeVar("T")
 _PLAN, _STORE, _SESSIONS, _ENDING = "plan", "place", "sessions", "ending"  # attributes of a study
 _ORIGIN, _TURNS, _HEARTBEAT, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
-_TEXT, _ENDINGS, _REQUESTS = TypeAdapter(str), TypeAdapter(Ending), TypeAdapter(list[Request])
+_LOCATION: TypeAdapter[str] = TypeAdapter(Annotated[str, Field(min_length=1)])
+_ENDINGS, _REQUESTS = TypeAdapter(Ending), TypeAdapter(list[Request])
 _MAX_CHANGES = 600  # characters
 _KNOWN = (TrialState.COMPLETE, TrialState.PRUNED)  # states whose result holds for other trials of equal values
 TERMINAL = "terminal"  # the session of a person, who requests trials outside pipelines
@@ -121,7 +122,7 @@ class Study:
     @property
     def store(self) -> str:
         """The location of the runs of the study's trials."""
-        return read_stored(_TEXT, self._retry(self._attributes).get(_STORE), f"study {self.name}: {_STORE}")
+        return read_stored(_LOCATION, self._retry(self._attributes).get(_STORE), f"study {self.name}: {_STORE}")
 
     @property
     def ending(self) -> Ending:

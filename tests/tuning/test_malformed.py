@@ -116,7 +116,7 @@ def mutated(text: Any, generator: random.Random) -> Any:
     """Return another content for a cell: any text, or its JSON with one thing changed, added or removed."""
     try:
         value = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):  # an earlier change has made it so
         value = None
     if not isinstance(value, list | dict) or generator.random() < 0.4:
         return generator.choice(TEXTS)
