@@ -63,6 +63,17 @@ KUBEFLOW = {
     "KF_PIPELINES_ROOT": ["s3://user:{}@bucket/x"],
     "http_proxy": URLS,
 }
+DATABASE = (
+    *("{}", "postgresql://user:{}@127.0.0.1:9/name", "postgresql://{}@127.0.0.1:9/name", "postgresql://user:{}"),
+    *(
+        "postgresql://127.0.0.1:9/name?password={}",
+        "postgresql://user:p@127.0.0.1:9/name?{}",
+        "sqlite://user:{}@/name",
+    ),
+    *("mysql://user:{}@127.0.0.1/name", "sqlite+pysqlcipher://:{}@/name", "postgresql:/user:{}@127.0.0.1:9/name"),
+)
+
+
 FEW = pytest.mark.parametrize("number", [4, pytest.param(1000, marks=pytest.mark.long)], ids=["few", "all"])
 
 
@@ -148,6 +159,19 @@ def test_every_command_with_a_store_shows_no_secret(shown, monkeypatch, moto_end
             mappo_main("validate", *TINY)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+
+
+@FEW
+@pytest.mark.parametrize("form", DATABASE)
+def test_commands_of_studies_show_no_secret(shown, monkeypatch, form, number):
+    mappo_main = partial(shown, mappo.__main__)
+    for value in values(form, [form], number):
+        monkeypatch.setenv("MAPPO_DATABASE", value)
+        mappo_main("study", "list")
+    mappo_main("study", "work", "first")
+    for action in ("show", "export", "resume", "delete"):
+        mappo_main("study", action, "first")
+    mappo_main("tune", "--study", "first", *TINY)
 
 
 @FEW
