@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from mappo.config import EnvironmentConfig
 from mappo.environment.simulation_state import SimulationState
-from mappo.errors import CheckpointError, ConfigError, KeyMissing, StoreError, one_line
+from mappo.errors import CheckpointError, ConfigError, StoreError, one_line
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint, Sha256, pack, sha256_of, verify
 from mappo.runs.locations import joined, open_store
@@ -164,7 +164,7 @@ class Champions:
     def _has_files(self, decision: ChampionDecision, names: Iterable[str]) -> bool:
         try:
             return all(name in decision.files and self.file(decision, name) for name in names)
-        except (CheckpointError, KeyMissing):
+        except (CheckpointError, StoreError):
             return False
 
     def decide(

@@ -166,6 +166,8 @@ class Run:
 
     def whole_history(self, checkpoint: Checkpoint) -> str:
         """Return all rows of a checkpoint's history as CSV, but those that cannot be read."""
+        if not checkpoint.earlier_rows:
+            return checkpoint.history
         header, _, rows = checkpoint.history.partition("\n")
         return "".join([f"{header}\n", *self.earlier_rows(checkpoint.earlier_rows), rows])
 
