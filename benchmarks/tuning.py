@@ -122,7 +122,7 @@ def _rate(config: ExperimentConfig, directory: Path, seconds: float) -> None:
             database.close()
         else:
             study = optuna.create_study(storage=url, study_name=_STUDY, direction="maximize")
-            study.enqueue_trial(_default(config))
+            study.enqueue_trial(default_values(config))
         variables = {URL_VARIABLE: url, "TORCHINDUCTOR_CACHE_DIR": str(store / "cache")}
         minutes = _run_for(seconds, command, number, variables) / 60
         trials = [
@@ -161,9 +161,9 @@ def _loop(config: ExperimentConfig) -> None:
         study_name=_STUDY, storage=os.environ[URL_VARIABLE], sampler=optuna.samplers.TPESampler(seed=os.getpid())
     )
     while True:
-        trial = study.ask(_distributions(config))
+        trial = study.ask(distributions(config))
         policy = torchrl_loop.train(replace(applied(config, trial.params), seed=TUNING.training_seeds[0]))
-        study.tell(trial, _tuning_return(config, partial(_always, policy)))
+        study.tell(trial, tuning_return(config, partial(_always, policy)))
 
 
 def _overhead(config: ExperimentConfig, directory: Path, trials: int) -> None:
@@ -233,26 +233,28 @@ def _plain(config: ExperimentConfig, directory: Path) -> Arm:
     study = optuna.create_study(storage=f"sqlite:///{directory}/plain.db", direction="maximize")
 
     def turn(number: int) -> None:
-        study.enqueue_trial(_default(config))
-        trial = study.ask(_distributions(config))
+        study.enqueue_trial(default_values(config))
+        trial = study.ask(distributions(config))
         trial_config = replace(applied(config, trial.params), seed=TUNING.training_seeds[0])
         run = Run.at(directory / f"trial-{number}")
         history = HistoryFile(directory / f"trial-{number}" / "history.csv")
         train(trial_config, run, history, lambda _: None)
-        study.tell(trial, _tuning_return(config, trained_policy(config, run.load(run.choose("best")))))
+        study.tell(trial, tuning_return(config, trained_policy(config, run.load(run.choose("best")))))
 
     return Arm("plain", turn)
 
 
-def _default(config: ExperimentConfig) -> dict[str, Any]:
-    return {path: value_of(config, path) for path in _distributions(config)}
+def default_values(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the values of the configuration in the default search space."""
+    return {path: value_of(config, path) for path in distributions(config)}
 
 
 def _always(policy: Any, _: Any) -> Any:
     return policy
 
 
-def _tuning_return(config: ExperimentConfig, policy: PolicyOf) -> float:
+def tuning_return(config: ExperimentConfig, policy: PolicyOf) -> float:
+    """Return the mean return of a policy on the tuning episodes."""
     episodes = EvaluationConfig(TUNING.evaluation_seeds, TUNING.episodes_per_seed)
     returns, _ = play_episodes(policy, config, episodes, Stream.TUNING)
     return math.fsum(returns) / len(returns)
@@ -262,8 +264,9 @@ def _plan(config: ExperimentConfig, pruner: Any) -> Plan:
     return Plan(config, default_space(config), replace(TUNING, pruner=pruner))
 
 
-def _distributions(config: ExperimentConfig) -> dict[str, BaseDistribution]:
-    distributions: dict[str, BaseDistribution] = {}
+def distributions(config: ExperimentConfig) -> dict[str, BaseDistribution]:
+    """Return the default search space."""
+    space: dict[str, BaseDistribution] = {}
     for path, parameter in default_space(config).items():
         kind = (
             optuna.distributions.IntDistribution
@@ -271,8 +274,8 @@ def _distributions(config: ExperimentConfig) -> dict[str, BaseDistribution]:
             else optuna.distributions.FloatDistribution
         )
         assert parameter.type != "categorical"
-        distributions[path] = kind(parameter.low, parameter.high, log=parameter.log)  # type: ignore[arg-type]
-    return distributions
+        space[path] = kind(parameter.low, parameter.high, log=parameter.log)  # type: ignore[arg-type]
+    return space
 
 
 if __name__ == "__main__":
