@@ -19,7 +19,7 @@ from mappo.cli.arguments import (
     study_changes_from_arguments,
     study_config_from_arguments,
 )
-from mappo.cli.status import stage_status, status
+from mappo.cli.status import status, watched_status
 from mappo.config import require_run_name, to_json
 from mappo.errors import ConfigError
 from mappo.strict_json import checked
@@ -104,7 +104,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         prepare(to_json(config), name, arguments.store, study_config, champions=arguments.champions)
         run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
 
-    return stage_status(tune)
+    return watched_status(tune)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -120,13 +120,13 @@ def _resume(arguments: argparse.Namespace) -> int:
         study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
         run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
 
-    return stage_status(resume)
+    return watched_status(resume)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from mappo.stages.tune import work_on_study
 
-    return stage_status(lambda: work_on_study(arguments.study, arguments.scenario))
+    return watched_status(lambda: work_on_study(arguments.study, arguments.scenario))
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -154,8 +154,10 @@ def _export(arguments: argparse.Namespace) -> int:
         if not output:
             sys.stdout.write(text)
             return
+        from mappo.runs.owned_file import write_whole
+
         try:
-            output.write_text(text)
+            write_whole(output, text)
         except OSError as error:
             raise ConfigError(f"--output {output}: {error.strerror}") from None
 

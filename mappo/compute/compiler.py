@@ -62,7 +62,7 @@ def trace_graph(
 ) -> GraphModule:
     """Trace a function on tensors of the same shapes and types as `inputs` and return its graph.
 
-    `replacements` maps operations to the functions that are traced in their place. SIGINT and SIGTERM are
+    `replacements` maps operations to the functions that are traced in their place. Signals that stop are
     delivered after tracing. A traced function that takes long calls `end_if_stopped` now and then.
     """
     # One fake mode for all nodes: make_fx would create one for each, which doubles the time of tracing.
@@ -77,7 +77,7 @@ class _Stopped(BaseException):
 
 
 def end_if_stopped() -> None:
-    """End the tracing if SIGINT or SIGTERM has arrived. Call this function where Python may raise exceptions."""
+    """End the tracing if a signal that stops has arrived. Call this function where Python may raise exceptions."""
     if _received_signals:
         raise _Stopped
 
@@ -87,7 +87,7 @@ _received_signals: list[int] = []
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Deliver SIGINT and SIGTERM only when the block ends; a signal that the process ignores stays ignored.
+    """Deliver signals that stop only when the block ends; a signal that the process ignores stays ignored.
 
     During tracing, PyTorch's C++ code calls Python in places where an exception must not leave Python. An
     exception raised there by a signal handler would abort the process with SIGABRT.
@@ -105,7 +105,8 @@ def _deferred_signals() -> Iterator[None]:
     finally:
         for stop, handler in handlers.items():
             signal.signal(stop, handler)
-        received = _received_signals[:1]
+        # One that ends the process goes before SIGALRM, which ends a trial.
+        received = sorted(_received_signals, key=lambda number: number == signal.SIGALRM)[:1]
         _received_signals.clear()
         for number in received:
             signal.raise_signal(number)

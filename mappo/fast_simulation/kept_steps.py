@@ -96,6 +96,7 @@ def find_step(name: str, reading: PythonState) -> CheckedStep | None:
         checked.step.graph, [torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in signature]
     )
     if run.digest() != digest:
+        _log.info("the step is checked again, because it was checked with other machine code")
         return None
     return replace(checked, step=replace(checked.step, run=run, is_compiled=True))
 

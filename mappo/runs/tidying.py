@@ -21,8 +21,8 @@ class Tidier:
 
     It deletes the manifests of all attempts, but parts of its own attempt only. It alone knows all
     checkpoints that name these: the listing of another attempt's checkpoints may lack one. Parts that other
-    attempts left are deleted when they are a day old. Segments of the history are never deleted, because
-    later checkpoints need them.
+    attempts left are deleted when they are a day old. Segments of the history are never deleted while a
+    checkpoint needs them.
     """
 
     def __init__(self, run: Run, attempt_id: str, keep: int):

@@ -8,6 +8,7 @@ from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError
 from mappo.reporting.tables import best_lines
 from mappo.reporting.terminal import say
+from mappo.runs.owned_file import write_whole
 from mappo.stages.runtime import readable_errors
 from mappo.strict_json import to_dict
 from mappo.tuning.database import open_database
@@ -50,8 +51,7 @@ def choose(name: str, study_config: str, scenario: str = "", *, output: Path | N
         for line in best_lines(chosen.trial, chosen.default):
             say("choose", line)
         if output:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(to_dict(chosen.best), indent=2) + "\n")
+            write_whole(output, json.dumps(to_dict(chosen.best), indent=2) + "\n")
         return chosen
 
 

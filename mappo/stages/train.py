@@ -1,6 +1,5 @@
 """The stage that trains a run."""
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from mappo.errors import ConfigError, NotSaved, StoreError
 from mappo.monitoring.tensorboard import EventFiles
 from mappo.reporting.progress import training_progress
 from mappo.reporting.tables import say_plan, say_trained
+from mappo.runs.owned_file import write_whole
 from mappo.runs.run import KEEP_CHECKPOINTS, POLICY_PARTS, Run, load_checkpoint
 from mappo.stages.runtime import StageResult, fan_out, finite, metadata_of, run_label, watched_stage
 from mappo.training import training
@@ -75,7 +75,8 @@ def train(
         best_ref = target.choose("best")
         if best:
             target.export(best_ref, best)
-            shutil.copyfile(history, best / HISTORY)
+            last = target.load(target.choose("last"), ["history"])
+            write_whole(best / HISTORY, target.whole_history(last))
         report = final_report[0] if final_report else None  # None: the run had finished before
         say_trained(report, final_checkpoint, target.manifest(best_ref), target.store.location)
         return StageResult(metadata_of(experiment), finite("train", history_file.last_row()))

@@ -16,6 +16,7 @@ import torch
 from mappo.errors import SimulationStateError, one_line
 
 SECONDS = 30.0  # that a trial may take, and 20 times as long as its rehearsal took
+_REHEARSAL_SECONDS = 3600.0  # after which a copy without an original ends, too
 _SUCCESS = "success"
 _MAX_BYTES = 4_000  # of the result; a pipe holds more than that
 
@@ -53,7 +54,7 @@ def require_success(rehearse: Callable[[], object], attempt: Callable[[], object
 def _ending(status: int) -> str:
     """Return how a process has ended that wrote nothing."""
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return f"it takes more than {SECONDS:.0f} s"
+        return f"it takes too long, more than {SECONDS:.0f} s"
     return f"it ends the process, with status {os.waitstatus_to_exitcode(status)}"
 
 
@@ -63,10 +64,11 @@ def _run_and_exit(rehearse: Callable[[], object], attempt: Callable[[], object],
     try:
         torch.set_num_threads(1)
         start = time.monotonic()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, whatever it computes
+        signal.setitimer(signal.ITIMER_REAL, _REHEARSAL_SECONDS)
         with suppress(Exception):
             rehearse()
             is_rehearsed = True
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel ends the process, whatever it computes
         signal.setitimer(signal.ITIMER_REAL, SECONDS + 20 * (time.monotonic() - start))
         if is_rehearsed:
             attempt()

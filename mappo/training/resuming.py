@@ -99,6 +99,8 @@ def _restored(
     device: torch.device,
 ) -> TrainingState:
     """Make the state of training from a checkpoint, and restore the random states of this process."""
+    if checkpoint.platform.threads <= cpu_limit():  # before anything is compiled for this number
+        torch.set_num_threads(checkpoint.platform.threads)
     computation = kept_computation(config, checkpoint.computation, Machine.current(device))
     training = begin_training(config, initial, None, device, computation)
     try:
@@ -159,13 +161,8 @@ def _require_possible(
     require_history(checkpoint.history, start, Progress(iteration, checkpoint.frames))
 
 
-def match_platform(previous: Platform, device: torch.device) -> None:
-    """Set the previous number of threads, if this machine has them, and log a warning of other differences.
-
-    Each difference may change the rounding of numbers.
-    """
-    if previous.threads != torch.get_num_threads() and previous.threads <= cpu_limit():
-        torch.set_num_threads(previous.threads)
+def warn_of_differences(previous: Platform, device: torch.device) -> None:
+    """Log a warning of differences to the machine of a checkpoint; each may change the rounding of numbers."""
     current = Platform.current(device)
     changes = [
         f"{name} {old} -> {new}"

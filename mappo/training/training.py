@@ -22,7 +22,7 @@ from mappo.runs.readability import require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
 from mappo.training.history import HistoryFile, IterationReport, Progress, TrainingStarted, finished_episodes
-from mappo.training.resuming import match_platform, resume
+from mappo.training.resuming import resume, warn_of_differences
 from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
@@ -83,18 +83,18 @@ def train(
         refs, resumed = _resume_newest(config, run, initial, start, device)
         if resumed and resumed[1].iteration >= config.collection.num_iterations:
             _restore_history(history, run, resumed[1])
-            with closing(history):
+            with closing(resumed[0].collector), closing(history):
                 history.begin()
             return resumed[1]
         attempt = claim(run, keep)
         all_refs = newest_first([*refs, *run.refs()])  # a listing may not show what the one before showed
-        if all_refs[:1] != refs[:1]:
-            resumed = resume(
-                config, run, initial, start, device, all_refs
-            )  # another process saved before the claim
+        if all_refs[:1] != refs[:1]:  # another process saved before the claim
+            if resumed:
+                resumed[0].collector.close()
+            resumed = resume(config, run, initial, start, device, all_refs)
         if resumed:
             training = resumed[0]
-            match_platform(resumed[1].platform, device)
+            warn_of_differences(resumed[1].platform, device)
             _restore_history(history, run, resumed[1])
         else:
             training = begin_run(config, initial, start, device, is_shared)

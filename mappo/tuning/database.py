@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from tenacity import RetryCallState
 
-from mappo.errors import ConfigError, DatabaseError, MappoError, StudyUnreadable
+from mappo.errors import ConfigError, DatabaseError, MappoError, StudyUnreadable, one_line
 from mappo.runs.retries import make_retrying
 from mappo.tuning.database_url import FILE, RUNS, URL_VARIABLE, configured_url, database_url
 
@@ -31,7 +31,7 @@ _PATIENCE_SECONDS = 300.0
 _LOCK_SECONDS = 60.0
 _ANSWER_SECONDS = 90.0  # more than the wait for a lock
 _POLL_SECONDS = 2.0
-_MAX_REASON = 300  # characters
+MAX_REASON = 300  # characters of what was wrong
 _PLAIN = re.compile(r"[\w.+-]*(@[\w.-]+)?")  # a user name may be an e-mail address
 _PLAIN_HOST = re.compile(r"[\w.:%-]+")
 _REFUSALS = ("authentication failed", "does not exist", "no password supplied", "pg_hba.conf", "permission denied")
@@ -190,16 +190,7 @@ class Database:
         text = str(origin) or type(origin).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        return one_line(text)
-
-
-def one_line(text: str) -> str:
-    """Return a text as one line of bounded length that any terminal can show."""
-    printable = (
-        character if character.isprintable() else "?" for word in text.split() for character in (*word, " ")
-    )
-    line = "".join(printable).strip()
-    return line if len(line) <= _MAX_REASON else f"{line[:_MAX_REASON]} ..."
+        return one_line(text, MAX_REASON)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, TypeAdapter
 
-from mappo.errors import ConfigError, StudyUnreadable, TrialLost
+from mappo.errors import ConfigError, StudyUnreadable, TrialLost, one_line
 from mappo.runs.locations import joined
 from mappo.strict_json import json_hash, to_dict
 from mappo.tuning.catalogue import SERIES, study_names
 from mappo.tuning.claim import Claim
-from mappo.tuning.database import Database, one_line
+from mappo.tuning.database import MAX_REASON, Database
 from mappo.tuning.plan import Plan, changed_fields, distribution_of, encode, make_pruner, sampler_seed_of
 from mappo.tuning.search_space import value_of
 from mappo.tuning.study_config import Ending
@@ -252,11 +252,11 @@ class Study:
     def _end_alike(self, trial: optuna.Trial, twin: FrozenTrial) -> None:
         """End a trial as a finished one with the same values ended: the same training would follow."""
         self._storage.set_trial_user_attr(trial._trial_id, _REASON, f"the same values as trial {twin.number}")
+        for step, value in twin.intermediate_values.items():  # by which Optuna judges pruned and best trials
+            self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
         if twin.state is TrialState.COMPLETE:
             self._study.tell(trial.number, twin.value)
-        else:  # Optuna's sampler judges a pruned trial by its last report
-            for step, value in twin.intermediate_values.items():
-                self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        else:
             self._study.tell(trial.number, state=TrialState.PRUNED)
         _log.info(
             "trial %d: not trained: it has the same values as trial %d, which is %s",
@@ -451,7 +451,7 @@ def _stored_plan(database: Database, name: str) -> Plan:
         study = optuna.load_study(study_name=name, storage=database.storage)
     except KeyError as error:
         if name in study_names(database):
-            raise StudyUnreadable(f"study {name}: cannot be read: {one_line(str(error))}") from error
+            raise StudyUnreadable(f"study {name}: cannot be read: {one_line(error, MAX_REASON)}") from error
         raise ConfigError(_no_study(database, name)) from None
     stored = study.user_attrs.get(_PLAN)
     if stored is None:
@@ -464,7 +464,7 @@ def _read_plan(name: str, stored: Any) -> Plan:
         return Plan.from_dict(stored)
     except Exception as error:  # the JSON of the database can have any form
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        reason = one_line(f"{kind}{error}")
+        reason = one_line(f"{kind}{error}", MAX_REASON)
         raise StudyUnreadable(f"study {name}: its plan in the database cannot be read: {reason}") from error
 
 

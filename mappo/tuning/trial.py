@@ -9,9 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from mappo.errors import ConfigError, StudyUnreadable
+from mappo.errors import ConfigError, StudyUnreadable, one_line
 from mappo.strict_json import STRICT, parse_report
-from mappo.tuning.database import one_line
+from mappo.tuning.database import MAX_REASON
 from mappo.tuning.plan import decode
 from mappo.tuning.search_space import Space
 
@@ -113,7 +113,7 @@ def read_stored(adapter: TypeAdapter[T], value: Any, where: str) -> T:
     try:
         return parse_report(adapter, where, json.dumps(value).encode(), "as mappo writes it")
     except (ConfigError, RecursionError, ValueError) as error:
-        raise StudyUnreadable(one_line(str(error))) from None
+        raise StudyUnreadable(one_line(error, MAX_REASON)) from None
 
 
 _NOTES = TypeAdapter(TrialNotes)
@@ -161,6 +161,6 @@ def _read_value(path: str, encoded: Any, space: Space, where: str) -> Any:
     try:
         return decode(space[path], encoded)
     except KeyError:
-        raise StudyUnreadable(f"{where}: {one_line(path)}: not in the search space") from None
+        raise StudyUnreadable(f"{where}: {one_line(path, MAX_REASON)}: not in the search space") from None
     except ValueError as error:
         raise StudyUnreadable(f"{where}: {path}: {error}") from None
