@@ -1,6 +1,7 @@
 """A worker of a study: claim one trial after the other, train with its values and report the policy's return."""
 
 import errno
+import logging
 import math
 import time
 import traceback
@@ -36,6 +37,7 @@ from mappo.tuning.study import Study
 from mappo.tuning.study_config import TuningConfig
 from mappo.tuning.trial import TrialOutcome
 
+_log = logging.getLogger(__name__)
 # Errors of this machine: a full or broken disk, too many open files, no memory. The trial is not their cause.
 _MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _POLL_SECONDS = 5.0
@@ -97,7 +99,8 @@ def _work(study: Study, worker: str, listeners: TrialListeners) -> int:
         try:
             with claim:
                 outcome, reason = _finish(study, claim, listeners)
-        except (TrialLost, TrialOverdue):  # the limit may pass just when the trial has ended
+        except (TrialLost, TrialOverdue) as error:  # the limit may pass just when the trial has ended
+            _log.warning("trial %d: %s", claim.number, error)
             continue
         listeners.on_end(claim, outcome, reason)
         finished += 1
