@@ -1,6 +1,6 @@
 """The cache of compiled libraries: a private directory of this user, and perhaps a store that machines share.
 
-A library is machine code, or a pickled step (see `kept_steps`): whoever can write it can run anything as this user.
+A library is machine code, or a pickled step (see `kept_steps`): whoever can write it runs anything as this user.
 So the directory must belong to this user, and nobody else may write to it. A store is used only if the operator
 names it in `MAPPO_COMPILED`. docs/security.md says what that trust means.
 """
