@@ -5,6 +5,7 @@ which value, and what to do. A stage prints it as one line. Each class keeps the
 kind of as a second base.
 """
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,13 @@ class TrialOverdue(BaseException):
 
     A signal raises it in the middle of a scenario's code, which may catch every `Exception`.
     """
+
+
+class Preempted(SystemExit):
+    """The exit of a stage whose pod is evicted (SIGTERM). The next start resumes from the last checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 class StageFailed(MappoError):

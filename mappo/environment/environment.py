@@ -33,7 +33,7 @@ from mappo.environment.random_streams import (
 )
 from mappo.environment.reductions import declared_reductions
 from mappo.environment.vmas_environment import GroupEnvironment, place_of_mistake
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, Preempted
 
 
 def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> int:
@@ -164,6 +164,8 @@ def _scenario(name: str) -> BaseScenario:
         kind = getattr(scenario_module(name), class_name or "Scenario")
         is_scenario = isinstance(kind, type) and issubclass(kind, BaseScenario)
         scenario = kind() if is_scenario else None  # nothing is called before its class is checked
+    except Preempted:  # the process received SIGTERM meanwhile
+        raise
     except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise ConfigError(
             f"environment.scenario = {name!r}: cannot be imported: {type(error).__name__}: "
@@ -193,6 +195,8 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
                 group_map=MarlGroupMapType.ALL_IN_ONE_GROUP,
                 scenario_kwargs=copy.deepcopy(config.scenario_kwargs),
             )
+        except Preempted:
+            raise
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"environment: scenario {config.scenario!r} with {config.scenario_kwargs} cannot be built: "

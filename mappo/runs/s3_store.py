@@ -129,7 +129,8 @@ class S3Store:
         content, body = io.BytesIO(), response["Body"]
         try:
             if length is None or length <= max_bytes:
-                while chunk := body.read(_CHUNK_BYTES):  # the last, empty read checks the length
+                # The last, empty read checks the length.
+                while chunk := body.read(min(_CHUNK_BYTES, max_bytes + 1 - content.tell())):
                     content.write(chunk)
                     if content.tell() > max_bytes:
                         break

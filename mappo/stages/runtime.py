@@ -23,7 +23,7 @@ import mappo
 from mappo.compute.library_cache import share_libraries
 from mappo.compute.resources import cpu_limit, require_gpu
 from mappo.config import ExperimentConfig, config_hash, from_json, override
-from mappo.errors import MappoError, NonFiniteError, StageFailed
+from mappo.errors import MappoError, NonFiniteError, Preempted, StageFailed
 from mappo.evaluation.statistics import Estimate
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
@@ -35,13 +35,6 @@ from mappo.strict_json import parse_json
 
 T = TypeVar("T")
 _RESUME_HINTS = {"train": "; the next start resumes from the last checkpoint"}  # by stage
-
-
-class Preempted(SystemExit):
-    """The exit of a stage whose pod is evicted (SIGTERM). The next start resumes from the last checkpoint."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)

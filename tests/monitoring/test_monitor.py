@@ -16,14 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mappo.config import to_json
 from mappo.environment.validation import Check, ValidationReport
-from mappo.errors import ConfigError, KeyMissing, KeyTaken, StoreError, StoreUnavailable
+from mappo.errors import ConfigError, KeyMissing, KeyTaken, Preempted, StoreError, StoreUnavailable
 from mappo.evaluation.evaluation import evaluate
 from mappo.monitoring import metrics
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
 from mappo.runs.locations import open_store
 from mappo.runs.saver import SaveResult
-from mappo.stages.runtime import Preempted
 from mappo.stages.validate import validate
 from mappo.training.history import IterationReport, Progress, TrainingStarted
 from tests.support.runs import train_here

@@ -102,9 +102,9 @@ def test_long_configuration_lowers_the_number_of_seeds_that_fit():
         random.Random(0).choices(string.ascii_letters, k=5000)
     )
     pipeline = compile_pipeline("seeds", Site(image=IMAGE), {"config": json.dumps(config), "seeds": ["0"]})
-    check_size(compiled("seeds").body, seeds(45))
+    check_size(compiled("seeds").body, seeds(60))
     with pytest.raises(ConfigError, match="give fewer seeds"):
-        check_size(pipeline.body, seeds(45))
+        check_size(pipeline.body, seeds(60))
 
 
 def test_plan_has_the_stages_of_every_iteration():

@@ -8,7 +8,7 @@ import torch
 import mappo
 from mappo.__main__ import main
 from mappo.config import config_hash, override, to_json
-from mappo.errors import StageFailed
+from mappo.errors import Preempted, StageFailed
 from mappo.stages import runtime
 from mappo.stages.compare import compare
 from mappo.stages.evaluate import evaluate
@@ -41,6 +41,14 @@ def test_consecutive_stages_label_their_artifacts(tiny, tmp_path):
     assert evaluated.metrics["random_return_mean_low"] == report["random"]["mean"]["low"]
     collisions = report["trained"]["measurements"]["agent_collisions"]
     assert evaluated.metrics["trained_measured_agent_collisions"] == collisions["mean"]["value"]
+
+
+def test_signal_while_an_environment_is_made_ends_the_stage(tiny, tmp_path):
+    """The scenario's own code runs then, whose errors and exits are reported as mistakes."""
+    scenario = {"scenario": "tests.support.scenarios:TerminatedWhenBuilt", "scenario_kwargs": {}}
+    config = to_json(override(tiny, {"environment": scenario}))
+    with pytest.raises(Preempted):
+        train(config, *outputs(tmp_path))
 
 
 def test_reports_match_their_json_schemas(tiny, tmp_path, capsys):

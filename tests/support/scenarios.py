@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import sys
 from collections import deque, namedtuple
 from enum import Enum
@@ -728,6 +729,14 @@ class ExitsWhenBuilt(Endless):
 
     def make_world(self, batch_dim, device, **kwargs):
         raise SystemExit(0)
+
+
+class TerminatedWhenBuilt(Endless):
+    """A task whose process receives SIGTERM while its world is made."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return super().make_world(batch_dim, device, **kwargs)
 
 
 class LargeLists(Endless):
