@@ -54,7 +54,7 @@ def require_success(rehearse: Callable[[], object], attempt: Callable[[], object
 def _ending(status: int) -> str:
     """Return how a process has ended that wrote nothing."""
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return f"it takes too long, more than {SECONDS:.0f} s"
+        return f"it takes more than {SECONDS:.0f} s"
     return f"it ends the process, with status {os.waitstatus_to_exitcode(status)}"
 
 

@@ -46,9 +46,9 @@ def swallow_everything():
         (exit_with_success, "SystemExit: 0"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "it ends the process, with status -9"),
         (lambda: os._exit(0), "it ends the process, with status 0"),
-        (endless_in_c, "it takes too long, more than 0 s"),
-        (endless_in_python, "it takes too long, more than 0 s"),
-        (swallow_everything, "it takes too long, more than 0 s"),
+        (endless_in_c, "it takes more than 0 s"),
+        (endless_in_python, "it takes more than 0 s"),
+        (swallow_everything, "it takes more than 0 s"),
     ],
 )
 def test_trial_that_fails_or_never_ends_is_an_error(attempt, reason, monkeypatch):
