@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, one_line
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SHOWN_CHARACTERS = 200  # of a value in a message
@@ -43,9 +43,14 @@ def parse_report(adapter: TypeAdapter[_Checked], location: str, content: bytes, 
     try:
         return adapter.validate_json(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(f"{location}: not {expected}: {field}: {problem['msg']}") from None
+        raise ConfigError(f"{location}: not {expected}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first field that is wrong and what is wrong with it, in one line."""
+    problem = error.errors()[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    return one_line(f"{field}: {problem['msg']}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

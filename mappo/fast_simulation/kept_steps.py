@@ -24,11 +24,10 @@ from torch.fx._graph_pickler import GraphPickler
 
 from mappo.compute.compiler import PICKLING, Compiled, compile_graph
 from mappo.compute.library_cache import add_library, building, find_library, remove_library
-from mappo.environment.state_walk import same_bits
 from mappo.fast_simulation.pure_step import PureStep
 from mappo.fast_simulation.python_state import PythonState
 from mappo.fast_simulation.resets import Resets
-from mappo.fast_simulation.watch import constant_tensors
+from mappo.fast_simulation.watch import constant_tensors, differing_tensor
 
 _log = logging.getLogger(__name__)
 _SOURCES = "mappo", "vmas"
@@ -46,8 +45,7 @@ class CheckedStep:
 
     def fits(self, reading: PythonState) -> bool:
         """Return whether a new environment, of which this is the reading, holds the same constants."""
-        tensors = constant_tensors(reading, self.step.constants)
-        return all(same_bits(tensors[path], self.tensors[path]) for path in tensors.keys() & self.tensors.keys())
+        return differing_tensor(constant_tensors(reading, self.step.constants), self.tensors) is None
 
 
 _Content = tuple[CheckedStep, list[Any], str]  # the signature of the inputs, and the hash of the machine code

@@ -61,15 +61,23 @@ def constant_tensors(state: PythonState, constants: frozenset[str]) -> dict[str,
     return {**state.fixed, **{path: slot.get() for path, slot in state.slots.items() if path in constants}}
 
 
+def differing_tensor(tensors: dict[str, Tensor], twins: dict[str, Tensor]) -> str | None:
+    """Return the first path at which the constant tensors of two environments differ, or None.
+
+    Tensors that only one of the environments has are left out.
+    """
+    common = sorted(tensors.keys() & twins.keys())
+    return next((path for path in common if not same_bits(tensors[path], twins[path])), None)
+
+
 def require_equal_tensors(tensors: dict[str, Tensor], twins: dict[str, Tensor]) -> None:
-    """Compare the constant tensors of two environments; those that only one of them has are left out.
+    """Compare the constant tensors of two environments as `differing_tensor` does.
 
     Raises:
         NotFaithful: a tensor differs.
     """
-    for path in sorted(tensors.keys() & twins.keys()):
-        if not same_bits(tensors[path], twins[path]):
-            raise NotFaithful(f"each environment has numbers of its own: {path}")
+    if path := differing_tensor(tensors, twins):
+        raise NotFaithful(f"each environment has numbers of its own: {path}")
 
 
 def digest_of(reading: PythonState) -> str:

@@ -28,7 +28,7 @@ from mappo.runs.checkpoint import Checkpoint, Sha256, pack, sha256_of, verify
 from mappo.runs.locations import joined, open_store
 from mappo.runs.run import POLICY_PARTS, Run
 from mappo.runs.store import honours_conditions
-from mappo.strict_json import json_hash, to_dict
+from mappo.strict_json import first_problem, json_hash, to_dict
 
 _log = logging.getLogger(__name__)
 POLICY, CARD = "policy.pt2", "model-card.md"  # the files beside the checkpoint of a policy
@@ -224,10 +224,7 @@ class Champions:
             decision = _CHAMPION_DECISION.validate_json(self._store.read(key, _MAX_BYTES))
             json.dumps(decision.evidence, allow_nan=False)
         except ValidationError as error:
-            problem = error.errors()[0]
-            name = ".".join(str(part) for part in problem["loc"])
-            reason = one_line(f"{name}: {problem['msg']}")
-            raise ConfigError(f"{self.location}/{key}: not a decision: {reason}") from None
+            raise ConfigError(f"{self.location}/{key}: not a decision: {first_problem(error)}") from None
         except (ValueError, RecursionError) as error:  # a number that is not finite or has too many digits
             raise ConfigError(f"{self.location}/{key}: not a decision: evidence: {one_line(error)}") from None
         if decision.number != number:

@@ -28,7 +28,7 @@ from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, ConfigError, one_line
 from mappo.learning.networks import Networks
 from mappo.runs.segments import Segment, SharedFile
-from mappo.strict_json import json_hash, to_dict
+from mappo.strict_json import first_problem, json_hash, to_dict
 
 FORMAT: Literal[3] = 3
 MAX_MANIFEST_BYTES = 1 << 20
@@ -199,13 +199,11 @@ def parse_manifest(content: bytes, location: str) -> Manifest:
         hash_of_config = json_hash(manifest.config)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        if name == "format":
+        if problem["loc"] == ("format",):
             raise CheckpointError(
                 f"{location}: format {one_line(repr(problem['input']))}, this version reads {FORMAT}"
             ) from None
-        reason = one_line(f"{name}: {problem['msg']}")
-        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {reason}") from None
+        raise CheckpointError(f"{location}: not the manifest of a checkpoint: {first_problem(error)}") from None
     except (ValueError, RecursionError) as error:  # numbers of too many digits, objects in too many objects
         raise CheckpointError(f"{location}: not the manifest of a checkpoint: {one_line(error)}") from None
     if hash_of_config != manifest.config_hash:

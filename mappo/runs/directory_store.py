@@ -15,7 +15,6 @@ from pathlib import Path
 from mappo.errors import KeyMissing, StoreError, TooLarge
 from mappo.runs.store import Entry, OnRequest, checked_key, ignore_request, report_outcome, require_same
 
-_PARTIAL = ".partial-"  # marks the name of a file that is still being written
 _NOTHING_ELSE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a file may become a link or a FIFO meanwhile
 _HINTS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free some space, and saving continues"),
@@ -100,7 +99,7 @@ class DirectoryStore:
         """
         path = self._path(key)
         _make_directory(path.parent)
-        partial_file = path.with_name(f"{path.name}{_PARTIAL}{secrets.token_hex(4)}")
+        partial_file = partial_path(path)
         try:
             with partial_file.open("xb") as file:
                 file.write(content)
@@ -122,6 +121,11 @@ class DirectoryStore:
                 if operation == "read":
                     raise (KeyMissing if error.errno == errno.ENOENT else StoreError)(message) from error
                 raise StoreError(f"{message}{_HINTS.get(error.errno or 0, '')}") from error
+
+
+def partial_path(path: Path) -> Path:
+    """Return a new path beside a file, for what is still being written to it; `Run.garbage` knows such names."""
+    return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
 
 
 def _require_file(path: Path) -> None:

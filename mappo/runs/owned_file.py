@@ -3,13 +3,13 @@
 import errno
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mappo.errors import StoreError
+from mappo.runs.directory_store import partial_path
 
 _log = logging.getLogger(__name__)
 _SPELLS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that may pass
@@ -130,7 +130,7 @@ class OwnedFile:
     def _replace(self, chunks: Iterable[str]) -> None:
         """Write a new file beside the path, and rename it to the path."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f"{self._path.name}.partial-{secrets.token_hex(4)}")
+        partial = partial_path(self._path)
         descriptor, size_bytes = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), 0
         try:
             with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -155,7 +155,7 @@ def write_whole(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text)
         return
-    partial = path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    partial = partial_path(path)
     try:
         partial.write_text(text)
         if path.exists():

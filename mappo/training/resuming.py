@@ -19,7 +19,7 @@ from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
     begin_training,
-    changed_fields,
+    described_changes,
     restore_optimiser,
 )
 
@@ -79,7 +79,7 @@ def _require_same_run(
     run: Run, checkpoint: Checkpoint, config: ExperimentConfig, start: StartingPoint | None
 ) -> None:
     location = run.store.location
-    if changed := changed_fields(checkpoint.config, config, _FREE_IN_RESUMPTION):
+    if changed := described_changes(checkpoint.config, config, _FREE_IN_RESUMPTION):
         raise ConfigError(
             f"run {location} started with another configuration: {changed}; use that configuration, or name "
             "another run"

@@ -74,7 +74,7 @@ def initial_progress(config: ExperimentConfig, start: StartingPoint | None) -> P
     if start is None or start.kind == "warm-start":
         return Progress()
     checkpoint = start.checkpoint
-    changed = changed_fields(checkpoint.config, config, _FREE_IN_EXTENSION)
+    changed = described_changes(checkpoint.config, config, _FREE_IN_EXTENSION)
     if changed:
         raise ConfigError(
             f"an extended run keeps its configuration, except for {', '.join(_FREE_IN_EXTENSION)}; changed: "
@@ -185,7 +185,7 @@ def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def changed_fields(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[str, ...]) -> str:
+def described_changes(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[str, ...]) -> str:
     """Return the fields that differ and are not `free`, with both values; without those that a run settles."""
     changes, free = differences(previous, config).items(), (*free, *_COMPARED_BY_COMPUTATION)
     return ", ".join(f"{field} = {change}" for field, change in changes if not field.startswith(free))
