@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, JsonValue
 from pydantic.dataclasses import dataclass
@@ -18,15 +18,29 @@ from pydantic.dataclasses import dataclass
 from mappo.errors import ConfigError
 from mappo.strict_json import STRICT, canonical_json, checked, json_hash, parse_json_object, to_dict
 
+MAX_GROUPS = 8  # of agents in one task, since their names become labels of metrics
+MAX_GROUP_NAME = 32
+GroupName = Annotated[
+    str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_GROUP_NAME - 1}}}$")
+]  # also a part of the names of tensors and columns
+
+_OF_SCENARIO: dict[str, Any] = {
+    "scenario_kwargs": {},
+    "groups": {},
+    "return_groups": [],
+}  # what is empty for another one
 _RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("every seed may appear only once")
-    return seeds
+_Item = TypeVar("_Item", int, str)
+
+
+def _require_distinct(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    if len(set(items)) < len(items):
+        raise ValueError("every seed or name may appear only once")
+    return items
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,6 +72,24 @@ class EnvironmentConfig:
             "(discrete), or one choice for each component (multi-discrete); communication is part of the action"
         ),
     ] = "continuous"
+    groups: Annotated[
+        dict[GroupName, Annotated[tuple[str, ...], Field(min_length=1)]],
+        Field(
+            max_length=MAX_GROUPS,
+            description="names of the agents of each group, as a JSON object; a group has its own policy and "
+            "critic; {} finds the groups: agents whose observations and actions all have the same shapes are one "
+            "group, others are grouped by name, as adversary_0 and adversary_1, and by shapes",
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    return_groups: Annotated[
+        tuple[GroupName, ...],
+        Field(
+            max_length=MAX_GROUPS,
+            description="names of the groups whose agents' mean return is the return of an episode, by which "
+            "checkpoints, trials and candidates are compared; empty means all; if teams are opponents, name one",
+        ),
+        AfterValidator(_require_distinct),
+    ] = ()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -344,8 +376,8 @@ def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> Experimen
     """Return the configuration with some fields changed; a later object of changes overrides an earlier one.
 
     Changes are nested like the configuration's JSON; only the result of all changes is checked. `scenario_kwargs`
-    is one field and is replaced as a whole. These arguments belong to their scenario: changing
-    `environment.scenario` alone empties `scenario_kwargs`.
+    and `groups` are one field each and are replaced as a whole. They and `return_groups` belong to their scenario:
+    changing `environment.scenario` alone empties them.
 
     Raises:
         ConfigError: a key or a value of the result is not allowed; the message names every problem.
@@ -357,17 +389,18 @@ def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> Experimen
         environment = values["environment"]
         if not isinstance(environment, dict):
             break  # from_dict below raises the error: the environment is not an object
-        if environment["scenario"] != previous_scenario and "scenario_kwargs" not in change["environment"]:
-            environment["scenario_kwargs"] = {}
+        if environment["scenario"] != previous_scenario:
+            left = {name: empty for name, empty in _OF_SCENARIO.items() if name not in change["environment"]}
+            environment.update(left)
     return from_dict(values)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with some fields changed; inner objects merge, but `scenario_kwargs` is replaced."""
+    """Return a JSON object with some fields changed; inner objects merge, but `_OF_SCENARIO` are replaced."""
     result = dict(base)
     for key, value in changes.items():
         current = result.get(key)
-        if isinstance(current, dict) and isinstance(value, Mapping) and key != "scenario_kwargs":
+        if isinstance(current, dict) and isinstance(value, Mapping) and key not in _OF_SCENARIO:
             value = merged(current, value)
         result[key] = value
     return result
@@ -404,7 +437,7 @@ def require_run_name(name: str, kind: str = "run") -> str:
 
 
 def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields by dotted name; a list or `scenario_kwargs` is one value."""
+    """Return the fields by dotted name; a list, `scenario_kwargs` or `groups` is one value."""
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}

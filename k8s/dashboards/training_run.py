@@ -103,6 +103,23 @@ def _learning() -> list[Any]:
             ),
             width=6,
         ),
+        graph(
+            "Episode return by group",
+            "Mean return of the episodes that ended in each batch, over the agents of each of several groups.",
+            "short",
+            Query(f"mappo_group_return_mean{{{S}}}", "{{run}} {{group}}"),
+            width=12,
+        ),
+        bars(
+            "Held-out evaluation by group",
+            "Mean return over the held-out episodes of the evaluation stage, over the agents of each group.",
+            "short",
+            Query(
+                f"max by (namespace, study, run, policy, group) ({last('mappo_evaluation_group_return_mean')})",
+                "{{run}} {{policy}} {{group}}",
+            ),
+            width=12,
+        ),
         bars(
             "Measurements",
             "Mean over the held-out episodes of the evaluation stage of what info() measures; each is the "

@@ -307,6 +307,8 @@ def _parse(path: str, text: str, schema: dict[str, Any]) -> Any:
     if schema["type"] == "string":
         return text
     if schema["type"] == "array" and not text.lstrip().startswith("["):
+        if schema["items"]["type"] == "string":
+            return text.split(",") if text else []
         text = f"[{text}]"
     try:
         return parse_json(text)
@@ -337,6 +339,8 @@ def _sections(kind: type) -> dict[str, Fields]:
 def _metavar(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return "{" + ",".join(schema["enum"]) + "}"
+    if schema.get("items", {}).get("type") == "string":
+        return "NAME,NAME,..."
     return {
         "integer": "N",
         "number": "X",
@@ -349,7 +353,7 @@ def _metavar(schema: dict[str, Any]) -> str:
 
 def _help(schema: dict[str, Any], with_default: bool = False) -> str:
     limits = _limits(schema)
-    if "items" in schema:
+    if "minItems" in schema:
         limits = f"at least {schema['minItems']}; each {_limits(schema['items'])}"
     if with_default:
         limits = "; ".join(filter(None, [limits, f"default: {_flag_value(schema['default'])}"]))

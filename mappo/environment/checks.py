@@ -20,13 +20,14 @@ from torchrl.envs import EnvBase, check_env_specs
 from mappo.compute.resources import gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.environment import (
-    action_choices,
     constant_actions,
     entity_positions,
+    groups_of,
     has_joints,
     make_environment,
     require_memory_for_batch,
 )
+from mappo.environment.groups import described
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 from mappo.environment.random_streams import (
     Stream,
@@ -74,17 +75,15 @@ class Task:
 
 def environment_is_built(task: Task) -> str:
     environment = task.make()
-    num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
-    choices = action_choices(environment)
-    actions = (
-        f"{' x '.join(map(str, choices))} actions"
-        if choices
-        else f"{environment.full_action_spec_unbatched[ACTION].shape[-1]} action values"
+    groups = groups_of(environment)
+    agents = "; ".join(
+        f"{len(group.agents)} {'agents' if len(groups) == 1 else f'in group {group.name}'}, "
+        f"{described(group.shape)} each"
+        for group in groups
     )
     constants = ", ".join(constant_actions(environment))
-    return (
-        f"{task.config.scenario}: {num_agents} agents, {num_features} observation features and {actions} each"
-        + (f"; constants, since their range is 0: {constants}" if constants else "")
+    return f"{task.config.scenario}: {agents}" + (
+        f"; constants, since their range is 0: {constants}" if constants else ""
     )
 
 
@@ -92,11 +91,12 @@ def interface_is_kept(task: Task) -> str:
     """Check every result of the scenario's methods where VMAS calls them, before VMAS uses the result."""
     environment = task.make()
     scenario = environment.base_env._env.scenario
-    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
-    expected: dict[str, tuple[list[tuple[int, ...]], torch.dtype]] = {
-        "observation": ([(_ENVS, num_features)], torch.float32),
-        "reward": ([(_ENVS,), (_ENVS, 1)], torch.float32),
-        "done": ([(_ENVS,)], torch.bool),
+    names = environment.base_env.agent_names
+    num_features = {names[agent]: group.num_features for group in groups_of(environment) for agent in group.agents}
+    expected: dict[str, tuple[Callable[..., list[tuple[int, ...]]], torch.dtype]] = {
+        "observation": (lambda agent: [(_ENVS, num_features[agent.name])], torch.float32),
+        "reward": (lambda _: [(_ENVS,), (_ENVS, 1)], torch.float32),
+        "done": (lambda: [(_ENVS,)], torch.bool),
     }
     for method, (shapes, dtype) in expected.items():
         setattr(scenario, method, _checked(getattr(scenario, method), shapes, dtype))
@@ -104,8 +104,10 @@ def interface_is_kept(task: Task) -> str:
     return f"observation, reward and done have the shape and dtype that VMAS expects, over {_FRAMES} frames"
 
 
-def _checked(method: Callable[..., Any], shapes: list[tuple[int, ...]], dtype: torch.dtype) -> Callable[..., Any]:
-    """Return the method with a check of its results' shape and dtype.
+def _checked(
+    method: Callable[..., Any], shapes: Callable[..., list[tuple[int, ...]]], dtype: torch.dtype
+) -> Callable[..., Any]:
+    """Return the method with a check of its results' dtype and shape, which is one of `shapes(*arguments)`.
 
     VMAS calls the method without keywords. A call with keywords is the scenario's own, whose result is not
     checked.
@@ -117,12 +119,12 @@ def _checked(method: Callable[..., Any], shapes: list[tuple[int, ...]], dtype: t
             return result
         if not isinstance(result, Tensor):
             actual = f"a {type(result).__name__}"
-        elif result.shape not in shapes or result.dtype != dtype:
+        elif result.shape not in shapes(*arguments) or result.dtype != dtype:
             actual = f"{result.dtype} {list(result.shape)}".removeprefix("torch.")
         else:
             return result
         agent = "".join(f" for {argument.name}" for argument in arguments)
-        expected = f"{dtype} {list(shapes[0])}".removeprefix("torch.")
+        expected = f"{dtype} {list(shapes(*arguments)[0])}".removeprefix("torch.")
         raise EnvironmentUnfit(
             f"{method.__name__}() returned {actual}{agent}; with {_ENVS} environments it must return "
             f"a tensor {expected}"

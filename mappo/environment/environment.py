@@ -1,8 +1,8 @@
 """The VMAS task as a TorchRL environment: construction, seeds, and the time limit as truncation.
 
 VMAS reports a single "done", which this module uses as *terminated*. TorchRL's `StepCounter` enforces the
-time limit and sets *truncated*, so that value targets bootstrap at the limit. All agents form one group,
-`agents`.
+time limit and sets *truncated*, so that value targets bootstrap at the limit. One tensor holds all agents, also if
+agents differ; see `mappo.environment.groups`.
 """
 
 import copy
@@ -23,6 +23,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from mappo.compute.resources import free_memory_bytes, gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
+from mappo.environment.groups import Group, Shape, find_groups
 from mappo.environment.keys import EPISODE_RETURN, REWARD
 from mappo.environment.random_streams import (
     Stream,
@@ -82,17 +83,18 @@ def make_environment(
     """Build `num_envs` copies of the task that are simulated together.
 
     Observations are [envs, agents, features]; rewards [envs, agents, 1]; done, terminated, truncated [envs, 1].
+    If agents differ, shorter observations and actions are padded, and `groups_of` tells which agents are alike.
     `after_frames` is the number of frames that a continued run has trained already, `process` the number of the
     collecting process. Both change the seed, so that a run does not repeat its episodes. Call this function
     inside `private_random_streams`: VMAS has one random state for the whole process.
 
     Raises:
-        ConfigError: the scenario does not exist, does not take the arguments, has agents with different
-            observations or actions, or declares measurements wrongly.
+        ConfigError: the scenario does not exist, does not take the arguments, has other agents than the configured
+            groups, or declares measurements wrongly.
     """
     states = random_states(device)
     vmas_env = _make_vmas(config, num_envs, device)
-    _require_equal_agents(vmas_env, config.scenario)
+    vmas_env.groups = find_groups(_shapes(vmas_env, config.scenario), config.groups, config.return_groups)
     _require_ranges(vmas_env, config.scenario)
     declared_reductions(vmas_env._env.scenario)  # a mistake in them must not wait for the evaluation
     transforms = Compose(
@@ -120,9 +122,10 @@ def make_twin(config: EnvironmentConfig, environment: EnvBase) -> TransformedEnv
         return make_environment(config, *arguments)
 
 
-def action_choices(environment: EnvBase) -> tuple[int, ...]:
-    """Return the number of choices of each component of an agent's action; empty if actions are continuous."""
-    return _choices(environment.base_env.action_space[0])
+def groups_of(environment: EnvBase) -> tuple[Group, ...]:
+    """Return the groups of an environment that `make_environment` made."""
+    groups: tuple[Group, ...] = environment.base_env.groups
+    return groups
 
 
 def constant_actions(environment: EnvBase) -> list[str]:
@@ -241,28 +244,23 @@ def _names_in(code: CodeType) -> set[str]:
     return names
 
 
-def _require_equal_agents(environment: GroupEnvironment, scenario: str) -> None:
-    """Check that all agents have the same observation and action shapes, since one tensor holds all agents.
+def _shapes(environment: GroupEnvironment, scenario: str) -> dict[str, Shape]:
+    """Return the shape of each agent's observations and actions, by the agent's name.
 
     Raises:
-        ConfigError: the shapes differ, or an agent's observation is not one tensor.
+        ConfigError: an agent's observation is not one vector for each environment.
     """
     observations, actions = environment.observation_space, environment.action_space
-    agents = zip(environment.agent_names, observations, actions, strict=True)
-    shapes = {name: (observed.shape, _choices(act) or act.shape) for name, observed, act in agents}
-    if None in (observed for observed, _ in shapes.values()):
-        raise ConfigError(
-            f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features], "
-            "not several"
-        )
-    if len(set(shapes.values())) > 1:
-        listing = "; ".join(
-            f"{name}: observation {observed}, action {act}" for name, (observed, act) in shapes.items()
-        )
-        raise ConfigError(
-            f"environment.scenario = {scenario!r}: all agents are one group and need observation and action "
-            f"vectors of the same shape, but the shapes differ: {listing}; pad the shorter vectors in the scenario"
-        )
+    for name, observed in zip(environment.agent_names, observations, strict=True):
+        if observed.shape is None or len(observed.shape) != 1:
+            raise ConfigError(
+                f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features] for "
+                f"each agent, not several and not of other axes, as for {name}"
+            )
+    return {
+        name: (observed.shape[0], acted.shape[0] if acted.shape else None, _choices(acted))
+        for name, observed, acted in zip(environment.agent_names, observations, actions, strict=True)
+    }
 
 
 def _require_ranges(environment: GroupEnvironment, scenario: str) -> None:

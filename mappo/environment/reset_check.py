@@ -8,7 +8,6 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.environment.state_walk import same_bits, tensors_by_path
-from mappo.environment.vmas_environment import by_agent
 from mappo.errors import Concern, EnvironmentUnfit
 
 _FRAMES_AFTER = 5  # frames after a reset in which something that is kept must show that it matters
@@ -66,7 +65,7 @@ def _play_to_end(environment: EnvBase, actions: Sequence[Tensor]) -> tuple[int, 
     """Return the first environment whose episode ends, and its frames; else environment 0 and all frames."""
     environment.reset()
     for number, action in enumerate(actions, 1):
-        done = environment.base_env._env.step(by_agent(action.clone()))[2]
+        done = _step(environment, action)[2]
         if done.any():
             return int(done.int().argmax()), number
     return 0, len(actions)
@@ -76,8 +75,13 @@ def _played(make: Callable[[int], EnvBase], number: int, actions: Iterable[Tenso
     environment = make(number)
     environment.reset()
     for action in actions:
-        environment.base_env._env.step(by_agent(action.clone()))
+        _step(environment, action)
     return environment
+
+
+def _step(environment: EnvBase, action: Tensor) -> Any:
+    """Step VMAS itself with an action [envs, agents, features], and return what it returns."""
+    return environment.base_env._env.step(environment.base_env.read_action(action.clone()))
 
 
 def _reset(environment: EnvBase, row: int | None, states: dict[str, Any]) -> None:
@@ -120,7 +124,7 @@ def _continue_alike(
         set_random_states(states, environment.device)
         seen = [*simulator.get_from_scenario(True, False, False, False)[0]]
         for action in actions:
-            observations, rewards, done, _ = simulator.step(by_agent(action.clone()))
+            observations, rewards, done, _ = _step(environment, action)
             seen += [*observations, *rewards, done]
         outputs.append([tensor[row].clone() for tensor in seen])
     return all(same_bits(one, other) for one, other in zip(*outputs, strict=True))

@@ -15,6 +15,7 @@ from mappo.strict_json import json_hash, to_dict
 INTERVALS = (
     "95 % Student's t intervals over training seeds; the value of a seed is the mean return of its evaluation"
 )
+_GROUPS = "environment.groups"  # they share networks, and do not change the episodes
 _NOT_THE_LEARNING = {"seed": 0, "threads": 1, "device": "auto"}  # fields that may differ within one configuration
 
 
@@ -152,7 +153,7 @@ def _require_same_episodes(reports: Sequence[EvaluationReport]) -> None:
     first = from_dict(reports[0].config)
     for number, report in enumerate(reports[1:], start=2):
         changes = differences(first, from_dict(report.config))
-        fields = [name for name in changes if name.startswith(("environment.", "evaluation."))]
+        fields = [name for name in changes if name.startswith(("environment.", "evaluation.")) and name != _GROUPS]
         if fields:
             text = ", ".join(f"{name} = {changes[name]}" for name in fields)
             raise ConfigError(f"report {number} was evaluated on other episodes than the first: {text}")

@@ -12,8 +12,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from mappo.compute.computation import Simulation
 from mappo.compute.resources import resolve_device
 from mappo.config import EvaluationConfig, ExperimentConfig, SelectionConfig
-from mappo.environment.environment import make_environment, scenario_module
+from mappo.environment.environment import groups_of, make_environment, scenario_module
 from mappo.environment.frames import require_finite_observations
+from mappo.environment.groups import mean_reward, padded
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NoHeuristic, NonFiniteReturn, NotFaithful
@@ -28,7 +29,7 @@ Step = Callable[[TensorDictBase], TensorDictBase]  # from a state with its actio
 OnState = Callable[[torch.Tensor, torch.Tensor | None], object]  # an `OnFrame` of one environment
 OnFrame = Callable[[EnvBase, torch.Tensor, torch.Tensor | None], object]
 """The callback of frames. Its arguments are the environment, a mask [envs] of the episodes that were running
-before this frame, and the rewards [envs], which are None after the reset."""
+before this frame, and the rewards [envs, agents], which are None after the reset."""
 
 
 def trained_policy(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
@@ -76,7 +77,10 @@ def play_episodes(
             on_state = partial(on_frame, environment) if on_frame and fast is None else None
             max_frames = config.environment.max_episode_frames
             steps = _fast_steps(fast, max_frames) if fast else _plain_steps(environment)
-            seed_returns, seed_lengths = _first_episodes(steps, act, config.evaluation.deterministic, on_state)
+            mean = partial(mean_reward, groups_of(environment))
+            seed_returns, seed_lengths = _first_episodes(
+                steps, act, config.evaluation.deterministic, on_state, mean
+            )
         if not seed_returns.isfinite().all():
             episode = int((~seed_returns.isfinite()).nonzero()[0])
             raise NonFiniteReturn(
@@ -86,6 +90,16 @@ def play_episodes(
         returns += seed_returns.tolist()
         lengths += seed_lengths.tolist()
     return returns, lengths
+
+
+def in_order(*callbacks: OnFrame) -> OnFrame:
+    """Return a callback of frames that calls these callbacks in order."""
+
+    def on_frame(environment: EnvBase, running: torch.Tensor, rewards: torch.Tensor | None) -> None:
+        for callback in callbacks:
+            callback(environment, running, rewards)
+
+    return on_frame
 
 
 def _fast_simulation(config: ExperimentConfig, environment: EnvBase) -> FastSimulation | None:
@@ -121,9 +135,15 @@ def _plain_steps(environment: EnvBase) -> tuple[TensorDictBase, Step]:
 
 @torch.no_grad()
 def _first_episodes(
-    steps: tuple[TensorDictBase, Step], act: Act, deterministic: bool, on_frame: OnState | None = None
+    steps: tuple[TensorDictBase, Step],
+    act: Act,
+    deterministic: bool,
+    on_frame: OnState | None = None,
+    mean: Callable[[torch.Tensor], torch.Tensor] = lambda rewards: rewards.mean(-1),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Play the first episode of each environment; return the episodes' returns and lengths, both [envs].
+
+    mean: the reward [envs] that counts of the rewards [envs, agents].
 
     An environment whose episode has ended is still simulated, since all environments step together. Its frames do
     not count, and its observations are set to 0, so that the policy never sees them.
@@ -139,11 +159,11 @@ def _first_episodes(
         while running.any():
             require_finite_observations(state[OBSERVATION])
             state = step(act(state))
-            reward = state[REWARD].mean((-2, -1))
-            returns = torch.where(running, returns + reward, returns)
+            rewards = state[REWARD].squeeze(-1)
+            returns = torch.where(running, returns + mean(rewards), returns)
             lengths += running
             if on_frame:
-                on_frame(running, reward)
+                on_frame(running, rewards)
             running = running & ~state[DONE].squeeze(-1)
             state[OBSERVATION] = torch.where(running[:, None, None], state[OBSERVATION], 0.0)
     return returns, lengths
@@ -164,16 +184,21 @@ def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
     if not simulator.continuous_actions:
         raise NoHeuristic("heuristic policies return continuous actions; the actions of this task are discrete")
 
+    zero = environment.base_env.read_action(environment.full_action_spec[ACTION].zero())
+    expected = [action.shape for action in zero]
+
     def act(state: TensorDictBase) -> TensorDictBase:
         with _as_no_heuristic(module.__name__):
+            observations = environment.base_env.observations_by_agent(state[OBSERVATION])
             actions = [
-                heuristic.compute_action(state[OBSERVATION][:, index], u_range=agent.u_range)
-                for index, agent in enumerate(simulator.agents)
+                heuristic.compute_action(observation, u_range=agent.u_range)
+                for agent, observation in zip(simulator.agents, observations, strict=True)
             ]
-            stacked = torch.stack(actions, dim=1)
-            if stacked.shape != environment.full_action_spec[ACTION].shape or not stacked.isfinite().all():
-                raise ValueError(f"actions {list(stacked.shape)} do not fit the task or are not finite")
-            return state.set(ACTION, stacked)
+            shapes = [action.shape for action in actions]
+            if shapes != expected or not all(action.isfinite().all() for action in actions):
+                shown = ", ".join(str([*shape]) for shape in shapes)
+                raise ValueError(f"actions {shown} do not fit the task or are not finite")
+            return state.set(ACTION, torch.stack(padded(actions), dim=1))
 
     with _as_no_heuristic(module.__name__):
         heuristic = module.HeuristicPolicy(continuous_action=True)

@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 from mappo.compute.resources import resolve_device
-from mappo.config import ExperimentConfig, config_hash
+from mappo.config import ExperimentConfig, GroupName, config_hash
 from mappo.environment.draws import episodes_share_draws
 from mappo.environment.random_streams import Stream
 from mappo.environment.reductions import MeasurementName
 from mappo.errors import NoHeuristic, NonFiniteReturn
 from mappo.evaluation import statistics
-from mappo.evaluation.episodes import PolicyOf, heuristic_policy, play_episodes, trained_policy
+from mappo.evaluation.episodes import PolicyOf, heuristic_policy, in_order, play_episodes, trained_policy
+from mappo.evaluation.group_returns import GroupReturns, GroupReturnsRecorder
 from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
 from mappo.runs.checkpoint import Checkpoint
@@ -29,7 +30,9 @@ class EpisodeReturns:
     """The episode returns of one policy, undiscounted, averaged over agents, and ordered by seed.
 
     episode_frames_mean: the mean length of an episode in frames. measurements: the measurements of the scenario's
-    `info()` by name, with intervals that resample the same values as those of the returns.
+    `info()` by name, with intervals that resample the same values as those of the returns. groups: the returns of
+    each group of agents by its name; empty if all agents are one group. Groups may have opposite rewards; then
+    only their own returns tell how well they do.
     """
 
     episode_returns: list[float]
@@ -37,6 +40,7 @@ class EpisodeReturns:
     interquartile_mean: Estimate
     episode_frames_mean: float
     measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
+    groups: dict[GroupName, GroupReturns] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,10 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     per_seed = config.evaluation.episodes_per_seed
 
     def play(policy: PolicyOf) -> EpisodeReturns:
-        measurer = Measurer()
-        returns, lengths = play_episodes(
-            policy, config, config.evaluation, Stream.EVALUATION, measurer.measure_frame
-        )
-        return _summarise(returns, lengths, measurer, per_seed if share_draws else 1)
+        measurer, by_group = Measurer(), GroupReturnsRecorder()
+        on_frame = in_order(measurer.measure_frame, by_group.add_frame)
+        returns, lengths = play_episodes(policy, config, config.evaluation, Stream.EVALUATION, on_frame)
+        return _summarise(returns, lengths, measurer, by_group, per_seed if share_draws else 1)
 
     heuristic, no_heuristic = None, ""
     try:
@@ -112,7 +115,13 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
     )
 
 
-def _summarise(returns: list[float], lengths: list[float], measurer: Measurer, share_draws: int) -> EpisodeReturns:
+def _summarise(
+    returns: list[float],
+    lengths: list[float],
+    measurer: Measurer,
+    by_group: GroupReturnsRecorder,
+    share_draws: int,
+) -> EpisodeReturns:
     """Return the summary of episodes, of which each `share_draws` in a row depend on each other."""
     average, middle = statistics.mean, statistics.interquartile_mean(returns)
     if share_draws > 1:
@@ -123,4 +132,5 @@ def _summarise(returns: list[float], lengths: list[float], measurer: Measurer, s
         interquartile_mean=middle,
         episode_frames_mean=sum(lengths) / len(lengths),
         measurements=measurer.measurements(average, share_draws),
+        groups=by_group.returns(average, share_draws),
     )

@@ -17,6 +17,8 @@ import torch
 from torchrl.envs import EnvBase
 
 from mappo.config import ExperimentConfig
+from mappo.environment.environment import groups_of
+from mappo.environment.groups import mean_reward
 from mappo.environment.random_streams import Stream
 from mappo.evaluation.episodes import PolicyOf, heuristic_policy, play_episodes, trained_policy
 from mappo.evaluation.evaluation import EvaluationReport
@@ -178,7 +180,11 @@ class _Recorder:
         self._simulator: Any = None
 
     def record_frame(self, environment: EnvBase, running: torch.Tensor, rewards: torch.Tensor | None) -> None:
-        """Record the environments whose episode was `running` before this frame [envs]. A reset has no rewards."""
+        """Record the environments whose episode was `running` before this frame [envs].
+
+        Rewards are [envs, agents]; a reset has none.
+        """
+        mean_rewards = None if rewards is None else mean_reward(groups_of(environment), rewards)
         simulator = self._simulator = environment.base_env._env
         world = simulator.world
         if self.view is None:
@@ -197,8 +203,8 @@ class _Recorder:
                 self._appearances[number].append(
                     [(_colour(entity, number), _is_visible(entity, number)) for entity in entities]
                 )
-                if rewards is not None:
-                    self._rewards[number].append(float(rewards[number]))
+                if mean_rewards is not None:
+                    self._rewards[number].append(float(mean_rewards[number]))
 
     def episode(self, policy: str, label: str, seed: int, number: int) -> Episode:
         """Return the recorded episode of one environment."""

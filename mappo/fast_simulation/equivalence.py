@@ -8,9 +8,9 @@ from torchrl.envs import EnvBase
 
 from mappo.environment.keys import ACTION
 from mappo.environment.state_walk import same_bits
-from mappo.environment.vmas_environment import by_agent
+from mappo.environment.vmas_environment import stacked
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
+from mappo.fast_simulation.pure_step import PureStep, StepState
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
 from mappo.fast_simulation.slots import Slots, copies, require_unwritten, signatures
@@ -55,7 +55,8 @@ def play_frame(environment: EnvBase, slots: Slots, names: tuple[str, ...], actio
     """
     state = copies(slots, names)
     with recorded_draws(environment.device) as drawn:
-        observations, rewards, terminated, _ = environment.base_env._env.step(by_agent(action.clone()))
+        actions = environment.base_env.read_action(action.clone())
+        observations, rewards, terminated, _ = environment.base_env._env.step(actions)
     results = stacked(observations, rewards, terminated)
     return PlainFrame(state, action, drawn, _by_name(copies(slots, names), *(value.clone() for value in results)))
 

@@ -19,7 +19,7 @@ from vmas.simulator.environment import Environment
 from mappo.compute.compiler import compile_graph
 from mappo.environment.keys import ACTION
 from mappo.environment.state_walk import same_bits
-from mappo.environment.vmas_environment import by_agent
+from mappo.environment.vmas_environment import stacked
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.guards import few_operations, no_outside_reads
 from mappo.fast_simulation.python_state import find_slots
@@ -91,7 +91,7 @@ def find_varying(environment: EnvBase) -> frozenset[str]:
     """
     varying: set[str] = set()
     simulator, row = environment.base_env._env, environment.batch_size[0] - 1
-    simulator.step(by_agent(environment.rand_action()[ACTION]))
+    simulator.step(_random_actions(environment))
     simulator.reset()
     _require_few_operations(environment)
     slots, watch = find_slots(environment), Watch(environment)
@@ -130,7 +130,7 @@ def _require_few_operations(environment: EnvBase) -> None:
         entity.state.pos = torch.zeros_like(entity.state.pos)
     try:
         with few_operations():
-            simulator.step(by_agent(environment.rand_action()[ACTION]))
+            simulator.step(_random_actions(environment))
     except NotFaithful:
         raise
     except Exception as error:  # a scenario is foreign code, to which this state may be impossible
@@ -139,14 +139,14 @@ def _require_few_operations(environment: EnvBase) -> None:
 
 
 def _play_watched(environment: EnvBase) -> None:
-    actions = by_agent(environment.rand_action()[ACTION])
+    actions = _random_actions(environment)
     with no_outside_reads(), recorded_draws(environment.device):
         environment.base_env._env.step(actions)
 
 
 def _record(environment: EnvBase, slots: Slots) -> tuple[tuple[Draw, ...], list[Tensor]]:
     """Return the draws of a step and the numbers that they gave."""
-    actions = by_agent(environment.rand_action()[ACTION])
+    actions = _random_actions(environment)
     with restored_slots(environment, slots), recorded_draws(environment.device) as step:
         environment.base_env._env.step(actions)
     return tuple(step.draws), step.numbers
@@ -223,22 +223,21 @@ def _observed(environment: EnvBase, slots: Slots, paths: list[str]) -> frozenset
     return needed_inputs(graph, paths)
 
 
-def stacked(
-    observations: list[Tensor], rewards: list[Tensor], terminated: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return observation [envs, agents, features], reward [envs, agents, 1] and terminated [envs, 1] of VMAS."""
-    num_envs = len(terminated)
-    reward = torch.stack([reward.reshape(num_envs, 1) for reward in rewards], dim=1)
-    return torch.stack(observations, dim=1), reward, terminated.reshape(num_envs, 1)
+def _random_actions(environment: EnvBase) -> list[Tensor]:
+    actions: list[Tensor] = environment.base_env.read_action(environment.rand_action()[ACTION])
+    return actions
 
 
 def _step_of(environment: EnvBase, slots: Slots, paths: list[str]) -> Callable[..., list[Tensor]]:
-    simulator = environment.base_env._env
+    base = environment.base_env
+    simulator = base._env
 
     def step(*inputs: Tensor) -> list[Tensor]:
         for path, value in zip(paths, inputs[:-1], strict=True):
             slots[path].put(value)
-        observations, rewards, terminated, _ = Environment.step.__wrapped__(simulator, by_agent(inputs[-1]))
+        observations, rewards, terminated, _ = Environment.step.__wrapped__(
+            simulator, base.read_action(inputs[-1])
+        )
         return [
             *(slots[path].get() for path in paths),
             *stacked(observations, rewards, terminated),

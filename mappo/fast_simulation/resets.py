@@ -24,9 +24,9 @@ from mappo.environment.draws import least_probability, numbers_of
 from mappo.environment.keys import ACTION
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.environment.state_walk import same_bits
-from mappo.environment.vmas_environment import by_agent
+from mappo.environment.vmas_environment import stacked
 from mappo.errors import NotFaithful
-from mappo.fast_simulation.pure_step import PureStep, StepState, stacked
+from mappo.fast_simulation.pure_step import PureStep, StepState
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.side_effects import SideEffect, trace_side_effect
 from mappo.fast_simulation.slots import copies, put_copies, view_of
@@ -210,7 +210,8 @@ class ResetCheck:
         return {path: made[view_of(self._slots[path].get())] for path in state}
 
     def _play(self, action: Tensor) -> tuple[Tensor, ...]:
-        return stacked(*self._simulator.step(by_agent(action.clone()))[:3])
+        actions = self._environment.base_env.read_action(action.clone())
+        return stacked(*self._simulator.step(actions)[:3])
 
     def _resets(self, row: int) -> tuple[Callable[[], object], Callable[[], object]]:
         return (

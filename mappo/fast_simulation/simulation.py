@@ -5,6 +5,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.compute.traced_function import Way
+from mappo.environment.groups import padded
 from mappo.environment.keys import OBSERVATION
 from mappo.environment.state_walk import same_bits
 from mappo.errors import SimulationStateError
@@ -110,7 +111,7 @@ class FastSimulation:
             simulator.reset_at(row, return_observations=False)
             for name, value in just_reset.items():
                 value[row] = self._slots[name].get()[row]
-        observation = torch.stack(simulator.get_from_scenario(True, False, False, False)[0], 1)
+        observation = torch.stack(padded(simulator.get_from_scenario(True, False, False, False)[0]), 1)
         return {**copies(self._slots, self.resets), **just_reset}, observation
 
 

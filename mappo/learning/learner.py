@@ -5,11 +5,11 @@ This file is long because it holds the whole update, in its order.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torch.nn import Parameter
@@ -20,10 +20,11 @@ from torchrl.objectives.value import MultiAgentGAE
 from mappo.compute.cuda_graphs import CudaGraphed
 from mappo.compute.traced_function import TracedFunction, Way
 from mappo.config import LearnerConfig
+from mappo.environment.groups import Group, merged
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.errors import NonFiniteLoss
-from mappo.learning.gradients import Gradients
-from mappo.learning.networks import VALUE, Networks
+from mappo.learning.gradients import Gradients, GroupLoss
+from mappo.learning.networks import VALUE, GroupNetworks, Networks
 
 LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
@@ -53,6 +54,8 @@ class Losses:
     explained_variance: 1 - Var(value_target - value) / Var(value_target) of the batch, before the update.
     gradient_norm_policy, gradient_norm_critic: gradient norms before clipping.
     learning_rate: the learning rate of all steps of this update.
+    by_group: the same measures of each group if there are several, as `kl/adversary`. Then those above are sums of
+    the groups' losses, norms of all gradients, the mean of the groups' explained variances, and means over agents.
     """
 
     loss_policy: float
@@ -66,6 +69,7 @@ class Losses:
     gradient_norm_policy: float
     gradient_norm_critic: float
     learning_rate: float
+    by_group: dict[str, float] = field(default_factory=dict)
 
 
 class Learner:
@@ -98,10 +102,9 @@ class Learner:
         # Adam itself skips steps while its flag `found_inf` (meant for GradScaler) is 1: the host need not wait.
         self._found_inf = self.optimiser.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
         self._gae = _make_gae(config)
-        self._loss = _make_loss(config, networks)
+        self._losses = [_make_loss(config, part) for part in networks.parts]
         self._gradients = Gradients(
-            networks.modules(),
-            self._loss,
+            self._losses,
             in_keys=LOSS_INPUTS,
             outputs=LOSS_OUTPUTS,
             max_norm=config.max_gradient_norm,
@@ -152,7 +155,7 @@ class Learner:
         """
         learning_rate = self._set_learning_rate()
         self._estimate(batch)
-        explained, entropy = explained_variance(batch[VALUE], batch[VALUE_TARGET]), -batch[LOG_PROB].mean().item()
+        measures = self._measures(batch)
         frames = self._prepare_frames(batch)
         steps: list[Tensor] = []
         self._found_inf.zero_()
@@ -161,17 +164,17 @@ class Learner:
             epoch = [self._step(*minibatch)[0].clone() for minibatch in self._shuffled(frames)]
             steps += epoch
             epochs += 1
-            if self.config.target_kl and self._means(epoch)["kl"] > self.config.target_kl:
+            if self.config.target_kl and _largest_kl(self._means(epoch)) > self.config.target_kl:
                 break
         self._require_finite(steps)
         self.iteration += 1
         self.networks.update_observation_moments(batch[OBSERVATION])
+        measures |= self._means(steps)
         return Losses(
-            **{"loss_entropy": 0.0, **self._means(steps)},
+            **{"loss_entropy": 0.0, **{name: value for name, value in measures.items() if "/" not in name}},
             epochs=epochs,
             learning_rate=learning_rate,
-            entropy=entropy,
-            explained_variance=explained,
+            by_group={name: value for name, value in measures.items() if "/" in name},
         )
 
     def optimiser_tensors(self) -> dict[str, Tensor]:
@@ -238,7 +241,7 @@ class Learner:
         """Return the batch's frames [envs x time], with values and advantages in the units of the losses."""
         self._standardise_values(batch)
         if self.config.advantage_normalisation == "batch":
-            batch[ADVANTAGE] = standardise(batch[ADVANTAGE])
+            batch[ADVANTAGE] = self._by_group(standardise, batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], per_agent=True)
         return batch.select(*LOSS_INPUTS).reshape(-1)
@@ -249,11 +252,39 @@ class Learner:
         The critic's predictions are converted with the old moments, value targets with moments that include
         them.
         """
-        moments = self.networks.critic.module.moments
-        if moments is not None:
-            batch[VALUE] = moments.standardise(batch[VALUE])
-            moments.update(batch[VALUE_TARGET])
-            batch[VALUE_TARGET] = moments.standardise(batch[VALUE_TARGET])
+        values: list[Tensor] = []
+        targets: list[Tensor] = []
+        for part in self.networks.parts:
+            moments = part.critic.module.moments
+            if moments is None:
+                return
+            values.append(moments.standardise(part.group.rows(batch[VALUE])))
+            moments.update(part.group.rows(batch[VALUE_TARGET]))
+            targets.append(moments.standardise(part.group.rows(batch[VALUE_TARGET])))
+        groups = self.networks.groups
+        batch[VALUE], batch[VALUE_TARGET] = merged(groups, values), merged(groups, targets)
+
+    def _by_group(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """Return the results of a function of each group's share of values [..., agents, 1], in the same shape."""
+        groups = self.networks.groups
+        return merged(groups, [function(group.rows(values)) for group in groups])
+
+    def _measures(self, batch: TensorDictBase) -> dict[str, float]:
+        """Return the explained variance and the entropy by name: of all agents, and of each of several groups."""
+        groups = self.networks.groups
+        explained = {
+            f"explained_variance/{group.name}": explained_variance(
+                group.rows(batch[VALUE]), group.rows(batch[VALUE_TARGET])
+            )
+            for group in groups
+        }
+        entropy = {f"entropy/{group.name}": -group.rows(batch[LOG_PROB], -1).mean().item() for group in groups}
+        known = [value for value in explained.values() if not math.isnan(value)]
+        together = {
+            "explained_variance": sum(known) / len(known) if known else math.nan,
+            "entropy": -batch[LOG_PROB].mean().item(),
+        }
+        return together if len(groups) == 1 else {**together, **explained, **entropy}
 
     def _shuffled(self, frames: TensorDictBase) -> Iterable[tuple[Tensor, ...]]:
         """Return the minibatches of one epoch, which hold every frame once in random order."""
@@ -265,7 +296,7 @@ class Learner:
         """Make one optimiser step on a minibatch of `LOSS_INPUTS`; return losses and measures in one tensor."""
         frames = dict(zip(LOSS_INPUTS, minibatch, strict=True))
         if self.config.advantage_normalisation == "minibatch":
-            frames[ADVANTAGE] = standardise(frames[ADVANTAGE])
+            frames[ADVANTAGE] = self._by_group(standardise, frames[ADVANTAGE])
         values = self._gradients(*frames.values())
         self._found_inf.masked_fill_(~values.isfinite().all(), 1.0)
         self.optimiser.step()
@@ -314,8 +345,9 @@ def explained_variance(value: Tensor, value_target: Tensor) -> float:
 def _estimates(networks: Networks, observation: Tensor, next_observation: Tensor, action: Tensor) -> list[Tensor]:
     """Return the values [frames, agents, 1] of both observations and log pi(a|o) [frames, agents]."""
     frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
-    critic, distribution = networks.critic.module, networks.policy.get_dist(frames)
-    return [critic(observation), critic(next_observation), distribution.log_prob(action)]
+    critic = networks.critic.module
+    log_prob = [part.policy.get_dist(frames).log_prob(part.group.actions(action)) for part in networks.parts]
+    return [critic(observation), critic(next_observation), merged(networks.groups, log_prob, -1)]
 
 
 def _make_optimiser(parameters: list[Parameter], learning_rate: float) -> Adam:
@@ -341,10 +373,10 @@ def _make_gae(config: LearnerConfig) -> MultiAgentGAE:
     return gae
 
 
-def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
+def _make_loss(config: LearnerConfig, part: GroupNetworks) -> GroupLoss:
     loss = MAPPOLoss(
-        networks.policy,
-        TensorDictModule(networks.critic.module.predict, in_keys=[OBSERVATION], out_keys=[VALUE]),
+        part.policy,
+        TensorDictModule(part.critic.module.predict, in_keys=[OBSERVATION], out_keys=[VALUE]),
         clip_epsilon=config.clip_epsilon,
         entropy_bonus=config.entropy_coefficient > 0,
         entropy_coeff=config.entropy_coefficient,
@@ -357,7 +389,21 @@ def _make_loss(config: LearnerConfig, networks: Networks) -> MAPPOLoss:
     loss.set_keys(
         value=VALUE, advantage=ADVANTAGE, value_target=VALUE_TARGET, action=ACTION, sample_log_prob=LOG_PROB
     )
-    return loss
+    return GroupLoss(part.group, part.modules(), loss, partial(_share, part.group))
+
+
+def _share(group: Group, key: NestedKey, tensor: Tensor) -> Tensor:
+    """Return a group's share of an input of the loss. Networks cut their share out of observations themselves."""
+    if key == OBSERVATION:
+        return tensor
+    if key == ACTION:
+        return group.actions(tensor)
+    return group.rows(tensor, -1 if key == LOG_PROB else -2)
+
+
+def _largest_kl(means: Mapping[str, float]) -> float:
+    """Return the divergence of the group whose policy has changed most."""
+    return max(value for name, value in means.items() if name.partition("/")[0] == "kl")
 
 
 def _is_valid(value: Tensor, shape: torch.Size, key: str) -> bool:

@@ -1,42 +1,73 @@
 """The decentralised actor and the critic, centralised or not, sized from the environment's specs."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict import TensorDictBase
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal
-from torchrl.data import MultiCategorical as MultiCategoricalSpec
+from torch.distributions import Categorical
 from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 
 from mappo.config import NetworksConfig
-from mappo.environment.environment import action_choices
+from mappo.environment.environment import groups_of
+from mappo.environment.groups import Group, merged
 from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.learning.distributions import MultiCategorical, PartlyConstant
 
 VALUE = ("agents", "state_value")  # [envs, time, agents, 1]
 _LOC, _SCALE, _LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _DECAY = 0.99999  # decay of running moments per update, as in the MAPPO paper's code
 _MIN_VARIANCE = 1e-2  # lower bound of variances, as in the MAPPO paper's code
-_IMPOSSIBLE = -1e8  # a logit whose probability is 0
-_DENSITY_ONE = 1 / math.sqrt(2 * math.pi)  # the deviation of a normal distribution whose density at its mean is 1
+
+
+@dataclass(frozen=True)
+class GroupNetworks:
+    """The networks of one group of agents; both read a tensordict with the observations of all agents.
+
+    policy: writes the actions of the group's agents, with one set of weights for all of them or one for each.
+    critic: writes the values of the group's agents, in units of the reward. A central critic sees the observations
+    of the agents of all groups, an own critic only those of the agent.
+    """
+
+    group: Group
+    policy: ProbabilisticActor
+    critic: TensorDictModule
+
+    def modules(self) -> nn.ModuleDict:
+        """Return both networks as one module."""
+        return nn.ModuleDict({"policy": self.policy, "critic": self.critic})
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of MAPPO or IPPO; both read and write tensordicts.
+    """The networks of MAPPO or IPPO for all agents; both read and write tensordicts.
 
-    policy: maps each agent's observation to its action, with one set of weights for all agents or one for each.
-    critic: maps observations to one value for each agent, in units of the reward. A central critic sees the
-    observations of all agents, an own critic only those of the agent.
+    policy: writes the actions of all agents. critic: writes the values of all agents. parts: the networks of each
+    group; of a single group, they are `policy` and `critic`.
     """
 
-    policy: ProbabilisticActor
+    policy: TensorDictModuleBase
     critic: TensorDictModule
+    parts: tuple[GroupNetworks, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[GroupNetworks]) -> "Networks":
+        """Return the networks of all groups."""
+        if len(parts) == 1:
+            return cls(parts[0].policy, parts[0].critic, tuple(parts))
+        critic = TensorDictModule(JointCritic(parts), in_keys=[OBSERVATION], out_keys=[VALUE])
+        return cls(JointPolicy(parts), critic, tuple(parts))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of agents, in the order of `parts`."""
+        return tuple(part.group for part in self.parts)
 
     def modules(self) -> nn.ModuleDict:
         """Return both networks as one module, whose state_dict is everything to be saved."""
@@ -46,7 +77,40 @@ class Networks:
         """Update the moments of the networks that standardise observations [..., agents, features]."""
         for module in self.modules().modules():
             if isinstance(module, ObservationNormaliser):
-                module.moments.update(observations)
+                module.moments.update(module.group.observations(observations))
+
+
+class JointPolicy(TensorDictModuleBase):
+    """The policies of several groups as one policy of all agents. The actions of shorter groups are padded."""
+
+    def __init__(self, parts: Sequence[GroupNetworks]):
+        super().__init__()
+        self.in_keys, self.out_keys = [OBSERVATION], [ACTION]
+        self._groups = tuple(part.group for part in parts)
+        self.groups = nn.ModuleDict({_module_name(part.group): part.policy for part in parts})
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions of all agents into the tensordict."""
+        state = tensordict.select(OBSERVATION)
+        actions = [policy(state.copy())[ACTION] for policy in self.groups.values()]
+        return tensordict.set(ACTION, merged(self._groups, actions, self._groups[0].action_axis))
+
+
+class JointCritic(nn.Module):
+    """The critics of several groups as one critic of all agents."""
+
+    def __init__(self, parts: Sequence[GroupNetworks]):
+        super().__init__()
+        self._groups = tuple(part.group for part in parts)
+        self.groups = nn.ModuleDict({_module_name(part.group): part.critic.module for part in parts})
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return values [..., agents, 1] in units of the reward for observations [..., agents, features]."""
+        return merged(self._groups, [critic(observation) for critic in self.groups.values()])
+
+
+def _module_name(group: Group) -> str:
+    return f"of_{group.name}"  # a name alone can be that of a method, such as `train`
 
 
 class RunningMoments(nn.Module):
@@ -88,15 +152,38 @@ class RunningMoments(nn.Module):
         return mean.float(), variance.clamp_min(_MIN_VARIANCE).sqrt().float()
 
 
-class ObservationNormaliser(nn.Module):
-    """A module that standardises observations [..., features] by their running moments over all agents."""
+class GroupView(nn.Module):
+    """A module that returns the observations of one group, without padding."""
 
-    def __init__(self, num_features: int, device: torch.device):
+    def __init__(self, group: Group):
         super().__init__()
-        self.moments = RunningMoments(num_features, device)
+        self.group = group
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.moments.standardise(observation)
+        return self.group.observations(observation)
+
+
+class ObservationNormaliser(GroupView):
+    """A view that standardises a group's observations by their running moments over all agents of the group."""
+
+    def __init__(self, group: Group, device: torch.device):
+        super().__init__(group)
+        self.moments = RunningMoments(group.num_features, device)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.moments.standardise(super().forward(observation))
+
+
+class JointView(nn.Module):
+    """A module that returns the observations of all groups as one row, [..., 1, features of all agents]."""
+
+    def __init__(self, views: Sequence[GroupView]):
+        super().__init__()
+        self.groups = nn.ModuleDict({_module_name(view.group): view for view in views})
+
+    def forward(self, observation: Tensor) -> Tensor:
+        views = [view(observation).flatten(-2) for view in self.groups.values()]
+        return torch.cat(views, -1).unsqueeze(-2)
 
 
 class OnePerAgent(nn.Module):
@@ -113,7 +200,7 @@ class OnePerAgent(nn.Module):
 
 
 class Critic(nn.Module):
-    """The critic, which maps the observations of all agents to the values of all agents.
+    """The critic of a group, which maps the observations of all agents to the values of the group's agents.
 
     The network of a central critic sees all observations at once. It has one output per agent, since rewards may
     differ between agents. The network of an own critic sees one observation and returns the value of its agent.
@@ -136,7 +223,7 @@ class Critic(nn.Module):
         self.is_central = is_central
 
     def predict(self, observation: Tensor) -> Tensor:
-        """Return the network's predictions [..., agents, 1], standardised if the critic has moments.
+        """Return the network's predictions [..., agents of the group, 1], standardised if the critic has moments.
 
         Observations are [..., agents, features].
         """
@@ -145,137 +232,83 @@ class Critic(nn.Module):
         return values.unsqueeze(-1) if self.is_central else values
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Return values [..., agents, 1] in units of the reward for observations [..., agents, features]."""
+        """Return values [..., agents of the group, 1] in units of the reward, for observations of all agents."""
         prediction = self.predict(observation)
         return self.moments.restore(prediction) if self.moments else prediction
 
 
-class MultiCategorical(Independent):  # type: ignore[type-arg]
-    """The distribution of an action with several independent discrete components.
-
-    Log-probabilities and entropies are sums over the components. Logits are [..., sum of choices], samples
-    [..., components].
-    """
-
-    def __init__(self, logits: Tensor, choices: tuple[int, ...]):
-        parts = torch.split(logits, list(choices), dim=-1)
-        padded = [nn.functional.pad(part, (0, max(choices) - part.shape[-1]), value=_IMPOSSIBLE) for part in parts]
-        super().__init__(Categorical(logits=torch.stack(padded, dim=-2)), 1)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The most likely choice of each component."""
-        return self.mode
-
-
-class PartlyConstant(TanhNormal):  # type: ignore[misc]
-    """The distribution of a continuous action of which some components are constants, the middle of their bounds.
-
-    Constants contribute nothing to log-probabilities, entropies and gradients. `is_constant` marks them; it and
-    the bounds are [agents, components].
-    """
-
-    def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor, is_constant: Tensor):
-        super().__init__(
-            torch.where(is_constant, 0.0, loc),
-            torch.where(is_constant, _DENSITY_ONE, scale),  # the log-probability of the constant is 0
-            low=torch.where(is_constant, low - 1, low),  # TanhNormal needs bounds that differ; the slope is 1
-            high=torch.where(is_constant, high + 1, high),
-        )
-        self.base_dist.base_dist = _PartlyFixedNormal(self.loc, self.scale, is_constant)
-
-
-class _PartlyFixedNormal(Normal):
-    """A normal distribution whose components marked by `is_fixed` never leave their mean."""
-
-    def __init__(self, loc: Tensor, scale: Tensor, is_fixed: Tensor):
-        super().__init__(loc, scale)
-        self._is_fixed = is_fixed
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        drawn: Tensor = super().sample(sample_shape)  # type: ignore[no-untyped-call]
-        return torch.where(self._is_fixed, self.loc, drawn)
-
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        return torch.where(self._is_fixed, self.loc, super().rsample(sample_shape))
-
-
 def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
     """Make networks on the environment's device; torch's random stream determines their initial weights."""
-    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
-
-    def normaliser() -> nn.Module:
-        if config.normalise_observations:
-            return ObservationNormaliser(num_features, environment.device)
-        return nn.Identity()
-
-    policy = _make_policy(config, environment, normaliser())
-    critic = Critic(
-        normaliser(),
-        _critic_network(config, environment),
-        RunningMoments(1, environment.device) if config.normalise_values else None,
-        config.critic == "central",
-    )
-    return Networks(policy, TensorDictModule(critic, in_keys=[OBSERVATION], out_keys=[VALUE]))
+    groups = groups_of(environment)
+    policies = [_make_policy(config, group, environment) for group in groups]
+    critics = [_make_critic(config, group, groups, environment.device) for group in groups]
+    return Networks.of([GroupNetworks(*networks) for networks in zip(groups, policies, critics, strict=True)])
 
 
-def _critic_network(config: NetworksConfig, environment: EnvBase) -> MLP | OnePerAgent:
-    num_agents, num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape
-    if config.critic == "central":
-        return _mlp(config, num_agents * num_features, num_agents, environment)
-    return _for_agents(config, num_features, 1, environment)
+def _make_critic(
+    config: NetworksConfig, group: Group, groups: tuple[Group, ...], device: torch.device
+) -> TensorDictModule:
+    is_central = config.critic == "central"
+    if is_central:
+        num_features = sum(len(other.agents) * other.num_features for other in groups)
+        network: nn.Module = _mlp(config, num_features, len(group.agents), device)
+    else:
+        network = _for_agents(config, group, group.num_features, 1, device)
+    views = [_view(config, other, device) for other in (groups if is_central else (group,))]
+    view = views[0] if len(views) == 1 else JointView(views)
+    moments = RunningMoments(1, device) if config.normalise_values else None
+    return TensorDictModule(Critic(view, network, moments, is_central), in_keys=[OBSERVATION], out_keys=[VALUE])
 
 
-def _make_policy(config: NetworksConfig, environment: EnvBase, normaliser: nn.Module) -> ProbabilisticActor:
-    num_features = environment.full_observation_spec_unbatched[OBSERVATION].shape[-1]
-    num_outputs, keys, distribution = _action_distribution(environment)
-    actors = _for_agents(config, num_features, num_outputs, environment)
+def _make_policy(config: NetworksConfig, group: Group, environment: EnvBase) -> ProbabilisticActor:
+    num_outputs, keys, distribution = _action_distribution(group, environment)
+    actors = _for_agents(config, group, group.num_features, num_outputs, environment.device)
     extractor = NormalParamExtractor() if keys == [_LOC, _SCALE] else nn.Identity()
     return ProbabilisticActor(
         TensorDictModule(
-            nn.Sequential(normaliser, actors, extractor),
+            nn.Sequential(_view(config, group, environment.device), actors, extractor),
             in_keys=[OBSERVATION],
             out_keys=keys,
         ),
-        spec=environment.full_action_spec_unbatched,
         in_keys=keys,
         out_keys=[ACTION],
         **distribution,
     )
 
 
-def _action_distribution(environment: EnvBase) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
+def _view(config: NetworksConfig, group: Group, device: torch.device) -> GroupView:
+    return ObservationNormaliser(group, device) if config.normalise_observations else GroupView(group)
+
+
+def _action_distribution(group: Group, environment: EnvBase) -> tuple[int, list[tuple[str, str]], dict[str, Any]]:
     """Return the number of outputs of an agent's network, their keys, and their distribution."""
-    spec, choices = environment.full_action_spec_unbatched[ACTION], action_choices(environment)
-    if not choices:
-        bounds = {"low": spec.space.low, "high": spec.space.high}
+    if not group.choices:
+        space = environment.full_action_spec_unbatched[ACTION].space
+        bounds = {"low": group.actions(space.low), "high": group.actions(space.high)}
         squashed = {"distribution_class": TanhNormal, "distribution_kwargs": bounds}
         if (is_constant := bounds["low"] == bounds["high"]).any():
             with_constants = {**bounds, "is_constant": is_constant}
             squashed = {"distribution_class": PartlyConstant, "distribution_kwargs": with_constants}
-        return 2 * spec.shape[-1], [_LOC, _SCALE], squashed
-    if isinstance(spec, MultiCategoricalSpec):
-        categorical = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": choices}}
-        return sum(choices), [_LOGITS], categorical
-    return sum(choices), [_LOGITS], {"distribution_class": Categorical}
+        return 2 * bounds["low"].shape[-1], [_LOC, _SCALE], squashed
+    if group.num_components is None:
+        return sum(group.choices), [_LOGITS], {"distribution_class": Categorical}
+    categorical = {"distribution_class": MultiCategorical, "distribution_kwargs": {"choices": group.choices}}
+    return sum(group.choices), [_LOGITS], categorical
 
 
 def _for_agents(
-    config: NetworksConfig, in_features: int, out_features: int, environment: EnvBase
+    config: NetworksConfig, group: Group, in_features: int, out_features: int, device: torch.device
 ) -> MLP | OnePerAgent:
     """Make a network that maps features [..., agents, in] to [..., agents, out], each agent by itself."""
-    network = partial(_mlp, config, in_features, out_features, environment)
-    if config.share_policy:
-        return network()
-    num_agents = environment.full_observation_spec_unbatched[OBSERVATION].shape[0]
-    return OnePerAgent([network() for _ in range(num_agents)])
+    network = partial(_mlp, config, in_features, out_features, device)
+    return network() if config.share_policy else OnePerAgent([network() for _ in group.agents])
 
 
-def _mlp(config: NetworksConfig, in_features: int, out_features: int, environment: EnvBase) -> MLP:
+def _mlp(config: NetworksConfig, in_features: int, out_features: int, device: torch.device) -> MLP:
     return MLP(
         in_features=in_features,
         out_features=out_features,
         num_cells=list(config.hidden_sizes),
         activation_class=_ACTIVATIONS[config.activation],
-        device=environment.device,
+        device=device,
     )

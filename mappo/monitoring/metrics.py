@@ -2,9 +2,9 @@
 
 `monitor.py` sets the values of the metrics; docs/metrics.md lists the metrics.
 
-Every metric has the labels `study` and `run`, and labels of its own with few, known values. Only `mappo_run_info`
-and measurements have labels with free values; the names of measurements are bounded in number and length. Counters
-count the work of this process, so they begin at 0 with each attempt.
+Every metric has the labels `study` and `run`, and labels of its own with few, known values. Only `mappo_run_info`,
+measurements and groups of agents have labels with free values; the names of measurements and groups are bounded in
+number and length. Counters count the work of this process, so they begin at 0 with each attempt.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal
 
+from mappo.config import MAX_GROUPS
 from mappo.environment.reductions import MAX_MEASUREMENTS, REDUCTIONS
 
 PORT = 9464  # port of the metrics of a training pod; the pod's annotation and the manifests of k8s/ have it, too
@@ -33,6 +34,7 @@ class Metric:
     labels: the labels besides study and run, with all their values.
     column: the column of the training history with the metric's values, or empty. A gauge shows the latest finite
     value of the column, a counter adds the values up. `{label}` in a column's name stands for the label's value.
+    group_column: the column of the history with the gauge's values by group, as `kl` of `kl/adversary`, or empty.
     bounds: the upper bounds of a histogram's buckets.
     free_labels: further labels, whose values are not known in advance.
     """
@@ -42,6 +44,7 @@ class Metric:
     description: str
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     column: str = ""
+    group_column: str = ""
     bounds: tuple[float, ...] = ()
     free_labels: tuple[str, ...] = ()
 
@@ -111,6 +114,19 @@ TRAINING = (
         "gauge",
         "Highest return among the episodes of mappo_episode_return_mean",
         column="episode_return_max",
+    ),
+    *(
+        Metric(name, "gauge", f"{meaning}, of each group of agents", group_column=column, free_labels=("group",))
+        for name, column, meaning in (
+            ("mappo_group_return_mean", "episode_return_mean", "Mean return of the episodes that ended"),
+            ("mappo_group_kl_nats", "kl", "Approximate KL divergence from the collecting policy, in nats"),
+            ("mappo_group_entropy_nats", "entropy", "Entropy of the collecting policy, in nats"),
+            (
+                "mappo_group_explained_variance",
+                "explained_variance",
+                "Share of the value targets' variance that the critic explains",
+            ),
+        )
     ),
     Metric(
         "mappo_selection_return_mean",
@@ -244,6 +260,20 @@ EVALUATION = (
         "gauge",
         "Interquartile mean of the returns of the held-out episodes",
         {"policy": POLICIES},
+    ),
+    *(
+        Metric(
+            f"mappo_evaluation_group_return_mean{suffix}",
+            "gauge",
+            meaning,
+            {"policy": POLICIES},
+            free_labels=("group",),
+        )
+        for suffix, meaning in (
+            ("", f"Mean return of the held-out episodes, of each of several groups (at most {MAX_GROUPS})"),
+            ("_low", "Lower end of the 95 % confidence interval of mappo_evaluation_group_return_mean"),
+            ("_high", "Upper end of the 95 % confidence interval of mappo_evaluation_group_return_mean"),
+        )
     ),
     *(
         Metric(

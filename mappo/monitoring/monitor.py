@@ -43,7 +43,7 @@ from mappo.monitoring.metrics import INFO_LABELS, Metric
 from mappo.monitoring.server import MetricsServer, Page, text_page
 from mappo.monitoring.settings import MonitorSettings
 from mappo.runs.saver import SaveResult
-from mappo.training.history import IterationReport, TrainingStarted
+from mappo.training.history import IterationReport, TrainingStarted, by_group
 
 _METRICS_PATH = "/metrics"
 _PUSH_SECONDS = 5.0  # timeout of a request to the Pushgateway
@@ -280,15 +280,18 @@ class Monitor:
                 for name, value in numbers.items():
                     if value is not None:
                         self._set(name, value, policy=policy)
+                for group, of_group in returns.groups.items():
+                    self._set_mean("mappo_evaluation_group_return_mean", of_group.mean, policy=policy, group=group)
                 for name, measurement in returns.measurements.items():
                     if measurement.mean:
-                        self._set_measurement(measurement.mean, policy, name, measurement.reduction)
+                        labels = {"policy": policy, "measurement": name, "reduction": measurement.reduction}
+                        self._set_mean("mappo_evaluation_measurement_mean", measurement.mean, **labels)
 
-    def _set_measurement(self, mean: Estimate, policy: str, name: str, reduction: str) -> None:
+    def _set_mean(self, metric: str, mean: Estimate, **labels: str) -> None:
+        """Set a mean and, in two more metrics, the ends of its interval."""
         for suffix, value in (("", mean.value), ("_low", mean.low), ("_high", mean.high)):
             if value is not None:
-                metric = f"mappo_evaluation_measurement_mean{suffix}"
-                self._set(metric, value, policy=policy, measurement=name, reduction=reduction)
+                self._set(f"{metric}{suffix}", value, **labels)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format: one consistent snapshot, at most a second old."""
@@ -396,6 +399,9 @@ class Monitor:
     def _add_row(self, row: dict[str, float]) -> None:
         """Add a row of the history to the counters and show it in the gauges; skip values that are not finite."""
         for metric in self._declared:
+            for group, value in by_group(row, metric.group_column).items() if metric.group_column else ():
+                if math.isfinite(value):
+                    self._set(metric.name, value, group=group)
             for labels in metric.combinations() if metric.column else ():
                 value = row[metric.column.format(**labels)]
                 if math.isfinite(value):

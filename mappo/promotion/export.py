@@ -1,7 +1,7 @@
 """The export of a trained policy to a file that needs only PyTorch and maps observations to actions."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
-from mappo.environment.environment import make_environment
+from mappo.environment.environment import groups_of, make_environment
+from mappo.environment.groups import described
 from mappo.environment.keys import ACTION, OBSERVATION
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotExportable
-from mappo.learning.networks import make_networks
+from mappo.learning.networks import GroupNetworks, make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
 _NUM_EXAMPLES = 7  # the number of environments whose observations test the exported policy
@@ -40,11 +41,25 @@ class _Actions(nn.Module):
         return actions
 
 
+class _ActionsByGroup(nn.Module):
+    """The deterministic actions of several groups, by the group's name."""
+
+    def __init__(self, parts: Sequence[GroupNetworks]):
+        super().__init__()
+        self._names = [part.group.name for part in parts]
+        self.groups = nn.ModuleList(_Actions(part.policy) for part in parts)
+
+    def forward(self, observations: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the groups' actions [envs, agents, ...] for their observations [envs, agents, features]."""
+        return {name: actions(observations[name]) for name, actions in zip(self._names, self.groups, strict=True)}
+
+
 def export_policy(checkpoint: Checkpoint) -> bytes:
     """Export the policy of a checkpoint; return a file for `torch.export.load`.
 
     The exported policy takes observations [envs, agents, features] in float32 and in the scenario's own units,
-    for any number of environments. It returns the most likely actions. To verify it, load it again and compare
+    for any number of environments. It returns the most likely actions. If there are several groups of agents, it
+    takes and returns dictionaries, with a tensor for each group's name. To verify it, load it again and compare
     its actions with those of the trained policy.
 
     Raises:
@@ -57,24 +72,27 @@ def export_policy(checkpoint: Checkpoint) -> bytes:
         environment = make_environment(config.environment, _NUM_EXAMPLES, 0, Stream.GATE, cpu)
         networks = make_networks(config.networks, environment)
         restore_networks(checkpoint, networks)
-        state = environment.reset()
-        observation = state[OBSERVATION]
-        program = torch.export.export(
-            _Actions(networks.policy),
-            (observation,),
-            dynamic_shapes=({0: torch.export.Dim("envs", min=1)},),
-            strict=False,
-        )
+        state, groups = environment.reset(), networks.groups
+        observations = {group.name: group.observations(state[OBSERVATION]) for group in groups}
+        envs = {0: torch.export.Dim("envs", min=1)}
+        module: nn.Module = _ActionsByGroup(networks.parts)
+        inputs: Any = observations
+        dynamic_shapes: Any = dict.fromkeys(observations, envs)
+        if len(groups) == 1:
+            module, inputs, dynamic_shapes = _Actions(networks.parts[0].policy), state[OBSERVATION], envs
+        program = torch.export.export(module, (inputs,), dynamic_shapes=(dynamic_shapes,), strict=False)
         file = io.BytesIO()
         torch.export.save(program, file)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             trained = networks.policy(state)[ACTION]
-    exported = torch.export.load(io.BytesIO(file.getvalue())).module()(observation)
-    if exported.shape != trained.shape or not torch.equal(exported, trained):
-        raise NotExportable(
-            f"the exported policy's actions {list(exported.shape)} differ from the trained policy's "
-            f"{list(trained.shape)}"
-        )
+    exported = torch.export.load(io.BytesIO(file.getvalue())).module()(inputs)
+    for group in groups:
+        expected, actions = group.actions(trained), exported if len(groups) == 1 else exported[group.name]
+        if actions.shape != expected.shape or not torch.equal(actions, expected):
+            raise NotExportable(
+                f"the exported policy's actions of {group.name} {list(actions.shape)} differ from the trained "
+                f"policy's {list(expected.shape)}"
+            )
     return file.getvalue()
 
 
@@ -84,6 +102,7 @@ def model_card(checkpoint: Checkpoint, task: str, gate: Mapping[str, Any]) -> st
     versions = ", ".join(f"{name} {version}" for name, version in checkpoint.platform.versions.items())
     gate_rows = "\n".join(f"| {name} | {value} |" for name, value in gate.items())
     kwargs = config.environment.scenario_kwargs or "none"
+    groups, usage = _groups_and_usage(checkpoint)
     return f"""# A policy for {task}
 
 Each agent acts on its own observations alone. Training: {config.networks.algorithm}.
@@ -95,15 +114,43 @@ Each agent acts on its own observations alone. Training: {config.networks.algori
 | actions | {config.environment.actions}, the most likely ones |
 | trained on | {checkpoint.frames:,} frames, seed {config.seed} |
 | versions | {versions} |
-{gate_rows}
+{groups}{gate_rows}
 
-`policy.pt2` needs only PyTorch. Observations are [envs, agents, features], float32, as the scenario returns them:
-
-    import torch
-    policy = torch.export.load("policy.pt2").module()
-    actions = policy(observations)
+{usage}
 
 The policy is meant for this task. It was not tested in other tasks, with another number of agents, or on
 observations outside the range of training. A return is the undiscounted sum of rewards over an episode, averaged
 over agents.
 """
+
+
+def _groups_and_usage(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Return the rows of the groups in a model card, none for a single group, and how the policy is used."""
+    cpu = torch.device("cpu")
+    with private_random_streams(0, Stream.GATE, cpu):
+        environment = make_environment(checkpoint.config.environment, 1, 0, Stream.GATE, cpu)
+    groups, names = groups_of(environment), environment.base_env.agent_names
+    if len(groups) == 1:
+        return "", _USAGE
+    rows = [
+        f"| group {group.name} | {', '.join(names[agent] for agent in group.agents)}: "
+        f"{described(group.shape)} each |\n"
+        for group in groups
+    ]
+    example = ", ".join(f'"{group.name}": ...' for group in groups)
+    return "".join(rows), _USAGE_BY_GROUP.format(example=f"{{{example}}}")
+
+
+_USAGE = """\
+`policy.pt2` needs only PyTorch. Observations are [envs, agents, features], float32, as the scenario returns them:
+
+    import torch
+    policy = torch.export.load("policy.pt2").module()
+    actions = policy(observations)"""
+_USAGE_BY_GROUP = """\
+`policy.pt2` needs only PyTorch. Observations of a group are [envs, agents, features], float32, as the scenario
+returns them; actions have the same names:
+
+    import torch
+    policy = torch.export.load("policy.pt2").module()
+    actions = policy({example})"""

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mappo.config import EvaluationConfig, ExperimentConfig, config_hash, differences
+from mappo.config import EvaluationConfig, ExperimentConfig, GroupName, config_hash, differences
 from mappo.environment.random_streams import Stream
 from mappo.environment.reductions import MeasurementName
 from mappo.errors import ConfigError, KeyTaken, StoreError
 from mappo.evaluation import statistics
-from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
+from mappo.evaluation.episodes import PolicyOf, in_order, play_episodes, trained_policy
+from mappo.evaluation.group_returns import GroupReturns, GroupReturnsRecorder
 from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
 from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, policy_key
@@ -41,7 +42,8 @@ class Decision:
     confidence bound of the mean difference; the candidate is better if this bound exceeds the gate's margin.
     action: promoted or kept. champion: the number of the decision in force afterwards; None if the task still
     has no champion. candidate_measurements and opponent_measurements: the measurements of these episodes, by which
-    the gate does not decide.
+    the gate does not decide. candidate_groups and opponent_groups: the returns of each group of agents, if there
+    are several; the gate decides by the groups of `environment.return_groups` together.
     """
 
     __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
@@ -63,6 +65,12 @@ class Decision:
     champion: int | None
     candidate_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
     opponent_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
+    candidate_groups: dict[GroupName, GroupReturns] = field(default_factory=dict)
+    opponent_groups: dict[GroupName, GroupReturns] = field(default_factory=dict)
+
+    def groups(self) -> dict[str, dict[str, GroupReturns]]:
+        """Return the returns by group of the candidate and of the opponent, by policy and name."""
+        return {"candidate": self.candidate_groups, self.opponent: self.opponent_groups}
 
     def measurements(self) -> dict[str, dict[str, Measurement]]:
         """Return the measurements of the candidate and of the opponent, by policy and name."""
@@ -154,16 +162,18 @@ def judge(
         deterministic=config.evaluation.deterministic,
     )
 
-    def play(policy: PolicyOf) -> tuple[list[float], dict[str, Measurement]]:
-        measurer = Measurer()
-        returns, _ = play_episodes(policy, config, episodes, Stream.GATE, measurer.measure_frame)
-        return returns, measurer.measurements(statistics.mean_over_seeds, gate.episodes_per_seed)
+    def play(policy: PolicyOf) -> tuple[list[float], dict[str, Measurement], dict[str, GroupReturns]]:
+        measurer, by_group = Measurer(), GroupReturnsRecorder()
+        on_frame = in_order(measurer.measure_frame, by_group.add_frame)
+        returns, _ = play_episodes(policy, config, episodes, Stream.GATE, on_frame)
+        per_seed = statistics.mean_over_seeds, gate.episodes_per_seed
+        return returns, measurer.measurements(*per_seed), by_group.returns(*per_seed)
 
     opponent: PolicyOf = lambda environment: environment.rand_action  # noqa: E731
     if current:
         opponent = _policy_of(config, champions.policy(current))
-    candidate_returns, candidate_measurements = play(_policy_of(config, candidate))
-    opponent_returns, opponent_measurements = play(opponent)
+    candidate_returns, candidate_measurements, candidate_groups = play(_policy_of(config, candidate))
+    opponent_returns, opponent_measurements, opponent_groups = play(opponent)
     candidate_by_seed, opponent_by_seed = (
         statistics.by_seed(returns, gate.episodes_per_seed) for returns in (candidate_returns, opponent_returns)
     )
@@ -188,6 +198,8 @@ def judge(
         champion=current.number if current else None,
         candidate_measurements=candidate_measurements,
         opponent_measurements=opponent_measurements,
+        candidate_groups=candidate_groups,
+        opponent_groups=opponent_groups,
     )
 
 
@@ -229,6 +241,10 @@ def _summary(decision: Decision) -> dict[str, Any]:
         f"mean return of {decision.opponent}, which it beat": f"{decision.opponent_mean.value:.4g}",
         "difference": f"{decision.difference:.4g}, with {decision.gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; {decision.test}",
+        **{
+            f"mean return of group {name} (95 %)": str(returns.mean)
+            for name, returns in decision.candidate_groups.items()
+        },
         **{
             f"{name}, {measurement.reduction} over an episode (95 %)": str(measurement)
             for name, measurement in decision.candidate_measurements.items()

@@ -9,6 +9,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from mappo.evaluation.evaluation import EpisodeReturns
+from mappo.evaluation.group_returns import GroupReturns
+from mappo.training.history import by_group
 
 Rows = Sequence[Mapping[str, float]]
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899")
@@ -62,7 +64,12 @@ def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
 def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
     """Return the plot of the episode returns of each policy, with their mean and its interval."""
     traces: list[Any] = []
-    for index, (name, returns) in enumerate(policies.items()):
+    boxes: dict[str, EpisodeReturns | GroupReturns] = {}
+    for name, returns in policies.items():
+        boxes |= {f"{group}: {name}": of_group for group, of_group in returns.groups.items()} or {name: returns}
+    for index, (name, returns) in enumerate(
+        sorted(boxes.items()) if len(boxes) > len(policies) else boxes.items()
+    ):
         colour, mean = COLOURS[index % len(COLOURS)], returns.mean
         traces.append(
             go.Box(
@@ -110,6 +117,11 @@ def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
 
 def _returns(histories: Mapping[str, Rows]) -> Plot:
     traces: list[Any] = []
+    if any(by_group(rows[-1], "episode_return_mean") for rows in histories.values() if rows):
+        traces = _curves(histories, "episode_return_mean")
+        explanation = "Mean return of the episodes that ended in an iteration, over the agents of each group."
+        axis = "return of an episode, mean over a group's agents"
+        return Plot("returns", "Return by group", explanation, _json(traces, "frames", axis))
     for index, (name, rows) in enumerate(histories.items()):
         colour = COLOURS[index % len(COLOURS)]
         thinned = _thinned(rows)
@@ -178,16 +190,23 @@ def _phases(histories: Mapping[str, Rows]) -> Plot:
 
 
 def _curves(histories: Mapping[str, Rows], column: str) -> list[Any]:
+    """Return a line for each run, or for each group of its agents if there are several."""
+    lines: list[tuple[str, Rows, str]] = []
+    for name, rows in histories.items():
+        groups = by_group(rows[-1], column) if rows else {}
+        lines += [
+            (group if len(histories) == 1 else f"{name}, {group}", rows, f"{column}/{group}") for group in groups
+        ] or [(name, rows, column)]
     return [
         go.Scatter(
             x=[row["frames"] for row in thinned],
-            y=_cells(thinned, column),
+            y=_cells(thinned, cell),
             mode="lines",
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             name=name,
-            showlegend=len(histories) > 1,
+            showlegend=len(lines) > 1,
         )
-        for index, (name, thinned) in enumerate((name, _thinned(rows)) for name, rows in histories.items())
+        for index, (name, thinned, cell) in enumerate((name, _thinned(rows), cell) for name, rows, cell in lines)
     ]
 
 

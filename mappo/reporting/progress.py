@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mappo.config import CollectionConfig
 from mappo.reporting.terminal import say
-from mappo.training.history import Episodes, IterationReport, TrainingStarted
+from mappo.training.history import Episodes, IterationReport, TrainingStarted, by_group
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -68,7 +68,10 @@ class ProgressBar:
     def show(self, report: IterationReport) -> None:
         """Show a completed iteration."""
         if report.episodes.num_episodes:
-            self._bar.set_postfix_str(f"return {report.episodes.episode_return_mean:.3f}", refresh=False)
+            returns = by_group(report.episodes.by_group, "episode_return_mean")
+            text = " ".join(f"{group} {value:.3f}" for group, value in returns.items())
+            mean = f"return {report.episodes.episode_return_mean:.3f}"
+            self._bar.set_postfix_str(text or mean, refresh=False)
         self._bar.update(report.progress.frames - self._bar.n)
 
 
@@ -104,6 +107,8 @@ def _resumed(start: TrainingStarted) -> str:
 def _return(episodes: Episodes | None) -> str:
     if episodes is None:
         return "no completed episode yet"
+    if returns := by_group(episodes.by_group, "episode_return_mean"):
+        return "return " + ", ".join(f"{group} {value:.3f}" for group, value in returns.items())
     low, high = episodes.episode_return_min, episodes.episode_return_max
     return f"return {episodes.episode_return_mean:.3f} ({low:.2f} .. {high:.2f})"
 

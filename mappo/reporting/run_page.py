@@ -18,11 +18,12 @@ from mappo.reporting.diagnosis import diagnose
 from mappo.reporting.html import embedded, render
 from mappo.reporting.plots import Plot, evaluation_plot, training_plots
 from mappo.reporting.run_record import RunRecord
-from mappo.reporting.tables import measurement_rows
+from mappo.reporting.tables import group_rows, measurement_rows
 from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
 _INTERVALS = "95 % intervals; resampled: "
+_OVER_GROUPS = "The mean return is over all agents; if groups are opponents, compare the returns of each group."
 
 
 def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:
@@ -79,8 +80,13 @@ def _subtitle(records: Sequence[RunRecord]) -> str:
 def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     if record.evaluation:
-        facts.append(("mean return in evaluation", str(record.evaluation.trained.mean)))
-        facts.append(("mean return of the random policy", str(record.evaluation.random.mean)))
+        trained, random = record.evaluation.trained, record.evaluation.random
+        # The mean over groups says little, since their rewards may be opposite.
+        for name, returns in (trained.groups or {"": trained}).items():
+            of_group = f" of {name}" if name else ""
+            facts.append((f"mean return{of_group} in evaluation", str(returns.mean)))
+            by_chance = random.groups[name] if name else random
+            facts.append((f"mean return{of_group} by the random policy", str(by_chance.mean)))
     for name, column, unit in (("frames of training", "frames", ""), ("training time", "elapsed_seconds", " s")):
         if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
             facts.append((name, f"{last:,.0f}{unit}"))
@@ -103,11 +109,14 @@ def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
     ]
     episodes = len(report.trained.episode_returns)
     note = f"{episodes} episodes of each policy. {_INTERVALS}{report.resampled}."
+    if report.trained.groups:
+        note += f" {_OVER_GROUPS}"
     if report.no_heuristic:
         note += f" No heuristic policy: {report.no_heuristic}."
     named = Plot(f"{plot.identifier}-{index}", plot.title, plot.explanation, plot.figure)
     measured = measurement_rows({name: returns.measurements for name, returns in report.policies().items()})
-    return {"name": record.name, "plot": named, "rows": rows, "note": note, "measured": measured}
+    groups = group_rows({name: returns.groups for name, returns in report.policies().items()})
+    return {"name": record.name, "plot": named, "rows": rows, "note": note, "measured": measured, "groups": groups}
 
 
 def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -141,6 +150,7 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
     reports = {record.name: record.evaluation for record in evaluated if record.evaluation}
     seeds = _over_seeds([*reports.values()])
     measured = measurement_rows({name: report.trained.measurements for name, report in reports.items()})
+    groups = group_rows({name: report.trained.groups for name, report in reports.items()})
     return {
         "heads": heads,
         "rows": rows,
@@ -148,6 +158,7 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         "differences": differing,
         "seeds": seeds,
         "measured": measured,
+        "groups": groups,
     }
 
 

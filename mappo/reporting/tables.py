@@ -10,6 +10,7 @@ from mappo.environment.validation import Check
 from mappo.errors import one_line
 from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
 from mappo.evaluation.evaluation import EpisodeReturns
+from mappo.evaluation.group_returns import GroupReturns
 from mappo.evaluation.measurements import Measurement
 from mappo.promotion.champions import ChampionDecision
 from mappo.promotion.promotion import Decision
@@ -65,7 +66,11 @@ def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasu
 
 def measurement_lines(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[str]:
     """Return the lines of `measurement_rows`, with aligned columns."""
-    rows = measurement_rows(policies)
+    return _aligned(measurement_rows(policies))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -141,6 +146,24 @@ def checkpoint_lines(
     return lines
 
 
+def group_rows(policies: Mapping[str, Mapping[str, GroupReturns]]) -> list[tuple[str, ...]]:
+    """Return a table with a row for each group and a column for each policy, its heads first, or no row.
+
+    policies: the returns by group, for each policy.
+    """
+    groups = list(dict.fromkeys(name for by_group in policies.values() for name in by_group))
+    rows = [
+        (group, *(str(by_group[group].mean) if group in by_group else "" for by_group in policies.values()))
+        for group in groups
+    ]
+    return [("mean return of the group", *policies), *rows] if rows else []
+
+
+def group_lines(policies: Mapping[str, Mapping[str, GroupReturns]]) -> list[str]:
+    """Return the lines of `group_rows`, with aligned columns."""
+    return _aligned(group_rows(policies))
+
+
 def returns_line(policy: str, returns: EpisodeReturns) -> str:
     """Return a line with the returns of one policy in the evaluation."""
     return (
@@ -160,6 +183,7 @@ def decision_lines(decision: Decision) -> list[str]:
         f"difference {decision.difference:.4g}, with {gate.confidence:.0%} confidence above "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}",
         f"({decision.test})",
+        *group_lines(decision.groups()),
         *measurement_lines(decision.measurements()),
         f"the candidate {result}; {champion}",
     ]

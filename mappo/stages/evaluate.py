@@ -7,7 +7,7 @@ from mappo.errors import StoreError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.reporting import run_record
-from mappo.reporting.tables import measurement_lines, returns_line
+from mappo.reporting.tables import group_lines, measurement_lines, returns_line
 from mappo.reporting.terminal import say
 from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.report import write_page
@@ -73,9 +73,11 @@ def evaluate(
                 write_page(page.path, [record])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
-        for line in measurement_lines(
-            {policy: returns.measurements for policy, returns in result.policies().items()}
-        ):
+        policies = result.policies().items()
+        for line in [
+            *group_lines({policy: returns.groups for policy, returns in policies}),
+            *measurement_lines({policy: returns.measurements for policy, returns in policies}),
+        ]:
             say("evaluate", line)
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
@@ -98,5 +100,7 @@ def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
     for policy, returns in report.policies().items():
         for name, value in (("mean", returns.mean), ("interquartile_mean", returns.interquartile_mean)):
             metrics |= estimate_metrics(f"{policy}_return_{name}", value)
+        for group, of_group in returns.groups.items():
+            metrics |= estimate_metrics(f"{policy}_return_mean_{group}", of_group.mean)
     measured = report.trained.measurements.items()
     return metrics | {f"trained_measured_{name}": each.mean.value for name, each in measured if each.mean}

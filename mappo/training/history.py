@@ -4,13 +4,15 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 
 from tensordict import TensorDictBase
 
+from mappo.config import MAX_GROUPS
+from mappo.environment.groups import Group, mean_reward
 from mappo.environment.keys import DONE, EPISODE_RETURN
 from mappo.errors import CheckpointError, one_line
 from mappo.learning.learner import Losses
@@ -21,12 +23,16 @@ from mappo.runs.segments import SEGMENT_ROWS, Segment, SharedFile
 
 @dataclass(frozen=True)
 class Episodes:
-    """The undiscounted returns of the episodes that ended in a batch, averaged over agents; NaN if none ended."""
+    """The undiscounted returns of the episodes that ended in a batch, averaged over agents; NaN if none ended.
+
+    by_group: the mean return of the agents of each group if there are several, as `episode_return_mean/adversary`.
+    """
 
     num_episodes: int
     episode_return_mean: float
     episode_return_min: float
     episode_return_max: float
+    by_group: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,31 +88,52 @@ class IterationReport:
     losses: Losses
 
     def row(self) -> dict[str, float]:
-        """Return all numbers by name in a fixed order, with nested records flattened."""
+        """Return all numbers by name in a fixed order, with nested records flattened; those by group come last."""
         row: dict[str, float] = {}
+        by_group: dict[str, float] = {}
         for name, value in asdict(self).items():
-            row.update(value if isinstance(value, dict) else {name: value})
-        return row
+            inner = value if isinstance(value, dict) else {name: value}
+            by_group |= inner.pop(_BY_GROUP, {})
+            row |= inner
+        return {**row, **by_group}
 
 
-def finished_episodes(batch: TensorDictBase) -> Episodes:
+def finished_episodes(batch: TensorDictBase, groups: Sequence[Group]) -> Episodes:
     """Return statistics of the episodes that ended in a batch [envs, time]; earlier batches count, too."""
     done = batch["next", DONE].squeeze(-1)
-    returns = batch[("next", *EPISODE_RETURN)].squeeze(-1).mean(-1)[done]
+    by_agent = batch[("next", *EPISODE_RETURN)].squeeze(-1)[done]  # [episodes, agents]
+    returns, several = mean_reward(groups, by_agent), groups if len(groups) > 1 else ()
+    by_group = {f"{_GROUP_RETURN}/{group.name}": group.rows(by_agent, -1).mean().item() for group in several}
     if not len(returns):
-        return Episodes(0, *[float("nan")] * 3)
-    return Episodes(len(returns), returns.mean().item(), returns.min().item(), returns.max().item())
+        return Episodes(0, *[float("nan")] * 3, by_group)
+    return Episodes(len(returns), returns.mean().item(), returns.min().item(), returns.max().item(), by_group)
 
 
+_BY_GROUP, _GROUP_RETURN = "by_group", "episode_return_mean"
 COLUMNS = tuple(
     name
-    for field in fields(IterationReport)
+    for outer in fields(IterationReport)
     for name in (
-        [inner.name for inner in fields(field.type)]
-        if isinstance(field.type, type) and hasattr(field.type, "__dataclass_fields__")
-        else [field.name]
+        [inner.name for inner in fields(outer.type) if inner.name != _BY_GROUP]
+        if isinstance(outer.type, type) and hasattr(outer.type, "__dataclass_fields__")
+        else [outer.name]
     )
 )
+BY_GROUP = (  # the columns that follow for each of several groups, with its name, as in `kl/adversary`
+    _GROUP_RETURN,
+    *("loss_policy", "loss_critic", "kl", "clip_fraction", "entropy", "explained_variance"),
+    *("gradient_norm_policy", "gradient_norm_critic"),
+)
+
+
+def group_columns(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the columns after `COLUMNS` of a history of these groups; a single group has none."""
+    return tuple(f"{name}/{group.name}" for group in groups for name in BY_GROUP) if len(groups) > 1 else ()
+
+
+def by_group(row: Mapping[str, float], column: str) -> dict[str, float]:
+    """Return the numbers of a column by group, as `episode_return_mean` of each; empty for a single group."""
+    return {name.partition("/")[2]: value for name, value in row.items() if name.startswith(f"{column}/")}
 
 
 class HistoryFile:
@@ -124,11 +151,20 @@ class HistoryFile:
         self._earlier: SharedFile | None = None  # the rows before the first of these segments
         self._read_earlier: Callable[[], Iterable[str]] = tuple
         self._has_begun = False
+        self._columns: tuple[str, ...] = COLUMNS
 
     @property
     def text(self) -> str:
         """The header and the last rows, which the next checkpoint holds itself."""
-        return _HEADER + "".join(self._lines)
+        return self._header + "".join(self._lines)
+
+    @property
+    def _header(self) -> str:
+        return _csv_line(self._columns)
+
+    def add_columns(self, columns: Sequence[str]) -> None:
+        """Add columns at the end; call this before the file begins."""
+        self._columns = (*self._columns, *columns)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -158,8 +194,8 @@ class HistoryFile:
         Raises:
             CheckpointError: the rows have other columns than this version writes.
         """
-        _require_columns(text)
-        self._lines = text[len(_HEADER) :].splitlines(keepends=True)
+        self._columns = _columns_of(text)
+        self._lines = text.splitlines(keepends=True)[1:]
         self._segments, self._earlier, self._read_earlier = (), earlier, read_earlier
 
     def begin(self, owned_since: Callable[[], float] = time.monotonic) -> None:
@@ -169,7 +205,7 @@ class HistoryFile:
             OSError: the file cannot be written, for another reason than a full or read-only disk.
         """
         lines = tuple(self._lines)
-        self._file.begin(lambda: chain([_HEADER], self._read_earlier(), lines), owned_since)
+        self._file.begin(lambda: chain([self._header], self._read_earlier(), lines), owned_since)
         self._has_begun = True
         self._seal()
 
@@ -177,7 +213,9 @@ class HistoryFile:
         """Add the report's row."""
         if not self._has_begun:
             self.begin()
-        line = _csv_line("" if math.isnan(value) else value for value in report.row().values())
+        row = report.row()
+        values = (row.get(name, math.nan) for name in self._columns)
+        line = _csv_line("" if math.isnan(value) else value for value in values)
         self._lines.append(line)
         self._file.append(line)
         self._seal()
@@ -192,7 +230,7 @@ class HistoryFile:
 
     def last_row(self) -> dict[str, float]:
         """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
-        (row,) = parse_history(_HEADER + self._lines[-1]) if self._lines else [{}]
+        (row,) = parse_history(self._header + self._lines[-1]) if self._lines else [{}]
         return row
 
     def _seal(self) -> None:
@@ -209,7 +247,7 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
     Raises:
         CheckpointError: a column, a row or a number is missing or is another one.
     """
-    _require_columns(text)
+    columns = _columns_of(text)
     rows, iteration, frames = text.splitlines()[1:], start.iteration, start.frames
     for number, row in enumerate(rows, 1):
         try:
@@ -217,7 +255,7 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
         except ValueError:
             cells = []
         iteration += 1
-        if len(cells) != len(COLUMNS) or cells[0] != iteration or not frames < cells[1] <= end.frames:
+        if len(cells) != len(columns) or cells[0] != iteration or not frames < cells[1] <= end.frames:
             raise CheckpointError(
                 f"row {number} of the history is not a row of iteration {iteration}: {one_line(row, 80)}"
             )
@@ -229,10 +267,15 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
         )
 
 
-def _require_columns(text: str) -> None:
-    if not text.startswith(_HEADER):
-        columns = one_line(text.partition(chr(10))[0], 200)
-        raise CheckpointError(f"the history has other columns: {columns}")
+def _columns_of(text: str) -> tuple[str, ...]:
+    """Return the columns of a history: `COLUMNS`, then those of its groups."""
+    header = text.partition("\n")[0]
+    columns = tuple(header.split(","))
+    groups = dict.fromkeys(column.partition("/")[2] for column in columns[len(COLUMNS) :])
+    expected = (*COLUMNS, *(f"{name}/{group}" for group in groups for name in BY_GROUP))
+    if columns != expected or "\n" not in text or len(groups) > MAX_GROUPS:
+        raise CheckpointError(f"the history has other columns: {one_line(header, 200)}")
+    return columns
 
 
 def parse_history(text: str) -> list[dict[str, float]]:
@@ -261,6 +304,3 @@ def _csv_line(cells: Iterable[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
-
-
-_HEADER = _csv_line(COLUMNS)

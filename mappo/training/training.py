@@ -21,7 +21,14 @@ from mappo.runs.checkpoint_ref import CheckpointRef, newest_first
 from mappo.runs.readability import require_readable
 from mappo.runs.run import KEEP_CHECKPOINTS, Run
 from mappo.runs.saver import Saver, SaveResult
-from mappo.training.history import HistoryFile, IterationReport, Progress, TrainingStarted, finished_episodes
+from mappo.training.history import (
+    HistoryFile,
+    IterationReport,
+    Progress,
+    TrainingStarted,
+    finished_episodes,
+    group_columns,
+)
 from mappo.training.resuming import resume, warn_of_differences
 from mappo.training.training_state import (
     StartingPoint,
@@ -98,6 +105,7 @@ def train(
             _restore_history(history, run, resumed[1])
         else:
             training = begin_run(config, initial, start, device, is_shared)
+            history.add_columns(group_columns(training.networks.groups))
         with closing(training.collector), closing(history):
             require_readable(snapshot(config, training, history))
             attempt.require_current()
@@ -173,7 +181,7 @@ def _iterate(
             peak_memory_bytes=peak_memory_bytes(),
             peak_gpu_memory_bytes=peak_gpu_memory_bytes(device),
             saves=saver.counts,
-            episodes=finished_episodes(batch),
+            episodes=finished_episodes(batch, training.networks.groups),
             losses=losses,
         )
         del batch  # frees memory; otherwise two batches exist while the next one is collected

@@ -11,8 +11,9 @@ from torch import nn
 from mappo.compute.compiler import _digest, _signature
 from mappo.compute.traced_function import TracedFunction
 from mappo.config import override
+from mappo.environment.groups import merged
 from mappo.environment.keys import ACTION, OBSERVATION
-from mappo.learning.learner import LOSS_OUTPUTS, standardise
+from mappo.learning.learner import LOSS_INPUTS, LOSS_OUTPUTS, standardise
 from tests.cli.test_main import TINY
 from tests.conftest import CPU
 from tests.learning.test_learner import ADVANTAGE, make, prepare, tensors
@@ -32,6 +33,15 @@ CASES = {
     },
     "discrete": {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
     "multi-discrete": {"environment": {"actions": "multi-discrete"}, "learner": {"entropy_coefficient": 0.1}},
+    "groups": {
+        "environment": {"scenario": "tests.support.scenarios:Teams"},
+        "networks": {"normalise_observations": True, "normalise_values": True},
+    },
+    "own critics of discrete groups": {
+        "environment": {"scenario": "tests.support.scenarios:Teams", "actions": "discrete"},
+        "networks": {"critic": "own", "share_policy": False},
+        "learner": {"entropy_coefficient": 0.1},
+    },
 }
 
 
@@ -49,7 +59,11 @@ def test_traced_gradients_are_bit_identical_to_those_of_autograd(tiny, changes):
         observation, action, networks = minibatch[OBSERVATION], minibatch[ACTION], learner.networks
         with torch.no_grad():
             values = [networks.critic.module(values) for values in (observation, observation + 1)]
-            direct = [*values, networks.policy.get_dist(minibatch.select(OBSERVATION)).log_prob(action)]
+            log_prob = [
+                part.policy.get_dist(minibatch.select(OBSERVATION)).log_prob(part.group.actions(action))
+                for part in networks.parts
+            ]
+            direct = [*values, merged(networks.groups, log_prob, -1)]
         estimates = learner._estimates(observation, observation + 1, action)
         assert all(torch.equal(*pair) for pair in zip(estimates, direct, strict=True))
 
@@ -142,6 +156,15 @@ def learner_after_an_update(config, update="plain"):
     return learner, [frames[:50], frames[:40], frames[40:90], frames[100:]]
 
 
+def measure_of_all(name, outputs, losses):
+    """Return the sum of losses, the norm of all gradients, or the mean over agents."""
+    values = torch.stack([outputs[f"{name}/{loss.group.name}"] for loss in losses])
+    sizes = torch.tensor([len(loss.group.agents) for loss in losses])
+    if name.startswith("loss_"):
+        return values.sum()
+    return values.norm() if name.startswith("gradient_norm") else (values * sizes).sum() / sizes.sum()
+
+
 def traced_and_direct(learner, minibatch):
     """Return loss terms and gradients, once traced and once computed directly from the same random state."""
     parameters = list(learner.networks.modules().parameters())
@@ -151,17 +174,26 @@ def traced_and_direct(learner, minibatch):
     learner.optimiser.zero_grad()
     state_after_traced = torch.get_rng_state()
     torch.set_rng_state(initial_state)
-    output = learner._loss(minibatch)
-    total = sum(value for name, value in output.items() if name.startswith("loss_"))
-    total.backward()
-    networks, max_norm = learner.networks.modules(), learner.config.max_gradient_norm
-    norms = {
-        f"gradient_norm_{name}": nn.utils.clip_grad_norm_(networks[name].parameters(), max_norm)
-        for name in networks
-    }
-    output = {**dict(output.items()), **norms}
-    names = [LOSS_OUTPUTS.get(name, name) for name in learner._gradients.names]
-    direct = [*(output[name].detach() for name in names), *(parameter.grad for parameter in parameters)]
+    outputs: dict[str, torch.Tensor] = {}
+    for loss in learner._losses:
+        output = loss(dict(zip(LOSS_INPUTS, tensors(minibatch), strict=True)))
+        sum(value for name, value in output.items() if name.startswith("loss_")).backward()
+        norms = {
+            f"gradient_norm_{name}": nn.utils.clip_grad_norm_(
+                network.parameters(), learner.config.max_gradient_norm
+            )
+            for name, network in loss.networks.items()
+        }
+        returned = {name: key for name, key in LOSS_OUTPUTS.items() if key in loss.loss.out_keys}
+        named = {**{name: output[key].detach() for name, key in returned.items()}, **norms}
+        outputs |= {f"{name}/{loss.group.name}": value for name, value in named.items()}
+    names = learner._gradients.names
+    if len(learner._losses) == 1:
+        names = [f"{name}/agents" for name in names]
+    else:
+        together = [name for name in names if "/" not in name]
+        outputs |= {name: measure_of_all(name, outputs, learner._losses) for name in together}
+    direct = [*(outputs[name] for name in names), *(parameter.grad for parameter in parameters)]
     assert torch.equal(state_after_traced, torch.get_rng_state()), "both draw the same random numbers"
     return traced, direct
 

@@ -8,6 +8,7 @@ from tensordict.nn import TensorDictModule
 
 from mappo.config import LearnerConfig, override
 from mappo.environment.environment import make_environment
+from mappo.environment.groups import Group
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NonFiniteLoss
@@ -20,7 +21,7 @@ from mappo.learning.learner import (
     explained_variance,
     standardise,
 )
-from mappo.learning.networks import VALUE, Critic, Networks, make_networks
+from mappo.learning.networks import VALUE, Critic, GroupNetworks, Networks, make_networks
 from tests.conftest import CPU, counted_waits, endless
 from tests.support.runs import batches
 
@@ -96,8 +97,9 @@ def test_advantages_equal_a_hand_calculation_with_truncation_and_termination(tin
     )
     critic = observation_is_value()
     policy = make_policy(num_features=1)
+    networks = Networks.of([GroupNetworks(Group("agents", (0, 1), 1, 2), policy, critic)])
     config = LearnerConfig(discount=0.5, gae_lambda=0.5, advantage_normalisation="none")
-    frames = prepare(Learner(config, Networks(policy, critic), num_iterations=1), batch)
+    frames = prepare(Learner(config, networks, num_iterations=1), batch)
 
     # delta = reward + 0.5 next V (0 after a termination) - V
     # advantage = delta + 0.25 next advantage (0 after the end of an episode)
@@ -165,7 +167,7 @@ def test_own_critic_learns_what_numpy_computes_from_one_agents_observations(tiny
     assert done.any()
     assert frames[ADVANTAGE][..., 0].numpy() == pytest.approx(advantages.reshape(120, 2), abs=1e-5)
     assert frames[VALUE_TARGET][..., 0].numpy() == pytest.approx(targets.reshape(120, 2), abs=1e-5)
-    loss = learner._loss(frames)["loss_critic"]
+    loss = learner._losses[0].loss(frames)["loss_critic"]
     assert loss.item() == pytest.approx((advantages**2).mean(), rel=1e-4)
 
 
@@ -180,7 +182,7 @@ def test_losses_equal_the_formulas_of_the_paper_on_a_changed_policy(tiny):
         log_prob = networks.policy.get_dist(frames.select(OBSERVATION)).log_prob(frames[ACTION])
         ratio = (log_prob - frames[LOG_PROB]).exp().unsqueeze(-1)
         values = networks.critic(frames.select(OBSERVATION))[VALUE]
-        output = learner._loss(frames)
+        output = learner._losses[0].loss(frames)
     advantage = frames[ADVANTAGE]
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.1) * advantage)
     assert output["loss_objective"].item() == pytest.approx(-surrogate.mean().item(), rel=1e-4)
@@ -413,7 +415,7 @@ def test_critic_learns_targets_standardised_by_moments_that_include_them(tiny):
     assert torch.allclose(frames[VALUE_TARGET], standardised.flatten(0, 1), atol=1e-4)
     prediction = networks.critic.module.predict(frames[OBSERVATION])
     expected = (prediction - frames[VALUE_TARGET]).square().mean().item()
-    assert learner._loss(frames)["loss_critic"].item() == pytest.approx(expected, rel=1e-4)
+    assert learner._losses[0].loss(frames)["loss_critic"].item() == pytest.approx(expected, rel=1e-4)
     restored = networks.critic(frames.select(OBSERVATION))[VALUE]
     deviation = target.std(correction=0).clamp_min(0.1)
     assert torch.allclose(restored, prediction * deviation + target.mean(), atol=1e-4)
@@ -459,9 +461,9 @@ def test_clipped_values_equal_the_formula_of_the_paper(tiny):
     frames[VALUE_TARGET] = frames[VALUE] + 1
     with torch.no_grad():
         networks.critic.module.network[-1].bias.add_(0.5)
-        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(0.95**2, rel=1e-4)
+        assert learner._losses[0].loss(frames)["loss_critic"].item() == pytest.approx(0.95**2, rel=1e-4)
         networks.critic.module.network[-1].bias.sub_(1.0)
-        assert learner._loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
+        assert learner._losses[0].loss(frames)["loss_critic"].item() == pytest.approx(1.5**2, rel=1e-4)
 
 
 def test_values_are_clipped_around_the_critics_own_predictions(tiny):
@@ -496,7 +498,7 @@ def test_policy_learns_only_from_its_agent_when_policies_are_not_shared(tiny):
     frames = prepare(learner, batch)
     with torch.no_grad():
         frames[ADVANTAGE][:, 0] = 0
-    learner._loss(frames)["loss_objective"].backward()
+    learner._losses[0].loss(frames)["loss_objective"].backward()
     gradients = [
         sum(parameter.grad.abs().sum().item() for parameter in actor.parameters())
         for actor in networks.policy.module[0].module[1].networks

@@ -9,10 +9,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MLP
 
 from mappo.config import EnvironmentConfig, NetworksConfig
-from mappo.environment.environment import action_choices, make_environment
+from mappo.environment.environment import groups_of, make_environment
 from mappo.environment.keys import ACTION, OBSERVATION
 from mappo.environment.random_streams import Stream
-from mappo.learning.networks import VALUE, MultiCategorical, RunningMoments, make_networks
+from mappo.learning.distributions import MultiCategorical
+from mappo.learning.networks import VALUE, RunningMoments, make_networks
 from tests.conftest import CPU
 
 
@@ -139,7 +140,7 @@ def talking(request):
 
 def test_choices_follow_the_action_space_including_communication(talking):
     networks = make_networks(NetworksConfig(hidden_sizes=(8,)), talking)
-    choices = action_choices(talking)
+    choices = groups_of(talking)[0].choices
     assert choices in [(90,), (3, 3, 10)]
     state = networks.policy(talking.reset())
     assert state["agents", "logits"].shape == (5, 2, sum(choices))

@@ -93,6 +93,42 @@ class PushRightAndMeasure(PushRight):
         return {"reward_sum": getattr(agent, "paid", self.age)}
 
 
+class Teams(PushRight):
+    """A task of two hunters, which earn by a force to the right, and of prey, which loses by its own force.
+
+    The hunters see three features. The prey, the second agent, sees two, has half the range of forces, and speaks
+    one of two words. Its rewards are `prey_scale` times as large. hunters, prey: leave a team out if false.
+    """
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.prey_scale = float(kwargs.pop("prey_scale", 1.0))
+        hunts, flees = kwargs.pop("hunters", True), kwargs.pop("prey", True)
+        super().make_world(batch_dim, device, **kwargs)
+        world = World(batch_dim, device, dim_c=2)
+        teams = [Agent(name="hunter_0"), Agent(name="prey_0", u_range=0.5, silent=False), Agent(name="hunter_1")]
+        for agent in teams:
+            if flees if agent.name == "prey_0" else hunts:
+                world.add_agent(agent)
+        return world
+
+    def observation(self, agent):
+        if agent.name == "prey_0":
+            return agent.state.pos.clone()
+        return torch.cat([agent.state.pos, self.age.unsqueeze(-1)], dim=-1)
+
+    def reward(self, agent):
+        push = agent.action.u[:, 0]
+        return -self.prey_scale * push if agent.name == "prey_0" else push
+
+
+class Payday(Teams):
+    """A task of the same teams in which a frame pays a hunter 1 and costs the prey 300, whatever they do."""
+
+    def reward(self, agent):
+        amount = -300.0 if agent.name == "prey_0" else 1.0
+        return torch.full((self.world.batch_dim,), amount, device=self.world.device)
+
+
 class MoveAndSpeak(Endless):
     """A task that pays half the reward for full force to the right, and half for the second of three words."""
 
@@ -234,6 +270,13 @@ class ObservationThatGrows(Endless):
 
     def observation(self, agent):
         return torch.zeros(self.world.batch_dim, 1 + int((self.age > 5).all()))
+
+
+class DictionaryObservation(Endless):
+    """A mistake: observations are several tensors by name."""
+
+    def observation(self, agent):
+        return {"position": agent.state.pos, "velocity": agent.state.vel}
 
 
 class RewardOfAllAgents(Endless):
