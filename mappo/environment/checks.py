@@ -93,10 +93,11 @@ def interface_is_kept(task: Task) -> str:
     scenario = environment.base_env._env.scenario
     names = environment.base_env.agent_names
     num_features = {names[agent]: group.num_features for group in groups_of(environment) for agent in group.agents}
+    widest = max(num_features.values())  # for agents that no policy controls
     expected: dict[str, tuple[Callable[..., list[tuple[int, ...]]], torch.dtype]] = {
-        "observation": (lambda agent: [(_ENVS, num_features[agent.name])], torch.float32),
-        "reward": (lambda _: [(_ENVS,), (_ENVS, 1)], torch.float32),
-        "done": (lambda: [(_ENVS,)], torch.bool),
+        "observation": (lambda agent, *_: [(_ENVS, num_features.get(agent.name, widest))], torch.float32),
+        "reward": (lambda *_: [(_ENVS,), (_ENVS, 1)], torch.float32),
+        "done": (lambda *_: [(_ENVS,)], torch.bool),
     }
     for method, (shapes, dtype) in expected.items():
         setattr(scenario, method, _checked(getattr(scenario, method), shapes, dtype))

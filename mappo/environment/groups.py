@@ -39,9 +39,6 @@ class Group:
         """Return the group's share of a tensor that has all agents on the axis `dim`, which is negative."""
         if tensor.shape[dim] == len(self.agents):
             return tensor
-        first, last = self.agents[0], self.agents[-1]
-        if last - first + 1 == len(self.agents):
-            return tensor.narrow(dim, first, len(self.agents))
         return torch.stack([tensor.select(dim, agent) for agent in self.agents], dim)
 
     def observations(self, observation: Tensor) -> Tensor:
@@ -189,4 +186,4 @@ def described(shape: Shape) -> str:
 
 
 def _first(tensor: Tensor, width: int) -> Tensor:
-    return tensor if tensor.shape[-1] == width else tensor[..., :width]
+    return tensor if tensor.shape[-1] == width else tensor[..., :width].contiguous()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,7 +24,7 @@ from mappo.environment.groups import Group, merged
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.errors import NonFiniteLoss
 from mappo.learning.gradients import Gradients, GroupLoss
-from mappo.learning.networks import VALUE, GroupNetworks, Networks
+from mappo.learning.networks import VALUE, GroupNetworks, Networks, observed
 
 LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
 ADVANTAGE = ("agents", "advantage")  # [envs, time, agents, 1]
@@ -344,7 +344,7 @@ def explained_variance(value: Tensor, value_target: Tensor) -> float:
 
 def _estimates(networks: Networks, observation: Tensor, next_observation: Tensor, action: Tensor) -> list[Tensor]:
     """Return the values [frames, agents, 1] of both observations and log pi(a|o) [frames, agents]."""
-    frames = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
+    frames = observed(observation)
     critic = networks.critic.module
     log_prob = [part.policy.get_dist(frames).log_prob(part.group.actions(action)) for part in networks.parts]
     return [critic(observation), critic(next_observation), merged(networks.groups, log_prob, -1)]

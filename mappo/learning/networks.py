@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -80,6 +80,11 @@ class Networks:
                 module.moments.update(module.group.observations(observations))
 
 
+def observed(observation: Tensor) -> TensorDictBase:
+    """Return a tensordict of observations [frames, agents, features]."""
+    return TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
+
+
 class JointPolicy(TensorDictModuleBase):
     """The policies of several groups as one policy of all agents. The actions of shorter groups are padded."""
 
@@ -91,8 +96,8 @@ class JointPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions of all agents into the tensordict."""
-        state = tensordict.select(OBSERVATION)
-        actions = [policy(state.copy())[ACTION] for policy in self.groups.values()]
+        # Each policy gets a tensordict of its own, whose axis of agents may have any length.
+        actions = [policy(observed(tensordict[OBSERVATION]))[ACTION] for policy in self.groups.values()]
         return tensordict.set(ACTION, merged(self._groups, actions, self._groups[0].action_axis))
 
 

@@ -64,7 +64,7 @@ _CHAMPION_DECISION = TypeAdapter(ChampionDecision)
 def task_name(config: EnvironmentConfig) -> str:
     """Return the name of a task: its scenario, and a hash of its whole environment configuration.
 
-    Settings of groups are left out if they are empty, so that tasks keep the names that earlier versions gave them.
+    Settings of groups are left out if they are empty, so that tasks keep their names of earlier versions.
     """
     scenario = re.sub(r"[^A-Za-z0-9._-]", ".", config.scenario)
     values = {name: value for name, value in to_dict(config).items() if value or "groups" not in name}

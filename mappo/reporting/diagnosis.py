@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from mappo.training.history import by_group
+
 Rows = Sequence[Mapping[str, float]]
 MIN_ITERATIONS = 5  # fewer iterations show no trend
 _LATE = 0.2  # share of the iterations, at the end of the run, that the answers rest on
@@ -34,7 +36,9 @@ def diagnose(rows: Rows, clip_epsilon: float) -> list[Diagnosis]:
     """
     if len(rows) < MIN_ITERATIONS:
         return []
-    return [_policy(rows, clip_epsilon), _critic(rows), _exploration(rows), _return(rows)]
+    answers = [_policy(rows, clip_epsilon), _critic(rows), _exploration(rows)]
+    # If there are several groups, the return of one also falls because the others have become better.
+    return answers if by_group(rows[-1], "episode_return_mean") else [*answers, _return(rows)]
 
 
 def _policy(rows: Rows, clip_epsilon: float) -> Diagnosis:

@@ -12,7 +12,7 @@ from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NonFiniteLoss
 from mappo.learning.learner import ADVANTAGE, LOG_PROB, Learner
-from mappo.learning.networks import VALUE, make_networks
+from mappo.learning.networks import VALUE, make_networks, observed
 from tests.conftest import CPU, TINY
 from tests.learning.test_learner import make, prepare
 from tests.support.runs import batches
@@ -44,15 +44,16 @@ def alone(config, batch, part, **kwargs):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "changes",  # the last two average over the whole batch, whose order in memory differs: not bit by bit
     [
         {},
         {"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}},
-        {"environment": {"actions": "multi-discrete"}, "learner": {"advantage_normalisation": "batch"}},
         {"networks": {"normalise_values": True, "normalise_observations": True, "share_policy": False}},
-        {"learner": {"max_gradient_norm": 0.01, "value_clip_epsilon": 0.1, "advantage_normalisation": "agent"}},
+        {"environment": {"actions": "multi-discrete"}, "learner": {"max_gradient_norm": 0.01}},
+        {"learner": {"value_clip_epsilon": 0.1, "advantage_normalisation": "batch"}},
+        {"learner": {"advantage_normalisation": "agent"}},
     ],
-    ids=["continuous", "discrete", "multi-discrete", "normalised", "clipped"],
+    ids=["continuous", "discrete", "normalised", "clipped", "batch", "agent"],
 )
 def test_each_group_learns_bit_by_bit_as_if_it_were_alone(changes):
     """The prey's rewards are 1,000 times as large; neither they nor its number change what the hunters learn."""
@@ -64,16 +65,16 @@ def test_each_group_learns_bit_by_bit_as_if_it_were_alone(changes):
     ]
     for one, of_one in [(learner, batch), *learners]:
         torch.manual_seed(0)
-        losses = one.update(of_one)
-        assert math.isfinite(losses.loss_critic)
+        one.update(of_one)
     for part, (single, _) in zip(networks.parts, learners, strict=True):
         expected = single.networks.modules().state_dict()
         for name, value in part.modules().state_dict().items():
-            assert torch.equal(value, expected[name]), (part.group.name, name)
+            tolerance = 1e-6 if "advantage_normalisation" in changes.get("learner", {}) else 0.0
+            torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance)
 
 
 def test_measures_by_group_are_those_of_a_learner_alone_and_the_rest_sums_them_up():
-    config = teams({"learner": {"entropy_coefficient": 0.1}})
+    config = teams({"environment": {"actions": "discrete"}, "learner": {"entropy_coefficient": 0.1}})
     _, networks, learner, batch = make(config)
     learners = [
         alone(config, batch, part, **{other: False})
@@ -101,7 +102,7 @@ def test_agents_in_groups_of_one_learn_like_agents_that_share_nothing():
     changes = {
         "environment": {"scenario": "tests.support.scenarios:PushRight", "scenario_kwargs": {}},
         "networks": {"critic": "own", "share_policy": False},
-        "learner": {"advantage_normalisation": "agent", "max_gradient_norm": 1e9, "entropy_coefficient": 0.1},
+        "learner": {"advantage_normalisation": "agent", "max_gradient_norm": 1e9},
     }
     config = override(from_dict(TINY), changes)
     _, networks, learner, batch = make(config)
@@ -137,8 +138,8 @@ def test_critics_learn_the_known_values_of_groups_with_other_rewards():
         {
             "environment": {"scenario": "tests.support.scenarios:Payday", "max_episode_frames": 1_000},
             "networks": {"normalise_values": True},
-            "learner": {"discount": 0.5, "gae_lambda": 0.5, "learning_rate": 0.01, "epochs": 10},
-            "collection": {"total_frames": 120 * 40},
+            "learner": {"discount": 0.5, "gae_lambda": 0.5, "learning_rate": 0.02, "epochs": 5},
+            "collection": {"total_frames": 120 * 18},
         },
     )
     with private_random_streams(0, Stream.TRAINING, CPU):
@@ -153,8 +154,12 @@ def test_critics_learn_the_known_values_of_groups_with_other_rewards():
 
 def test_opponents_learn_from_their_own_rewards_whatever_the_scale():
     config = teams(
-        {"learner": {"learning_rate": 0.01, "epochs": 5}, "collection": {"total_frames": 120 * 12}},
-        prey_scale=0.001,
+        {
+            "networks": {"normalise_values": True},
+            "learner": {"learning_rate": 0.02, "epochs": 4},
+            "collection": {"total_frames": 120 * 7},
+        },
+        prey_scale=100.0,
     )
     with private_random_streams(0, Stream.TRAINING, CPU):
         environment = make_environment(config.environment, 6, 0, Stream.TRAINING, CPU)
@@ -177,12 +182,11 @@ def test_padding_changes_neither_actions_nor_values_nor_losses():
         for loss in learner._losses:
             for key, value in loss(dict(frames.items(True, True))).items():
                 assert torch.equal(value, loss(dict(disturbed.items(True, True)))[key]), key
-        state, other = frames.select(OBSERVATION), disturbed.select(OBSERVATION)
         for part in networks.parts:
             torch.manual_seed(0)
-            actions = part.policy(state.clone())[ACTION]
+            actions = part.policy(observed(frames[OBSERVATION]))[ACTION]
             torch.manual_seed(0)
-            assert torch.equal(part.policy(other.clone())[ACTION], actions)
+            assert torch.equal(part.policy(observed(disturbed[OBSERVATION]))[ACTION], actions)
 
 
 def test_central_critic_of_each_group_sees_the_agents_of_all_groups_and_an_own_critic_only_its_agent():
