@@ -194,11 +194,10 @@ def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
                 heuristic.compute_action(observation, u_range=agent.u_range)
                 for agent, observation in zip(simulator.agents, observations, strict=True)
             ]
-            shapes = [action.shape for action in actions]
-            if shapes != expected or not all(action.isfinite().all() for action in actions):
-                shown = ", ".join(str([*shape]) for shape in shapes)
-                raise ValueError(f"actions {shown} do not fit the task or are not finite")
-            return state.set(ACTION, torch.stack(padded(actions), dim=1))
+            stacked = torch.stack(padded(actions), dim=1)
+            if [action.shape for action in actions] != expected or not stacked.isfinite().all():
+                raise ValueError(f"actions {list(stacked.shape)} do not fit the task or are not finite")
+            return state.set(ACTION, stacked)
 
     with _as_no_heuristic(module.__name__):
         heuristic = module.HeuristicPolicy(continuous_action=True)

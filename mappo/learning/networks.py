@@ -85,7 +85,7 @@ def observed(observation: Tensor) -> TensorDictBase:
     return TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
 
 
-class JointPolicy(TensorDictModuleBase):
+class JointPolicy(TensorDictModuleBase):  # type: ignore[misc]
     """The policies of several groups as one policy of all agents. The actions of shorter groups are padded."""
 
     def __init__(self, parts: Sequence[GroupNetworks]):

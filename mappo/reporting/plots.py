@@ -64,12 +64,8 @@ def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
 def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
     """Return the plot of the episode returns of each policy, with their mean and its interval."""
     traces: list[Any] = []
-    boxes: dict[str, EpisodeReturns | GroupReturns] = {}
-    for name, returns in policies.items():
-        boxes |= {f"{group}: {name}": of_group for group, of_group in returns.groups.items()} or {name: returns}
-    for index, (name, returns) in enumerate(
-        sorted(boxes.items()) if len(boxes) > len(policies) else boxes.items()
-    ):
+    boxes = _boxes(policies)
+    for index, (name, returns) in enumerate(boxes.items()):
         colour, mean = COLOURS[index % len(COLOURS)], returns.mean
         traces.append(
             go.Box(
@@ -113,6 +109,14 @@ def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
     return Plot(
         "evaluation", "Returns in evaluation", explanation, _json(traces, "policy", "return of an episode")
     )
+
+
+def _boxes(policies: Mapping[str, EpisodeReturns]) -> Mapping[str, EpisodeReturns | GroupReturns]:
+    """Return the returns of each policy by its name or, if there are several groups, of each group and policy."""
+    groups = dict.fromkeys(group for returns in policies.values() for group in returns.groups)
+    if not groups:
+        return policies
+    return {f"{group}: {name}": policies[name].groups[group] for group in groups for name in policies}
 
 
 def _returns(histories: Mapping[str, Rows]) -> Plot:

@@ -82,11 +82,12 @@ def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple
     if record.evaluation:
         trained, random = record.evaluation.trained, record.evaluation.random
         # The mean over groups says little, since their rewards may be opposite.
-        for name, returns in (trained.groups or {"": trained}).items():
-            of_group = f" of {name}" if name else ""
-            facts.append((f"mean return{of_group} in evaluation", str(returns.mean)))
-            by_chance = random.groups[name] if name else random
-            facts.append((f"mean return{of_group} by the random policy", str(by_chance.mean)))
+        for name in trained.groups:
+            facts.append((f"mean return of {name} in evaluation", str(trained.groups[name].mean)))
+            facts.append((f"mean return of {name} by the random policy", str(random.groups[name].mean)))
+        if not trained.groups:
+            facts.append(("mean return in evaluation", str(trained.mean)))
+            facts.append(("mean return of the random policy", str(random.mean)))
     for name, column, unit in (("frames of training", "frames", ""), ("training time", "elapsed_seconds", " s")):
         if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
             facts.append((name, f"{last:,.0f}{unit}"))

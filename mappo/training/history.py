@@ -105,7 +105,7 @@ def finished_episodes(batch: TensorDictBase, groups: Sequence[Group]) -> Episode
     returns, several = mean_reward(groups, by_agent), groups if len(groups) > 1 else ()
     by_group = {f"{_GROUP_RETURN}/{group.name}": group.rows(by_agent, -1).mean().item() for group in several}
     if not len(returns):
-        return Episodes(0, *[float("nan")] * 3, by_group)
+        return Episodes(0, math.nan, math.nan, math.nan, by_group)
     return Episodes(len(returns), returns.mean().item(), returns.min().item(), returns.max().item(), by_group)
 
 

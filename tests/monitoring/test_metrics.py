@@ -9,7 +9,7 @@ from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable
 from mappo.monitoring import metrics
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
-from mappo.training.history import COLUMNS
+from mappo.training.history import BY_GROUP, COLUMNS
 from tests.support.prometheus import ROOT, require
 
 by_name = pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
@@ -40,7 +40,7 @@ def test_metric_name_follows_the_rules_of_prometheus(metric):
 @by_name
 def test_labels_have_few_and_known_values(metric):
     assert len(metric.combinations()) <= 25
-    is_of_a_scenario = metric.name.startswith("mappo_evaluation_measurement_mean")
+    is_of_a_scenario = metric.name.startswith("mappo_evaluation_measurement_mean") or "_group_" in metric.name
     assert bool(metric.free_labels) == (metric.name == "mappo_run_info" or is_of_a_scenario)
 
 
@@ -58,6 +58,7 @@ def test_metrics_use_existing_columns_of_the_history_and_all_important_ones():
         ""
     }
     assert used <= set(COLUMNS)
+    assert {metric.group_column for metric in metrics.METRICS} - {""} <= set(BY_GROUP)
     assert set(COLUMNS) - used == {
         *("iteration", "elapsed_seconds"),  # the monitor and Prometheus count these themselves
         *("num_saves", "num_failed_saves", "num_skipped_saves"),  # the saver reports every save by itself
