@@ -55,8 +55,8 @@ def check_forgetting(make: Callable[[int], EnvBase], actions: Sequence[Tensor]) 
         )
     if not _continue_alike(environments, row, actions[:_FRAMES_AFTER], states):
         raise Concern(
-            f"resets keep {', '.join(kept)} of the episode before, and observations, rewards or done depend on "
-            "it; if episodes should be independent, reset_world_at(env_index) must reset it"
+            f"resets keep {', '.join(kept) or 'something outside of tensors'} of the episode before, and "
+            "observations, rewards or done depend on it; if episodes should be independent, reset_world_at(env_index) must reset it"
         )
     return f"a reset of one environment forgets the {num_frames} frames before it"
 
@@ -80,7 +80,7 @@ def _played(make: Callable[[int], EnvBase], number: int, actions: Iterable[Tenso
 
 
 def _step(environment: EnvBase, action: Tensor) -> Any:
-    """Step VMAS itself with an action [envs, agents, features], and return what it returns."""
+    """Play a frame of VMAS itself by an action [envs, agents, features]; return what `step` of VMAS returns."""
     return environment.base_env._env.step(environment.base_env.read_action(action.clone()))
 
 

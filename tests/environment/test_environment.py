@@ -108,7 +108,10 @@ def test_scenario_that_draws_random_numbers_in_its_construction_is_reproducible(
         ({"scenario": "navigation", "scenario_kwargs": {"num_envs": 3}}, ["num_envs"]),
         ({"scenario": "navigation", "scenario_kwargs": {"n_agents": "x"}}, ["cannot be built", "n_agents"]),
         (
-            {"scenario": "simple_tag", "groups": {"all": ("adversary_0", "adversary_1", "adversary_2", "agent_0")}},
+            {
+                "scenario": "simple_tag",
+                "groups": {"all": ("adversary_0", "adversary_1", "adversary_2", "agent_0")},
+            },
             ["groups.all", "adversary_0: 16 observation features", "agent_0: 14 observation features"],
         ),
         (
