@@ -115,7 +115,16 @@ def waiter(zone: str) -> Wait:
 
 
 def _now(zone: str) -> datetime:
+    return datetime.now(zone_of(zone))
+
+
+def zone_of(zone: str) -> ZoneInfo:
+    """Return the time zone of this name.
+
+    Raises:
+        ConfigError: the time zone is unknown.
+    """
     try:
-        return datetime.now(ZoneInfo(zone))
+        return ZoneInfo(zone)
     except (ZoneInfoNotFoundError, ValueError):
         raise ConfigError(f"--time-zone {zone!r}: unknown; give one such as UTC or Europe/Berlin") from None
