@@ -143,7 +143,7 @@ def _pipelines() -> list[Any]:
     return [
         number(
             "Kubeflow answers",
-            "1 if the exporter's last poll of Kubeflow succeeded, else 0; then the other panels of this row have gaps.",
+            "1 if the last poll of Kubeflow succeeded, else 0. At 0, the other panels of this row have gaps.",
             "short",
             Query(f"min(mappo_kubeflow_up{{{NAMESPACE}}})"),
         ),

@@ -59,7 +59,10 @@ def _export(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port {arguments.port}: must be 0 to 65535")
     exporter = _Exporter(Api(connection_of(arguments), patience_seconds=_PATIENCE_SECONDS), arguments)
-    server = MetricsServer(arguments.port, exporter.pages())
+    try:
+        server = MetricsServer(arguments.port, exporter.pages())
+    except OSError as error:
+        raise ConfigError(f"--port {arguments.port}: cannot listen there: {error.strerror}") from None
     print(f"metrics: http://localhost:{server.port}/metrics", file=sys.stderr, flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

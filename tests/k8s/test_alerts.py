@@ -46,7 +46,9 @@ def test_alert_names_the_problem_and_the_steps_to_take(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert "$labels.study" in rule["annotations"]["description"] + rule["annotations"]["summary"]
+    text = rule["annotations"]["description"] + rule["annotations"]["summary"]
+    subject = {"MappoScheduleLate": "schedule", "MappoKubeflowUnreachable": "namespace"}.get(alert, "study")
+    assert f"$labels.{subject}" in text
     assert rule["annotations"]["runbook"].startswith("1. ")
 
 
