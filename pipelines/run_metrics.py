@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from mappo.errors import ConfigError
 from mappo.monitoring import metrics
 from mappo.monitoring.metric_set import MetricSet
 from pipelines.errors import ApiError
@@ -40,13 +41,17 @@ _GAUGES = (
 
 @dataclass(frozen=True)
 class _Poll:
-    """What one poll read. stages: those of the runs that have not ended, or ended while this process ran."""
+    """What one poll read.
+
+    stages: by the ID of a run; those of the runs that have not ended, or ended while this process ran. problems:
+    why the stages of some runs could not be read.
+    """
 
     now: datetime
     runs: list[Any]
     stages: Mapping[str, list[StageProgress]]
     schedules: list[Any]
-    num_unreadable: int
+    problems: list[str]
 
 
 class RunMetrics:
@@ -67,8 +72,8 @@ class RunMetrics:
         self._paused_until: dict[str, datetime] = {}
         self._are_ours: dict[str, bool] = {}  # by the ID of a pipeline version
 
-    def poll(self, kubeflow: Api, deadline_seconds: float) -> None:
-        """Read runs, stages and schedules, and update the metrics.
+    def poll(self, kubeflow: Api, deadline_seconds: float) -> list[str]:
+        """Read runs, stages and schedules, and update the metrics; return why the stages of some runs are missing.
 
         Raises:
             ApiError: the server refused a request or did not answer, or the deadline passed.
@@ -84,6 +89,7 @@ class RunMetrics:
         with self._lock:
             self._clear(time.monotonic() - begin)
             self._update(poll)
+        return poll.problems
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
@@ -101,19 +107,16 @@ class RunMetrics:
     def _read(self, kubeflow: Api, deadline: "_Deadline") -> _Poll:
         now = self._clock()
         runs = [run for run in self._runs(kubeflow, now, deadline) if self._is_ours(kubeflow, run)]
-        errors: list[ApiError] = []
-        stages = {}
-        watched = [run for run in runs if run.state not in ENDED or self._is_news(run)]
-        for run in watched:
-            deadline.check()
-            try:
-                stages[run.run_id] = stages_of(kubeflow, run, {})
-            except ApiError as error:  # one run that cannot be read hides no other
-                errors.append(error)
-        if errors and len(errors) == len(watched):
-            raise errors[0]
+        stages, problems = {}, []
+        for run in runs:
+            if run.state not in ENDED or self._is_news(run):
+                deadline.check()
+                try:
+                    stages[run.run_id] = stages_of(kubeflow, run, {})
+                except ApiError as error:  # one run that cannot be read hides no other
+                    problems.append(f"run {run.run_id}: {error}")
         listed = [schedule for schedule in schedules(kubeflow) if self._is_ours(kubeflow, schedule)]
-        return _Poll(now, runs, stages, listed, len(errors))
+        return _Poll(now, runs, stages, listed, problems)
 
     def _runs(self, kubeflow: Api, now: datetime, deadline: "_Deadline") -> Iterator[Any]:
         """Yield the runs of the window, then older ones that had not ended at the last poll."""
@@ -150,6 +153,8 @@ class RunMetrics:
         if key not in self._are_ours:
             try:
                 self._are_ours[key] = pipeline_name(kubeflow, item).startswith(_OURS)
+            except ConfigError:  # the server has no pipeline of this version
+                self._are_ours[key] = False
             except ApiError as error:
                 if error.status != 404:  # 404: somebody has deleted the version
                     raise
@@ -166,7 +171,7 @@ class RunMetrics:
         values, counts = self._values, Counter(_state(run) for run in poll.runs)
         values.set("mappo_kubeflow_up", 1)
         values.set("mappo_kubeflow_last_poll_timestamp_seconds", poll.now.timestamp())
-        values.set("mappo_kubeflow_unreadable_runs", poll.num_unreadable)
+        values.set("mappo_kubeflow_unreadable_runs", len(poll.problems))
         for state in metrics.PIPELINE_STATES:
             values.set("mappo_pipeline_runs", counts[state], state=state)
         for label in metrics.PIPELINE_STAGES:
@@ -228,7 +233,9 @@ class RunMetrics:
         paused = {schedule.recurring_run_id for schedule in poll.schedules if schedule.status != "ENABLED"}
         self._values.set("mappo_schedules", len(paused), state="paused")
         self._values.set("mappo_schedules", len(poll.schedules) - len(paused), state="enabled")
-        self._paused_until |= dict.fromkeys(paused, poll.now)
+        known = {schedule.recurring_run_id for schedule in poll.schedules}
+        ends = {**self._paused_until, **dict.fromkeys(paused, poll.now)}
+        self._paused_until = {key: end for key, end in ends.items() if key in known}
         late: dict[str, float] = {}
         for schedule in poll.schedules:
             if schedule.recurring_run_id not in paused:

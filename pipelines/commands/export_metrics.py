@@ -26,6 +26,7 @@ becomes 0, and the next poll comes later, after up to five minutes.
 _PATIENCE_SECONDS = 20.0  # for the retries of one request
 _DEADLINE_SECONDS = 120.0
 _LONGEST_PAUSE_SECONDS = 300.0
+_MAX_DOUBLINGS = 10  # of the pause, after which it is the longest in any case
 _STUCK_SECONDS = _LONGEST_PAUSE_SECONDS + 3 * _DEADLINE_SECONDS
 
 
@@ -79,6 +80,7 @@ class _Exporter:
         self._kubeflow, self._interval = kubeflow, arguments.interval
         self._metrics = RunMetrics(zone_of(arguments.time_zone))
         self._num_failures = 0
+        self._problems: set[str] = set()
         self._last = time.monotonic()
 
     def pages(self) -> dict[str, Any]:
@@ -87,16 +89,20 @@ class _Exporter:
     def poll(self) -> float:
         """Poll Kubeflow once, and return the seconds until the next poll; each failure doubles them."""
         try:
-            self._metrics.poll(self._kubeflow, _DEADLINE_SECONDS)
+            problems = self._metrics.poll(self._kubeflow, _DEADLINE_SECONDS)
         except Exception as error:
             self._report(error)
             self._num_failures += 1
         else:
+            for problem in set(problems) - self._problems:
+                print(f"cannot read the stages of a run: {problem}", file=sys.stderr, flush=True)
+            self._problems = set(problems)
             if self._num_failures:
                 print(f"poll succeeded again, after {self._num_failures} failures", file=sys.stderr, flush=True)
             self._num_failures = 0
         self._last = time.monotonic()
-        return float(min(self._interval * 2**self._num_failures, max(_LONGEST_PAUSE_SECONDS, self._interval)))
+        longest = max(_LONGEST_PAUSE_SECONDS, self._interval)
+        return float(min(self._interval * 2 ** min(self._num_failures, _MAX_DOUBLINGS), longest))
 
     def _report(self, error: Exception) -> None:
         """Print why a poll failed, and the traceback if the error is a defect; polling continues."""
