@@ -67,18 +67,17 @@ def plan_changes(
     return changes
 
 
-def carry_out(kubeflow: Api, change: Change, wait: Wait) -> Any:
-    """Carry out one change, and return the schedule of the server, or None if there is none now.
+def carry_out(kubeflow: Api, change: Change, wait: Wait) -> None:
+    """Carry out one change.
 
     Raises:
         ConfigError: somebody else took the name in the meantime.
         ApiError: the server refused a request or did not answer; the next plan continues from there.
     """
-    if change.wanted:
-        return apply_schedule(kubeflow, *change.wanted, wait)[1]
+    if change.wanted and change.action != KEEP:
+        apply_schedule(kubeflow, *change.wanted, wait)
     for listed in change.listed if change.action == REMOVE else ():
         remove_schedule(kubeflow, listed)
-    return None if change.action == REMOVE else change.listed[-1]
 
 
 def _require_owners(by_name: Mapping[str, Sequence[Any]], owner: str, names: Sequence[str]) -> None:
