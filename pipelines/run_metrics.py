@@ -198,7 +198,7 @@ class RunMetrics:
         for stage in stages:
             self._count_queue(run, stage, now)
             ended_at = stage.ended_at or run.finished_at
-            key = (run.run_id, stage.name, str(ended_at))
+            key = (run.run_id, stage.name, stage.state, str(ended_at))
             if stage.state not in ("SUCCEEDED", "FAILED") or ended_at < self._start or key in self._counted:
                 continue
             self._counted.add(key)
@@ -282,7 +282,7 @@ def _label(stage: StageProgress) -> str:
 
 
 def _key(run: Any) -> tuple[str, ...]:
-    return (run.run_id, "", str(run.finished_at))
+    return (run.run_id, "", run.state, str(run.finished_at))
 
 
 def _name_of(item: Any) -> str:

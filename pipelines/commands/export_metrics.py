@@ -23,7 +23,7 @@ _EPILOG = """examples:
 The metrics are listed in docs/metrics.md, under "Pipeline runs". If a poll of Kubeflow fails, mappo_kubeflow_up
 becomes 0, and the next poll comes later, after up to five minutes.
 """
-_PATIENCE_SECONDS = 20.0  # for the retries of one request
+_PATIENCE_SECONDS = 5.0  # for the retries of one request; the next poll tries again in any case
 _DEADLINE_SECONDS = 120.0
 _LONGEST_PAUSE_SECONDS = 300.0
 _MAX_DOUBLINGS = 10  # of the pause, after which it is the longest in any case

@@ -66,7 +66,7 @@ def test_entry_makes_the_same_schedule_as_the_flags_of_create(kubeflow, read, ap
     apply("schedules.yaml")
     flags = ["--site", "site.yaml", "--seeds", "0,1", "--learner.clip-epsilon", "0.1", "--service-account", "me"]
     flags += ["-p", "store=s3://bucket/runs", "-p", "run=n-[[ScheduledTime]]", "-p", "train_cpu=4"]
-    read("schedule", "create", "flags", "--cron", "@daily", *flags, "balance")
+    read("schedule", "create", "flags", "balance", "--cron", "@daily", *flags)
     by_file, by_flags = kubeflow.recurring_runs.values()
     differing = {"recurring_run_id", "display_name", "description", "created_at", "updated_at"}
     assert {key for key in by_file if by_file[key] != by_flags[key]} <= differing
