@@ -41,7 +41,7 @@ _GAUGES = (
 
 @dataclass(frozen=True)
 class _Poll:
-    """What one poll read.
+    """The answers of one poll.
 
     stages: by the ID of a run; those of the runs that have not ended, or ended while this process ran. problems:
     why the stages of some runs could not be read.

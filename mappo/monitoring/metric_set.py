@@ -53,7 +53,7 @@ class MetricSet:
         (gauge.labels(**labels) if labels else gauge).set(value)
 
     def add(self, name: str, amount: float, **labels: str) -> None:
-        """Increase a counter."""
+        """Add an amount to a counter."""
         assert math.isfinite(amount), "a counter can never recover from NaN or infinity"
         counter = self._counters[name]
         (counter.labels(**labels) if labels else counter).inc(amount)
@@ -63,11 +63,11 @@ class MetricSet:
         self._histograms[name].labels(**labels).observe(value)
 
     def clear(self, name: str) -> None:
-        """Forget all values of a metric."""
+        """Drop all values of a metric."""
         {**self._gauges, **self._counters, **self._histograms}[name].clear()
 
     def remove(self, name: str, labels: dict[str, str]) -> None:
-        """Forget the values of a metric that have these labels."""
+        """Drop the values of a metric that have these labels."""
         {**self._gauges, **self._counters, **self._histograms}[name].remove_by_labels(labels)
 
     def text(self) -> bytes:

@@ -68,7 +68,7 @@ def plan_changes(
 
 
 def carry_out(kubeflow: Api, change: Change, wait: Wait) -> None:
-    """Carry out one change.
+    """Apply one change of a plan.
 
     Raises:
         ConfigError: somebody else took the name in the meantime.

@@ -65,7 +65,10 @@ def require_known_metrics(expression: str, recorded: set[str]) -> None:
     """
     kinds = {metric.name: metric.kind for metric in metrics.METRICS}
     counters = {name for name, kind in kinds.items() if kind == "counter"} | {
-        f"{name}_bucket" for name, kind in kinds.items() if kind == "histogram"
+        f"{name}_{part}"
+        for name, kind in kinds.items()
+        if kind == "histogram"
+        for part in ("bucket", "sum", "count")
     }
     known = (
         {*kinds, *counters, *recorded, "ALERTS"}

@@ -60,7 +60,7 @@ def test_manifests_match_the_schemas_of_kubernetes(overlay, version):
 
 
 def test_a_misspelt_field_is_found():
-    (deployment,) = of_kind("gpu-cloud", "Deployment")
+    deployment, _ = of_kind("gpu-cloud", "Deployment")
     (monitor,) = of_kind("gpu-cloud", "PodMonitor")
     wrong = copy.deepcopy(deployment)
     wrong["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
