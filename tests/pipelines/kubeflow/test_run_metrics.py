@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mappo.monitoring import metrics
+from pipelines.compiling import read_compiled
 from pipelines.errors import ApiError
 from pipelines.kubeflow.api import Api
+from pipelines.kubeflow.client import submit
 from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.cron import Cron
 from pipelines.kubeflow.reasons import category_of, explain
+from pipelines.kubeflow.schedules import Schedule, apply_schedule
+from pipelines.kubeflow.submission import Submission
 from pipelines.run_metrics import RunMetrics
 from tests.conftest import read_json
 from tests.pipelines.test_commands import GOLDEN
+from tests.support.exported_runs import exported_runs
 from tests.support.kubeflow_server import FaultyServer, KubeflowServer
-from tests.support.prometheus import ROOT, eventually, get, prometheus, query, status
+from tests.support.prometheus import ROOT, eventually, get, prometheus, query, require, status
 from tests.support.recordings import DATA, recording
 from tests.support.services import free_ports
 
@@ -310,6 +317,30 @@ def test_schedules_and_runs_of_other_pipelines_do_not_count(kubeflow, read, poll
     (run,) = kubeflow.runs.values()
     run["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] = "somebody-elses"
     assert of(poll(), "pipeline_runs") == {}
+
+
+def test_runs_and_schedules_of_a_users_namespace_are_read_with_the_users_token():
+    with KubeflowServer(multi_user=True, namespaces={"team"}, tokens={"t"}) as server:
+        connection = Connection(endpoint=server.url, namespace="team", token="t")
+        kubeflow, submission = Api(connection, patience_seconds=0.1), Submission(read_compiled(GOLDEN))
+        server.reach(submit(kubeflow, submission).run_id, "train")
+        apply_schedule(kubeflow, Schedule("nightly", Cron.parse("@daily")), submission)
+        run_metrics = RunMetrics(UTC_ZONE)
+        run_metrics.poll(kubeflow, 60)
+    samples = values(run_metrics)
+    assert of(samples, "pipeline_runs") == {"running": 1}
+    assert of(samples, "schedules") == {"enabled": 1}
+
+
+def test_promtool_accepts_the_metrics():
+    with exported_runs() as (run_metrics, happen):
+        happen()
+        page = run_metrics.text()
+    check = [require("promtool"), "check", "metrics"]
+    result = subprocess.run(check, input=page, capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    names = set(re.findall(r"^(mappo_\w+?)(?:_bucket|_sum|_count)?(?:\{| )", page.decode(), re.MULTILINE))
+    assert names == {metric.name for metric in metrics.PIPELINES}
 
 
 def test_run_of_an_uploaded_version_counts(kubeflow, read, poll):
