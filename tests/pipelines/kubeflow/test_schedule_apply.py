@@ -73,6 +73,17 @@ def test_entry_makes_the_same_schedule_as_the_flags_of_create(kubeflow, read, ap
     assert by_file["description"].replace(" schedule, owner a [", " schedule [") == by_flags["description"]
 
 
+@pytest.mark.long
+def test_example_of_the_docs_can_be_applied(kubeflow, apply, tmp_path):
+    page = (GOLDEN.parents[2] / "docs" / "gitops.md").read_text()
+    (tmp_path / "schedules.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "site.yaml").write_text("image: a:1\n")
+    assert apply("schedules.yaml") == {"nightly": "created", "weekly-study": "created"}
+    nightly, weekly = kubeflow.recurring_runs.values()
+    assert nightly["runtime_config"]["parameters"].keys() == {"store", "run"}
+    assert weekly["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "mappo-tuning"
+
+
 def test_dry_run_shows_every_difference_and_sends_no_change(kubeflow, read, write, apply):
     apply(write(NIGHTLY, WEEKLY, "old: {cron: '@daily'}"))
     changed = "nightly: {cron: 45 2 * * *, experiment: other, learner.epochs: 7, parameter: {train_cpu: '3'}}"
