@@ -56,7 +56,8 @@ def check_forgetting(make: Callable[[int], EnvBase], actions: Sequence[Tensor]) 
     if not _continue_alike(environments, row, actions[:_FRAMES_AFTER], states):
         raise Concern(
             f"resets keep {', '.join(kept) or 'something outside of tensors'} of the episode before, and "
-            "observations, rewards or done depend on it; if episodes should be independent, reset_world_at(env_index) must reset it"
+            "observations, rewards or done depend on it; if episodes should be independent, "
+            "reset_world_at(env_index) must reset it"
         )
     return f"a reset of one environment forgets the {num_frames} frames before it"
 
