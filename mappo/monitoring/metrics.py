@@ -5,7 +5,8 @@ docs/metrics.md lists the metrics.
 
 Every metric of a stage has the labels `study` and `run`, and labels of its own with few, known values. Only
 `mappo_run_info`, measurements, groups of agents and schedules have labels with free values; the names of the
-last three are bounded in number and length. Counters count the work of this process, so they begin at 0 with each attempt.
+last three are bounded in number and length. Counters count the work of this process, so they begin at 0 with each
+attempt.
 
 This file is long because it is the catalogue of all metrics.
 """
