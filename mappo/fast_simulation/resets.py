@@ -174,7 +174,7 @@ class ResetCheck:
         for other in self._rows:
             self._simulator.reset_at(other, return_observations=False)
             values = {name: self._slots[name].get() for name in self._names}
-            values = {name: value[other].clone() for name, value in values.items() if value.ndim}
+            values = {name: value[other].clone() for name, value in values.items() if self._has_rows(value)}
             self._alone.append((other, values))
 
     def _compare_altered(
@@ -240,7 +240,7 @@ class ResetCheck:
         before, full, alone = pairs
         is_first = len(self._full) == 1
         is_kept = all(same_bits(*pair) for pair in zip(before, full, strict=True))
-        is_overwritten = same_bits(*full) and bool(alone[0].ndim) and same_bits(alone[0][row], alone[1][row])
+        is_overwritten = same_bits(*full) and self._has_rows(alone[0]) and same_bits(alone[0][row], alone[1][row])
         for is_true, names in ((is_kept, self._kept), (is_overwritten, self._overwritten)):
             if is_true and is_first:
                 names.add(name)
@@ -250,7 +250,7 @@ class ResetCheck:
             return f"a reset depends on the state before it: {name}"
         if is_kept != (name in self._kept):
             return f"a reset overwrites {name} in some episodes and keeps it in others"
-        if not before[0].ndim:
+        if not self._has_rows(before[0]):
             return "" if is_kept else f"environments share state: {name}"
         others = [index for index in range(len(before[0])) if index != row]
         if not all(same_bits(start[others], result[others]) for start, result in zip(before, alone, strict=True)):
@@ -260,6 +260,10 @@ class ResetCheck:
         if not is_kept and not is_overwritten:
             return f"a reset of one environment differs from a reset of all environments: {name}"
         return ""
+
+    def _has_rows(self, value: Tensor) -> bool:
+        """Return whether a tensor has a row for each environment; a colour, for example, has none."""
+        return value.ndim > 0 and len(value) == self._environment.batch_size[0]
 
     def _must_be_one_by_one(self, names: list[str]) -> bool:
         """Return whether full resets draw other states than resets of one environment, or not independent ones.

@@ -42,6 +42,7 @@ SLOW = [
         "transport",
         "vel_control",
     ),
+    *("simple_tag", "simple_crypto", "diff_drive", "kinematic_bicycle"),  # their agents differ
 ]
 
 
@@ -155,6 +156,10 @@ def test_step_of_agents_that_speak_agrees_with_plain_vmas():
     assert_agrees("tests.support.scenarios:MoveAndSpeak")
 
 
+def test_step_of_agents_that_differ_agrees_with_plain_vmas():
+    assert_agrees("tests.support.scenarios:Teams")
+
+
 def test_masked_writes_agree_with_plain_vmas():
     assert_agrees("tests.support.scenarios:MaskedWrites")
 
@@ -199,6 +204,9 @@ def test_scenario_that_cannot_be_traced_is_refused_with_the_reason(scenario, rea
                 ("football", "scenario.red_controller.team_disps"),
                 ("ball_trajectory", "scenario.pos_shaping"),
                 ("het_mass", "scenario.blue_agent._mass"),
+                ("simple_adversary", r"world._agents\[0\]._goal"),
+                ("simple_push", r"world._agents\[0\]._goal"),
+                ("simple_speaker_listener", r"world._agents\[0\].goal_b"),
             )
         ),
     ],
