@@ -42,7 +42,7 @@ SLOW = [
         "transport",
         "vel_control",
     ),
-    *("simple_tag", "simple_crypto", "diff_drive", "kinematic_bicycle"),  # their agents differ
+    *("simple_tag", "simple_crypto", "simple_world_comm", "diff_drive", "kinematic_bicycle"),  # unequal agents
 ]
 
 

@@ -191,8 +191,10 @@ def traced_and_direct(learner, minibatch):
     if len(learner._losses) == 1:
         names = [f"{name}/agents" for name in names]
     else:
-        together = [name for name in names if "/" not in name]
-        outputs |= {name: measure_of_all(name, outputs, learner._losses) for name in together}
+        for name, value in zip(names, values, strict=True):
+            if "/" not in name:
+                torch.testing.assert_close(value, measure_of_all(name, outputs, learner._losses))
+                outputs[name] = value
     direct = [*(outputs[name] for name in names), *(parameter.grad for parameter in parameters)]
     assert torch.equal(state_after_traced, torch.get_rng_state()), "both draw the same random numbers"
     return traced, direct
