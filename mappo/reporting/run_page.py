@@ -23,7 +23,10 @@ from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
 _INTERVALS = "95 % intervals; resampled: "
-_OVER_GROUPS = "The mean return is over all agents; if groups are opponents, compare the returns of each group."
+_OVER_GROUPS = (
+    "The mean return is over the agents of environment.return_groups, or of all groups; if groups are opponents, "
+    "compare the returns of each group."
+)
 
 
 def build(records: Sequence[RunRecord], warnings: Sequence[str] = ()) -> str:
