@@ -261,6 +261,14 @@ class SelectionConfig:
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=1_000_000, description="number of episodes for each seed, simulated in parallel")
     ] = 64
+    simulation: Annotated[
+        Literal["auto", "plain"],
+        Field(
+            description="simulation of the evaluations during training: VMAS itself (plain), which measures what "
+            "info() returns; auto takes the compiled step of VMAS, which measures nothing, in long runs, on GPUs "
+            "and in studies"
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -141,5 +141,13 @@ def _shortened(text: str) -> str:
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:
     for part in path:
-        kind = next(field.type for field in dataclasses.fields(kind) if field.name == part)
-    return [field.name for field in dataclasses.fields(kind)]
+        kind = _without_annotation(kind)
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = next(field.type for field in dataclasses.fields(kind) if field.name == part)
+    return [field.name for field in dataclasses.fields(_without_annotation(kind))]
+
+
+def _without_annotation(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind

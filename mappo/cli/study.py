@@ -172,13 +172,15 @@ def _delete(arguments: argparse.Namespace) -> int:
 
 def _csv(study: dict[str, Any]) -> str:
     paths = list(study["plan"]["space"])
-    columns = ("number", "state", "value", "origin", "reason", "seconds")
+    columns = ("number", "state", "value", "origin", "reason", "seconds", "is_feasible")
+    constrained = [f"measured_{name}" for name in study["plan"]["tuning"]["constraints"]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "attempts", *paths])
+    writer.writerow([*columns, "attempts", *constrained, *paths])
     for trial in study["trials"]:
         values = [_cell(trial["values"].get(path)) for path in paths]
-        writer.writerow([*(trial[name] for name in columns), len(trial["attempts"]), *values])
+        measured = [trial["measured"].get(name.removeprefix("measured_")) for name in constrained]
+        writer.writerow([*(trial[name] for name in columns), len(trial["attempts"]), *measured, *values])
     return text.getvalue()
 
 

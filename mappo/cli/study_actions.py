@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mappo.environment.measured_names import require_measured
 from mappo.errors import ConfigError
-from mappo.reporting.tables import best_lines, trial_table
+from mappo.reporting.tables import best_lines, constraint_lines, trial_table, why_no_best
 from mappo.stages.runtime import readable_errors
 from mappo.tuning.catalogue import study_names
 from mappo.tuning.database import open_database
@@ -26,6 +27,7 @@ def request(name: str, changes: Mapping[str, Any], scenario: str) -> Ending:
         study = Study.load(database, name)
         study.require_named(scenario)
         ending = changed_ending(study.ending, changes)
+        require_measured(ending.gate.constraints, study.plan.config.environment, "gate.constraints")
         study.keep_ending(ending)
         budget = changes.get("budget", {})
         hours = budget.get("hours")
@@ -70,7 +72,9 @@ def show_lines(name: str) -> list[str]:
         study = Study.load(database, name)
         trials, best = study.trials(), study.best()
         summary = f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"
-        return [*trial_table(trials), summary, *(best_lines(best, study.plan.config) if best else [])]
+        constraints = study.plan.tuning.constraints
+        end = best_lines(best, study.plan.config) if best else [why_no_best(trials, constraints)]
+        return [*trial_table(trials), summary, *constraint_lines(trials, constraints), *end]
 
 
 def study_as_dict(name: str) -> dict[str, Any]:
@@ -81,7 +85,10 @@ def study_as_dict(name: str) -> dict[str, Any]:
     """
     with readable_errors("study"), open_database() as database:
         study = Study.load(database, name)
-        trials = [{**asdict(trial), "seconds": trial.seconds} for trial in study.trials()]
+        trials = [
+            {**asdict(trial), "is_feasible": trial.is_feasible, "seconds": trial.seconds}
+            for trial in study.trials()
+        ]
         return {"study": name, "place": study.store, "plan": study.plan.to_dict(), "trials": trials}
 
 

@@ -82,7 +82,7 @@ def choose_computation(
     """
     chosen, reason = _best(config, machine, is_shared)
     simulation, update = config.collection.simulation, config.learner.update
-    if simulation == "plain":
+    if "plain" in (simulation, config.selection.simulation):
         chosen = replace(chosen, selection="plain")
     if simulation != "auto":
         chosen = replace(chosen, simulation=simulation)
@@ -103,6 +103,8 @@ def kept_computation(config: ExperimentConfig, kept: Computation, machine: Machi
     ):
         if wanted not in ("auto", value):
             raise ConfigError(f"{field} = {wanted}: the run began with {value}; use auto or {value}")
+    if config.selection.simulation == "plain":  # an extended run may change this
+        kept = replace(kept, selection="plain")
     if machine.missing and kept != PLAIN:
         raise ConfigError(
             f"the run began with {kept}, which is compiled, and this machine cannot compile: it lacks "

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mappo.errors import ConfigError
-from mappo.training.history import IterationReport, TrainingStarted
+from mappo.training.history import MEASURED, IterationReport, TrainingStarted
 
 _log = logging.getLogger(__name__)
 _GROUPS = {  # group of plots: prefixes of the names of its columns
     "return": ("episode_return_", "evaluation_return_"),
+    "measurement": (MEASURED,),
     "loss": ("loss_",),
     "learning": (
         "kl",

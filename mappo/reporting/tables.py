@@ -9,6 +9,7 @@ from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.validation import Check
 from mappo.errors import one_line
 from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
+from mappo.evaluation.constraints import Constraint
 from mappo.evaluation.evaluation import EpisodeReturns
 from mappo.evaluation.measurements import Measurement
 from mappo.promotion.champions import ChampionDecision
@@ -153,6 +154,8 @@ def returns_line(policy: str, returns: EpisodeReturns) -> str:
 def decision_lines(decision: Decision) -> list[str]:
     """Return the numbers and the decision of the promotion gate as lines."""
     gate, result = decision.gate, "is promoted" if decision.action == "promoted" else "is not promoted"
+    if broken := [name for name, verdict in decision.constraints.items() if not verdict.is_kept]:
+        result += f", because these episodes do not show that it keeps the constraint on {', '.join(broken)}"
     champion = f"the champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
     return [
         f"candidate  mean return {decision.candidate_mean}",
@@ -161,6 +164,7 @@ def decision_lines(decision: Decision) -> list[str]:
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}",
         f"({decision.test})",
         *measurement_lines(decision.measurements()),
+        *(f"constraint on {name}: {verdict}" for name, verdict in decision.constraints.items()),
         f"the candidate {result}; {champion}",
     ]
 
@@ -172,7 +176,7 @@ def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
 
 def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
     """Return the line for the end of a trial; it also names the best trial so far."""
-    best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
+    best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else "; none is feasible so far"
     return f"trial {number} {outcome}: {reason}{best_so_far}"
 
 
@@ -186,13 +190,49 @@ def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
     ]
 
 
+def why_no_best(trials: "Sequence[TrialRecord]", constraints: Mapping[str, Constraint]) -> str:
+    """Return why a study has no best trial: no trial is complete, or none of them keeps the constraints."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not complete:
+        reasons = {trial.reason for trial in trials if trial.reason}
+        return f"no trial is complete{': ' * bool(reasons)}{'; '.join(reasons)}"
+    nearest = (_nearest(name, constraint, complete) for name, constraint in constraints.items())
+    return (
+        f"no trial is feasible: none of {len(complete)} complete trials keeps the constraints on "
+        f"{'; '.join(nearest)}; nothing is chosen or promoted; request more trials, or begin a study with other "
+        "tuning.constraints"
+    )
+
+
+def constraint_lines(trials: "Sequence[TrialRecord]", constraints: Mapping[str, Constraint]) -> list[str]:
+    """Return a line with a study's constraints and the number of feasible trials, or no line."""
+    if not constraints:
+        return []
+    complete = sum(trial.state == "complete" for trial in trials)
+    feasible = sum(trial.is_feasible for trial in trials)
+    listed = ", ".join(f"{name} {constraint}" for name, constraint in constraints.items())
+    return [f"constraints: {listed}; {feasible} of {complete} complete trials are feasible"]
+
+
+def _nearest(name: str, constraint: Constraint, trials: "Sequence[TrialRecord]") -> str:
+    """Return a constraint, and the trial that comes nearest to it."""
+    measured = {trial.number: mean for trial in trials if (mean := trial.measured.get(name)) is not None}
+    if not measured:
+        return f"{name} ({constraint}; not measured in every episode of any trial)"
+    number = min(measured, key=lambda number: constraint.excess(measured[number]))
+    return f"{name} ({constraint}; nearest: {measured[number]:.4g}, trial {number})"
+
+
 def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[str]]]:
     """Return the column names and the cells of a table with one row for each trial."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
+    constrained = list(dict.fromkeys(name for trial in trials for name in trial.measured))
     columns = [
         "trial",
         "state",
         "value",
+        *constrained,
+        *(["feasible"] if constrained else []),
         *(path.rpartition(".")[2] for path in paths),
         "minutes",
         "attempts",
@@ -203,6 +243,8 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
             str(trial.number),
             trial.state,
             "" if trial.value is None else f"{trial.value:.4g}",
+            *(_short(trial.measured.get(name)) for name in constrained),
+            *([_feasible(trial)] if constrained else []),
             *(_short(trial.values.get(path)) for path in paths),
             f"{trial.seconds / 60:.1f}",
             str(len(trial.attempts)),
@@ -211,6 +253,13 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
         for trial in trials
     ]
     return columns, rows
+
+
+def _feasible(trial: "TrialRecord") -> str:
+    """Return yes or no for a complete trial; other trials are not measured."""
+    if trial.state != "complete":
+        return ""
+    return "yes" if trial.is_feasible else "no"
 
 
 def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:

@@ -1,11 +1,13 @@
 """The stage that promotes a run, or a study's best configuration."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mappo.config import to_json
+from mappo.environment.measured_names import require_measured
 from mappo.promotion import promotion
 from mappo.promotion.champions import Champions, task_name
 from mappo.promotion.gate import Gate
@@ -45,6 +47,7 @@ def promote(
     label = run_label(name, seed, str(run))
     with watched_stage("promote", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, _):
         criteria = checked(Gate, gate or {})
+        require_measured(criteria.constraints, experiment.environment, "gate.constraints")
         keeper = Champions(champions, task_name(experiment.environment))
         num_seeds, episodes = criteria.num_seeds, criteria.episodes_per_seed
         say("promote", f"{keeper.task}: {num_seeds} fresh seeds x {episodes} episodes of each policy")
@@ -63,6 +66,7 @@ def _decision_metrics(decision: Decision) -> dict[str, float]:
         "opponent_return_mean": decision.opponent_mean.value,
         "difference": decision.difference,
         "difference_lower_bound": decision.lower_bound,
+        **({"keeps_constraints": float(decision.keeps_constraints)} if decision.constraints else {}),
     }
 
 
@@ -79,7 +83,8 @@ def promote_best(
 ) -> StageResult:
     """Promote the chosen trial's configuration, trained from the first fresh seed, if the gate lets it pass.
 
-    The order of fresh seeds was fixed before any was trained. An empty `champions` promotes nothing. `decision` is
+    The gate also requires the constraints of the study's trials, unless it has its own on a measurement. The order
+    of fresh seeds was fixed before any was trained. An empty `champions` promotes nothing. `decision` is
     a file for the `Decision` or the `PromotionSkipped` as JSON. `scenario`: as in `work_on_study`.
 
     Raises:
@@ -90,6 +95,7 @@ def promote_best(
         study = Study.load(database, name)
         study.require_named(scenario)
         chosen = chosen_configuration(study, settings.retraining.num_seeds, trial)
+        gate = replace(settings.gate, constraints={**study.plan.tuning.constraints, **settings.gate.constraints})
     if not champions:
         say("promote", "nothing is promoted: no location for champions was given")
         write_json(decision, PromotionSkipped(name))
@@ -97,7 +103,7 @@ def promote_best(
     seed = str(chosen.seeds[0])
     return promote(
         *(to_json(chosen.best), joined(chosen.store, f"{chosen.best_runs}-{seed}"), champions, decision),
-        gate=to_dict(settings.gate),
+        gate=to_dict(gate),
         name=name,
         seed=seed,
         compiled_by=compiled_by,

@@ -1,5 +1,6 @@
 """The stage that trains a run."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from mappo.runs.owned_file import write_whole
 from mappo.runs.run import KEEP_CHECKPOINTS, POLICY_PARTS, Run, load_checkpoint
 from mappo.stages.runtime import StageResult, fan_out, finite, metadata_of, run_label, watched_stage
 from mappo.training import training
-from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
+from mappo.training.history import MEASURED, HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training_state import StartingPoint
 
 HISTORY = "history.csv"  # file of the whole training's history, beside the best checkpoint
@@ -79,7 +80,10 @@ def train(
             write_whole(best / HISTORY, target.whole_history(last))
         report = final_report[0] if final_report else None  # None: the run had finished before
         say_trained(report, final_checkpoint, target.manifest(best_ref), target.store.location)
-        return StageResult(metadata_of(experiment), finite("train", history_file.last_row()))
+        row = history_file.last_row().items()
+        # A measurement that the last evaluation does not have is no news.
+        numbers = {name: value for name, value in row if not (name.startswith(MEASURED) and math.isnan(value))}
+        return StageResult(metadata_of(experiment), finite("train", numbers))
 
 
 @contextmanager

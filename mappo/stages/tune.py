@@ -100,6 +100,8 @@ def _study_metrics(study: Study) -> dict[str, float]:
     for trial in trials:
         if f"num_{trial.state}_trials" in numbers:
             numbers[f"num_{trial.state}_trials"] += 1
+    if study.plan.tuning.constraints:
+        numbers["num_feasible_trials"] = float(sum(trial.is_feasible for trial in trials))
     if best and best.value is not None:
         numbers["best_value"] = best.value
     return numbers

@@ -43,6 +43,7 @@ def test_tensorboard_has_every_number_of_the_history_once_also_after_a_restart(t
         ("loss_critic", "loss/loss_critic"),
         ("kl", "learning/kl"),
         ("episode_return_mean", "return/episode_return_mean"),
+        ("measured_pos_rew", "measurement/measured_pos_rew"),
     ):
         expected = [(int(row["frames"]), float(row[column])) for row in rows if row[column]]
         assert [step for step, _ in written[tag]] == [step for step, _ in expected]
