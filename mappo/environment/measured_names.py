@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 import torch
-from torchrl.envs import EnvBase
 
 from mappo.config import EnvironmentConfig
 from mappo.environment.environment import make_environment
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.environment.reductions import Reduction, declared_reductions, guess_reductions
-from mappo.environment.vmas_environment import place_of_mistake
+from mappo.environment.vmas_environment import GroupEnvironment, place_of_mistake
 from mappo.errors import ConfigError, Preempted
 
 _ENVS, _FRAMES = 2, 8
@@ -32,7 +31,7 @@ def find_measurements(config: EnvironmentConfig) -> dict[str, Reduction]:
         if declared is not None:
             return declared
         try:
-            return _guessed(environment)
+            return _guessed(environment.base_env)
         except Preempted:
             raise
         except (Exception, SystemExit) as error:  # a scenario is foreign code
@@ -42,12 +41,12 @@ def find_measurements(config: EnvironmentConfig) -> dict[str, Reduction]:
             ) from error
 
 
-def _guessed(environment: EnvBase) -> dict[str, Reduction]:
+def _guessed(simulator: GroupEnvironment) -> dict[str, Reduction]:
     found: dict[str, Reduction] = {}
-    environment.reset()
+    simulator.reset()
     for _ in range(_FRAMES):
-        environment.rand_step()
-        guess_reductions(found, environment.base_env.measured())
+        simulator.rand_step()
+        guess_reductions(found, simulator.measured())
     return found
 
 

@@ -167,7 +167,7 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
 def _measurements(histories: Mapping[str, Rows]) -> list[Plot]:
     """Return a plot for each measurement that evaluations during training have."""
     columns = dict.fromkeys(column for rows in histories.values() for column in (rows[0] if rows else ()))
-    plots = []
+    plots: list[Plot] = []
     for column in [column for column in columns if column.startswith(MEASURED)][:MAX_MEASUREMENTS]:
         evaluated = {name: [row for row in rows if _is_known(row.get(column))] for name, rows in histories.items()}
         if any(evaluated.values()):

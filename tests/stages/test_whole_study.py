@@ -375,9 +375,7 @@ def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     assert '"clip_epsilon"' in text
     assert "proximal policy optimisation (MAPPO) and independent proximal policy optimisation (IPPO)" in text
     assert {trial.values["networks.critic"] for trial in study.trials()} == {"central", "own"}
-    assert (
-        "constraints: agent_collisions at least -50; 6 of 6 complete trials are feasible".upper() in text.upper()
-    )
+    assert "constraints: agent_collisions at least -50; 6 of 6 complete trials are feasible" in text
     verdict = read_json(Path(study.store) / "decision.json")["constraints"]["agent_collisions"]
     assert verdict["constraint"]["at_least"] == -50
     assert f"Constraint on agent_collisions: {verdict['mean']:.4g}, with 95% confidence above" in text

@@ -98,9 +98,13 @@ class Reckless(PushRight):
 
     MEASUREMENTS: ClassVar = {"collisions": "sum"}
 
+    def reward(self, agent):
+        agent.is_hard = agent.action.u[:, 0] > 0.6
+        return super().reward(agent)
+
     def info(self, agent):
-        is_hard = agent.action.u[:, 0] > 0.6
-        return {"collisions": (is_hard & (agent.state.pos[:, 1] < 0.5) & (self.age == 1)).float()}
+        is_low, is_hard = agent.state.pos[:, 1] < 0.5, getattr(agent, "is_hard", self.age < 0)
+        return {"collisions": (is_hard & is_low & (self.age == 1)).float()}
 
 
 class MoveAndSpeak(Endless):
