@@ -352,7 +352,7 @@ def _help(schema: dict[str, Any], with_default: bool = False) -> str:
     if "items" in schema:
         limits = f"at least {schema['minItems']}; each {_limits(schema['items'])}"
     if with_default:
-        limits = "; ".join(filter(None, [limits, f"default: {_flag_value(schema['default'])}"]))
+        limits = "; ".join(filter(None, [limits, f"default: {_flag_value(schema.get('default', {}))}"]))
     return f"{schema['description']}{f' ({limits})' if limits else ''}".replace("%", "%%")
 
 

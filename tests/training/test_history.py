@@ -102,9 +102,9 @@ def test_run_of_a_version_without_measurements_is_resumed_and_measured_from_then
         with pytest.raises(Stopped):
             train_here(config, tmp_path / "run", stop_at(8))
     assert "measured_" not in last(tmp_path / "run").history
-    newest = train_here(config, tmp_path / "run")
+    train_here(config, tmp_path / "run")
     text = (tmp_path / "run" / "history.csv").read_text()
-    assert text == Run.at(tmp_path / "run").whole_history(newest)
+    assert text == Run.at(tmp_path / "run").whole_history(last(tmp_path / "run"))
     rows = parse_history(text)
     assert [int(row["iteration"]) for row in rows] == list(range(1, 12))
     assert [math.isnan(row["measured_pos_rew"]) for row in rows][-3:] == [False] * 3

@@ -155,12 +155,12 @@ def select(config, interval, **changes):
 
 
 def learned(report):
-    """Return the numbers of an iteration, without wall-clock times, memory, evaluation and saves."""
+    """Return the numbers of an iteration, without wall-clock times, memory, evaluations and saves."""
     row = report.row()
     return {
         name: value
         for name, value in row.items()
-        if not re.search("seconds|bytes|per_second|evaluation|_saves", name)
+        if not re.search("seconds|bytes|per_second|evaluation|measured|_saves", name)
     }
 
 
@@ -176,7 +176,6 @@ def test_training_with_evaluations_is_bit_identical_to_training_without(tiny, tm
     assert all(histories[0] == other for other in histories[1:])
 
 
-@pytest.mark.parametrize(("interval", "evaluated"), [(0, []), (1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (100, [3])])
 def test_history_has_the_measurements_of_evaluations_during_training(tiny, tmp_path):
     config = override(tiny, {"selection": {"interval_iterations": 2}})
     checkpoint = train_here(config, tmp_path / "run")
@@ -204,6 +203,7 @@ def test_measurements_that_are_nan_or_missing_harm_nothing(tmp_path):
         assert bool(reports[0].measurements) == (scenario in ("Measured", "ManyMeasurements"))
 
 
+@pytest.mark.parametrize(("interval", "evaluated"), [(0, []), (1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (100, [3])])
 def test_evaluations_are_due_every_interval_and_at_the_end(tiny, tmp_path, interval, evaluated):
     reports = []
     run(select(tiny, interval), tmp_path, reports.append)
