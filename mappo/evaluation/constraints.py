@@ -35,7 +35,7 @@ class Constraint:
 
     @property
     def sign(self) -> int:
-        """1 if high values are bad, or -1 if low values are."""
+        """The direction of bad values: 1 if high values are bad, or -1 if low values are."""
         return 1 if self.at_least is None else -1
 
     @property
