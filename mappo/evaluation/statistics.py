@@ -130,10 +130,9 @@ def is_rare(values: Sequence[float]) -> bool:
 def rare_upper_bound(values: Sequence[float], largest_event: float, confidence: float) -> float:
     """Return the one-sided upper confidence bound of the mean of independent values, most of which are equal.
 
-    Values lie above the smallest one only by rare events, each by at most `largest_event`, or by the most that was
-    seen. Without an event the bound is the rule of three: at 95 %, 3 times the largest event over the number of
-    values. If all events have the largest size, it is Poisson's exact bound, which is above the exact bound of a
-    proportion.
+    Values lie above the smallest one only by rare events, each by at most `largest_event`. Without an event the
+    bound is the rule of three: at 95 %, 3 times the largest event over the number of values. If all events have
+    the largest size, it is Poisson's exact bound, which is above the exact bound of a proportion.
 
     Source: Fay and Feuer, Confidence intervals for directly standardized rates (1997), with the sizes of events
     as weights.
@@ -141,8 +140,7 @@ def rare_upper_bound(values: Sequence[float], largest_event: float, confidence: 
     from scipy.stats import gamma
 
     excess = np.asarray(values, dtype=np.float64) - min(values)
-    largest = max(largest_event, float(excess.max()))
-    total, variance = excess.sum() + largest, (excess**2).sum() + largest**2
+    total, variance = excess.sum() + largest_event, (excess**2).sum() + largest_event**2
     bound = gamma.ppf(confidence, total**2 / variance, scale=variance / total)
     return min(values) + float(bound) / len(excess)
 

@@ -49,10 +49,11 @@ def judge_constraint(
     units = [constraint.sign * value for value in means_of_groups(measurement.episode_values, episodes_per_unit)]
     name = "seeds" if episodes_per_unit > 1 else "episodes"
     if statistics.is_rare(units):
-        bound = statistics.rare_upper_bound(units, constraint.largest_event, confidence)
+        largest = max(constraint.largest_event, max(units) - min(units))
+        bound = statistics.rare_upper_bound(units, largest, confidence)
         method = (
             f"bound for rare events over {len(units)} {name}; it holds if the events of one {name[:-1]} change it "
-            f"by at most {constraint.largest_event:g}"
+            f"by at most {largest:.4g}"
         )
     else:
         bound = statistics.upper_bound(units, confidence)
