@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from mappo.config import ExperimentConfig, override, require_run_name
 from mappo.errors import ConfigError
+from mappo.monitoring.mlflow_settings import URI_VARIABLE, require_mlflow
 from mappo.promotion.gate import Gate
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from mappo.strict_json import checked, parse_json, parse_json_object
@@ -211,11 +212,30 @@ def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=metavar,
             help=f"{description} (default: {variable} in the environment)",
         )
+    add_mlflow_argument(group)
+
+
+def add_mlflow_argument(group: Group) -> None:
+    """Add `--mlflow`; `apply_monitor_arguments` passes its value on."""
+    group.add_argument(
+        "--mlflow",
+        dest=URI_VARIABLE,
+        metavar="URL",
+        help="MLflow server that receives curves, configuration and evaluations; a password belongs into "
+        f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (default: {URI_VARIABLE} in the environment)",
+    )
 
 
 def apply_monitor_arguments(arguments: argparse.Namespace) -> None:
-    """Set the environment variables of monitoring, which stages read, also those in other processes."""
-    variables = {name: value for name, value in vars(arguments).items() if name.startswith("MAPPO_") and value}
+    """Set the environment variables of monitoring, which stages read, also those in other processes.
+
+    Raises:
+        ConfigError: `--mlflow` is not the URL of a server, or its package is missing.
+    """
+    prefixes = ("MAPPO_", URI_VARIABLE)
+    variables = {name: value for name, value in vars(arguments).items() if name.startswith(prefixes) and value}
+    if URI_VARIABLE in variables:
+        require_mlflow(variables)
     os.environ.update(variables)
 
 
