@@ -126,14 +126,11 @@ def with_placement(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the placement parameters of these stages to a pipeline's function.
 
-    ends_as: the name of a pipeline whose runs send a message at their end, if the site has a webhook; empty for an
-    inner pipeline.
-
     The function must take a `Placement` as its first parameter. The decorated function has the function's other
     parameters, then the placement parameters, from which it makes that `Placement`. Without a site (on this
-    machine), the parameters exist and are not used.
+    machine), the parameters exist and are not used. `ends_as` is the name of a pipeline whose runs send a message
+    when they end, if the site has a webhook; it is empty for an inner pipeline.
     """
-
     notifying_site = site if site and site.notify_secret and ends_as else None
     stages = (*stages, exit_message.STAGE) if notifying_site else stages
 

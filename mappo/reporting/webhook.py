@@ -78,6 +78,18 @@ class Webhook:
         return reasons[0] if reasons else f"it did not answer within {deadline_seconds:g} s"
 
 
+def required_webhook() -> Webhook:
+    """Return the webhook of a user who asks for messages.
+
+    Raises:
+        ConfigError: MAPPO_NOTIFY_URL is missing, or it is not the URL of a webhook.
+    """
+    webhook = Webhook.from_environment()
+    if webhook is None:
+        raise ConfigError(f"--notify: set {URL_VARIABLE} in the environment to the URL of a webhook")
+    return webhook
+
+
 class _NoRedirects(HTTPRedirectHandler):
     """A handler that refuses redirects: another host must not get the message, nor the URL as the referrer."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from mappo.errors import ConfigError, MappoError, Preempted, StageFailed, StoreError
+from mappo.errors import MappoError, Preempted, StageFailed, StoreError
 from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, parse_decision
 from mappo.reporting.notification import Message, Outcome, headlines
@@ -104,18 +104,6 @@ def send(webhook: Webhook, message: Message, deadline_seconds: float = 30.0) -> 
     """Send a message. If it is not delivered, print a warning."""
     reason = webhook.post(message.body(webhook), deadline_seconds)
     say("notify", f"warning: the message is not delivered: {reason}" if reason else "the message is sent")
-
-
-def required_webhook() -> Webhook:
-    """Return the webhook of a user who asks for messages.
-
-    Raises:
-        ConfigError: MAPPO_NOTIFY_URL is missing, or it is not the URL of a webhook.
-    """
-    webhook = Webhook.from_environment()
-    if webhook is None:
-        raise ConfigError(f"--notify: set {URL_VARIABLE} in the environment to the URL of a webhook")
-    return webhook
 
 
 def notifying(
