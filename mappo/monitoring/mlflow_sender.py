@@ -44,9 +44,9 @@ class Target:
     """The MLflow run to write to.
 
     run: its ID, if it is known. name: that of a new run. tags: those that the run gets, if it lacks them.
-    identity: the value of the tag `mappo.id`, by which a later process finds the run. is_continued: whether to
-    look for such a run before creating one. is_owned: whether this process sets the state of the run; Kubeflow
-    sets that of its own.
+    identity: the value of the tag `mappo.id`, by which a later process finds the run; empty if none may find it.
+    is_continued: whether to look for such a run before creating one. is_owned: whether this process sets the state
+    of the run; Kubeflow sets that of its own.
     """
 
     name: str
@@ -67,20 +67,13 @@ class _Row:
 class Sender:
     """The thread that sends to one MLflow run."""
 
-    def __init__(
-        self,
-        settings: MlflowSettings,
-        target: Target,
-        parameters: Mapping[str, str],
-        send_seconds: float = _SEND_SECONDS,
-    ):
+    def __init__(self, settings: MlflowSettings, target: Target, parameters: Mapping[str, str]):
         """Import MLflow and start the thread.
 
         Raises:
             ConfigError: the package mlflow-skinny is not installed.
         """
         self._settings, self._target, self._parameters = settings, target, parameters
-        self._send_seconds = send_seconds
         # Import here, in the main thread: a process that training forks must not inherit a lock of an import.
         self._mlflow = _client_module()
         self._client = self._mlflow.MlflowClient(tracking_uri=settings.uri)
@@ -141,7 +134,7 @@ class Sender:
                 self._has_ended = True
                 return
             wait = _FIRST_RETRY_SECONDS
-            self._closing.wait(self._send_seconds)
+            self._closing.wait(_SEND_SECONDS)
 
     def _send(self, is_last: bool) -> None:
         if not self._run_id:
@@ -180,12 +173,13 @@ class Sender:
             self._client.log_batch(run_id, params=parameters[start : start + _MAX_PARAMETERS])
 
     def _tags(self) -> dict[str, str]:
-        return {"mappo.id": self._target.identity, **self._target.tags}
+        identity = {"mappo.id": self._target.identity} if self._target.identity else {}
+        return {**identity, **self._target.tags}
 
     def _found(self) -> Any:
         if self._target.run:
             return self._client.get_run(self._target.run)
-        if not self._target.is_continued:
+        if not (self._target.is_continued and self._target.identity):
             return None
         query = f"tags.`mappo.id` = '{self._target.identity}'"
         newest = ["attributes.start_time DESC"]

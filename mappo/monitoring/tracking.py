@@ -49,8 +49,8 @@ class TrackedRun:
         return self._sender.run_id if self._sender else ""
 
     def began(self, start: TrainingStarted) -> None:
-        """Report that training starts; if it resumes, it continues the MLflow run of the process before."""
-        self._begin(is_continued=start.is_resumed)
+        """Report that training starts; it continues the MLflow run of an earlier attempt."""
+        self._begin(is_continued=start.attempt > 1)
 
     def iterated(self, report: IterationReport) -> None:
         """Report a completed iteration: a point of each curve, over frames."""
@@ -101,7 +101,8 @@ def tracked_run(
     """Track what happens in the block as one MLflow run, if MLFLOW_TRACKING_URI names a server.
 
     Nothing here fails the block. On Kubeflow, the stage has an MLflow run; with `is_nested`, this is one below it.
-    `run` is the ID of an MLflow run to continue if the stage has none. `tags` are added to the MLflow run.
+    `location` is that of the run, or empty if it is unknown. `run` is the ID of an MLflow run to continue if the
+    stage has none. `tags` are added to the MLflow run.
     """
     tracked = TrackedRun(_sender_maker(config, name, str(location), run, tags, is_nested))
     try:
@@ -154,7 +155,8 @@ def _sender_maker(
         return None
     stage_run = "" if is_nested else settings.run
     parent = {"mlflow.parentRunId": settings.run} if is_nested and settings.run else {}
-    tags = {"mappo.location": location, "mappo.config_hash": config_hash(config), **parent, **tags}
+    place = {"mappo.location": location} if location else {}
+    tags = {**place, "mappo.config_hash": config_hash(config), **parent, **tags}
 
     def make(is_continued: bool) -> Sender:
         target = Target(name, _identity(location), stage_run or run, tags, is_continued, is_owned=not stage_run)
@@ -172,7 +174,9 @@ def _settings() -> MlflowSettings | None:
 
 
 def _identity(location: str) -> str:
-    """Return what identifies a run on a server that several machines share."""
+    """Return what identifies a run on a server that several machines share; empty for an unknown location."""
+    if not location:
+        return ""
     place = location if "://" in location else f"{socket.gethostname()}:{Path(location).absolute()}"
     return hashlib.sha256(place.encode()).hexdigest()[:32]
 

@@ -61,7 +61,7 @@ def evaluate(
     label = run_label(name, seed, str(run))
     with (
         watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor),
-        tracked_run(experiment, label, run, run=page.mlflow_run if page else "") as tracked,
+        tracked_run(experiment, label, "" if page else run, run=page.mlflow_run if page else "") as tracked,
     ):
         trained = load_checkpoint(run, checkpoint, POLICY_PARTS)
         seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed

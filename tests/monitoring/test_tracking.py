@@ -64,9 +64,9 @@ def points(client, run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(run_id, metric)]
 
 
-def track(config, reports, location="runs/first", is_resumed=False, **options):
+def track(config, reports, location="runs/first", attempt=1, **options):
     with tracked_run(config, "first", location, **options) as tracked:
-        tracked.began(TrainingStarted(Progress(), 1, is_resumed))
+        tracked.began(TrainingStarted(Progress(), attempt, attempt > 1))
         for report in reports:
             tracked.iterated(report)
     return tracked
@@ -104,7 +104,7 @@ def test_resumed_run_continues_its_mlflow_run_without_a_point_twice(client, tmp_
         raise SystemExit
     (run,) = runs(client, tmp_path.name)
     assert run.info.status == "KILLED"
-    track(config, reports[1:], is_resumed=True)
+    track(config, reports[1:], attempt=2)
     (run,) = runs(client, tmp_path.name)
     assert [step for step, _ in points(client, run.info.run_id, CURVE)] == [120, 240, 360]
     assert run.info.status == "FINISHED"
