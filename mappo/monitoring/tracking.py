@@ -1,4 +1,4 @@
-"""What stages log to MLflow: curves, the configuration as parameters, evaluations and pages.
+"""The reports of stages to MLflow: curves, the configuration as parameters, evaluations and pages.
 
 Kubeflow Pipelines with its MLflow plugin creates an MLflow run for each stage, and logs the task's inputs and
 final metrics itself, all at step 0. The names here have a group, as in `loss/loss_critic`, so that the two never
@@ -33,7 +33,7 @@ _MAX_KEY = 250  # characters of a parameter's or a metric's name; a limit of MLf
 
 
 class TrackedRun:
-    """One MLflow run of a stage. It begins with the first report.
+    """The MLflow run of a stage. It begins with the first report.
 
     make_sender: makes its sender; takes whether an earlier process may have begun it. Without it, the methods do
     nothing.

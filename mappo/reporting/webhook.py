@@ -98,7 +98,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def _deliver(url: str, content: bytes, deadline: float) -> str:
-    """Try to post until it succeeds, fails for good, or the deadline is near; return the reason of the failure."""
+    """Post until it succeeds, fails for good, or the deadline is near; return the reason of the failure."""
     for wait in (*_RETRY_SECONDS, None):
         reason, may_pass = _attempt(url, content)
         if not reason or not may_pass or wait is None or time.monotonic() + wait > deadline:

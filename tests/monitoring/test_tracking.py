@@ -1,4 +1,4 @@
-"""Runs on a real MLflow server, read by MLflow's own client; and servers that are dead, slow or refuse."""
+"""The runs on a real MLflow server, read by MLflow's own client; and servers that are dead, slow or refuse."""
 
 import csv
 import io
