@@ -17,7 +17,7 @@ _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EX
 def mlflow_server(directory: Path) -> Iterator[str]:
     """Run MLflow's server until the block ends; yield its URL.
 
-    mlflow-skinny holds the whole server, whose other packages (Flask, SQLAlchemy) this project has anyway.
+    mlflow-skinny holds the whole server but for its pages. The other packages that it needs are few.
     """
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
