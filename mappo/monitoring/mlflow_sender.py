@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, one_line
 from mappo.monitoring.mlflow_settings import MISSING, MlflowSettings, prepare_client
 
 _log = logging.getLogger(__name__)
@@ -156,6 +156,8 @@ class Sender:
             self._client.update_run(run_id, status="RUNNING")
         self._logged = run.data.metrics
         self._describe(run_id, run.data)
+        page = f"{self._settings.uri}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        _log.info("MLflow run: %s", one_line(page))
         return run_id
 
     def _describe(self, run_id: str, data: Any) -> None:

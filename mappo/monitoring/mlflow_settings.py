@@ -20,6 +20,7 @@ _DEFAULTS = {  # of MLflow's client; a variable that is set stays as it is
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the sender retries itself, and stops at its deadline
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the sender logs it as a line of the stage
 }
 
 
