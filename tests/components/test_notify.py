@@ -11,7 +11,7 @@ from mappo.evaluation.comparison import compare
 from mappo.evaluation.evaluation import EvaluationReport, evaluate
 from mappo.promotion.promotion import PromotionSkipped
 from mappo.runs.supervisor import AttemptCount
-from mappo.stages.notify import run_message
+from mappo.stages.notify import notify, run_message
 from pipelines.compiling import compile_pipeline
 from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.client import get_run, specification_of, submit
@@ -43,6 +43,13 @@ def states(kubeflow: KubeflowServer, run_id: str) -> dict[str, str]:
     return {stage.name: stage.state for stage in stages_of(api, run, specification_of(api, run))}
 
 
+def environment_of(cluster: Cluster, **secrets: str) -> dict[str, str]:
+    """Return the environment of the pod: what the pipeline gives, what the secret holds, and the run's ID."""
+    executors = cluster.compiled.specification["deploymentSpec"]["executors"]
+    given = {variable["name"]: variable["value"] for variable in executors["exec-notify"]["container"]["env"]}
+    return {**given, **secrets, "MAPPO_PIPELINE_RUN": cluster.run_id}
+
+
 def put(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content))
@@ -54,7 +61,7 @@ def test_failed_run_sends_the_reason_that_its_stage_left(kubeflow, tmp_path):
     kubeflow.fail_stage(cluster.run_id, "train")
     with receiver() as webhook:
         secret = f"{webhook.url}/secret-path"
-        status, log = cluster.finish("notify", MAPPO_NOTIFY_URL=secret, MAPPO_PIPELINE_RUN=cluster.run_id)
+        status, log = cluster.finish("notify", **environment_of(cluster, MAPPO_NOTIFY_URL=secret))
         assert (status, "secret-path" in log) == (0, False)
         body = json.loads(webhook.requests[0].body)
     assert (body["subject"], body["outcome"], body["results"]) == ("run first", "failed", {})
@@ -66,28 +73,26 @@ def test_failed_run_sends_the_reason_that_its_stage_left(kubeflow, tmp_path):
     assert states(kubeflow, cluster.run_id) == expected
 
 
-def test_successful_run_sends_its_headline_numbers(kubeflow, tmp_path, report):
-    cluster = Cluster(kubeflow, tmp_path, NOTIFYING)
-    kubeflow.reach(cluster.run_id, "notify")
-    put(cluster.artifact("evaluate", "report"), asdict(report))
+def test_successful_run_sends_its_headline_numbers(tmp_path, report, monkeypatch):
+    put(tmp_path / "evaluate/1/report", asdict(report))
     with receiver() as webhook:
-        status, log = cluster.finish("notify", MAPPO_NOTIFY_URL=webhook.url, MAPPO_PIPELINE_RUN=cluster.run_id)
-        assert status == 0, log
+        monkeypatch.setenv("MAPPO_NOTIFY_URL", webhook.url)
+        assert (
+            notify("training", "run first", str(tmp_path), tmp_path / "message").metadata["outcome"] == "succeeded"
+        )
         body = json.loads(webhook.requests[0].body)
-    assert (body["subject"], body["outcome"]) == (f"run {cluster.run_id}", "succeeded")
+    assert (body["subject"], body["outcome"]) == ("run first", "succeeded")
     assert body["results"]["mean return, trained"].startswith(f"{report.trained.mean.value:.4g} [")
-    kept = json.loads(cluster.artifact("notify", "message").read_text())
-    assert kept["outcome"] == "succeeded"
-    assert kubeflow.finish(cluster.run_id) == "SUCCEEDED"
+    assert json.loads((tmp_path / "message").read_text())["outcome"] == "succeeded"
 
 
 @pytest.mark.parametrize("url", ["", "no URL", "http://127.0.0.1:9/secret-path"])
-def test_stage_succeeds_without_a_webhook_that_works(kubeflow, tmp_path, url):
-    cluster = Cluster(kubeflow, tmp_path, NOTIFYING)
-    kubeflow.reach(cluster.run_id, "notify")
-    status, log = cluster.finish("notify", MAPPO_NOTIFY_URL=url)
-    assert (status, "secret-path" in log) == (0, False)
-    assert "[notify] warning: " in log
+def test_stage_succeeds_without_a_webhook_that_works(tmp_path, url, monkeypatch, capsys):
+    monkeypatch.setenv("MAPPO_NOTIFY_URL", url)
+    notify("training", "run first", str(tmp_path), tmp_path / "message")
+    output = capsys.readouterr().out
+    assert "[notify] warning: " in output
+    assert "secret-path" not in output
 
 
 def test_message_about_a_study_has_the_gain_and_the_promotion(tmp_path, report):
@@ -115,7 +120,9 @@ def test_outcome_is_unknown_if_the_store_cannot_be_read():
     assert run_message("seeds", "run first", "gs://bucket/a").outcome == "ended"
 
 
-@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
+@pytest.mark.parametrize(
+    "name", ["tuning", *(pytest.param(name, marks=pytest.mark.long) for name in ("training", "seeds"))]
+)
 def test_site_with_a_webhook_adds_one_stage_and_changes_no_other(kubeflow: KubeflowServer, name):
     """Run both pipelines on the test server: the stages have the same names, and notify is the last."""
     api, found = Api(Connection(endpoint=kubeflow.url)), []
