@@ -57,6 +57,8 @@ def put(file: Path, content: object) -> None:
 
 def test_failed_run_sends_the_reason_that_its_stage_left(kubeflow, tmp_path):
     cluster = Cluster(kubeflow, tmp_path, NOTIFYING, run="first")
+    executors = cluster.compiled.documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert [name for name, pod in executors.items() if "team-webhook" in json.dumps(pod)] == ["exec-notify"]
     assert cluster.finish("train")[0] == 1  # a name without a store
     kubeflow.fail_stage(cluster.run_id, "train")
     with receiver() as webhook:
@@ -81,6 +83,7 @@ def test_successful_run_sends_its_headline_numbers(tmp_path, report, monkeypatch
             notify("training", "run first", str(tmp_path), tmp_path / "message").metadata["outcome"] == "succeeded"
         )
         body = json.loads(webhook.requests[0].body)
+    assert result.metadata == {"outcome": "succeeded"}
     assert (body["subject"], body["outcome"]) == ("run first", "succeeded")
     assert body["results"]["mean return, trained"].startswith(f"{report.trained.mean.value:.4g} [")
     assert json.loads((tmp_path / "message").read_text())["outcome"] == "succeeded"
@@ -120,9 +123,8 @@ def test_outcome_is_unknown_if_the_store_cannot_be_read():
     assert run_message("seeds", "run first", "gs://bucket/a").outcome == "ended"
 
 
-@pytest.mark.parametrize(
-    "name", ["tuning", *(pytest.param(name, marks=pytest.mark.long) for name in ("training", "seeds"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
 def test_site_with_a_webhook_adds_one_stage_and_changes_no_other(kubeflow: KubeflowServer, name):
     """Run both pipelines on the test server: the stages have the same names, and notify is the last."""
     api, found = Api(Connection(endpoint=kubeflow.url)), []
@@ -135,5 +137,3 @@ def test_site_with_a_webhook_adds_one_stage_and_changes_no_other(kubeflow: Kubef
         found.append(states(kubeflow, run_id))
     assert found[1] == found[0] | {"notify": "SUCCEEDED"}
     assert list(found[1])[-1] == "notify"
-    executors = compiled.documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert [key for key, value in executors.items() if "team-webhook" in json.dumps(value)] == ["exec-notify"]
