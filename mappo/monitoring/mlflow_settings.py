@@ -77,9 +77,9 @@ def prepare_client(environment: MutableMapping[str, str] = os.environ) -> None:
     for name, value in _DEFAULTS.items():
         environment.setdefault(name, value)
     parts = urlsplit(environment[URI_VARIABLE])
-    for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
-        if value:
-            environment.setdefault(f"MLFLOW_TRACKING_{name}", unquote(value))
+    for name, credential in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        if credential:
+            environment.setdefault(f"MLFLOW_TRACKING_{name}", unquote(credential))
 
 
 def _without_credentials(uri: str) -> str:

@@ -79,9 +79,7 @@ def test_successful_run_sends_its_headline_numbers(tmp_path, report, monkeypatch
     put(tmp_path / "evaluate/1/report", asdict(report))
     with receiver() as webhook:
         monkeypatch.setenv("MAPPO_NOTIFY_URL", webhook.url)
-        assert (
-            notify("training", "run first", str(tmp_path), tmp_path / "message").metadata["outcome"] == "succeeded"
-        )
+        result = notify("training", "run first", str(tmp_path), tmp_path / "message")
         body = json.loads(webhook.requests[0].body)
     assert result.metadata == {"outcome": "succeeded"}
     assert (body["subject"], body["outcome"]) == ("run first", "succeeded")
