@@ -122,7 +122,7 @@ def _train(arguments: argparse.Namespace) -> int:
             keep=arguments.keep,
             tensorboard=arguments.tensorboard,
         ),
-        {"run": location},
+        {"run": location if "://" in location else str(Path(location).absolute())},
     )
 
 

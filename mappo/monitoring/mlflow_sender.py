@@ -79,7 +79,7 @@ class Sender:
         self._client = self._mlflow.MlflowClient(tracking_uri=settings.uri)
         self._lock = threading.Lock()  # guards the queue
         self._rows: deque[_Row] = deque()
-        self._files: deque[Path] = deque()
+        self._files: deque[tuple[str, Path]] = deque()
         self._batch: list[_Row] = []  # taken from the queue and not yet on the server
         self._logged: Mapping[str, float] = {}  # the last values that earlier processes sent
         self._run_id = ""
@@ -103,9 +103,9 @@ class Sender:
             if len(self._rows) > _MAX_ROWS:
                 self._rows.popleft()
 
-    def attach(self, file: Path) -> None:
-        """Queue a file, which becomes an artifact. It must stay as it is until `close` returns."""
-        self._files.append(file)
+    def attach(self, name: str, file: Path) -> None:
+        """Queue a text file, which becomes an artifact of this name. It must not change until `close` returns."""
+        self._files.append((name, file))
 
     def close(self, status: str, seconds: float) -> None:
         """Send the rest, and end the MLflow run with a status. Give up after this many seconds."""
@@ -143,7 +143,8 @@ class Sender:
             self._client.log_batch(self._run_id, metrics=self._metrics(self._batch))
             self._batch = []
         while self._files:
-            self._client.log_artifact(self._run_id, str(self._files[0]))
+            name, file = self._files[0]
+            self._client.log_text(self._run_id, file.read_text(), name)
             self._files.popleft()
         if is_last and self._target.is_owned:
             self._client.set_terminated(self._run_id, self._status)

@@ -69,9 +69,9 @@ class TrackedRun:
             sender.add(step, numbers)
 
     def attach(self, file: Path) -> None:
-        """Add a file to the artifacts."""
+        """Add a page to the artifacts, as HTML that MLflow shows."""
         if sender := self._begin(is_continued=True):
-            sender.attach(file)
+            sender.attach("page.html", file)
 
     def close(self, status: str, seconds: float) -> None:
         """End the MLflow run, if it has begun; wait for the server at most this many seconds."""
@@ -155,7 +155,7 @@ def _sender_maker(
         return None
     stage_run = "" if is_nested else settings.run
     parent = {"mlflow.parentRunId": settings.run} if is_nested and settings.run else {}
-    place = {"mappo.location": location} if location else {}
+    place = {"mappo.location": _absolute(location)} if location else {}
     tags = {**place, "mappo.config_hash": config_hash(config), **parent, **tags}
 
     def make(is_continued: bool) -> Sender:
@@ -173,11 +173,15 @@ def _settings() -> MlflowSettings | None:
         return None
 
 
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
+
+
 def _identity(location: str) -> str:
     """Return what identifies a run on a server that several machines share; empty for an unknown location."""
     if not location:
         return ""
-    place = location if "://" in location else f"{socket.gethostname()}:{Path(location).absolute()}"
+    place = location if "://" in location else f"{socket.gethostname()}:{_absolute(location)}"
     return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 

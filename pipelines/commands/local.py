@@ -81,7 +81,10 @@ def _tell(
         subject = f"study {arguments.study}" if pipeline == "tuning" else f"run {arguments.run}"
         results = {} if reason else results_of_files(pipeline, artifacts)
         outcome: Outcome = "failed" if reason else "succeeded"
-        send(required_webhook(), Message(subject, outcome, reason, results, {"artifacts": str(directory)}))
+        send(
+            required_webhook(),
+            Message(subject, outcome, reason, results, {"artifacts": str(directory.absolute())}),
+        )
 
 
 def _observe(arguments: argparse.Namespace) -> int:

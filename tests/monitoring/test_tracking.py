@@ -141,7 +141,7 @@ def test_stage_on_kubeflow_logs_to_the_run_that_kubeflow_made_and_does_not_end_i
 
 
 def test_page_becomes_an_artifact(client, tmp_path):
-    page = tmp_path / "page.html"
+    page = tmp_path / "page"  # Kubeflow's name of the file
     page.write_text("<p>a</p>")
     with tracked_run(from_dict(conftest.TINY), "first", "runs/first") as tracked:
         tracked.attach(page)
