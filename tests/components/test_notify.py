@@ -90,6 +90,7 @@ def test_successful_run_sends_its_headline_numbers(tmp_path, report, monkeypatch
 @pytest.mark.parametrize("url", ["", "no URL", "http://127.0.0.1:9/secret-path"])
 def test_stage_succeeds_without_a_webhook_that_works(tmp_path, url, monkeypatch, capsys):
     monkeypatch.setenv("MAPPO_NOTIFY_URL", url)
+    monkeypatch.setattr("mappo.reporting.webhook._RETRY_SECONDS", (0.0, 0.0))
     notify("training", "run first", str(tmp_path), tmp_path / "message")
     output = capsys.readouterr().out
     assert "[notify] warning: " in output
