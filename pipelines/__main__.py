@@ -25,7 +25,7 @@ _EXAMPLES = """examples:
 exit status: 0 success, 1 a stage or a run failed, 2 the command or the configuration is wrong,
 3 Kubeflow or the store refused the request or did not answer, 130 interrupted
 """
-_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
+_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "export_metrics", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
