@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   mappo checkpoints list runs/20260101-120000          list the checkpoints of a run
   mappo tune --study first --trials 20                 tune clip_epsilon, gae_lambda and epochs with Optuna
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
+  mappo train --mlflow http://localhost:5000           log curves and configuration to an MLflow server
   mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
 
 exit status: 0 success, 1 the stage failed or a result cannot be printed, 2 the command line or the configuration
@@ -41,8 +42,8 @@ def _run(argv: Sequence[str]) -> int:
         # Search the current directory for modules, as with python -m, so that a user can name a scenario in it.
         sys.path.insert(0, "")
     arguments = _parser().parse_args(dashed(argv))
-    apply_monitor_arguments(arguments)
     try:
+        apply_monitor_arguments(arguments)
         return int(arguments.execute(arguments))
     except ConfigError as error:
         print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)

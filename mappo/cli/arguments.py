@@ -16,8 +16,10 @@ from pydantic import TypeAdapter
 
 from mappo.config import ExperimentConfig, override, require_run_name
 from mappo.errors import ConfigError
+from mappo.monitoring.mlflow_settings import URI_VARIABLE, require_mlflow
 from mappo.promotion.gate import Gate
 from mappo.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from mappo.reporting.webhook import required_webhook
 from mappo.strict_json import checked, parse_json, parse_json_object
 from mappo.tuning.search_space import extended_space
 from mappo.tuning.study_config import StudyConfig
@@ -211,11 +213,41 @@ def add_monitor_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=metavar,
             help=f"{description} (default: {variable} in the environment)",
         )
+    _add_reporting(group)
+
+
+def add_reporting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of MLflow and of messages; `apply_monitor_arguments` passes their values on."""
+    _add_reporting(parser.add_argument_group("monitoring", "see docs/monitoring.md"))
+
+
+def _add_reporting(group: Group) -> None:
+    group.add_argument(
+        "--notify",
+        action="store_true",
+        help="send a message when the command ends, to the webhook whose URL is in MAPPO_NOTIFY_URL",
+    )
+    group.add_argument(
+        "--mlflow",
+        dest=URI_VARIABLE,
+        metavar="URL",
+        help="MLflow server that receives curves, configuration and evaluations; a password belongs into "
+        f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (default: {URI_VARIABLE} in the environment)",
+    )
 
 
 def apply_monitor_arguments(arguments: argparse.Namespace) -> None:
-    """Set the environment variables of monitoring, which stages read, also those in other processes."""
-    variables = {name: value for name, value in vars(arguments).items() if name.startswith("MAPPO_") and value}
+    """Set the environment variables of monitoring, which stages read, also those in other processes.
+
+    Raises:
+        ConfigError: `--mlflow` has no URL of a server, or no package mlflow-skinny; or `--notify` has no webhook.
+    """
+    if getattr(arguments, "notify", False):
+        required_webhook()
+    prefixes = ("MAPPO_", URI_VARIABLE)
+    variables = {name: value for name, value in vars(arguments).items() if name.startswith(prefixes) and value}
+    if URI_VARIABLE in variables:
+        require_mlflow(variables)
     os.environ.update(variables)
 
 

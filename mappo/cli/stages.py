@@ -98,7 +98,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     config = to_json(config_from_arguments(arguments))
     from mappo.stages.validate import validate  # imported here, because it imports torch, which takes seconds
 
-    return watched_status(lambda: validate(config, arguments.output))
+    return watched_status(arguments, "validation", lambda: validate(config, arguments.output))
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -111,6 +111,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     location = run_location(arguments.store, arguments.run, "")
     return watched_status(
+        arguments,
+        f"run {arguments.run}",
         lambda: train(
             to_json(config),
             location,
@@ -119,7 +121,8 @@ def _train(arguments: argparse.Namespace) -> int:
             warm_start=arguments.warm_start,
             keep=arguments.keep,
             tensorboard=arguments.tensorboard,
-        )
+        ),
+        {"run": location if "://" in location else str(Path(location).absolute())},
     )
 
 
@@ -128,9 +131,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mappo.stages.evaluate import evaluate
 
     return watched_status(
+        arguments,
+        f"evaluation of {arguments.run_location}",
         lambda: evaluate(
             to_json(config), arguments.run_location, arguments.output, checkpoint=arguments.checkpoint, keep=True
-        )
+        ),
     )
 
 
@@ -140,6 +145,8 @@ def _promote(arguments: argparse.Namespace) -> int:
     from mappo.stages.promote import promote
 
     return watched_status(
+        arguments,
+        f"promotion of {arguments.run_location}",
         lambda: promote(
             to_json(config),
             arguments.run_location,
@@ -147,7 +154,8 @@ def _promote(arguments: argparse.Namespace) -> int:
             arguments.output,
             gate=to_dict(gate),
             checkpoint=arguments.checkpoint,
-        )
+        ),
+        {"champions": arguments.champions},
     )
 
 

@@ -13,6 +13,7 @@ from mappo.cli.arguments import (
     add_budget_arguments,
     add_command,
     add_config_arguments,
+    add_reporting_arguments,
     add_retraining_arguments,
     add_study_arguments,
     config_from_arguments,
@@ -55,6 +56,7 @@ def _add_tune(command: argparse.ArgumentParser) -> None:
         metavar="STORE",
         help="store of the trials' runs: a directory or s3://bucket/prefix (default: runs)",
     )
+    add_reporting_arguments(command)
     add_config_arguments(command)
 
 
@@ -84,6 +86,8 @@ def _add_study(command: argparse.ArgumentParser) -> None:
                 metavar="MODULE:CLASS",
                 help="scenario of the study, named to let its code run here; needed if it is not one of VMAS's",
             )
+        if name in ("work", "resume"):
+            add_reporting_arguments(action)
         if name == "resume":
             add_budget_arguments(action)
             add_retraining_arguments(action, is_resumed=True)
@@ -98,13 +102,14 @@ def _tune(arguments: argparse.Namespace) -> int:
     study_config = study_config_to_json(study_config_from_arguments(arguments, config))
     name = require_run_name(arguments.study)
     from mappo.stages.prepare import prepare
+    from mappo.stages.runtime import StageResult
     from mappo.stages.whole_study import run_study
 
-    def tune() -> None:
+    def tune() -> StageResult:
         prepare(to_json(config), name, arguments.store, study_config, champions=arguments.champions)
-        run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
+        return run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
 
-    return watched_status(tune)
+    return watched_status(arguments, f"study {name}", tune, {"store": arguments.store})
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -113,20 +118,22 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.champions is not None:
         changes["champions"] = arguments.champions
     from mappo.cli.study_actions import request
+    from mappo.stages.runtime import StageResult
     from mappo.stages.whole_study import run_study
 
-    def resume() -> None:
+    def resume() -> StageResult:
         ending = request(name, changes, arguments.scenario)
         study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
-        run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
+        return run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
 
-    return watched_status(resume)
+    return watched_status(arguments, f"study {name}", resume)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from mappo.stages.tune import work_on_study
 
-    return watched_status(lambda: work_on_study(arguments.study, arguments.scenario))
+    subject = f"worker of study {arguments.study}"
+    return watched_status(arguments, subject, lambda: work_on_study(arguments.study, arguments.scenario))
 
 
 def _list(_: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import math
 import os
 import secrets
 import socket
@@ -13,24 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mappo.errors import ConfigError
-from mappo.training.history import MEASURED, IterationReport, TrainingStarted
+from mappo.monitoring.curves import curves
+from mappo.training.history import IterationReport, TrainingStarted
 
 _log = logging.getLogger(__name__)
-_GROUPS = {  # group of plots: prefixes of the names of its columns
-    "return": ("episode_return_", "evaluation_return_"),
-    "measurement": (MEASURED,),
-    "loss": ("loss_",),
-    "learning": (
-        "kl",
-        "clip_fraction",
-        "entropy",
-        "explained_variance",
-        "gradient_norm_",
-        "learning_rate",
-        "epochs",
-    ),
-}
-_SKIPPED = ("iteration", "frames")  # the columns of the horizontal axis
 
 
 class EventFiles:
@@ -68,10 +53,8 @@ class EventFiles:
 
     def write(self, report: IterationReport) -> None:
         """Write the numbers of an iteration."""
-        row = report.row()
-        for name, value in row.items():
-            if name not in _SKIPPED and math.isfinite(value):
-                self._add(step=int(row["frames"]), summary=self._scalar(f"{_group(name)}/{name}", value))
+        for name, value in curves(report).items():
+            self._add(step=report.progress.frames, summary=self._scalar(name, value))
         try:
             with self._path.open("ab") as file:
                 file.write(self._pending)
@@ -89,7 +72,3 @@ class EventFiles:
         record = io.BytesIO()
         self._records(record).write(self._event(wall_time=time.time(), **fields).SerializeToString())
         self._pending += record.getvalue()
-
-
-def _group(name: str) -> str:
-    return next((group for group, prefixes in _GROUPS.items() if name.startswith(prefixes)), "speed")

@@ -22,7 +22,7 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
     """
     with readable_errors("compare"):
         result = compare_reports(reports, output)
-        return StageResult(metadata_of(from_dict(result.config)), _comparison_metrics(result))
+        return StageResult(metadata_of(from_dict(result.config)), comparison_metrics(result))
 
 
 def compare_reports(reports: Sequence[Path], output: Path | None) -> ComparisonReport:
@@ -50,7 +50,7 @@ def read_report(path: Path) -> EvaluationReport:
         raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
 
 
-def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:
+def comparison_metrics(report: ComparisonReport) -> dict[str, float]:
     """Return the numbers of the first configuration, the only one in a pipeline over several seeds."""
     trained = report.configurations[0]
     return {

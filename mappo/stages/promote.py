@@ -56,10 +56,11 @@ def promote(
         write_json(decision, result)
         for line in decision_lines(result):
             say("promote", line)
-        return StageResult(metadata_of(experiment), _decision_metrics(result))
+        return StageResult(metadata_of(experiment), decision_metrics(result))
 
 
-def _decision_metrics(decision: Decision) -> dict[str, float]:
+def decision_metrics(decision: Decision) -> dict[str, float]:
+    """Return the numbers of a promotion that a pipeline shows."""
     return {
         "is_promoted": float(decision.action == "promoted"),
         "candidate_return_mean": decision.candidate_mean.value,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mappo.evaluation.comparison import ComparisonReport
+from mappo.monitoring.tracking import tracked_run
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
 from mappo.reporting.terminal import say
@@ -52,10 +53,14 @@ def report_study(
         compared = compare_reports(reports, comparison)
         decided = parse_decision(str(decision), decision.read_bytes())
         write_whole(page, study_page.build(study, chosen, compared, decided))
-        return StageResult(metadata_of(best), _gain_metrics(compared))
+        gain = gain_metrics(compared)
+        with tracked_run(best, name, f"{study.store}/{name}", tags={"mappo.study": name}) as tracked:
+            tracked.measured(0, {f"comparison/{key}": value for key, value in gain.items()})
+            tracked.attach(page)
+        return StageResult(metadata_of(best), gain)
 
 
-def _gain_metrics(comparison: ComparisonReport) -> dict[str, float]:
+def gain_metrics(comparison: ComparisonReport) -> dict[str, float]:
     """Return the mean returns of the default and of the best, and the gain, which is 0 where they are the same."""
     default, best = comparison.configurations[0], comparison.configurations[-1]
     gain = {"gain": 0.0} if best.gain is None else estimate_metrics("gain", best.gain)

@@ -10,6 +10,7 @@ import torch
 
 from mappo.errors import ConfigError, NotSaved, StoreError
 from mappo.monitoring.tensorboard import EventFiles
+from mappo.monitoring.tracking import tracked_run
 from mappo.reporting.progress import training_progress
 from mappo.reporting.tables import say_plan, say_trained
 from mappo.runs.owned_file import write_whole
@@ -19,6 +20,7 @@ from mappo.training import training
 from mappo.training.history import MEASURED, HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training_state import StartingPoint
 
+MLFLOW_LABEL = "mlflow_run"  # label of the best checkpoint: the MLflow run of its training
 HISTORY = "history.csv"  # file of the whole training's history, beside the best checkpoint
 
 
@@ -57,13 +59,14 @@ def train(
         with (
             training_progress(experiment.collection) as progress,
             _event_files(tensorboard) as (begin_events, write_events),
+            tracked_run(experiment, label, target.store.location) as tracked,
         ):
             try:
                 final_checkpoint = training.train(
                     *(experiment, target, history_file),
-                    fan_out(monitor.iterated, progress.show, write_events, final_report.append),
+                    fan_out(monitor.iterated, progress.show, write_events, tracked.iterated, final_report.append),
                     start,
-                    on_begin=fan_out(monitor.began, progress.begin, begin_events),
+                    on_begin=fan_out(monitor.began, progress.begin, begin_events, tracked.began),
                     on_save=monitor.saved,
                     keep=keep,
                 )
@@ -83,7 +86,8 @@ def train(
         row = history_file.last_row().items()
         # A measurement that the last evaluation does not have is no news.
         numbers = {name: value for name, value in row if not (name.startswith(MEASURED) and math.isnan(value))}
-        return StageResult(metadata_of(experiment), finite("train", numbers))
+        labels = {MLFLOW_LABEL: tracked.run_id} if tracked.run_id else {}
+        return StageResult(metadata_of(experiment) | labels, finite("train", numbers))
 
 
 @contextmanager

@@ -13,11 +13,14 @@ from components.placeholders import fill
 from mappo.cli.arguments import (
     add_config_arguments,
     add_monitor_arguments,
+    add_reporting_arguments,
     add_run_arguments,
     apply_monitor_arguments,
     run_directory,
 )
 from mappo.compute.standard_streams import dropped_output
+from mappo.reporting.notification import Message, Outcome
+from mappo.reporting.webhook import required_webhook
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
@@ -34,6 +37,8 @@ def add(commands: Any) -> None:
         add_pipeline_arguments(command)
         if name == "run":
             add_monitor_arguments(command)
+        else:
+            add_reporting_arguments(command)
         add_config_arguments(command)
         command.set_defaults(execute=execute)
 
@@ -58,10 +63,28 @@ def _run_here(arguments: argparse.Namespace) -> int:
         artifacts = run_locally(pipeline, parameters, directory)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
+        _tell(arguments, name, directory, str(error), {})
         return 1
     seconds = time.monotonic() - start
+    _tell(arguments, name, directory, "", artifacts)
     print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
     return 0
+
+
+def _tell(
+    arguments: argparse.Namespace, pipeline: str, directory: Path, reason: str, artifacts: dict[str, Path]
+) -> None:
+    """Send a message about the end of the pipeline, if the user asks for it. A failure has a reason."""
+    if arguments.notify:
+        from mappo.stages.notify import results_of_files, send
+
+        subject = f"study {arguments.study}" if pipeline == "tuning" else f"run {arguments.run}"
+        results = {} if reason else results_of_files(pipeline, artifacts)
+        outcome: Outcome = "failed" if reason else "succeeded"
+        send(
+            required_webhook(),
+            Message(subject, outcome, reason, results, {"artifacts": str(directory.absolute())}),
+        )
 
 
 def _observe(arguments: argparse.Namespace) -> int:
