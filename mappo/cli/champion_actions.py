@@ -9,7 +9,7 @@ from mappo.errors import ConfigError, KeyTaken
 from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, tasks
 from mappo.reporting.tables import champion_line
 from mappo.runs.directory_store import DirectoryStore
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 
 
 def list_champions(location: str) -> None:

@@ -8,7 +8,7 @@ from mappo.reporting.tables import checkpoint_lines
 from mappo.runs.checkpoint import manifest_bytes
 from mappo.runs.checkpoint_ref import best_of
 from mappo.runs.run import Run
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 
 
 def show_list(location: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mappo.errors import ConfigError
 from mappo.reporting.tables import best_lines, trial_table
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 from mappo.tuning.catalogue import study_names
 from mappo.tuning.database import open_database
 from mappo.tuning.study import Study, delete_study

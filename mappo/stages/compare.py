@@ -11,7 +11,8 @@ from mappo.evaluation.evaluation import EvaluationReport
 from mappo.reporting import run_record
 from mappo.reporting.tables import comparison_table
 from mappo.reporting.terminal import say
-from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors, write_json
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, write_json
 
 
 def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mappo.compute.computation import Machine, kept_computation
+from mappo.compute.computation_choice import Machine, kept_computation
 from mappo.compute.resources import cpu_limit
 from mappo.config import ExperimentConfig
 from mappo.environment.keys import ACTION

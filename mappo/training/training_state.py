@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from mappo.compute.computation import PLAIN, Computation, Machine, choose_computation, kept_computation
+from mappo.compute.computation import PLAIN, Computation
+from mappo.compute.computation_choice import Machine, choose_computation, kept_computation
 from mappo.config import ExperimentConfig, config_hash, differences
 from mappo.environment.random_streams import random_states, set_random_states
 from mappo.errors import (
