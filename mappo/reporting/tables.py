@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mappo.compute.resources import gibibytes, resolve_device
 from mappo.config import ExperimentConfig, config_hash
 from mappo.errors import one_line
+from mappo.evaluation.statistics import Estimate
 from mappo.reporting.terminal import say
 from mappo.tuning.search_space import value_of
 
@@ -237,6 +238,23 @@ def champion_line(entry: ChampionDecision) -> str:
     reason = f"{difference:.4g} better than {opponent}" if is_known else entry.reason
     decided, reason = one_line(entry.decided), one_line(reason)
     return f"{entry.number:>4}  {decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
+
+
+def champion_summary(decision: Mapping[str, Any]) -> list[str]:
+    """Return a line for each field of a champion's decision and of its evidence, without objects and lists."""
+    fields = {name: value for name, value in decision.items() if name != "evidence"} | {**decision["evidence"]}
+    texts = {name.replace("_", " "): _field_text(value) for name, value in fields.items()}
+    width = max(map(len, texts))
+    return [f"{name:<{width}}  {text}" for name, text in texts.items() if text]
+
+
+def _field_text(value: Any) -> str:
+    """Return a value, or an estimate with its interval, as text; empty for objects and lists."""
+    if isinstance(value, Mapping) and value.keys() == {"value", "low", "high"}:
+        return str(Estimate(**value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None or isinstance(value, Mapping | list) else one_line(value)
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -65,10 +65,10 @@ def bucket_of(location: str) -> tuple[str, str, str]:
 
 
 def _correction(location: str) -> str:
-    """Return the location that a mistyped one probably means, as a question; empty if nobody can tell."""
+    """Return the location that a mistyped one probably means, in brackets; empty if nobody can tell."""
     match = _MISTYPED.fullmatch(location)
     meant = f"{match[1].lower()}://{match[2]}" if match else ""
-    return f"; did you mean {meant}?" if meant != location and _S3.fullmatch(meant) else ""
+    return f" (did you mean {meant}?)" if meant != location and _S3.fullmatch(meant) else ""
 
 
 def joined(location: str, name: str) -> str:

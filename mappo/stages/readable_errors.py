@@ -1,12 +1,11 @@
-"""The errors of stages and of look-ups, for people: one line for each reason. It imports no torch."""
+"""The errors of stages, for people: one line for each reason. It imports no torch."""
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mappo.errors import MappoError, StageFailed, reason_of
-from mappo.reporting.terminal import LogLines, say
+from mappo.reporting.terminal import printed_logs, say
 
 
 @contextmanager
@@ -16,28 +15,23 @@ def readable_errors(name: str) -> Iterator[None]:
     Raises:
         StageFailed: the block raised an error that a user can fix.
     """
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    logger, handler = logging.getLogger("mappo"), LogLines(name)
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    except StageFailed:  # a stage inside this one has printed the error
-        raise
-    except (MappoError, OSError, MemoryError, *_out_of_gpu_memory()) as error:
-        reason = reason_of(error) or "out of memory"
-        for line in reason.splitlines():
-            say(name, f"failed: {line}")
-        raise StageFailed(
-            f"{name}: {reason}",
-            is_final=not (_may_pass(error) or _may_pass(error.__cause__)),
-            exit_status=error.exit_status if isinstance(error, MappoError) else 1,
-        ) from error
-    except Exception as error:
-        say(name, f"failed: {type(error).__name__}: {error}")
-        raise
-    finally:
-        logger.removeHandler(handler)
+    with printed_logs(name):
+        try:
+            yield
+        except StageFailed:  # a stage inside this one has printed the error
+            raise
+        except (MappoError, OSError, MemoryError, *_out_of_gpu_memory()) as error:
+            reason = reason_of(error) or "out of memory"
+            for line in reason.splitlines():
+                say(name, f"failed: {line}")
+            raise StageFailed(
+                f"{name}: {reason}",
+                is_final=not (_may_pass(error) or _may_pass(error.__cause__)),
+                exit_status=error.exit_status if isinstance(error, MappoError) else 1,
+            ) from error
+        except Exception as error:
+            say(name, f"failed: {type(error).__name__}: {error}")
+            raise
 
 
 def _out_of_gpu_memory() -> tuple[type[BaseException], ...]:
