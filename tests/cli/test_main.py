@@ -114,7 +114,7 @@ def test_wrong_gate_or_missing_champion_is_reported_in_one_line(tmp_path, monkey
     assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
     for action in ("list", "show", "history", "export"):
         assert main(["champion", action]) == 2
-        assert "champions: no task has a champion; `mappo promote` makes one" in capsys.readouterr().err
+        assert "champions: no task has a champion; `mappo promote` makes one" in "".join(capsys.readouterr())
 
 
 def test_abbreviated_flag_is_refused(capsys):
