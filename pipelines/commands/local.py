@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ from mappo.compute.standard_streams import dropped_output
 from mappo.config import require_run_name
 from mappo.runs.locations import joined, require_location
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
+
+_OF_SEEDS = {  # the artifacts of a seed, below its folder
+    "best_checkpoint": "train/best",
+    "evaluation_report": "evaluate/report",
+    "run_page": "evaluate/page",
+    "training_history": "train/history",
+}
 
 
 def add(commands: Any) -> None:
@@ -81,6 +89,8 @@ def _run_here(arguments: argparse.Namespace) -> int:
         return 1
     seconds = time.monotonic() - start
     print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
+    if name == "seeds":
+        print("\n".join(_seed_paths(artifacts, joined(store, arguments.run), parameters["seeds"])))
     return 0
 
 
@@ -162,6 +172,16 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
 def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
     """Return the duration and the paths of the artifacts; the last stage has printed its table itself."""
     return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+
+
+def _seed_paths(artifacts: dict[str, Path], run: str, seeds: Sequence[str]) -> list[str]:
+    """Return the run of each seed and the paths of its artifacts, which the pipeline itself does not put out."""
+    lines = []
+    for index, seed in enumerate(seeds):
+        lines += ["", f"{f'run of seed {seed}':<20} {run}-{seed}"]
+        folder = artifacts["comparison_report"].parents[1] / f"for-loop-1-iteration-{index}"
+        lines += _paths({name: folder / path for name, path in _OF_SEEDS.items()})
+    return lines
 
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:

@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import re
 import subprocess
 import sys
 
@@ -333,6 +334,10 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
     assert {evaluation["training_config"]["seed"] for evaluation in evaluations} == {3, 5}
     assert "[compare] trained" in output
     assert str(path) in output
+    for index, seed in enumerate((3, 5)):
+        assert re.search(rf"^run of seed {seed} +{run}-{seed}$", output, re.M)
+        (page,) = run.glob(f"mappo-seeds-*/for-loop-1-iteration-{index}/evaluate/page")
+        assert re.search(rf"^run page +{page}$", output, re.M)
 
 
 @pytest.mark.long
