@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mappo
 from mappo.cli import completion
-from mappo.cli.arguments import dashed
+from mappo.cli.arguments import dashed, search_current_directory
 from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
 from mappo.errors import MappoError, reason_of
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    search_current_directory()
     try:
         arguments = _parser().parse_args(dashed(argv))
     except ModuleNotFoundError as error:
