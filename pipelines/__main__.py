@@ -34,7 +34,7 @@ not exist; 3 Kubeflow or the store refused the request or did not answer; 130 in
 of the output has left; 143 ended by SIGTERM
 """
 _SCRIPT = "mappo-pipelines"  # the console command
-_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
+_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "export_metrics", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
