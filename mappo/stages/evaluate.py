@@ -8,7 +8,7 @@ from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.monitoring.tracking import tracked_run
 from mappo.reporting import run_record
-from mappo.reporting.tables import measurement_lines, returns_line
+from mappo.reporting.tables import counted, measurement_lines, returns_line
 from mappo.reporting.terminal import say
 from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.report import write_page
@@ -65,7 +65,10 @@ def evaluate(
     ):
         trained = load_checkpoint(run, checkpoint, POLICY_PARTS)
         seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
-        say("evaluate", f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy")
+        say(
+            "evaluate",
+            f"{len(seeds) * per_seed} episodes ({counted(len(seeds), 'seed')} x {per_seed}) for each policy",
+        )
         result = evaluation.evaluate(experiment, trained)
         monitor.evaluated(result)
         tracked.evaluated(result)

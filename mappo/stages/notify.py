@@ -29,8 +29,9 @@ from mappo.runs.supervisor import parse_count
 from mappo.stages.compare import comparison_metrics
 from mappo.stages.evaluate import evaluation_metrics
 from mappo.stages.promote import decision_metrics
+from mappo.stages.readable_errors import readable_errors
 from mappo.stages.report import gain_metrics
-from mappo.stages.runtime import StageResult, readable_errors
+from mappo.stages.runtime import StageResult
 from mappo.strict_json import parse_report
 
 _log = logging.getLogger(__name__)
