@@ -38,7 +38,8 @@ def notified_status(
 ) -> int:
     """Run a stage and return its exit status, as `stage_status` does.
 
-    With `--notify`, a message tells how the stage ended. `subject` is what ended, such as `run first`; `links` are the addresses and locations in the message.
+    With `--notify`, a message tells how the stage ended. `subject` is what ended, such as `run first`;
+    `links` are the addresses and locations in the message.
 
     Raises:
         ConfigError: `--notify` is given without a usable address.
