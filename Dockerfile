@@ -5,7 +5,8 @@
 #   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module; g++ and Python's headers are
 #                installed if it lacks them
 #   TORCH_INDEX  the index for torch: that of its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
-#   EXTRAS       extras of this package, separated by commas; kubeflow adds Kubeflow's client, for `python -m pipelines`
+#   EXTRAS       extras of this package, separated by commas; kubeflow adds Kubeflow's client, for `python -m pipelines`;
+#                mlflow adds MLflow's client, with which stages log to an MLflow server
 #   secret pip   a pip.conf, for an index of your own
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 

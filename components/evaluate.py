@@ -36,12 +36,11 @@ def evaluate(
 
     from components.placeholders import fill
     from mappo.stages.evaluate import PageInputs, evaluate
-    from mappo.stages.train import HISTORY
+    from mappo.stages.train import HISTORY, MLFLOW_LABEL
 
     values = (config, Path(checkpoint.path), Path(report.path))
-    inputs = PageInputs(
-        Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
-    )
+    labels = [str(checkpoint.metadata.get(label, "")) for label in ("attempts", MLFLOW_LABEL)]
+    inputs = PageInputs(Path(page.path), Path(checkpoint.path, HISTORY), *labels)
     name = fill(run, scheduled_at)
     outcome = evaluate(*values, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):

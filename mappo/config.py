@@ -24,11 +24,8 @@ GroupName = Annotated[
     str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_GROUP_NAME - 1}}}$")
 ]  # also a part of the names of tensors and columns
 
-_OF_SCENARIO: dict[str, Any] = {
-    "scenario_kwargs": {},
-    "groups": {},
-    "return_groups": [],
-}  # what is empty for another one
+_GROUPS: dict[str, Any] = {"groups": {}, "return_groups": []}  # what another scenario begins with
+_WHOLE = ("scenario_kwargs", "groups")  # objects that are one field each
 _RUN_NAME = re.compile(r"[a-z0-9][-a-z0-9]{0,62}")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -293,6 +290,14 @@ class SelectionConfig:
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=1_000_000, description="number of episodes for each seed, simulated in parallel")
     ] = 64
+    simulation: Annotated[
+        Literal["auto", "plain"],
+        Field(
+            description="simulation of the evaluations during training: VMAS itself (plain), which measures what "
+            "info() returns; auto takes the compiled step of VMAS, which measures nothing, in long runs, on GPUs "
+            "and in studies"
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -375,40 +380,53 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration with some fields changed; a later object of changes overrides an earlier one.
 
-    Changes are nested like the configuration's JSON; only the result of all changes is checked. `scenario_kwargs`
-    and `groups` are one field each and are replaced as a whole. They and `return_groups` belong to their scenario:
-    changing `environment.scenario` alone empties them.
+    Changes are nested like the configuration's JSON; only the result of all changes is checked. An argument in
+    `scenario_kwargs` changes this argument alone; null removes an argument that the configuration has. `groups` is
+    replaced as a whole. But the arguments, `groups` and `return_groups` belong to their scenario: a change of
+    `environment.scenario` drops all that the previous one had.
 
     Raises:
         ConfigError: a key or a value of the result is not allowed; the message names every problem.
     """
     values = to_dict(config)
     for change in changes:
-        previous_scenario = values["environment"]["scenario"]
+        previous = values["environment"]
         values = merged(values, change)
-        environment = values["environment"]
-        if not isinstance(environment, dict):
+        if not isinstance(values["environment"], dict):
             break  # from_dict below raises the error: the environment is not an object
-        if environment["scenario"] != previous_scenario:
-            left = {name: empty for name, empty in _OF_SCENARIO.items() if name not in change["environment"]}
-            environment.update(left)
+        environment = change.get("environment", {})
+        values["environment"]["scenario_kwargs"] = _scenario_arguments(previous, environment)
+        if values["environment"]["scenario"] != previous["scenario"]:
+            left = {name: empty for name, empty in _GROUPS.items() if name not in environment}
+            values["environment"].update(left)
     return from_dict(values)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with some fields changed; inner objects merge, but `_OF_SCENARIO` are replaced."""
+    """Return a JSON object with some fields changed; inner objects merge, those of `_WHOLE` are replaced."""
     result = dict(base)
     for key, value in changes.items():
         current = result.get(key)
-        if isinstance(current, dict) and isinstance(value, Mapping) and key not in _OF_SCENARIO:
+        if isinstance(current, dict) and isinstance(value, Mapping) and key not in _WHOLE:
             value = merged(current, value)
         result[key] = value
     return result
 
 
+def _scenario_arguments(environment: Mapping[str, Any], change: Mapping[str, Any]) -> Any:
+    """Return the arguments of the scenario after a change of the environment; `from_dict` checks them."""
+    current, changed = environment["scenario_kwargs"], change.get("scenario_kwargs", {})
+    if change.get("scenario", environment["scenario"]) != environment["scenario"]:
+        return changed
+    if not isinstance(current, Mapping) or not isinstance(changed, Mapping):
+        return changed if "scenario_kwargs" in change else current
+    removed = {name for name, value in changed.items() if value is None and name in current}
+    return {name: value for name, value in {**current, **changed}.items() if name not in removed}
+
+
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, str]:
     """Return the fields that differ, by dotted name; their text is `old value -> new value` in JSON."""
-    old_values, new_values = _fields(to_dict(old)), _fields(to_dict(new))
+    old_values, new_values = fields_of(old), fields_of(new)
     return {
         name: f"{json.dumps(old_values[name])} -> {json.dumps(new_values[name])}"
         for name in old_values
@@ -436,8 +454,9 @@ def require_run_name(name: str, kind: str = "run") -> str:
     return name
 
 
-def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields by dotted name; a list, `scenario_kwargs` or `groups` is one value."""
+def fields_of(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the fields as JSON values by dotted name; a list, `scenario_kwargs` or `groups` is one value."""
+    values = to_dict(config)
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}

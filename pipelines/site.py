@@ -34,9 +34,17 @@ _LONGEST_WAIT_SECONDS = 86_400
 
 
 def _require_endpoint(url: str) -> str:
+    return _require_url("minio_endpoint", url, "http://seaweedfs.kubeflow:9000")
+
+
+def _require_ui(url: str) -> str:
+    return _require_url("kubeflow_url", url, "https://kubeflow.example.org/pipeline")
+
+
+def _require_url(name: str, url: str, example: str) -> str:
     """Return the URL if it is one; no message shows it, since it may hold a password."""
     if "@" in url:
-        raise ConfigError("minio_endpoint: must hold no user and no password; they belong into a secret")
+        raise ConfigError(f"{name}: must hold no user and no password; they belong into a secret")
     try:
         parts = urlsplit(url)
         is_plain = not (parts.query or parts.fragment or re.search(r"[^!-~]", url))
@@ -44,7 +52,7 @@ def _require_endpoint(url: str) -> str:
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise ConfigError("minio_endpoint: must be a URL, such as http://seaweedfs.kubeflow:9000")
+        raise ConfigError(f"{name}: must be a URL, such as {example}")
     return url
 
 
@@ -121,6 +129,7 @@ class StagePods:
     choose: StagePod = field(default_factory=_small_pod)
     promote: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
     report: StagePod = field(default_factory=_small_pod)
+    notify: StagePod = field(default_factory=lambda: StagePod(cpu="1", memory="2Gi", timeout_seconds=600))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,6 +141,8 @@ class Site:
     s3_secret: Name = "mappo-s3"  # noqa: S105
     database_secret: Name = "mappo-database"  # noqa: S105
     minio_endpoint: Annotated[str, AfterValidator(_require_endpoint)] | None = None
+    notify_secret: Name | None = None
+    kubeflow_url: Annotated[str, AfterValidator(_require_ui)] | None = None
     compiled_code: Annotated[str, AfterValidator(_require_bucket)] | None = None
     pod_labels: Labels = field(default_factory=dict)
     pod_annotations: dict[AnnotationKey, str] = field(default_factory=dict)

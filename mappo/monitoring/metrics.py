@@ -151,6 +151,13 @@ TRAINING = (
         column="evaluation_return_mean",
     ),
     Metric(
+        "mappo_selection_measurement_mean",
+        "gauge",
+        f"Mean over the latest evaluation during training of what info() measures (at most {MAX_MEASUREMENTS} "
+        "names)",
+        free_labels=("measurement",),
+    ),
+    Metric(
         "mappo_loss",
         "gauge",
         "Terms of the optimised loss, averaged over the optimiser steps of the last iteration",

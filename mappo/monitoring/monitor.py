@@ -215,6 +215,8 @@ class Monitor:
             self._num_iterations += 1
             self._last_iteration = end
             self._add_row(row)
+            for name, mean in report.measurements.items():
+                self._set("mappo_selection_measurement_mean", mean, measurement=name)
             self._add("mappo_iterations_total", 1)
             self._add("mappo_frames_total", self._frames_per_iteration)
             self._add("mappo_optimiser_steps_total", report.losses.epochs * self._steps_per_epoch)

@@ -8,9 +8,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from mappo.environment.reductions import MAX_MEASUREMENTS
 from mappo.evaluation.evaluation import EpisodeReturns
 from mappo.evaluation.group_returns import GroupReturns
-from mappo.training.history import by_group
+from mappo.training.history import MEASURED, by_group
 
 Rows = Sequence[Mapping[str, float]]
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#ec4899")
@@ -58,7 +59,7 @@ def training_plots(histories: Mapping[str, Rows]) -> list[Plot]:
         Plot(name, title, explanation, _json(_curves(histories, name), "frames", axis))
         for name, title, axis, explanation in single
     ]
-    return [*plots, _phases(histories)]
+    return [*plots, *_measurements(histories), _phases(histories)]
 
 
 def evaluation_plot(policies: Mapping[str, EpisodeReturns]) -> Plot:
@@ -178,6 +179,20 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
     )
 
 
+def _measurements(histories: Mapping[str, Rows]) -> list[Plot]:
+    """Return a plot for each measurement that evaluations during training have."""
+    columns = dict.fromkeys(column for rows in histories.values() for column in (rows[0] if rows else ()))
+    plots: list[Plot] = []
+    for column in [column for column in columns if column.startswith(MEASURED)][:MAX_MEASUREMENTS]:
+        evaluated = {name: [row for row in rows if _is_known(row.get(column))] for name, rows in histories.items()}
+        if any(evaluated.values()):
+            name = column.removeprefix(MEASURED)
+            traces = _curves(evaluated, column, mode="lines+markers")
+            explanation = "Mean over the episodes of each evaluation during training, of what info() measures."
+            plots.append(Plot(f"measured-{len(plots)}", name, explanation, _json(traces, "frames", name)))
+    return plots
+
+
 def _phases(histories: Mapping[str, Rows]) -> Plot:
     traces = [
         go.Bar(
@@ -193,7 +208,7 @@ def _phases(histories: Mapping[str, Rows]) -> Plot:
     return Plot("phases", "Time by phase", explanation, _json(traces, "", "seconds", **layout))
 
 
-def _curves(histories: Mapping[str, Rows], column: str) -> list[Any]:
+def _curves(histories: Mapping[str, Rows], column: str, mode: str = "lines") -> list[Any]:
     """Return a line for each run, or for each group of its agents if there are several."""
     lines: list[tuple[str, Rows, str]] = []
     for name, rows in histories.items():
@@ -205,7 +220,7 @@ def _curves(histories: Mapping[str, Rows], column: str) -> list[Any]:
         go.Scatter(
             x=[row["frames"] for row in thinned],
             y=_cells(thinned, cell),
-            mode="lines",
+            mode=mode,
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             name=name,
             showlegend=len(lines) > 1,

@@ -17,7 +17,7 @@ from mappo.runs.run import Run
 from mappo.strict_json import parse_report, to_dict
 
 EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
-_MAX_BYTES = 100_000_000  # limit for each of the two files
+MAX_BYTES = 100_000_000  # limit for each of the two files
 _REPORT = TypeAdapter(EvaluationReport)
 _ROLLOUTS = TypeAdapter(Rollouts)
 
@@ -94,7 +94,7 @@ def _of_run(name: str, location: str) -> RunRecord:
     contents: dict[str, bytes] = {}
     for key in (EVALUATION, ROLLOUTS):
         with suppress(KeyMissing):
-            contents[key] = run.store.read(key, _MAX_BYTES)
+            contents[key] = run.store.read(key, MAX_BYTES)
     evaluation, rollouts = None, None
     if EVALUATION in contents:
         evaluation = parse_evaluation(f"{location}/{EVALUATION}", contents[EVALUATION])

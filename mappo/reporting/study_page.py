@@ -21,13 +21,14 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.html import render
 from mappo.reporting.plots import COLOURS, Plot, figure_json
-from mappo.reporting.tables import measurement_rows, trial_rows
+from mappo.reporting.tables import constraint_lines, measurement_rows, trial_rows
 from mappo.strict_json import to_dict
 from mappo.tuning.search_space import Choices, applied, value_of
 from mappo.tuning.study import Study
 from mappo.tuning.trial import TrialRecord
 
 _STATE_COLOURS = dict(zip(("complete", "pruned", "running", "lost", "failed", "released"), COLOURS, strict=False))
+_INFEASIBLE = "#9ca3af"  # the colour of curves of trials that break a constraint
 _MIN_TRIALS = 4  # completed; fewer tell nothing about importance
 
 
@@ -81,6 +82,7 @@ def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> li
     hours = sum(trial.seconds for trial in trials) / 3600
     return [
         ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
+        *(("feasibility", line) for line in constraint_lines(trials, study.plan.tuning.constraints)),
         ("best value, on tuning seeds", f"{best.value:.4g} (trial {best.number})"),
         ("value of the default", "" if default is None or default.value is None else f"{default.value:.4g}"),
         ("hours of workers", f"{hours:.2f}"),
@@ -135,6 +137,7 @@ def _decision(decision: Decision | PromotionSkipped) -> list[str]:
         f"return an episode than {decision.opponent}, with {gate.confidence:.0%} confidence more than "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}. "
         + ("The candidate was promoted." if is_promoted else "The candidate was not promoted."),
+        *(f"Constraint on {name}: {verdict}." for name, verdict in decision.constraints.items()),
         *(
             f"{name} ({measurement.reduction}): candidate {measurement}"
             for name, measurement in decision.candidate_measurements.items()
@@ -151,7 +154,7 @@ def _optuna_plots(study: Study, complete: int) -> list[Plot]:
         Plot(
             "history",
             "Values over the study",
-            "Each completed trial; the line is the best so far.",
+            f"Each completed trial; the line is the best so far.{_grey(study)}",
             _without_title(plot_optimization_history(optuna_study, target_name="value")),
         )
     ]
@@ -182,6 +185,11 @@ def _optuna_plots(study: Study, complete: int) -> list[Plot]:
     ]
 
 
+def _grey(study: Study) -> str:
+    """Return a sentence about grey trials, if the study has constraints."""
+    return " Grey trials break a constraint; they are never the best." if study.plan.tuning.constraints else ""
+
+
 def _without_title(figure: go.Figure) -> str:
     figure.update_layout(title=None)
     return figure_json(figure)
@@ -200,8 +208,11 @@ def _curves(study: Study, trials: Sequence[TrialRecord]) -> Plot:
             x=[step + 1 for step in trial.curve] if by_seed else list(trial.curve),
             y=list(trial.curve.values()),
             mode="lines+markers",
-            name=f"trial {trial.number}, {trial.state}",
-            line={"width": 2 if trial.origin == "default" else 1, "color": _STATE_COLOURS.get(trial.state)},
+            name=f"trial {trial.number}, {'infeasible' if trial.broken else trial.state}",
+            line={
+                "width": 2 if trial.origin == "default" else 1,
+                "color": _INFEASIBLE if trial.broken else _STATE_COLOURS.get(trial.state),
+            },
             opacity=1.0 if is_whole else 0.7,
             marker={
                 "symbol": ["circle" if is_whole or index < last else "x" for index in range(last + 1)],
@@ -217,7 +228,7 @@ def _curves(study: Study, trials: Sequence[TrialRecord]) -> Plot:
         figure.update_layout(xaxis_title="frames", yaxis_title="mean return in evaluation during training")
     explanation = (
         "Blue: completed. Ending in a cross: pruned (orange) or failed (red). Green: running. The default is "
-        "thicker."
+        f"thicker.{_grey(study)}"
     )
     return Plot("curves", "Learning curves of all trials", explanation, figure_json(figure))
 

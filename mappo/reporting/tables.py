@@ -1,4 +1,6 @@
-"""The lines and tables that stages print."""
+"""The lines and tables that stages and look-ups print. It imports no torch."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,22 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from mappo.compute.resources import gibibytes, resolve_device
 from mappo.config import ExperimentConfig, config_hash
-from mappo.environment.validation import Check
 from mappo.errors import one_line
-from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
-from mappo.evaluation.evaluation import EpisodeReturns
-from mappo.evaluation.group_returns import GroupReturns
-from mappo.evaluation.measurements import Measurement
-from mappo.promotion.champions import ChampionDecision
-from mappo.promotion.promotion import Decision
+from mappo.evaluation.constraints import Constraint
+from mappo.evaluation.statistics import Estimate
 from mappo.reporting.terminal import say
-from mappo.runs.checkpoint import Checkpoint, Manifest
-from mappo.runs.checkpoint_ref import CheckpointRef
-from mappo.training.history import IterationReport
-from mappo.training.training_state import StartingPoint
 from mappo.tuning.search_space import value_of
 
 if TYPE_CHECKING:
+    from mappo.environment.validation import Check
+    from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
+    from mappo.evaluation.evaluation import EpisodeReturns
+    from mappo.evaluation.group_returns import GroupReturns
+    from mappo.evaluation.measurements import Measurement
+    from mappo.promotion.champions import ChampionDecision
+    from mappo.promotion.promotion import Decision
+    from mappo.runs.checkpoint import Checkpoint, Manifest
+    from mappo.runs.checkpoint_ref import CheckpointRef
+    from mappo.training.history import IterationReport
+    from mappo.training.training_state import StartingPoint
     from mappo.tuning.trial import TrialRecord
 
 
@@ -46,6 +50,11 @@ def comparison_table(report: ComparisonReport) -> list[str]:
             changes = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
             lines.append(f"{'':<9} {configuration.gain} more than trained 1; {changes}")
     return [*lines, *measurement_lines(measured), f"intervals of trained policies: {report.intervals}"]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 seed` and `4 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[tuple[str, ...]]:
@@ -86,9 +95,10 @@ def say_plan(config: ExperimentConfig, threads: int, start: StartingPoint | None
     frames = collection.num_iterations * collection.frames_per_batch
     say(
         "train",
-        f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
-        f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
-        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
+        f"{config.environment.scenario}: {frames:,} frames in {counted(collection.num_iterations, 'iteration')} "
+        f"of {collection.frames_per_batch:,} ({counted(collection.num_envs, 'environment')} x "
+        f"{collection.rollout_frames}) on {resolve_device(config.device)}, {counted(threads, 'CPU thread')}, "
+        f"seed {config.seed}, "
         f"configuration {config_hash(config)[:12]}",
     )
     if frames != collection.total_frames:
@@ -176,6 +186,8 @@ def returns_line(policy: str, returns: EpisodeReturns) -> str:
 def decision_lines(decision: Decision) -> list[str]:
     """Return the numbers and the decision of the promotion gate as lines."""
     gate, result = decision.gate, "is promoted" if decision.action == "promoted" else "is not promoted"
+    if broken := [name for name, verdict in decision.constraints.items() if not verdict.is_kept]:
+        result += f", because these episodes do not show that it keeps the constraint on {', '.join(broken)}"
     champion = f"the champion is decision {decision.champion}" if decision.champion else "there is no champion yet"
     return [
         f"candidate  mean return {decision.candidate_mean}",
@@ -185,6 +197,7 @@ def decision_lines(decision: Decision) -> list[str]:
         f"({decision.test})",
         *group_lines(decision.groups()),
         *measurement_lines(decision.measurements()),
+        *(f"constraint on {name}: {verdict}" for name, verdict in decision.constraints.items()),
         f"the candidate {result}; {champion}",
     ]
 
@@ -194,13 +207,13 @@ def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
     return f"trial {number} (of {num_trials}): {_values(values)}"
 
 
-def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
+def trial_end(number: int, outcome: str, reason: str, best: TrialRecord | None) -> str:
     """Return the line for the end of a trial; it also names the best trial so far."""
-    best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
+    best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else "; none is feasible so far"
     return f"trial {number} {outcome}: {reason}{best_so_far}"
 
 
-def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
+def best_lines(best: TrialRecord, default: ExperimentConfig) -> list[str]:
     """Return the best trial and its changes to the default configuration as lines."""
     defaults = {path: value_of(default, path) for path in best.values}
     return [
@@ -210,13 +223,49 @@ def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
     ]
 
 
-def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[str]]]:
+def why_no_best(trials: Sequence[TrialRecord], constraints: Mapping[str, Constraint]) -> str:
+    """Return why a study has no best trial: no trial is complete, or none of them keeps the constraints."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not complete:
+        reasons = {trial.reason for trial in trials if trial.reason}
+        return f"no trial is complete{': ' * bool(reasons)}{'; '.join(reasons)}"
+    nearest = (_nearest(name, constraint, complete) for name, constraint in constraints.items())
+    return (
+        f"no trial is feasible: none of {len(complete)} complete trials keeps the constraints on "
+        f"{'; '.join(nearest)}; nothing is chosen or promoted; request more trials, or begin a study with other "
+        "tuning.constraints"
+    )
+
+
+def constraint_lines(trials: Sequence[TrialRecord], constraints: Mapping[str, Constraint]) -> list[str]:
+    """Return a line with a study's constraints and the number of feasible trials, or no line."""
+    if not constraints:
+        return []
+    complete = sum(trial.state == "complete" for trial in trials)
+    feasible = sum(trial.is_feasible for trial in trials)
+    listed = ", ".join(f"{name} {constraint}" for name, constraint in constraints.items())
+    return [f"constraints: {listed}; {feasible} of {complete} complete trials are feasible"]
+
+
+def _nearest(name: str, constraint: Constraint, trials: Sequence[TrialRecord]) -> str:
+    """Return a constraint, and the trial that comes nearest to it."""
+    measured = {trial.number: mean for trial in trials if (mean := trial.measured.get(name)) is not None}
+    if not measured:
+        return f"{name} ({constraint}; not measured in every episode of any trial)"
+    number = min(measured, key=lambda number: constraint.excess(measured[number]))
+    return f"{name} ({constraint}; nearest: {measured[number]:.4g}, trial {number})"
+
+
+def trial_rows(trials: Sequence[TrialRecord]) -> tuple[list[str], list[list[str]]]:
     """Return the column names and the cells of a table with one row for each trial."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
+    constrained = list(dict.fromkeys(name for trial in trials for name in trial.measured))
     columns = [
         "trial",
         "state",
         "value",
+        *constrained,
+        *(["feasible"] if constrained else []),
         *(path.rpartition(".")[2] for path in paths),
         "minutes",
         "attempts",
@@ -227,6 +276,8 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
             str(trial.number),
             trial.state,
             "" if trial.value is None else f"{trial.value:.4g}",
+            *(_short(trial.measured.get(name)) for name in constrained),
+            *([_feasible(trial)] if constrained else []),
             *(_short(trial.values.get(path)) for path in paths),
             f"{trial.seconds / 60:.1f}",
             str(len(trial.attempts)),
@@ -237,7 +288,14 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
     return columns, rows
 
 
-def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
+def _feasible(trial: TrialRecord) -> str:
+    """Return yes or no for a complete trial; other trials are not measured."""
+    if trial.state != "complete":
+        return ""
+    return "yes" if trial.is_feasible else "no"
+
+
+def trial_table(trials: Sequence[TrialRecord]) -> list[str]:
     """Return the lines of a table with one line for each trial; numbers are aligned to the right."""
     columns, rows = trial_rows(trials)
     widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
@@ -259,6 +317,23 @@ def champion_line(entry: ChampionDecision) -> str:
     reason = f"{difference:.4g} better than {opponent}" if is_known else entry.reason
     decided, reason = one_line(entry.decided), one_line(reason)
     return f"{entry.number:>4}  {decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
+
+
+def champion_summary(decision: Mapping[str, Any]) -> list[str]:
+    """Return a line for each field of a champion's decision and of its evidence, without objects and lists."""
+    fields = {name: value for name, value in decision.items() if name != "evidence"} | {**decision["evidence"]}
+    texts = {name.replace("_", " "): _field_text(value) for name, value in fields.items()}
+    width = max(map(len, texts))
+    return [f"{name:<{width}}  {text}" for name, text in texts.items() if text]
+
+
+def _field_text(value: Any) -> str:
+    """Return a value, or an estimate with its interval, as text; empty for objects and lists."""
+    if isinstance(value, Mapping) and value.keys() == {"value", "low", "high"}:
+        return str(Estimate(**value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None or isinstance(value, Mapping | list) else one_line(value)
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ from pathlib import Path
 from mappo.errors import StoreError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport
+from mappo.monitoring.tracking import tracked_run
 from mappo.reporting import run_record
-from mappo.reporting.tables import group_lines, measurement_lines, returns_line
+from mappo.reporting.tables import counted, group_lines, measurement_lines, returns_line
 from mappo.reporting.terminal import say
 from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.report import write_page
@@ -24,11 +25,15 @@ from mappo.stages.runtime import (
 
 @dataclass(frozen=True)
 class PageInputs:
-    """The HTML page to write. `history`: the file of its curves; `attempts`: training attempts, if known."""
+    """The HTML page to write.
+
+    history: the file of its curves. attempts, mlflow_run: the attempts and the MLflow run of training, if known.
+    """
 
     path: Path
     history: Path
     attempts: str = ""
+    mlflow_run: str = ""
 
 
 def evaluate(
@@ -54,12 +59,19 @@ def evaluate(
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = run_label(name, seed, str(run))
-    with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
+    with (
+        watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor),
+        tracked_run(experiment, label, "" if page else run, run=page.mlflow_run if page else "") as tracked,
+    ):
         trained = load_checkpoint(run, checkpoint, POLICY_PARTS)
         seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
-        say("evaluate", f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy")
+        say(
+            "evaluate",
+            f"{len(seeds) * per_seed} episodes ({counted(len(seeds), 'seed')} x {per_seed}) for each policy",
+        )
         result = evaluation.evaluate(experiment, trained)
         monitor.evaluated(result)
+        tracked.evaluated(result)
         write_json(report, result)
         if page or keep:
             episodes = rollouts.record(experiment, trained, result)
@@ -71,6 +83,7 @@ def evaluate(
                 if page.attempts:
                     record = replace(record, facts={"attempts of training": page.attempts, **record.facts})
                 write_page(page.path, [record])
+                tracked.attach(page.path)
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
         policies = result.policies().items()
@@ -82,7 +95,7 @@ def evaluate(
         if result.no_heuristic:
             say("evaluate", f"no heuristic policy: {result.no_heuristic}")
         say("evaluate", f"95 % intervals; resampled: {result.resampled}")
-        return StageResult(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
+        return StageResult(metadata_of(experiment), finite("evaluate", evaluation_metrics(result)))
 
 
 def _keep_with_run(run: str | Path, result: EvaluationReport, episodes: rollouts.Rollouts) -> None:
@@ -95,7 +108,8 @@ def _keep_with_run(run: str | Path, result: EvaluationReport, episodes: rollouts
         say("evaluate", f"the evaluation is saved with the run; to view it: mappo report {run}")
 
 
-def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
+def evaluation_metrics(report: EvaluationReport) -> dict[str, float]:
+    """Return the numbers of an evaluation that a pipeline shows."""
     metrics: dict[str, float] = {"training_frames": report.training_frames}
     for policy, returns in report.policies().items():
         for name, value in (("mean", returns.mean), ("interquartile_mean", returns.interquartile_mean)):

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mappo.evaluation.comparison import ComparisonReport
+from mappo.monitoring.tracking import tracked_run
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
 from mappo.stages.compare import compare_reports
-from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
@@ -52,10 +54,14 @@ def report_study(
         compared = compare_reports(reports, comparison)
         decided = parse_decision(str(decision), decision.read_bytes())
         write_whole(page, study_page.build(study, chosen, compared, decided))
-        return StageResult(metadata_of(best), _gain_metrics(compared))
+        gain = gain_metrics(compared)
+        with tracked_run(best, name, f"{study.store}/{name}", tags={"mappo.study": name}) as tracked:
+            tracked.measured(0, {f"comparison/{key}": value for key, value in gain.items()})
+            tracked.attach(page)
+        return StageResult(metadata_of(best), gain)
 
 
-def _gain_metrics(comparison: ComparisonReport) -> dict[str, float]:
+def gain_metrics(comparison: ComparisonReport) -> dict[str, float]:
     """Return the mean returns of the default and of the best, and the gain, which is 0 where they are the same."""
     default, best = comparison.configurations[0], comparison.configurations[-1]
     gain = {"gain": 0.0} if best.gain is None else estimate_metrics("gain", best.gain)

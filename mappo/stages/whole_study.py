@@ -13,8 +13,9 @@ from mappo.runs.locations import joined
 from mappo.stages.choose import ChosenConfiguration, choose
 from mappo.stages.evaluate import evaluate
 from mappo.stages.promote import promote_best
+from mappo.stages.readable_errors import readable_errors
 from mappo.stages.report import report_study
-from mappo.stages.runtime import readable_errors
+from mappo.stages.runtime import StageResult
 from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.tuning.database import open_database
@@ -22,7 +23,7 @@ from mappo.tuning.database_url import RUNS
 from mappo.tuning.study import Study
 
 
-def run_study(name: str, num_workers: int, study_config: str, champions: str, scenario: str = "") -> None:
+def run_study(name: str, num_workers: int, study_config: str, champions: str, scenario: str = "") -> StageResult:
     """Work on a study with several processes, retrain its best, promote it and write the study's page.
 
     Files go beside the study's runs, or below runs/ if these are in a bucket. A second call continues where the
@@ -40,13 +41,11 @@ def run_study(name: str, num_workers: int, study_config: str, champions: str, sc
     while True:
         with _turn_to_finish(name):
             try:
-                _finish_study(name, study_config, champions, scenario, directory)
+                return _finish_study(name, study_config, champions, scenario, directory)
             except StageFailed as error:
                 if not isinstance(error.__cause__, Superseded):
                     raise
                 say("tune", "another process has begun to train this run; waiting for it")
-                continue
-        return
 
 
 @contextmanager
@@ -60,13 +59,15 @@ def _turn_to_finish(name: str) -> Iterator[None]:
         yield
 
 
-def _finish_study(name: str, study_config: str, champions: str, scenario: str, directory: Path) -> None:
+def _finish_study(name: str, study_config: str, champions: str, scenario: str, directory: Path) -> StageResult:
     chosen = choose(name, study_config, scenario, output=directory / "best.json")
     evaluations = _retrain(chosen, directory)
     trial, decision = chosen.trial.number, directory / "decision.json"
     promote_best(name, trial, study_config, champions, decision, scenario=scenario)
-    report_study(name, trial, evaluations, decision, directory / "comparison.json", directory / "study.html")
+    files = (directory / "comparison.json", directory / "study.html")
+    result = report_study(name, trial, evaluations, decision, *files)
     say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
+    return result
 
 
 def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from mappo.config import MAX_GROUPS
 from mappo.environment.groups import Group, mean_reward
 from mappo.environment.keys import DONE, EPISODE_RETURN
+from mappo.environment.reductions import MAX_MEASUREMENTS, is_measurement_name
 from mappo.errors import CheckpointError, one_line
 from mappo.learning.learner import Losses
 from mappo.runs.owned_file import OwnedFile
@@ -71,6 +72,7 @@ class IterationReport:
     evaluation_return_mean: mean return of the evaluation after this iteration; NaN if there was none.
     peak_memory_bytes: largest memory of the process so far.
     peak_gpu_memory_bytes: largest memory of torch's tensors on the GPU so far; 0 without a GPU.
+    measurements: means of what the scenario's `info()` measured in the evaluation after this iteration, by name.
     """
 
     progress: Progress
@@ -86,16 +88,20 @@ class IterationReport:
     saves: SaveCounts
     episodes: Episodes
     losses: Losses
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, float]:
-        """Return all numbers by name in a fixed order, with nested records flattened; those by group come last."""
+        """Return all numbers by name in a fixed order, with nested records flattened.
+
+        Those by group come after all others, and measurements last.
+        """
         row: dict[str, float] = {}
         by_group: dict[str, float] = {}
-        for name, value in asdict(self).items():
+        for name, value in asdict(replace(self, measurements={})).items():
             inner = value if isinstance(value, dict) else {name: value}
             by_group |= inner.pop(_BY_GROUP, {})
             row |= inner
-        return {**row, **by_group}
+        return {**row, **by_group, **{f"{MEASURED}{name}": mean for name, mean in self.measurements.items()}}
 
 
 def finished_episodes(batch: TensorDictBase, groups: Sequence[Group]) -> Episodes:
@@ -113,12 +119,14 @@ _BY_GROUP, _GROUP_RETURN = "by_group", "episode_return_mean"
 COLUMNS = tuple(
     name
     for outer in fields(IterationReport)
+    if outer.name != "measurements"  # whose names depend on the scenario
     for name in (
         [inner.name for inner in fields(outer.type) if inner.name != _BY_GROUP]
         if isinstance(outer.type, type) and hasattr(outer.type, "__dataclass_fields__")
         else [outer.name]
     )
 )
+MEASURED = "measured_"  # the columns of measurements begin with it, and follow all others
 BY_GROUP = (  # the columns that follow for each of several groups, with its name, as in `kl/adversary`
     _GROUP_RETURN,
     *("loss_policy", "loss_critic", "kl", "clip_fraction", "entropy", "explained_variance"),
@@ -139,6 +147,7 @@ def by_group(row: Mapping[str, float], column: str) -> dict[str, float]:
 class HistoryFile:
     """A CSV file with one row per iteration, written row by row; NaN is an empty cell.
 
+    The columns are `COLUMNS`, and one for each measurement that `measure` names.
     The last rows stay in memory, for the next checkpoint. The rows before them are in segments, which checkpoints
     share; see `mappo.runs.segments`. If the disk is full, training continues, and the rows are written later.
     """
@@ -156,15 +165,11 @@ class HistoryFile:
     @property
     def text(self) -> str:
         """The header and the last rows, which the next checkpoint holds itself."""
-        return self._header + "".join(self._lines)
+        return _csv_line(self._columns) + "".join(self._lines)
 
-    @property
-    def _header(self) -> str:
-        return _csv_line(self._columns)
-
-    def add_columns(self, columns: Sequence[str]) -> None:
-        """Add columns at the end; call this before the file begins."""
-        self._columns = (*self._columns, *columns)
+    def add_groups(self, groups: Sequence[Group]) -> None:
+        """Add columns for the numbers by group. Call this before `measure`, for a run that has no rows yet."""
+        self._columns = (*self._columns, *group_columns(groups))
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -198,23 +203,33 @@ class HistoryFile:
         self._lines = text.splitlines(keepends=True)[1:]
         self._segments, self._earlier, self._read_earlier = (), earlier, read_earlier
 
+    def measure(self, names: Iterable[str]) -> None:
+        """Add a column for each of these measurements. Call this before `begin`.
+
+        Cells of rows so far are empty; rows in segments end before them.
+        """
+        columns = [column for name in names if (column := f"{MEASURED}{name}") not in self._columns]
+        columns = columns[: MAX_MEASUREMENTS - sum(map(_is_measured, self._columns))]
+        self._columns = (*self._columns, *columns)
+        self._lines = [line.rstrip("\n") + "," * len(columns) + "\n" for line in self._lines]
+
     def begin(self, owned_since: Callable[[], float] = time.monotonic) -> None:
         """Write a new file with all rows so far. See `OwnedFile.begin`.
 
         Raises:
             OSError: the file cannot be written, for another reason than a full or read-only disk.
         """
-        lines = tuple(self._lines)
-        self._file.begin(lambda: chain([self._header], self._read_earlier(), lines), owned_since)
+        header, lines = _csv_line(self._columns), tuple(self._lines)
+        self._file.begin(lambda: chain([header], self._read_earlier(), lines), owned_since)
         self._has_begun = True
         self._seal()
 
     def append(self, report: IterationReport) -> None:
-        """Add the report's row."""
+        """Add the report's row. A measurement without a column is left out."""
         if not self._has_begun:
             self.begin()
         row = report.row()
-        values = (row.get(name, math.nan) for name in self._columns)
+        values = (row.get(column, math.nan) for column in self._columns)
         line = _csv_line("" if math.isnan(value) else value for value in values)
         self._lines.append(line)
         self._file.append(line)
@@ -230,7 +245,7 @@ class HistoryFile:
 
     def last_row(self) -> dict[str, float]:
         """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
-        (row,) = parse_history(self._header + self._lines[-1]) if self._lines else [{}]
+        (row,) = parse_history(_csv_line(self._columns) + self._lines[-1]) if self._lines else [{}]
         return row
 
     def _seal(self) -> None:
@@ -268,12 +283,22 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
 
 
 def _columns_of(text: str) -> tuple[str, ...]:
-    """Return the columns of a history: `COLUMNS`, then those of its groups."""
+    """Return the columns of a history: `COLUMNS`, then those of its groups, then those of measurements.
+
+    Raises:
+        CheckpointError: this version does not write such columns.
+    """
     header = text.partition("\n")[0]
-    columns = tuple(header.split(","))
-    groups = dict.fromkeys(column.partition("/")[2] for column in columns[len(COLUMNS) :])
-    expected = (*COLUMNS, *(f"{name}/{group}" for group in groups for name in BY_GROUP))
-    if columns != expected or "\n" not in text or len(groups) > MAX_GROUPS:
+    try:
+        columns = tuple(next(csv.reader([header]), ()))
+    except csv.Error:
+        columns = ()
+    added = columns[len(COLUMNS) :]
+    measured = tuple(column for column in added if column.startswith(MEASURED))
+    groups = dict.fromkeys(column.partition("/")[2] for column in added if column not in measured)
+    of_groups = tuple(f"{name}/{group}" for group in groups for name in BY_GROUP)
+    is_possible = len(set(measured)) == len(measured) <= MAX_MEASUREMENTS and all(map(_is_measured, measured))
+    if columns != (*COLUMNS, *of_groups, *measured) or len(groups) > MAX_GROUPS or not is_possible:
         raise CheckpointError(f"the history has other columns: {one_line(header, 200)}")
     return columns
 
@@ -291,6 +316,10 @@ def parse_history(text: str) -> list[dict[str, float]]:
         ]
     except csv.Error as error:
         raise CheckpointError(f"the history is not CSV: {error}") from error
+
+
+def _is_measured(column: str) -> bool:
+    return column.startswith(MEASURED) and is_measurement_name(column.removeprefix(MEASURED))
 
 
 def _number(value: str | list[str] | None) -> float:

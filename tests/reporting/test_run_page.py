@@ -230,6 +230,15 @@ def test_empty_and_undefined_histories_make_a_page(look, browser, whole, rows):
     assert ("The history has no iteration" in text(browser)) == (not rows)
 
 
+def test_measurements_in_evaluations_during_training_are_curves_if_there_are_any(look, browser, whole):
+    header = ",".join([*COLUMNS, "measured_hits", "measured_<b>never</b>"])
+    rows = [f"{line(iteration=step, frames=100 * step)},{step % 2 and 0.5},{''}" for step in range(1, 9)]
+    look(replace(whole, history="\n".join([header, *rows]) + "\n"))
+    titles = [title.text for title in browser.find_elements("css selector", "h3")]
+    assert "hits" in titles
+    assert not [title for title in titles if "never" in title]
+
+
 def test_names_and_values_are_escaped(look, browser, whole):
     attack = '</script><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
     config = to_dict(
