@@ -237,6 +237,11 @@ class CollectionConfig:
         """The number of iterations of a whole run: total_frames in batches, rounded up."""
         return -(-self.total_frames // self.frames_per_batch)
 
+    @property
+    def final_frames(self) -> int:
+        """The number of frames at the end of a whole run: total_frames, rounded up to whole batches."""
+        return self.num_iterations * self.frames_per_batch
+
 
 Seeds = Annotated[
     tuple[Seed, ...],
@@ -375,7 +380,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, str]:
     """Return the fields that differ, by dotted name; their text is `old value -> new value` in JSON."""
-    old_values, new_values = _fields(to_dict(old)), _fields(to_dict(new))
+    old_values, new_values = fields_of(old), fields_of(new)
     return {
         name: f"{json.dumps(old_values[name])} -> {json.dumps(new_values[name])}"
         for name in old_values
@@ -403,8 +408,9 @@ def require_run_name(name: str, kind: str = "run") -> str:
     return name
 
 
-def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields by dotted name; a list or `scenario_kwargs` is one value."""
+def fields_of(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the fields as JSON values by dotted name; a list or `scenario_kwargs` is one value."""
+    values = to_dict(config)
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}

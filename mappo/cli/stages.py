@@ -20,9 +20,11 @@ from mappo.cli.arguments import (
     run_directory,
 )
 from mappo.cli.status import stage_status, status, watched_status
-from mappo.config import ExperimentConfig, override, to_json
+from mappo.config import ExperimentConfig, differences, override, to_json
 from mappo.errors import ConfigError
 from mappo.strict_json import to_dict
+
+_EVALUATION_FIELDS = ("environment.", "evaluation.", "threads", "device")  # prefixes of fields that matter to one
 
 
 def add(commands: Commands) -> None:
@@ -88,9 +90,9 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--output",
         type=Path,
-        default=Path("report.html"),
         metavar="FILE",
-        help="file of the page (default: report.html)",
+        help="file of the page (default: report.html in the directory of the run, if it is one run in a "
+        "directory, else here)",
     )
 
 
@@ -124,13 +126,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    config = _config_of_checkpoint(arguments.run_location, arguments.checkpoint, arguments)
+    run = arguments.run_location
+    config = _config_of_checkpoint(run, arguments.checkpoint, arguments, fixed=True)
     from mappo.stages.evaluate import evaluate
 
     return watched_status(
-        lambda: evaluate(
-            to_json(config), arguments.run_location, arguments.output, checkpoint=arguments.checkpoint, keep=True
-        )
+        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep=True)
     )
 
 
@@ -158,13 +159,19 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from mappo.stages.report import report
+    from mappo.stages.report import PAGE, page_of_run, report
 
-    return stage_status(lambda: report(arguments.runs, arguments.output))
+    runs = arguments.runs
+    own_page = page_of_run(runs[0]) if len(runs) == 1 else None
+    return stage_status(lambda: report(runs, arguments.output or own_page or Path(PAGE)))
 
 
-def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argparse.Namespace) -> ExperimentConfig:
+def _config_of_checkpoint(
+    run_location: str, checkpoint: str, arguments: argparse.Namespace, fixed: bool = False
+) -> ExperimentConfig:
     """Return the configuration of a run's checkpoint; --config overrides it, and flags override --config.
+
+    `fixed`: only fields that matter to an evaluation may differ from the checkpoint's.
 
     Raises:
         ConfigError: the checkpoint cannot be read, only the checkpoint names code outside VMAS, or a value is not
@@ -186,4 +193,17 @@ def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argpars
             f"the checkpoint's scenario {trained_config.environment.scenario!r} is code outside VMAS, which runs "
             "only if you name it: if you trust this code, give it as --environment.scenario"
         )
+    if fixed:
+        _require_evaluation_fields(trained_config, config)
     return config
+
+
+def _require_evaluation_fields(trained_config: ExperimentConfig, config: ExperimentConfig) -> None:
+    """Refuse changes of fields that an evaluation does not read: the policy has been trained already."""
+    changes = differences(trained_config, config)
+    refused = [name for name in changes if not name.startswith(_EVALUATION_FIELDS)]
+    if refused:
+        raise ConfigError(
+            "\n".join(f"{name} = {changes[name]}: the run was trained with the former" for name in refused)
+            + "; an evaluation can change environment.*, evaluation.*, threads and device only"
+        )

@@ -25,15 +25,15 @@ def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
         return StageResult(metadata_of(from_dict(result.config)), _comparison_metrics(result))
 
 
-def compare_reports(reports: Sequence[Path], output: Path | None) -> ComparisonReport:
-    """Read evaluations and compare them; print the comparison, and write it as JSON.
+def compare_reports(reports: Sequence[Path], output: Path | None, names: Sequence[str] = ()) -> ComparisonReport:
+    """Read evaluations and compare them; print the comparison with these names, and write it as JSON.
 
     Raises:
         ConfigError: a report cannot be read, or reports cannot be compared.
     """
     result = comparison.compare([read_report(path) for path in reports])
     write_json(output, result)
-    for line in comparison_table(result):
+    for line in comparison_table(result, names):
         say("compare", line)
     return result
 

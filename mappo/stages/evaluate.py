@@ -3,14 +3,16 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mappo.errors import StoreError
+from mappo.config import ExperimentConfig
+from mappo.errors import MappoError
 from mappo.evaluation import evaluation, rollouts
-from mappo.evaluation.evaluation import EvaluationReport
+from mappo.evaluation.evaluation import EvaluationReport, changed_settings
 from mappo.reporting import run_record
 from mappo.reporting.tables import measurement_lines, returns_line
 from mappo.reporting.terminal import say
-from mappo.runs.run import POLICY_PARTS, load_checkpoint
-from mappo.stages.report import write_page
+from mappo.runs.checkpoint import Checkpoint, Manifest
+from mappo.runs.run import POLICY_PARTS, Run
+from mappo.stages.report import page_address, page_of_run, write_page
 from mappo.stages.runtime import (
     StageResult,
     estimate_metrics,
@@ -47,30 +49,32 @@ def evaluate(
     """Evaluate a run's checkpoint and baselines on held-out seeds; write the `EvaluationReport` as JSON.
 
     `checkpoint` is `best`, `last` or the number of an iteration. `config` names the task: code that only a
-    checkpoint names is never imported. `page` asks for an HTML page of the run. `keep` saves the report and
-    recorded episodes with the run, where `report` finds them.
+    checkpoint names is never imported. `page` asks for an HTML page of the run. `keep` saves the report with the
+    run, where `report` finds it; for a copy of a checkpoint, which is no whole run, it is false.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = run_label(name, seed, str(run))
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
-        trained = load_checkpoint(run, checkpoint, POLICY_PARTS)
-        seeds, per_seed = experiment.evaluation.seeds, experiment.evaluation.episodes_per_seed
-        say("evaluate", f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy")
-        result = evaluation.evaluate(experiment, trained)
+        target = Run.at(run)
+        ref, last = target.choose(checkpoint), target.manifest(target.choose("last"))
+        trained = target.load(ref, POLICY_PARTS)
+        is_own = ref == target.choose("best") and not changed_settings(experiment, trained.config)
+        _say_what_is_judged(experiment, trained, last if keep else None)
+        result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if keep else None)
         monitor.evaluated(result)
         write_json(report, result)
-        if page or keep:
-            episodes = rollouts.record(experiment, trained, result)
-            if keep:
-                _keep_with_run(run, result, episodes)
-            if page:
-                history = page.history.read_text()
-                record = run_record.of_checkpoint(label, trained, history, result, asdict(episodes))
-                if page.attempts:
-                    record = replace(record, facts={"attempts of training": page.attempts, **record.facts})
-                write_page(page.path, [record])
+        episodes = rollouts.record(experiment, trained, result) if page or (keep and is_own) else None
+        if keep:
+            _keep_with_run(run, trained.iteration, result, episodes)
+        if page:
+            assert episodes
+            history = page.history.read_text()
+            record = run_record.of_checkpoint(label, trained, history, result, asdict(episodes))
+            if page.attempts:
+                record = replace(record, facts={"attempts of training": page.attempts, **record.facts})
+            write_page(page.path, [record])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))
         for line in measurement_lines(
@@ -83,14 +87,45 @@ def evaluate(
         return StageResult(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
 
 
-def _keep_with_run(run: str | Path, result: EvaluationReport, episodes: rollouts.Rollouts) -> None:
-    """Save the evaluation with the run. If the store refuses, print a warning and continue."""
+def _say_what_is_judged(config: ExperimentConfig, trained: Checkpoint, last: Manifest | None) -> None:
+    """Print the judged checkpoint and the episodes. `last`: the newest checkpoint of the run, if it is known."""
+    seeds, per_seed = config.evaluation.seeds, config.evaluation.episodes_per_seed
+    of_run = f" of {last.frames:,}" if last else ""
+    say(
+        "evaluate",
+        f"the checkpoint after {trained.frames:,}{of_run} frames (iteration {trained.iteration}); "
+        f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy",
+    )
+    collection = trained.config.collection
+    if last and last.iteration < collection.num_iterations:
+        say(
+            "evaluate",
+            f"warning: this run has not finished: {last.frames:,} of {collection.final_frames:,} frames are trained",
+        )
+
+
+def _keep_with_run(
+    run: str | Path, iteration: int, result: EvaluationReport, own_episodes: rollouts.Rollouts | None
+) -> None:
+    """Save the evaluation with the run, and write the run's page. If that fails, print a warning and continue.
+
+    `own_episodes` are recorded for the run's own evaluation alone, which judges its best checkpoint under its own
+    settings; another evaluation is saved beside that one, under a name of its own.
+    """
     try:
-        run_record.keep(run, result, episodes)
-    except (StoreError, OSError) as error:
+        if own_episodes:
+            run_record.keep(run, result, own_episodes)
+            say("evaluate", "saved with the run as its evaluation")
+        else:
+            key = run_record.keep_other(run, iteration, result)
+            say("evaluate", f"saved with the run as {key}, beside the evaluation of its best checkpoint")
+        if page := page_of_run(str(run)):
+            write_page(page, run_record.of_runs([str(run)]))
+            say("evaluate", f"page: {page_address(page)}")
+        else:
+            say("evaluate", f"to view it: mappo report {run}")
+    except (MappoError, OSError) as error:
         say("evaluate", f"warning: the evaluation could not be saved with the run: {error}")
-    else:
-        say("evaluate", f"the evaluation is saved with the run; to view it: mappo report {run}")
 
 
 def _evaluation_metrics(report: EvaluationReport) -> dict[str, float]:

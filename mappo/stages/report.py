@@ -14,6 +14,9 @@ from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
 
+PAGE = "report.html"  # the file of a page of runs; in the directory of a run, its own page
+STUDY_NAMES = ("default", "best")  # the configurations that a study compares
+
 
 def report(locations: Sequence[str], output: Path) -> None:
     """Write one HTML page of one run, or of several side by side.
@@ -23,7 +26,17 @@ def report(locations: Sequence[str], output: Path) -> None:
     """
     with readable_errors("report"):
         write_page(output, run_record.of_runs(locations))
-        say("report", f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+        say("report", f"page: {page_address(output)}")
+
+
+def page_of_run(location: str) -> Path | None:
+    """Return the file of a run's own page; None if the run is in a bucket."""
+    return None if "://" in location else Path(location, PAGE)
+
+
+def page_address(path: Path) -> str:
+    """Return the address by which a browser opens a local file."""
+    return path.absolute().as_uri()
 
 
 def write_page(path: Path, records: Sequence[run_record.RunRecord]) -> None:
@@ -49,7 +62,7 @@ def report_study(
         reports = list(evaluations)
         if best == study.plan.config:
             reports = reports[: len(reports) // 2]  # the best is the default: both halves are the same trainings
-        compared = compare_reports(reports, comparison)
+        compared = compare_reports(reports, comparison, STUDY_NAMES)
         decided = parse_decision(str(decision), decision.read_bytes())
         write_whole(page, study_page.build(study, chosen, compared, decided))
         return StageResult(metadata_of(best), _gain_metrics(compared))
