@@ -14,6 +14,7 @@ from mappo.evaluation.measurements import Measurement
 from mappo.promotion.champions import ChampionDecision
 from mappo.promotion.promotion import Decision
 from mappo.reporting.terminal import say
+from mappo.reporting.texts import aligned
 from mappo.runs.checkpoint import Checkpoint, Manifest
 from mappo.runs.checkpoint_ref import CheckpointRef
 from mappo.training.history import IterationReport
@@ -22,6 +23,8 @@ from mappo.tuning.search_space import value_of
 
 if TYPE_CHECKING:
     from mappo.tuning.trial import TrialRecord
+
+STUDY_NAMES = ("default", "best")  # the configurations that a study compares
 
 
 def comparison_table(report: ComparisonReport, names: Sequence[str] = ()) -> list[str]:
@@ -102,8 +105,7 @@ def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasu
 def measurement_lines(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[str]:
     """Return the lines of `measurement_rows`, with aligned columns."""
     rows = measurement_rows(policies)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows, left=range(len(policies) + 1))
 
 
 def say_check(check: Check) -> None:
@@ -252,16 +254,7 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
 def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
     """Return the lines of a table with one line for each trial; numbers are aligned to the right."""
     columns, rows = trial_rows(trials)
-    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    left = (columns.index("state"), columns.index("reason"))
-    lines = []
-    for row in [columns, *rows]:
-        cells = [
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    return aligned([columns, *rows], left=(columns.index("state"), columns.index("reason")))
 
 
 def champion_line(entry: ChampionDecision) -> str:

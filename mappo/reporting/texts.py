@@ -1,5 +1,6 @@
 """The texts of times and numbers, the same in tables and on pages."""
 
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 
@@ -20,3 +21,15 @@ def age(seconds: float) -> str:
         if minutes < limit:
             return f"{minutes / divisor:.0f} {unit}"
     return f"{minutes / 1440:.0f} d"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Return the lines of a table; columns are aligned to the right, but those of the indices in `left`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

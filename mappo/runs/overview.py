@@ -1,6 +1,6 @@
 """The overview of a store: one summary for each of its runs, read without torch and without any tensor.
 
-A listing shows the runs, and one manifest of each is read, besides its evaluation and its tags. A file that was read
+A listing shows the runs. One manifest of each is read, besides its evaluation and its tags. A file that was read
 before is taken from a cache of this user: manifests by their SHA-256, other files by size and time. Nothing here
 decides anything, and what cannot be read is a summary with the reason.
 
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,9 +21,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as strict_dataclass
 
 import mappo
-from mappo.config import ExperimentConfig, fields_of, from_dict
+from mappo.config import from_dict
 from mappo.errors import CheckpointError, ConfigError, MappoError, StoreUnavailable, one_line
-from mappo.recipes import RECIPES
+from mappo.recipes import fields_of_recipes, nearest_recipe
 from mappo.runs.checkpoint import MAX_MANIFEST_BYTES, parse_manifest, verify
 from mappo.runs.checkpoint_ref import CheckpointRef, newest_first
 from mappo.runs.locations import joined, open_store
@@ -83,8 +82,9 @@ class _Evaluation:
 class Training:
     """The training of a run, as its newest manifest describes it.
 
-    recipe: the one with the fewest other fields. changes: the fields that differ from it, by dotted name, but those
-    in `_UNSHOWN`. highest_return: that of the best checkpoint, in evaluations during training. config: complete.
+    recipe: the one with the fewest other fields. changes: the fields that differ from it, by dotted name, but
+    those in `_UNSHOWN`. highest_return: that of the best checkpoint, in evaluations during training. config: the
+    complete configuration.
     """
 
     task: str
@@ -105,9 +105,9 @@ class Training:
 class RunSummary:
     """One run of an overview.
 
-    name: relative to the store. problem: why the run, or a file of it, cannot be read. training and what follows are
-    empty if they cannot be read, or are not there. evaluated_frames: the frames of the judged checkpoint. modified:
-    when the newest checkpoint was saved, in seconds since 1970. page: the key of the run's page; empty without one.
+    name: relative to the store. problem: why the run, or a file of it, cannot be read. training and what follows
+    are empty if they cannot be read, or are not there. evaluated_frames: the frames of the judged checkpoint.
+    modified: when the newest checkpoint was saved, in seconds since 1970. page: the key of the run's page.
     """
 
     name: str
@@ -233,7 +233,7 @@ class _Reader:
 
 
 def _runs_of(entries: Iterable[str]) -> dict[str, list[CheckpointRef]]:
-    """Return the checkpoints of each run, the newest first, by the run's folder; runs inside of runs are left out."""
+    """Return the checkpoints of each run, the newest first, by the run's folder. Leave out runs inside of runs."""
     runs: dict[str, list[CheckpointRef | None]] = {}
     for key in entries:
         if match := _IN_A_RUN.fullmatch(key) or _OLD_MANIFEST.fullmatch(key):
@@ -274,22 +274,6 @@ def _training_of(content: bytes, location: str) -> Training:
     )
 
 
-def nearest_recipe(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
-    """Return the recipe from which the fewest fields differ, and these fields with the configuration's values."""
-    values = fields_of(config)
-    changes = {
-        name: {field: value for field, value in values.items() if value != fields[field]}
-        for name, fields in _recipes().items()
-    }
-    nearest = min(changes, key=lambda name: len(changes[name]))  # of equals the first
-    return nearest, changes[nearest]
-
-
-@cache
-def _recipes() -> dict[str, dict[str, Any]]:
-    return {name: fields_of(make()) for name, make in RECIPES.items()}
-
-
 def _parse_evaluation(location: str, content: bytes) -> _Evaluation:
     return parse_report(_REPORT, location, content, "an evaluation report")
 
@@ -316,14 +300,13 @@ def _cache_file(location: str) -> Path | None:
         return None
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if "://" in location else ""
     place = location if "://" in location else str(Path(location).absolute())
-    return (
-        directory / "runs" / f"{hashlib.sha256(f'{endpoint} {place}'.encode(errors='replace')).hexdigest()}.json"
-    )
+    name = hashlib.sha256(f"{endpoint} {place}".encode(errors="replace")).hexdigest()
+    return directory / "runs" / f"{name}.json"
 
 
 def _read_cache(path: Path | None) -> _Cached:
     """Return the cache; an empty one if there is none, or if it is damaged or another version made it."""
-    empty = _Cached(f"{mappo.__version__} {json_hash(_recipes())[:16]}")
+    empty = _Cached(f"{mappo.__version__} {json_hash(fields_of_recipes())[:16]}")
     try:
         cached = _CACHED.validate_json(path.read_bytes()) if path else empty
     except (OSError, ValidationError):

@@ -1,4 +1,4 @@
-"""The tags and the comment that people attach to a run. They are stored beside its checkpoints and decide nothing."""
+"""The tags and the comment that people attach to a run; they lie beside its checkpoints and decide nothing."""
 
 import json
 from collections.abc import Collection

@@ -100,7 +100,7 @@ def _say_what_is_judged(config: ExperimentConfig, trained: Checkpoint, last: Man
     if last and last.iteration < collection.num_iterations:
         say(
             "evaluate",
-            f"warning: this run has not finished: {last.frames:,} of {collection.final_frames:,} frames are trained",
+            f"warning: this run has not finished: it has {last.frames:,} of {collection.final_frames:,} frames",
         )
 
 

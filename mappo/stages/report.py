@@ -6,6 +6,7 @@ from pathlib import Path
 from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
+from mappo.reporting.tables import STUDY_NAMES
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
 from mappo.stages.compare import compare_reports
@@ -15,7 +16,6 @@ from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
 
 PAGE = "report.html"  # the file of a page of runs; in the directory of a run, its own page
-STUDY_NAMES = ("default", "best")  # the configurations that a study compares
 
 
 def report(locations: Sequence[str], output: Path) -> None:
@@ -64,7 +64,8 @@ def report_study(
             reports = reports[: len(reports) // 2]  # the best is the default: both halves are the same trainings
         compared = compare_reports(reports, comparison, STUDY_NAMES)
         decided = parse_decision(str(decision), decision.read_bytes())
-        write_whole(page, study_page.build(study, chosen, compared, decided))
+        directory = page.parent if page.parent.absolute() == Path(study.store).absolute() else None
+        write_whole(page, study_page.build(study, chosen, compared, decided, directory))
         return StageResult(metadata_of(best), _gain_metrics(compared))
 
 

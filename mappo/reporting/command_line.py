@@ -1,0 +1,36 @@
+"""The command that trains a run again, made from its configuration alone, so that it shows nothing secret."""
+
+import json
+import shlex
+from typing import Any
+
+from mappo.config import ExperimentConfig, override
+from mappo.recipes import nearest_recipe, recipe
+
+
+def command_of(config: ExperimentConfig) -> str:
+    """Return a command for a shell: `mappo train`, the nearest recipe, and a flag for each field that differs.
+
+    A configuration that flags cannot describe needs a file with its JSON.
+    """
+    name, changes = nearest_recipe(config)
+    if override(recipe(name), _nested(changes)) != config:
+        return "mappo train --config config.json"
+    flags = (f"--{field.replace('_', '-')} {shlex.quote(_text(value))}" for field, value in changes.items())
+    return " ".join(["mappo train", name, *flags])
+
+
+def _text(value: Any) -> str:
+    """Return a value as a flag takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields by dotted name as nested objects."""
+    result: dict[str, Any] = {}
+    for field, value in fields.items():
+        section, _, name = field.rpartition(".")
+        (result.setdefault(section, {}) if section else result)[name] = value
+    return result

@@ -1,0 +1,228 @@
+"""The plots of a study: values of its trials, the importance of settings, learning curves, and workers."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+from mappo.reporting.plots import COLOURS, Plot, figure_json
+from mappo.tuning.search_space import Choices, Dimension
+from mappo.tuning.study import Study
+from mappo.tuning.trial import TrialRecord
+
+STATE_COLOURS = dict(zip(("complete", "pruned", "running", "lost", "failed", "released"), COLOURS, strict=False))
+BEST_COLOUR = "#f59e0b"
+MIN_TRIALS = 4  # completed; fewer tell nothing about importance
+_FADED = 0.45  # opacity of curves that are not those of the default or the best
+
+
+def study_plots(study: Study, best: TrialRecord) -> list[Plot]:
+    """Return the plots of a study. `best` is the trial that was trained again."""
+    trials = study.trials()
+    complete = [trial for trial in trials if trial.value is not None]
+    plots = [_values(complete, best)] if complete else []
+    if len(complete) >= MIN_TRIALS:
+        plots += [_importances(study), *_slices(study, complete, best), _parallel(study, complete)]
+    return [*plots, _curves(study, trials, best), _timeline(trials)]
+
+
+def short_name(path: str) -> str:
+    """Return the last part of a field's name."""
+    return path.rpartition(".")[2]
+
+
+def _values(trials: Sequence[TrialRecord], best: TrialRecord) -> Plot:
+    highest = [max(trial.value or -math.inf for trial in trials[: index + 1]) for index in range(len(trials))]
+    figure = go.Figure()
+    numbers = [trial.number for trial in trials]
+    figure.add_scatter(
+        x=numbers, y=highest, mode="lines", line={"shape": "hv", "color": "#9ca3af", "width": 1}, hoverinfo="skip"
+    )
+    _add_points(figure, trials, numbers, best)
+    figure.update_traces(showlegend=False)
+    figure.update_layout(xaxis_title="trial", yaxis_title="value")
+    explanation = "Each completed trial; the line is the highest so far. The ring is the best."
+    return Plot("history", "Values over the study", explanation, figure_json(figure))
+
+
+def _add_points(figure: go.Figure, trials: Sequence[TrialRecord], x: Sequence[Any], best: TrialRecord) -> None:
+    """Add one point for each trial, in the colour of its value, and a ring around the best."""
+    texts = [f"trial {trial.number}: {trial.value:.4g}" for trial in trials]
+    values = [trial.value for trial in trials]
+    figure.add_scatter(
+        x=list(x),
+        y=values,
+        text=texts,
+        hoverinfo="text",
+        mode="markers",
+        marker={"size": 8, "color": values, "line": {"width": 1, "color": "#888"}},
+        meta="scale",
+    )
+    rings = [(position, trial) for position, trial in zip(x, trials, strict=True) if trial.number == best.number]
+    figure.add_scatter(
+        x=[position for position, _ in rings],
+        y=[trial.value for _, trial in rings],
+        hoverinfo="skip",
+        mode="markers",
+        marker={"size": 15, "symbol": "circle-open", "color": BEST_COLOUR, "line": {"width": 2}},
+    )
+
+
+def _importances(study: Study) -> Plot:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        shares = get_param_importances(study.optuna_study, evaluator=PedAnovaImportanceEvaluator())
+    items = sorted(shares.items(), key=lambda item: item[1])
+    figure = go.Figure(
+        go.Bar(
+            x=[share for _, share in items],
+            y=[short_name(path) for path, _ in items],
+            text=[f"{share:.2f}" for _, share in items],
+            textposition="auto",
+            orientation="h",
+            marker={"color": COLOURS[0]},
+        )
+    )
+    figure.update_layout(xaxis_title="importance", yaxis_title="", margin={"l": 100}, height=90 + 36 * len(items))
+    explanation = "How much each setting explains the difference between good trials and all (PED-ANOVA, Watanabe et al. 2023)."
+    return Plot("importances", "Which settings mattered", explanation, figure_json(figure))
+
+
+def _slices(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> list[Plot]:
+    """Return a plot of the values of trials over each setting."""
+    plots = []
+    for index, (path, dimension) in enumerate(study.plan.space.items()):
+        figure = go.Figure()
+        _add_points(figure, trials, [_position(dimension, trial.values[path]) for trial in trials], best)
+        figure.update_traces(showlegend=False)
+        axis: dict[str, Any] = {"title": path}
+        if _is_logarithmic(dimension):
+            axis |= {"type": "log", "dtick": "D2"}  # labels 1, 2, 5, 10, 20, ...
+        figure.update_layout(xaxis=axis, yaxis_title="value")
+        explanation = "Each completed trial; the ring is the best."
+        plots.append(Plot(f"slice-{index}", f"Value by {short_name(path)}", explanation, figure_json(figure)))
+    return plots
+
+
+def _parallel(study: Study, trials: Sequence[TrialRecord]) -> Plot:
+    values = [trial.value for trial in trials]
+    axes = [{"label": "value", "values": values}]
+    axes += [
+        _axis(path, dimension, [trial.values[path] for trial in trials])
+        for path, dimension in study.plan.space.items()
+    ]
+    figure = go.Figure(go.Parcoords(dimensions=axes, line={"color": values}))
+    figure.update_layout(margin={"l": 70, "r": 70, "t": 50, "b": 20}, height=300)
+    explanation = (
+        "Each line is a completed trial; the leftmost axis is its value. The highest values stand out most. Drag "
+        "along an axis to choose lines."
+    )
+    return Plot("parallel", "All settings at once", explanation, figure_json(figure))
+
+
+def _axis(path: str, dimension: Dimension, values: Sequence[Any]) -> dict[str, Any]:
+    """Return an axis of parallel coordinates: choices by their number, logarithmic settings by their exponent."""
+    axis: dict[str, Any] = {"label": short_name(path)}
+    if isinstance(dimension, Choices):
+        choices = [_position(dimension, choice) for choice in dimension.choices]
+        positions = [choices.index(_position(dimension, value)) for value in values]
+        return axis | {"values": positions, "tickvals": list(range(len(choices))), "ticktext": choices}
+    if _is_logarithmic(dimension):
+        ticks = sorted({min(values), max(values), math.sqrt(min(values) * max(values))})
+        texts = [f"{tick:.3g}" for tick in ticks]
+        logarithms = [math.log10(tick) for tick in ticks]
+        return axis | {
+            "values": [math.log10(value) for value in values],
+            "tickvals": logarithms,
+            "ticktext": texts,
+        }
+    return axis | {"values": list(values)}
+
+
+def _position(dimension: Dimension, value: Any) -> Any:
+    """Return a setting's value as an axis takes it: a number, or the text of a choice."""
+    return (value if isinstance(value, str) else json.dumps(value)) if isinstance(dimension, Choices) else value
+
+
+def _is_logarithmic(dimension: Dimension) -> bool:
+    return bool(getattr(dimension, "log", False))
+
+
+def _curves(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> Plot:
+    """Plot what each trial reported; pruned and failed trials end in a cross."""
+    by_seed = study.plan.tuning.pruner == "wilcoxon"
+    figure = go.Figure()
+    for trial in sorted(trials, key=lambda trial: (trial.number == best.number, trial.origin == "default")):
+        if trial.curve:
+            steps = [step + 1 for step in trial.curve] if by_seed else list(trial.curve)
+            figure.add_scatter(x=steps, y=list(trial.curve.values()), **_style(trial, best))
+    x_title = "training seeds, in their order" if by_seed else "frames"
+    figure.update_layout(xaxis_title=x_title, yaxis_title="mean return", height=300)
+    explanation = (
+        "Mean return on tuning seeds. " if by_seed else "Mean return in evaluations during training. "
+    ) + "Ending in a cross: pruned (orange) or failed (red). Green: running. A click on a name hides the curve."
+    return Plot("curves", "Learning curves of all trials", explanation, figure_json(figure))
+
+
+def _style(trial: TrialRecord, best: TrialRecord) -> Mapping[str, Any]:
+    """Return how the curve of a trial looks: the best and the default stand out and have names."""
+    is_best, is_default = trial.number == best.number, trial.origin == "default"
+    names = {True: "best", False: "default" if is_default else ""}
+    ends_early, last = trial.state in ("pruned", "failed"), len(trial.curve) - 1
+    is_cross = [ends_early and index == last for index in range(last + 1)]
+    colour = BEST_COLOUR if is_best else STATE_COLOURS.get(trial.state)
+    return {
+        "mode": "lines+markers",
+        "name": f"{names[is_best]} (trial {trial.number})".strip()
+        if is_best or is_default
+        else f"trial {trial.number}",
+        "showlegend": is_best or is_default,
+        "line": {
+            "width": 3 if is_best or is_default else 1,
+            "color": colour,
+            "dash": "dot" if is_default else "solid",
+        },
+        "opacity": 1.0 if is_best or is_default else _FADED,
+        "marker": {
+            "symbol": ["x" if cross else "circle" for cross in is_cross],
+            "size": [9 if cross else 3 for cross in is_cross],
+        },
+    }
+
+
+def _timeline(trials: Sequence[TrialRecord]) -> Plot:
+    """Plot which worker held which trial, and when."""
+    turns = [(trial, turn) for trial in trials for turn in trial.attempts if turn.ended]
+    begin = min((turn.began for _, turn in turns), default=0.0)
+    names = list(dict.fromkeys(turn.worker for _, turn in turns))
+    workers = {name: f"worker {index + 1}" for index, name in enumerate(names)}
+    figure = go.Figure()
+    for outcome in dict.fromkeys(turn.outcome for _, turn in turns):
+        bars = [(trial, turn) for trial, turn in turns if turn.outcome == outcome]
+        figure.add_bar(
+            y=[workers[turn.worker] for _, turn in bars],
+            x=[((turn.ended or 0) - turn.began) / 60 for _, turn in bars],
+            base=[(turn.began - begin) / 60 for _, turn in bars],
+            text=[str(trial.number) for trial, _ in bars],
+            orientation="h",
+            name=outcome,
+            marker={"color": STATE_COLOURS.get(outcome), "line": {"width": 1, "color": "#888"}},
+        )
+    figure.update_layout(
+        barmode="overlay",
+        xaxis_title="minutes since the first trial began",
+        yaxis_title="",
+        height=90 + 34 * max(1, len(workers)),
+        margin={"l": 80},
+    )
+    explanation = (
+        "Bars are trials by number. Lost: the worker sent no heartbeat. Released: the worker was stopped."
+    )
+    return Plot("timeline", "Workers", explanation, figure_json(figure))
