@@ -131,7 +131,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mappo.stages.evaluate import evaluate
 
     return watched_status(
-        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep=True)
+        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep_at=run)
     )
 
 

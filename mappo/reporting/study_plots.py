@@ -91,7 +91,10 @@ def _importances(study: Study) -> Plot:
         )
     )
     figure.update_layout(xaxis_title="importance", yaxis_title="", margin={"l": 100}, height=90 + 36 * len(items))
-    explanation = "How much each setting explains the difference between good trials and all (PED-ANOVA, Watanabe et al. 2023)."
+    explanation = (
+        "How much each setting explains the difference between good trials and all (PED-ANOVA, Watanabe et al. "
+        "2023)."
+    )
     return Plot("importances", "Which settings mattered", explanation, figure_json(figure))
 
 
@@ -173,23 +176,19 @@ def _curves(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> P
 
 def _style(trial: TrialRecord, best: TrialRecord) -> Mapping[str, Any]:
     """Return how the curve of a trial looks: the best and the default stand out and have names."""
-    is_best, is_default = trial.number == best.number, trial.origin == "default"
-    names = {True: "best", False: "default" if is_default else ""}
+    roles = ["best"] * (trial.number == best.number) + ["default"] * (trial.origin == "default")
     ends_early, last = trial.state in ("pruned", "failed"), len(trial.curve) - 1
     is_cross = [ends_early and index == last for index in range(last + 1)]
-    colour = BEST_COLOUR if is_best else STATE_COLOURS.get(trial.state)
     return {
         "mode": "lines+markers",
-        "name": f"{names[is_best]} (trial {trial.number})".strip()
-        if is_best or is_default
-        else f"trial {trial.number}",
-        "showlegend": is_best or is_default,
+        "name": ", ".join([*roles, f"trial {trial.number}"]),
+        "showlegend": bool(roles),
         "line": {
-            "width": 3 if is_best or is_default else 1,
-            "color": colour,
-            "dash": "dot" if is_default else "solid",
+            "width": 3 if roles else 1,
+            "color": BEST_COLOUR if "best" in roles else STATE_COLOURS.get(trial.state),
+            "dash": "dot" if "default" in roles else "solid",
         },
-        "opacity": 1.0 if is_best or is_default else _FADED,
+        "opacity": 1.0 if roles else _FADED,
         "marker": {
             "symbol": ["x" if cross else "circle" for cross in is_cross],
             "size": [9 if cross else 3 for cross in is_cross],

@@ -4,7 +4,8 @@ A listing shows the runs. One manifest of each is read, besides its evaluation a
 before is taken from a cache of this user: manifests by their SHA-256, other files by size and time. Nothing here
 decides anything, and what cannot be read is a summary with the reason.
 
-A run inside of the folder of another one, such as a copy of its best checkpoint, is a part of that run.
+A run is a folder with the note of an attempt, so that a copy of a checkpoint is none. A run inside of the folder of
+another one is a part of that.
 """
 
 import hashlib
@@ -33,8 +34,8 @@ from mappo.runs.tags import MAX_BYTES, TAGS, Tags, parse_tags
 from mappo.strict_json import json_hash, parse_report, to_dict
 
 T = TypeVar("T")
-_IN_A_RUN = re.compile(r"(?:(.*)/)?((?:attempts/[0-9]{4,9}|checkpoints/[0-9]{4,9}-[0-9a-f]{8}/[^/]*)\.json)")
-_OLD_MANIFEST = re.compile(r"(?:(.*)/)?(checkpoint\.json)")  # of format 2
+_CHECKPOINT = re.compile(r"(?:(.*)/)?(checkpoints/[^/]+/[^/]+\.json)")
+_MARK = re.compile(r"(?:(.*)/)?(?:attempts/[0-9]{4,9}\.json|checkpoint\.json)")  # of a run; the latter in format 2
 _EVALUATION = "evaluation.json"
 _MAX_EVALUATION_BYTES = 20_000_000
 _THREADS = 10  # that read files of a bucket
@@ -234,10 +235,12 @@ class _Reader:
 
 def _runs_of(entries: Iterable[str]) -> dict[str, list[CheckpointRef]]:
     """Return the checkpoints of each run, the newest first, by the run's folder. Leave out runs inside of runs."""
-    runs: dict[str, list[CheckpointRef | None]] = {}
+    runs: dict[str, list[CheckpointRef | None]] = {
+        match[1] or "": [] for key in entries if (match := _MARK.fullmatch(key))
+    }
     for key in entries:
-        if match := _IN_A_RUN.fullmatch(key) or _OLD_MANIFEST.fullmatch(key):
-            runs.setdefault(match[1] or "", []).append(CheckpointRef.from_key(match[2]))
+        if (match := _CHECKPOINT.fullmatch(key)) and (match[1] or "") in runs:
+            runs[match[1] or ""].append(CheckpointRef.from_key(match[2]))
     return {run: newest_first(refs) for run, refs in runs.items() if not _is_inside(run, runs)}
 
 

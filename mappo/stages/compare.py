@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from mappo.config import from_dict
 from mappo.errors import ConfigError
 from mappo.evaluation import comparison
@@ -12,6 +14,9 @@ from mappo.reporting import run_record
 from mappo.reporting.tables import comparison_table
 from mappo.reporting.terminal import say
 from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors, write_json
+from mappo.strict_json import parse_report
+
+_COMPARISON = TypeAdapter(ComparisonReport)
 
 
 def compare(reports: Sequence[Path], output: Path | None = None) -> StageResult:
@@ -48,6 +53,15 @@ def read_report(path: Path) -> EvaluationReport:
         return run_record.parse_evaluation(str(path), path.read_bytes())
     except IsADirectoryError:
         raise ConfigError(f"{path}: a directory; give the file that evaluate --output wrote") from None
+
+
+def read_comparison(path: Path) -> ComparisonReport:
+    """Return the comparison that a file holds.
+
+    Raises:
+        ConfigError: its content is not a comparison report.
+    """
+    return parse_report(_COMPARISON, str(path), path.read_bytes(), "a comparison report")
 
 
 def _comparison_metrics(report: ComparisonReport) -> dict[str, float]:

@@ -40,7 +40,7 @@ def evaluate(
     *,
     checkpoint: str = "best",
     page: PageInputs | None = None,
-    keep: bool = False,
+    keep_at: str = "",
     name: str = "",
     seed: str = "",
     compiled_by: str = "",
@@ -49,25 +49,27 @@ def evaluate(
     """Evaluate a run's checkpoint and baselines on held-out seeds; write the `EvaluationReport` as JSON.
 
     `checkpoint` is `best`, `last` or the number of an iteration. `config` names the task: code that only a
-    checkpoint names is never imported. `page` asks for an HTML page of the run. `keep` saves the report with the
-    run, where `report` finds it; for a copy of a checkpoint, which is no whole run, it is false.
+    checkpoint names is never imported. `page` asks for an HTML page of the run. `keep_at` is the location of the
+    run, of which `run` may be a copy of one checkpoint: the evaluation is saved there, with a page if it is a
+    directory.
 
     Raises:
         StageFailed: the checkpoint cannot be read or does not fit the task.
     """
     label = run_label(name, seed, str(run))
     with watched_stage("evaluate", config, compiled_by, seed, label, gpu_count=gpu_count) as (experiment, monitor):
-        target = Run.at(run)
-        ref, last = target.choose(checkpoint), target.manifest(target.choose("last"))
+        target, whole = Run.at(run), Run.at(keep_at) if keep_at else None
+        ref = target.choose(checkpoint)
         trained = target.load(ref, POLICY_PARTS)
-        is_own = ref == target.choose("best") and not changed_settings(experiment, trained.config)
-        _say_what_is_judged(experiment, trained, last if keep else None)
-        result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if keep else None)
+        last = whole.manifest(whole.choose("last")) if whole else None
+        is_own = ref == (whole or target).choose("best") and not changed_settings(experiment, trained.config)
+        _say_what_is_judged(experiment, trained, last)
+        result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if last else None)
         monitor.evaluated(result)
         write_json(report, result)
-        episodes = rollouts.record(experiment, trained, result) if page or (keep and is_own) else None
-        if keep:
-            _keep_with_run(run, trained.iteration, result, episodes)
+        episodes = rollouts.record(experiment, trained, result) if page or (whole and is_own) else None
+        if keep_at:
+            _keep_with_run(keep_at, trained.iteration, result, episodes if is_own else None)
         if page:
             assert episodes
             history = page.history.read_text()
@@ -105,12 +107,12 @@ def _say_what_is_judged(config: ExperimentConfig, trained: Checkpoint, last: Man
 
 
 def _keep_with_run(
-    run: str | Path, iteration: int, result: EvaluationReport, own_episodes: rollouts.Rollouts | None
+    run: str, iteration: int, result: EvaluationReport, own_episodes: rollouts.Rollouts | None
 ) -> None:
     """Save the evaluation with the run, and write the run's page. If that fails, print a warning and continue.
 
-    `own_episodes` are recorded for the run's own evaluation alone, which judges its best checkpoint under its own
-    settings; another evaluation is saved beside that one, under a name of its own.
+    `own_episodes` are those of the run's own evaluation, which judges its best checkpoint under its own settings;
+    another evaluation is saved beside that one, under a name of its own.
     """
     try:
         if own_episodes:
@@ -119,8 +121,8 @@ def _keep_with_run(
         else:
             key = run_record.keep_other(run, iteration, result)
             say("evaluate", f"saved with the run as {key}, beside the evaluation of its best checkpoint")
-        if page := page_of_run(str(run)):
-            write_page(page, run_record.of_runs([str(run)]))
+        if page := page_of_run(run):
+            write_page(page, run_record.of_runs([run]))
             say("evaluate", f"page: {page_address(page)}")
         else:
             say("evaluate", f"to view it: mappo report {run}")

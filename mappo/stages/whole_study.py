@@ -77,7 +77,7 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
             files = directory / f"{label}-{seed}"
             run = joined(chosen.store, f"{label}-{seed}")
             train(to_json(config), run, files / "history.csv", seed=str(seed))
-            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep=True)
+            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep_at=run)
             reports.append(files / "evaluation.json")
     return reports
 

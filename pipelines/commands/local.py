@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -60,7 +61,10 @@ def _run_here(arguments: argparse.Namespace) -> int:
         print(f"pipelines run: {error}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - start
-    print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
+    results = {"training": _training_results, "seeds": _seeds_results, "tuning": _no_results}[name](artifacts)
+    pages = [f"{'page':<20} {page.absolute().as_uri()}" for page in _pages(artifacts, arguments, parameters)]
+    took = f"the whole pipeline took {seconds:.1f} s"
+    print("\n".join(["", *results, took, "", *_paths(artifacts), *pages]))
     return 0
 
 
@@ -113,7 +117,7 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
     return name, make_tuning_pipeline(None, parallelism=1), parameters | {"session": TERMINAL}
 
 
-def _summary(artifacts: dict[str, Path], seconds: float) -> str:
+def _training_results(artifacts: dict[str, Path]) -> list[str]:
     from mappo.reporting.run_record import parse_evaluation  # imports torch
     from mappo.training.history import parse_history
 
@@ -121,8 +125,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     report = parse_evaluation(str(path), path.read_bytes())
     last = parse_history(artifacts["training_history"].read_text())[-1]
     frames, training_seconds = int(last["frames"]), last["elapsed_seconds"]
-    lines = [
-        "",
+    return [
         f"{'policy':<9} {'mean return':<24} interquartile mean",
         *(
             f"{policy:<9} {returns.mean!s:<24} {returns.interquartile_mean}"
@@ -131,18 +134,42 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
         f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes, after "
         f"{report.training_frames:,} frames; resampled: {report.resampled}",
         "",
-        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
-        f"the whole pipeline took {seconds:.1f} s",
-        "",
-        *_paths(artifacts),
+        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s)",
     ]
-    return "\n".join(lines)
 
 
-def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """Return the duration and the paths of the artifacts; the last stage has printed its table itself."""
-    return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+def _seeds_results(artifacts: dict[str, Path]) -> list[str]:
+    from mappo.reporting.tables import comparison_table  # imports torch
+    from mappo.stages.compare import read_comparison
+
+    return [*comparison_table(read_comparison(artifacts["comparison_report"])), ""]
+
+
+def _no_results(_: dict[str, Path]) -> list[str]:
+    """Return no line: the last stage of tuning has just printed its table."""
+    return []
+
+
+def _pages(artifacts: dict[str, Path], arguments: argparse.Namespace, parameters: dict[str, Any]) -> list[Path]:
+    """Return the pages with a suffix, by which browsers know them: those beside runs, or copies of artifacts."""
+    if "seeds" in parameters:
+        pages = [Path(arguments.store, f"{arguments.run}-{seed}", "report.html") for seed in parameters["seeds"]]
+        return [page for page in pages if page.exists()]
+    copies = []
+    for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
+        if name in artifacts:
+            page = run_directory(arguments) / file
+            shutil.copyfile(artifacts[name], page)
+            copies.append(page)
+    return copies
 
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:
-    return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
+    """Return a line for each artifact that is no page, with its path from here."""
+    paths = {name: path for name, path in artifacts.items() if path.exists() and not name.endswith("_page")}
+    return [f"{name.replace('_', ' '):<20} {_from_here(path)}" for name, path in paths.items()]
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
