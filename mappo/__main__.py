@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 
 import mappo
-from mappo.cli import champion, checkpoints, configuration, overview_commands, stages, study
+from mappo.cli import champion, checkpoints, completion, configuration, overview_commands, stages, study
 from mappo.cli.arguments import apply_monitor_arguments, dashed
-from mappo.compute.standard_streams import run_command
-from mappo.errors import ConfigError
+from mappo.cli.parser import Parser
+from mappo.compute.standard_streams import OutputFailed, run_command
+from mappo.errors import MappoError, reason_of
 
 _EXAMPLES = """examples:
   mappo train                                          train the navigation recipe; write the run into runs/
@@ -26,9 +27,9 @@ _EXAMPLES = """examples:
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
   mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
 
-exit status: 0 success, 1 the stage failed or a result cannot be printed, 2 the command line or the configuration
-is wrong, 130 interrupted (Ctrl-C), 141 the reader of the output has left, 143 evicted (SIGTERM); the same command
-with the same --run resumes an interrupted run
+exit status: 0 success; 1 a stage failed, or a result cannot be written; 2 the command line or the configuration is
+wrong, or names what does not exist; 130 interrupted (Ctrl-C); 141 the reader of the output has left; 143 evicted
+(SIGTERM). The same command with the same --run resumes an interrupted run.
 """
 
 
@@ -45,27 +46,35 @@ def _run(argv: Sequence[str]) -> int:
     apply_monitor_arguments(arguments)
     try:
         return int(arguments.execute(arguments))
-    except ConfigError as error:
-        print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+    except OutputFailed:
+        raise
+    except (MappoError, OSError) as error:
+        print(f"mappo {arguments.command}: error: {reason_of(error)}", file=sys.stderr)
+        return error.exit_status if isinstance(error, MappoError) else 1
     except KeyboardInterrupt:
-        hint = f"; to resume, give the same command with --run {arguments.run}" if "run" in arguments else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
+        print(f"\ninterrupted{_resumption(arguments)}", file=sys.stderr)
         return 130
 
 
+def _resumption(arguments: argparse.Namespace) -> str:
+    """Return how an interrupted command goes on, if it can."""
+    if "run" in arguments:
+        return f"; to resume, give the same command with --run {arguments.run}"
+    return "; the same command continues the study" if arguments.command == "tune" else ""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mappo",
         description=mappo.__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for group in (stages, overview_commands, study, champion, checkpoints, configuration):
         group.add(commands)
+    completion.add(commands, parser, "mappo")
     return parser
 
 

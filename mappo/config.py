@@ -348,22 +348,20 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration with some fields changed; a later object of changes overrides an earlier one.
 
-    Changes are nested like the configuration's JSON; only the result of all changes is checked. `scenario_kwargs`
-    is one field and is replaced as a whole. These arguments belong to their scenario: changing
-    `environment.scenario` alone empties `scenario_kwargs`.
+    Changes are nested like the configuration's JSON; only the result of all changes is checked. An argument in
+    `scenario_kwargs` changes this argument alone; null removes an argument that the configuration has. But the
+    arguments belong to their scenario: a change of `environment.scenario` drops all that the previous one had.
 
     Raises:
         ConfigError: a key or a value of the result is not allowed; the message names every problem.
     """
     values = to_dict(config)
     for change in changes:
-        previous_scenario = values["environment"]["scenario"]
+        previous = values["environment"]
         values = merged(values, change)
-        environment = values["environment"]
-        if not isinstance(environment, dict):
+        if not isinstance(values["environment"], dict):
             break  # from_dict below raises the error: the environment is not an object
-        if environment["scenario"] != previous_scenario and "scenario_kwargs" not in change["environment"]:
-            environment["scenario_kwargs"] = {}
+        values["environment"]["scenario_kwargs"] = _scenario_arguments(previous, change.get("environment", {}))
     return from_dict(values)
 
 
@@ -376,6 +374,17 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
             value = merged(current, value)
         result[key] = value
     return result
+
+
+def _scenario_arguments(environment: Mapping[str, Any], change: Mapping[str, Any]) -> Any:
+    """Return the arguments of the scenario after a change of the environment; `from_dict` checks them."""
+    current, changed = environment["scenario_kwargs"], change.get("scenario_kwargs", {})
+    if change.get("scenario", environment["scenario"]) != environment["scenario"]:
+        return changed
+    if not isinstance(current, Mapping) or not isinstance(changed, Mapping):
+        return changed if "scenario_kwargs" in change else current
+    removed = {name for name, value in changed.items() if value is None and name in current}
+    return {name: value for name, value in {**current, **changed}.items() if name not in removed}
 
 
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, str]:

@@ -5,6 +5,7 @@ are mean returns of the evaluation stage, with 95 % intervals over its episodes.
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -166,10 +167,12 @@ def recipe(name: str) -> ExperimentConfig:
     """Return the configuration of the recipe with this name.
 
     Raises:
-        ConfigError: no recipe has this name; the message lists the recipes.
+        ConfigError: no recipe has this name; the message names the closest, or all.
     """
     if name not in RECIPES:
-        raise ConfigError(f"recipe = {name!r}: unknown; give one of {', '.join(RECIPES)}")
+        close = get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(RECIPES)}"
+        raise ConfigError(f"recipe = {name!r}: unknown; {hint}")
     return RECIPES[name]()
 
 

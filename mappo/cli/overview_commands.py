@@ -4,13 +4,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from mappo.cli.arguments import RUN_HELP, Commands, add_command
-from mappo.errors import ConfigError, MappoError
+from mappo.cli.arguments import RUN_HELP, Commands, add_command, add_format_argument
+from mappo.cli.run_names import RUNS, find_run
+from mappo.cli.status import look_up
+from mappo.errors import NoCheckpoint
 
-_RUNS, _PAGE = "runs", "runs.html"
+_PAGE = "runs.html"
 _CELL_WIDTH = 44  # characters of a long cell on a terminal
 
 
@@ -18,7 +19,7 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     command = add_command(commands, "runs", _runs, "list the runs of a store; filter and sort them")
     command.add_argument(
-        "store", nargs="?", default=_RUNS, metavar="STORE", help=f"the store of the runs (default: {_RUNS})"
+        "store", nargs="?", default=RUNS, metavar="STORE", help=f"the store of the runs (default: {RUNS})"
     )
     command.add_argument(
         "--filter",
@@ -36,12 +37,7 @@ def add(commands: Commands) -> None:
         help="sort by a field, from the highest number, or from A (default: the newest first)",
     )
     command.add_argument("--reverse", action="store_true", help="sort the other way round")
-    command.add_argument(
-        "--output",
-        choices=("table", "json"),
-        default="table",
-        help="format: table for people, json for scripts, with complete configurations (default: table)",
-    )
+    add_format_argument(command)
     command.add_argument(
         "--page",
         action="store_true",
@@ -56,7 +52,7 @@ def add(commands: Commands) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    return _status("runs", lambda: _list(arguments))
+    return look_up("runs", lambda: _list(arguments))
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -82,31 +78,19 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _tag(arguments: argparse.Namespace) -> int:
-    return _status("tag", lambda: _change_tags(arguments))
+    return look_up("tag", lambda: _change_tags(arguments))
 
 
 def _change_tags(arguments: argparse.Namespace) -> None:
     from mappo.runs.locations import open_store
     from mappo.runs.tags import read_tags, write_tags
 
-    store = open_store(arguments.run_location)
-    if not store.entries("attempts/") and not store.entries("checkpoints/"):
-        raise ConfigError(f"{arguments.run_location}: there is no run here")
+    store = open_store(find_run(arguments.run_location))
+    if not store.entries("attempts/"):
+        raise NoCheckpoint(f"{store.location}: there is no run here")
     tags = read_tags(store).changed(arguments.tags, arguments.remove, arguments.comment)
     if arguments.tags or arguments.remove or arguments.comment is not None:
         write_tags(store, tags)
     print(" ".join(tags.tags) or "no tag")
     if tags.comment:
         print(tags.comment)
-
-
-def _status(command: str, action: Callable[[], None]) -> int:
-    """Run an action; return 0, or 1 if it failed by an error that is not a mistake in the command."""
-    try:
-        action()
-    except ConfigError:
-        raise
-    except MappoError as error:
-        print(f"mappo {command}: error: {error}", file=sys.stderr)
-        return 1
-    return 0

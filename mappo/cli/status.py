@@ -1,33 +1,32 @@
-"""The exit status of commands that run stages."""
+"""The exit status of commands that run stages or look something up."""
 
+import sys
 from collections.abc import Callable
 
 from mappo.compute.standard_streams import dropped_output
 from mappo.errors import StageFailed
-
-
-def status(action: Callable[[], object]) -> int:
-    """Run an action and return its exit status: 0 success, 1 failure. If it fails, it has printed the reason."""
-    try:
-        action()
-    except StageFailed:
-        return 1
-    return 0
+from mappo.reporting.terminal import printed_logs
 
 
 def stage_status(stage: Callable[[], object]) -> int:
-    """Run a stage and return its exit status, as `status` does; what it cannot print is dropped."""
+    """Run a stage and return its exit status: 0, or that of its error, which it has printed.
+
+    Output that cannot be printed is dropped.
+    """
     with dropped_output():
-        return status(stage)
+        try:
+            stage()
+        except StageFailed as failure:
+            return failure.exit_status
+    return 0
 
 
-def watched_status(stage: Callable[[], object]) -> int:
-    """Run a stage that is monitored and return its exit status; check the monitoring settings first.
+def look_up(command: str, action: Callable[[], object]) -> int:
+    """Run an action whose output is its result and return 0; warnings go to the error stream.
 
     Raises:
-        ConfigError: a monitoring setting is not allowed.
+        MappoError: the action failed; the command prints why.
     """
-    from mappo.monitoring.settings import MonitorSettings
-
-    MonitorSettings.from_environment()
-    return stage_status(stage)
+    with printed_logs(command, sys.stderr):
+        action()
+    return 0

@@ -24,7 +24,7 @@ from mappo.strict_json import json_hash, parse_report, to_dict
 EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
 _OTHERS = "evaluations/"  # the prefix of the keys of other evaluations
 _MAX_OTHERS = 20  # that a record has
-_MAX_BYTES = 100_000_000  # limit for each file
+MAX_BYTES = 100_000_000  # limit for each file
 _REPORT = TypeAdapter(EvaluationReport)
 _ROLLOUTS = TypeAdapter(Rollouts)
 
@@ -118,7 +118,7 @@ def _of_run(name: str, location: str) -> RunRecord:
     contents: dict[str, bytes] = {}
     for key in (EVALUATION, ROLLOUTS):
         with suppress(KeyMissing):
-            contents[key] = run.store.read(key, _MAX_BYTES)
+            contents[key] = run.store.read(key, MAX_BYTES)
     evaluation, rollouts = None, None
     if EVALUATION in contents:
         evaluation = parse_evaluation(f"{location}/{EVALUATION}", contents[EVALUATION])
@@ -156,7 +156,7 @@ def _other_evaluations(run: Run) -> tuple[tuple[EvaluationReport, ...], tuple[st
     reports, problems = [], []
     for entry in entries:
         try:
-            content = run.store.read(entry.key, _MAX_BYTES)
+            content = run.store.read(entry.key, MAX_BYTES)
             reports.append(parse_evaluation(f"{run.store.location}/{entry.key}", content))
         except (ConfigError, StoreError) as error:
             problems.append(str(error))

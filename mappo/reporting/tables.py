@@ -1,4 +1,6 @@
-"""The lines and tables that stages print."""
+"""The lines and tables that stages and look-ups print. It imports no torch."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from mappo.compute.resources import gibibytes, resolve_device
 from mappo.config import ExperimentConfig, config_hash
-from mappo.environment.validation import Check
 from mappo.errors import one_line
-from mappo.evaluation.comparison import ComparisonReport, Configuration, SeedMeasurement
-from mappo.evaluation.evaluation import EpisodeReturns
-from mappo.evaluation.measurements import Measurement
-from mappo.promotion.champions import ChampionDecision
-from mappo.promotion.promotion import Decision
+from mappo.evaluation.statistics import Estimate
 from mappo.reporting.terminal import say
 from mappo.reporting.texts import aligned
-from mappo.runs.checkpoint import Checkpoint, Manifest
-from mappo.runs.checkpoint_ref import CheckpointRef
-from mappo.training.history import IterationReport
-from mappo.training.training_state import StartingPoint
 from mappo.tuning.search_space import value_of
 
 if TYPE_CHECKING:
+    from mappo.environment.validation import Check
+    from mappo.evaluation.comparison import ComparisonReport, Configuration, SeedMeasurement
+    from mappo.evaluation.evaluation import EpisodeReturns
+    from mappo.evaluation.measurements import Measurement
+    from mappo.promotion.champions import ChampionDecision
+    from mappo.promotion.promotion import Decision
+    from mappo.runs.checkpoint import Checkpoint, Manifest
+    from mappo.runs.checkpoint_ref import CheckpointRef
+    from mappo.training.history import IterationReport
+    from mappo.training.training_state import StartingPoint
     from mappo.tuning.trial import TrialRecord
 
 STUDY_NAMES = ("default", "best")  # the configurations that a study compares
@@ -208,13 +211,13 @@ def trial_start(number: int, values: Mapping[str, Any], num_trials: int) -> str:
     return f"trial {number} (of {num_trials}): {_values(values)}"
 
 
-def trial_end(number: int, outcome: str, reason: str, best: "TrialRecord | None") -> str:
+def trial_end(number: int, outcome: str, reason: str, best: TrialRecord | None) -> str:
     """Return the line for the end of a trial; it also names the best trial so far."""
     best_so_far = f"; best so far {best.value:.4g}, trial {best.number}" if best else ""
     return f"trial {number} {outcome}: {reason}{best_so_far}"
 
 
-def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
+def best_lines(best: TrialRecord, default: ExperimentConfig) -> list[str]:
     """Return the best trial and its changes to the default configuration as lines."""
     defaults = {path: value_of(default, path) for path in best.values}
     return [
@@ -224,7 +227,7 @@ def best_lines(best: "TrialRecord", default: ExperimentConfig) -> list[str]:
     ]
 
 
-def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[str]]]:
+def trial_rows(trials: Sequence[TrialRecord]) -> tuple[list[str], list[list[str]]]:
     """Return the column names and the cells of a table with one row for each trial."""
     paths = list(dict.fromkeys(path for trial in trials for path in trial.values))
     columns = [
@@ -251,7 +254,7 @@ def trial_rows(trials: "Sequence[TrialRecord]") -> tuple[list[str], list[list[st
     return columns, rows
 
 
-def trial_table(trials: "Sequence[TrialRecord]") -> list[str]:
+def trial_table(trials: Sequence[TrialRecord]) -> list[str]:
     """Return the lines of a table with one line for each trial; numbers are aligned to the right."""
     columns, rows = trial_rows(trials)
     return aligned([columns, *rows], left=(columns.index("state"), columns.index("reason")))
@@ -264,6 +267,23 @@ def champion_line(entry: ChampionDecision) -> str:
     reason = f"{difference:.4g} better than {opponent}" if is_known else entry.reason
     decided, reason = one_line(entry.decided), one_line(reason)
     return f"{entry.number:>4}  {decided}  {entry.action:<11}  {entry.policy}  {reason}".rstrip()
+
+
+def champion_summary(decision: Mapping[str, Any]) -> list[str]:
+    """Return a line for each field of a champion's decision and of its evidence, without objects and lists."""
+    fields = {name: value for name, value in decision.items() if name != "evidence"} | {**decision["evidence"]}
+    texts = {name.replace("_", " "): _field_text(value) for name, value in fields.items()}
+    width = max(map(len, texts))
+    return [f"{name:<{width}}  {text}" for name, text in texts.items() if text]
+
+
+def _field_text(value: Any) -> str:
+    """Return a value, or an estimate with its interval, as text; empty for objects and lists."""
+    if isinstance(value, Mapping) and value.keys() == {"value", "low", "high"}:
+        return str(Estimate(**value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None or isinstance(value, Mapping | list) else one_line(value)
 
 
 def _values(values: Mapping[str, Any]) -> str:

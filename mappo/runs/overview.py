@@ -4,8 +4,8 @@ A listing shows the runs. One manifest of each is read, besides its evaluation a
 before is taken from a cache of this user: manifests by their SHA-256, other files by size and time. Nothing here
 decides anything, and what cannot be read is a summary with the reason.
 
-A run is a folder with the note of an attempt, so that a copy of a checkpoint is none. A run inside of the folder of
-another one is a part of that.
+A run is a folder with the note of an attempt, so that a copy of a checkpoint is none. A run inside of the folder
+of another one is a part of that.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from mappo.errors import ConfigError
 from mappo.reporting.tables import best_lines
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 from mappo.strict_json import to_dict
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied

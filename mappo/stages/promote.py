@@ -15,7 +15,8 @@ from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.runs.run import POLICY_PARTS, load_checkpoint
 from mappo.stages.choose import chosen_configuration
-from mappo.stages.runtime import StageResult, metadata_of, readable_errors, run_label, watched_stage, write_json
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.runtime import StageResult, metadata_of, run_label, watched_stage, write_json
 from mappo.strict_json import checked, to_dict
 from mappo.tuning.database import open_database
 from mappo.tuning.study import Study

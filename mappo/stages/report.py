@@ -10,7 +10,8 @@ from mappo.reporting.tables import STUDY_NAMES
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
 from mappo.stages.compare import compare_reports
-from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, readable_errors
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study

@@ -15,7 +15,8 @@ from mappo.reporting.progress import training_progress
 from mappo.reporting.tables import trial_end, trial_start
 from mappo.reporting.terminal import say
 from mappo.runs.run import Run
-from mappo.stages.runtime import StageResult, fan_out, metadata_of, readable_errors, watched_stage
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.runtime import StageResult, fan_out, metadata_of, watched_stage
 from mappo.training.history import HistoryFile
 from mappo.tuning import worker
 from mappo.tuning.claim import Claim

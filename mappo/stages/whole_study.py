@@ -13,8 +13,8 @@ from mappo.runs.locations import joined
 from mappo.stages.choose import ChosenConfiguration, choose
 from mappo.stages.evaluate import evaluate
 from mappo.stages.promote import promote_best
+from mappo.stages.readable_errors import readable_errors
 from mappo.stages.report import report_study
-from mappo.stages.runtime import readable_errors
 from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.tuning.database import open_database

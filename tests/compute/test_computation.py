@@ -2,11 +2,10 @@
 
 import pytest
 
-from mappo.compute.computation import (
+from mappo.compute.computation import PLAIN, Computation
+from mappo.compute.computation_choice import (
     LEAST_FRAMES,
     LEAST_OPTIMISER_STEPS,
-    PLAIN,
-    Computation,
     Machine,
     choose_computation,
     kept_computation,

@@ -91,7 +91,7 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
 
 @pytest.mark.long
 def test_trials_compile_once_however_short_they_are(database, tmp_path, monkeypatch):
-    monkeypatch.setattr("mappo.compute.computation._multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("mappo.compute.computation_choice._multiplies_bfloat16", lambda _: False)
     auto = override(CONFIG, {"collection": {"simulation": "auto"}, "learner": {"update": "auto"}})
     study = Study.prepare(database, "s", replace(PLAN, config=auto), 3, store=str(tmp_path))
     libraries, counts = cache_directory() / "libraries", list[int]()
