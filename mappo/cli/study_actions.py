@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mappo.errors import ConfigError
+from mappo.reporting.study_result import result_lines
 from mappo.reporting.tables import best_lines, trial_table
 from mappo.stages.readable_errors import readable_errors
 from mappo.tuning.catalogue import study_names
@@ -80,7 +81,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def show_lines(name: str) -> list[str]:
-    """Return the table of a study's trials, and the best one.
+    """Return the table of a study's trials, the best one, and its comparison with the default.
 
     Raises:
         ConfigError: the study does not exist.
@@ -89,8 +90,8 @@ def show_lines(name: str) -> list[str]:
     with open_database() as database:
         study = Study.load(database, name)
         trials, best = study.trials(), study.best()
-        summary = f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"
-        return [*trial_table(trials), summary, *(best_lines(best, study.plan.config) if best else [])]
+        lines = [*trial_table(trials), f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"]
+        return [*lines, *best_lines(best, study.plan.config), *result_lines(study, best)] if best else lines
 
 
 def study_as_dict(name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.html import render
 from mappo.reporting.study_plots import MIN_TRIALS, study_plots
+from mappo.reporting.study_result import verdict
 from mappo.reporting.tables import STUDY_NAMES, checkpoint_notes, measurement_rows, trial_rows
 from mappo.strict_json import to_dict
 from mappo.tuning.search_space import Choices, applied, value_of
@@ -44,7 +45,7 @@ def build(
         title=f"Study {study.name}: {config.environment.scenario}",
         subtitle=f"A search for better settings of {_algorithms(study)}, by Optuna.",
         facts=_facts(study, trials, best),
-        verdict=_verdict(comparison),
+        verdict=dict(zip(("state", "text"), verdict(comparison), strict=True)),
         comparison=_comparison(comparison),
         decision=_decision(decision),
         changes=[
@@ -110,19 +111,6 @@ def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> li
         ("hours of workers", f"{hours:.2f}"),
         ("tuned", ", ".join(path.rpartition(".")[2] for path in study.plan.space)),
     ]
-
-
-def _verdict(comparison: ComparisonReport) -> dict[str, str]:
-    """Return one sentence: is the best better than the default, once trained from fresh seeds?"""
-    gain = comparison.configurations[-1].gain
-    if gain is None:
-        return {"state": "", "text": "The best trial was the default configuration: there is nothing to change."}
-    if gain.low is not None and gain.low > 0:
-        return {"state": "good", "text": f"Better than the default: {gain} more return an episode."}
-    if gain.high is not None and gain.high < 0:
-        return {"state": "problem", "text": f"Worse than the default: {gain} more return an episode."}
-    text = f"The data show no difference from the default: {gain} more return an episode, an interval around zero."
-    return {"state": "look", "text": text}
 
 
 def _comparison(comparison: ComparisonReport) -> dict[str, Any]:

@@ -220,10 +220,14 @@ def trial_end(number: int, outcome: str, reason: str, best: TrialRecord | None) 
 def best_lines(best: TrialRecord, default: ExperimentConfig) -> list[str]:
     """Return the best trial and its changes to the default configuration as lines."""
     defaults = {path: value_of(default, path) for path in best.values}
+    changed = {path: value for path, value in best.values.items() if value != defaults[path]}
+    start = f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds"
+    if not changed:
+        return [f"{start}: the default was best"]
     return [
-        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; the highest of many "
-        "values is too optimistic, so this configuration is trained again, from other seeds",
-        *(f"{path} = {json.dumps(defaults[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
+        f"{start}; the highest of many values is too optimistic, so this configuration is trained again, from "
+        "other seeds",
+        *(f"{path} = {json.dumps(defaults[path])} -> {json.dumps(value)}" for path, value in changed.items()),
     ]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
+from mappo.reporting.study_result import verdict
 from mappo.reporting.tables import STUDY_NAMES
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
@@ -64,6 +65,7 @@ def report_study(
         if best == study.plan.config:
             reports = reports[: len(reports) // 2]  # the best is the default: both halves are the same trainings
         compared = compare_reports(reports, comparison, STUDY_NAMES)
+        say("report", verdict(compared)[1])
         decided = parse_decision(str(decision), decision.read_bytes())
         directory = page.parent if page.parent.absolute() == Path(study.store).absolute() else None
         write_whole(page, study_page.build(study, chosen, compared, decided, directory))
