@@ -61,7 +61,8 @@ def evaluate(
         target, whole = Run.at(run), Run.at(keep_at) if keep_at else None
         ref = target.choose(checkpoint)
         trained = target.load(ref, POLICY_PARTS)
-        last = whole.manifest(whole.choose("last")) if whole else None
+        is_whole = whole and whole.attempts.numbers()  # a copy of one checkpoint knows nothing of later ones
+        last = whole.manifest(whole.choose("last")) if whole and is_whole else None
         is_own = ref == (whole or target).choose("best") and not changed_settings(experiment, trained.config)
         _say_what_is_judged(experiment, trained, last)
         result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if last else None)
