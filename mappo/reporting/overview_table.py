@@ -139,7 +139,7 @@ def _fields(summary: RunSummary, now: float) -> Fields:
 
 def _state(summary: RunSummary) -> str:
     if summary.training is None:
-        return "unreadable" if summary.problem else "empty"
+        return "unreadable" if summary.problem else "started"
     if summary.problem:
         return "damaged"
     return "finished" if summary.training.is_finished else "unfinished"

@@ -72,9 +72,10 @@ def _page(records: Sequence[RunRecord], warnings: list[str], with_episodes: bool
 def _run_facts(record: RunRecord) -> dict[str, Any]:
     """Return what was run: where and when, the command that makes it again, and the whole configuration."""
     config = from_dict(record.config)
+    facts = {**record.facts, "configuration hash": config_hash(config)}
     return {
         "name": record.name,
-        "facts": list({"configuration hash": config_hash(config), **record.facts}.items()),
+        "facts": [(name, value) for name, value in facts.items() if value],
         "command": command_of(config),
         "rows": [(name, json.dumps(value)) for name, value in fields_of(config).items()],
     }

@@ -19,6 +19,7 @@ from mappo.evaluation.rollouts import Rollouts
 from mappo.reporting.texts import moment
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run
+from mappo.runs.tags import read_tags
 from mappo.strict_json import json_hash, parse_report, to_dict
 
 EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
@@ -127,40 +128,46 @@ def _of_run(name: str, location: str) -> RunRecord:
         rollouts = asdict(parsed)
     record = of_checkpoint(name, last, run.whole_history(last), evaluation, rollouts)
     others, problems = _other_evaluations(run)
+    labels: dict[str, str] = {}
+    try:
+        tags = read_tags(run.store)
+        labels = {"tags": " ".join(tags.tags), "comment": tags.comment}
+    except (ConfigError, StoreError) as error:
+        problems.append(str(error))
     return replace(
         record,
-        facts={"location": location, **_origin(run), **record.facts},
+        facts={"location": location, **labels, **origin(run), **record.facts},
         best_frames=run.manifest(run.choose("best")).frames,
-        others=others,
-        problems=problems,
+        others=tuple(others),
+        problems=tuple(problems),
     )
 
 
-def _origin(run: Run) -> dict[str, str]:
+def origin(run: Run) -> dict[str, str]:
     """Return when, where and from which source the run was trained, as the notes of its attempts say."""
     notes = [note for _, note in run.attempts.from_number(1)]
     if not notes:
         return {}
     first, last = notes[-1], notes[0]
-    origin = {"began": f"{moment(first.started)} on {first.host}"}
+    facts = {"began": f"{moment(first.started)} on {first.host}"}
     if len(notes) > 1:
-        origin["attempts"] = f"{len(notes)}, the last one began {moment(last.started)} on {last.host}"
-    if commits := list(dict.fromkeys(note.commit for note in reversed(notes) if note.commit)):
-        origin["commit"] = ", ".join(commits)
-    return origin
+        facts["attempts"] = f"{len(notes)}, the last one began {moment(last.started)} on {last.host}"
+    commits = dict.fromkeys(note.commit for note in reversed(notes) if note.commit)
+    return {**facts, "commit": ", ".join(commits)}
 
 
-def _other_evaluations(run: Run) -> tuple[tuple[EvaluationReport, ...], tuple[str, ...]]:
+def _other_evaluations(run: Run) -> tuple[list[EvaluationReport], list[str]]:
     """Return the other evaluations that were saved last, and sentences about those that cannot be read."""
     entries = sorted(run.store.entries(_OTHERS), key=lambda entry: entry.modified)[-_MAX_OTHERS:]
-    reports, problems = [], []
+    reports: list[EvaluationReport] = []
+    problems: list[str] = []
     for entry in entries:
         try:
             content = run.store.read(entry.key, MAX_BYTES)
             reports.append(parse_evaluation(f"{run.store.location}/{entry.key}", content))
         except (ConfigError, StoreError) as error:
             problems.append(str(error))
-    return tuple(reports), tuple(problems)
+    return reports, problems
 
 
 def _unique_names(locations: Sequence[str]) -> list[str]:

@@ -107,7 +107,7 @@ class RunSummary:
     """One run of an overview.
 
     name: relative to the store. problem: why the run, or a file of it, cannot be read. training and what follows
-    are empty if they cannot be read, or are not there. evaluated_frames: the frames of the judged checkpoint.
+    are empty if they cannot be read, or are not there yet. evaluated_frames: the frames of the judged checkpoint.
     modified: when the newest checkpoint was saved, in seconds since 1970. page: the key of the run's page.
     """
 
@@ -188,8 +188,8 @@ class _Reader:
         name = one_line(run or self._store.location.rstrip("/").rpartition("/")[2], 200)
         summary = RunSummary(name, location, page=folder + page if folder + page in entries else "")
         if not refs:
-            old = f"{folder}checkpoint.json" in entries
-            return replace(summary, problem="a run of format 2" if old else "no checkpoint has been saved yet")
+            is_old = f"{folder}checkpoint.json" in entries
+            return replace(summary, problem="a run of format 2, this version reads 3") if is_old else summary
         try:
             newest = entries[folder + refs[0].key]
             summary = replace(summary, modified=newest.modified, training=self._training(newest, refs[0].sha256))

@@ -75,8 +75,10 @@ def evaluate(
             assert episodes
             history = page.history.read_text()
             record = run_record.of_checkpoint(label, trained, history, result, asdict(episodes))
+            facts = run_record.origin(whole) if whole else {}
             if page.attempts:
-                record = replace(record, facts={"attempts of training": page.attempts, **record.facts})
+                facts = {**facts, "attempts of the stage": page.attempts}
+            record = replace(record, facts={**facts, **record.facts})
             write_page(page.path, [record])
         for policy, returns in result.policies().items():
             say("evaluate", returns_line(policy, returns))

@@ -163,12 +163,12 @@ def test_hostile_and_damaged_runs_are_listed_with_the_reason_and_hide_no_other(d
         "lying": "not an evaluation report",
         "tagged": "not the tags of a run",
         "huge": "at most 20000 are read",
-        "empty": "no checkpoint has been saved yet",
         "old": "format 2",
         "e?[31mvil <b>": "not a valid key",
     }.items():
         assert words in listed[name].problem, name
         assert listed[name].problem.isprintable()
+    assert (listed["empty"].problem, listed["empty"].training) == ("", None)  # no checkpoint has been saved yet
     assert listed["pipe"].evaluation is None  # a listing shows regular files only
     assert len(listed) == 11 - 1
     assert listed["tagged"].training  # what can be read is shown beside the problem
