@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mappo.config import ExperimentConfig
+from mappo.config import ExperimentConfig, from_dict
 from mappo.errors import MappoError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport, changed_settings
@@ -63,7 +63,8 @@ def evaluate(
         trained = target.load(ref, POLICY_PARTS)
         is_whole = whole and whole.attempts.numbers()  # a copy of one checkpoint knows nothing of later ones
         last = whole.manifest(whole.choose("last")) if whole and is_whole else None
-        is_own = ref == (whole or target).choose("best") and not changed_settings(experiment, trained.config)
+        run_config = from_dict(last.config) if last else trained.config
+        is_own = ref == (whole or target).choose("best") and not changed_settings(experiment, run_config)
         _say_what_is_judged(experiment, trained, last)
         result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if last else None)
         monitor.evaluated(result)
