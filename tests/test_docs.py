@@ -25,7 +25,7 @@ def test_command_in_readme_and_docs_is_understood(command):
     words = shlex.split(command.split(" > ")[0])
     module = mappo.__main__ if words[0] == "mappo" else pipelines.__main__
     arguments = module._parser().parse_args(words[1:] if words[0] == "mappo" else words[3:])
-    if getattr(arguments, "recipe", None) and arguments.config is None:
+    if getattr(arguments, "recipe", "") in (None, *RECIPES) and arguments.config is None:
         assert f"error: {_error(arguments)}" in (ROOT / "README.md").read_text() or not _error(arguments)
 
 
@@ -40,6 +40,15 @@ def _error(arguments):
 def test_recipes_page_shows_what_the_command_prints(capsys):
     mappo.__main__.main(["recipes"])
     assert capsys.readouterr().out.strip() in (ROOT / "docs" / "recipes.md").read_text()
+
+
+@pytest.mark.parametrize(("module", "column"), [(mappo.__main__, 2), (pipelines.__main__, 3)])
+def test_help_and_documentation_have_the_same_exit_statuses(module, column):
+    table = (ROOT / "docs" / "commands.md").read_text().partition("## Exit status")[2].partition("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines() if re.match(r"\| \d", line)]
+    documented = [row[1].strip() for row in rows if row[column].strip()]
+    statuses = module._EXAMPLES.partition("exit status: ")[2]
+    assert re.findall(r"(?:^|; )\s*(\d+) ", statuses.replace("\n", " ")) == documented
 
 
 def test_readme_names_every_recipe():

@@ -41,7 +41,7 @@ def _describe(parser: argparse.ArgumentParser) -> None:
             for child in set(action.choices.values()):
                 _describe(child)
         elif action.dest == "recipe":
-            action.choices = list(RECIPES)
+            action.choices, action.help = list(RECIPES), "recipe"
         elif action.dest in _DIRECTORIES:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif action.type is Path:

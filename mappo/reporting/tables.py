@@ -89,6 +89,11 @@ def _seed_returns(configuration: Configuration) -> str:
     return ", ".join(f"{seed}: {value:.3g}" for seed, value in returns)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 seed` and `4 seeds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[tuple[str, ...]]:
     """Return a table with a row for each measurement and a column for each policy, its heads first, or no row.
 
@@ -122,9 +127,10 @@ def say_plan(config: ExperimentConfig, threads: int, start: StartingPoint | None
     frames = collection.num_iterations * collection.frames_per_batch
     say(
         "train",
-        f"{config.environment.scenario}: {frames:,} frames in {collection.num_iterations} iterations of "
-        f"{collection.frames_per_batch:,} ({collection.num_envs} environments x {collection.rollout_frames}) "
-        f"on {resolve_device(config.device)}, {threads} CPU thread{'s' * (threads > 1)}, seed {config.seed}, "
+        f"{config.environment.scenario}: {frames:,} frames in {counted(collection.num_iterations, 'iteration')} "
+        f"of {collection.frames_per_batch:,} ({counted(collection.num_envs, 'environment')} x "
+        f"{collection.rollout_frames}) on {resolve_device(config.device)}, {counted(threads, 'CPU thread')}, "
+        f"seed {config.seed}, "
         f"configuration {config_hash(config)[:12]}",
     )
     if frames != collection.total_frames:

@@ -8,7 +8,7 @@ from mappo.errors import MappoError
 from mappo.evaluation import evaluation, rollouts
 from mappo.evaluation.evaluation import EvaluationReport, changed_settings
 from mappo.reporting import run_record
-from mappo.reporting.tables import measurement_lines, returns_line
+from mappo.reporting.tables import counted, measurement_lines, returns_line
 from mappo.reporting.terminal import say
 from mappo.runs.checkpoint import Checkpoint, Manifest
 from mappo.runs.run import POLICY_PARTS, Run
@@ -100,7 +100,7 @@ def _say_what_is_judged(config: ExperimentConfig, trained: Checkpoint, last: Man
     say(
         "evaluate",
         f"the checkpoint after {trained.frames:,}{of_run} frames (iteration {trained.iteration}); "
-        f"{len(seeds) * per_seed} episodes ({len(seeds)} seeds x {per_seed}) for each policy",
+        f"{len(seeds) * per_seed} episodes ({counted(len(seeds), 'seed')} x {per_seed}) for each policy",
     )
     collection = trained.config.collection
     if last and last.iteration < collection.num_iterations:

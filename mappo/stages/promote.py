@@ -10,7 +10,7 @@ from mappo.promotion import promotion
 from mappo.promotion.champions import Champions, task_name
 from mappo.promotion.gate import Gate
 from mappo.promotion.promotion import Decision, PromotionSkipped
-from mappo.reporting.tables import decision_lines
+from mappo.reporting.tables import counted, decision_lines
 from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.runs.run import POLICY_PARTS, load_checkpoint
@@ -48,12 +48,14 @@ def promote(
         criteria = checked(Gate, gate or {})
         keeper = Champions(champions, task_name(experiment.environment))
         num_seeds, episodes = criteria.num_seeds, criteria.episodes_per_seed
-        say("promote", f"{keeper.task}: {num_seeds} fresh seeds x {episodes} episodes of each policy")
+        say("promote", f"{keeper.task}: {counted(num_seeds, 'fresh seed')} x {episodes} episodes of each policy")
         candidate = load_checkpoint(run, checkpoint, POLICY_PARTS)
         result = promotion.promote(experiment, candidate, keeper, criteria, partial(say, "promote"))
         write_json(decision, result)
         for line in decision_lines(result):
             say("promote", line)
+        if result.champion:
+            say("promote", f"to view the champion: mappo champion show {champions} --task {keeper.task}")
         return StageResult(metadata_of(experiment), _decision_metrics(result))
 
 

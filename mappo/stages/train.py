@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError, NotSaved, StoreError
 from mappo.monitoring.tensorboard import EventFiles
 from mappo.reporting.progress import training_progress
@@ -55,7 +56,7 @@ def train(
         history_file = HistoryFile(history)
         with (
             training_progress(experiment.collection) as progress,
-            _event_files(tensorboard) as (begin_events, write_events),
+            _event_files(tensorboard, experiment) as (begin_events, write_events),
         ):
             try:
                 final_checkpoint = training.train(
@@ -84,7 +85,7 @@ def train(
 
 @contextmanager
 def _event_files(
-    directory: Path | None,
+    directory: Path | None, config: ExperimentConfig
 ) -> Iterator[tuple[Callable[[TrainingStarted], None], Callable[[IterationReport], None]]]:
     """Open event files for TensorBoard; the context is their callbacks for the start and for every iteration.
 
@@ -93,7 +94,7 @@ def _event_files(
     if directory is None:
         yield (lambda _: None), (lambda _: None)
         return
-    files = EventFiles(directory)
+    files = EventFiles(directory, config)
     yield files.begin, files.write
 
 

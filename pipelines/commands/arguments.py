@@ -169,11 +169,19 @@ def site_of(arguments: argparse.Namespace) -> Site:
     """Read the site's file, or take the default site; `--image` replaces its image.
 
     Raises:
-        ConfigError: the site's file or the image is not allowed.
-        OSError: the file cannot be read.
+        ConfigError: the site's file cannot be read, or it or the image is not allowed.
     """
-    site = read_site(Path(arguments.site)) if arguments.site else Site()
+    site = _read_site(arguments.site) if arguments.site else Site()
     return replace(site, image=require_image(arguments.image)) if arguments.image else site
+
+
+def _read_site(path: str) -> Site:
+    try:
+        return read_site(Path(path))
+    except OSError as error:
+        raise ConfigError(
+            f"--site {path}: {error.strerror}; k8s/site.yaml is a site's file to copy and edit"
+        ) from None
 
 
 def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:

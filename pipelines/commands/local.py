@@ -16,9 +16,13 @@ from mappo.cli.arguments import (
     add_monitor_arguments,
     add_run_arguments,
     apply_monitor_arguments,
+    config_from_arguments,
     run_directory,
 )
+from mappo.cli.prechecks import require_possible_here, require_resumable
 from mappo.compute.standard_streams import dropped_output
+from mappo.config import require_run_name
+from mappo.runs.locations import joined, require_location
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
 
@@ -40,13 +44,29 @@ def add(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    apply_monitor_arguments(arguments)
+    _check(arguments)
     with dropped_output():
         return _run_here(arguments)
 
 
-def _run_here(arguments: argparse.Namespace) -> int:
-    apply_monitor_arguments(arguments)
+def _check(arguments: argparse.Namespace) -> None:
+    """Fill in the time, and check what can be checked before torch is imported and a stage starts.
+
+    Raises:
+        ConfigError: the configuration, a name or the machine does not fit.
+        NotALocation: the store is not a location.
+    """
     _fill_in_time(arguments)
+    require_location(arguments.store)
+    require_run_name(arguments.run)
+    config = config_from_arguments(arguments)
+    require_possible_here(config)
+    if pipeline_of(arguments) == "training":
+        require_resumable(joined(arguments.store, arguments.run), config)
+
+
+def _run_here(arguments: argparse.Namespace) -> int:
     name, pipeline, parameters = _pipeline(arguments)
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
@@ -71,7 +91,7 @@ def _run_here(arguments: argparse.Namespace) -> int:
 def _observe(arguments: argparse.Namespace) -> int:
     from pipelines.observe import observers
 
-    _fill_in_time(arguments)
+    _check(arguments)
     # Exit by an exception on SIGTERM, so that the servers end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with dropped_output(), observers(run_directory(arguments) / "observers") as servers:

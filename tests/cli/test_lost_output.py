@@ -56,8 +56,8 @@ def test_error_on_the_command_line_keeps_its_status_when_nothing_can_be_printed(
 
 def test_characters_that_the_terminal_lacks_are_escaped(tmp_path):
     run = shell("MAPPO report ü", tmp_path, PYTHONIOENCODING="ascii")
-    assert run.returncode == 1
-    assert run.stdout.startswith(r"[report] failed: \xfc: ")
+    assert run.returncode == 2
+    assert run.stderr.startswith(r"mappo report: error: \xfc: ")
 
 
 def test_file_of_a_run_never_receives_what_is_printed(tmp_path):

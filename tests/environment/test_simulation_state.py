@@ -5,8 +5,8 @@ import torch
 
 from mappo.config import EnvironmentConfig
 from mappo.environment.environment import make_environment
-from mappo.environment.known_scenarios import scenario_modules
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
+from mappo.environment.known_scenarios import scenario_modules
 from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
 from mappo.environment.simulation_state import SimulationState, capture, restore
 from mappo.errors import ConfigError, SimulationStateError

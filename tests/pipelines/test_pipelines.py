@@ -16,6 +16,7 @@ import components.report
 import components.train
 import components.tune
 import components.validate
+from benchmarks.readme import current_config, form_of, sample_in_readme, sample_of
 from mappo.cli.arguments import add_config_arguments, config_from_arguments
 from mappo.config import config_hash, from_dict, from_json, override, to_json
 from mappo.errors import ConfigError
@@ -83,6 +84,9 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     assert page.read_bytes().startswith(b"<!doctype html>")
     for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in output
+    shown, config = sample_in_readme()
+    assert form_of(sample_of(output, str(run.parent))) == form_of(shown)  # else: python -m benchmarks.readme
+    assert config == current_config()
 
     artifacts = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
     metadata = artifacts["best"]["artifacts"][0]["metadata"]

@@ -119,8 +119,8 @@ def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
     assert main(["study", "delete", "one"]) == 0
     assert "would delete study one with 2 trials" in capsys.readouterr().out
     assert main(["study", "delete", "one", "--delete"]) == 0
-    assert main(["study", "list"]) == 0
-    assert "no study in sqlite:///runs/studies.db" in capsys.readouterr().out
+    assert main(["study", "list"]) == 2
+    assert "there is no study in sqlite:///runs/studies.db; `mappo tune" in capsys.readouterr().err
 
 
 def test_a_study_begun_anew_under_a_deleted_name_does_not_meet_the_runs_of_the_old(place):
@@ -212,18 +212,18 @@ def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeyp
         prepare(to_json(CONFIG), "one", "runs", settings(1))
 
 
-def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
+def test_an_unknown_study_exits_with_2_and_says_which_there_are(place, capsys):
     prepare(to_json(CONFIG), "one", "runs", settings(1))
     for action in ("show", "work", "resume", "delete", "export"):
-        assert main(["study", action, "nothing"]) == 1
-        shown = capsys.readouterr().out
+        assert main(["study", action, "nothing"]) == 2
+        shown = "".join(capsys.readouterr())
         assert "there is no study 'nothing' in sqlite:///runs/studies.db; its studies: one" in shown
 
 
 def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):
     for arguments in (["list"], ["show", "one"], ["resume", "one"]):
-        assert main(["study", *arguments]) == 1
-        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in capsys.readouterr().out
+        assert main(["study", *arguments]) == 2
+        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in "".join(capsys.readouterr())
     assert not (place / "runs").exists()
 
 
