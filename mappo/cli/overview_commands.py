@@ -9,7 +9,7 @@ from pathlib import Path
 from mappo.cli.arguments import RUN_HELP, Commands, add_command, add_format_argument
 from mappo.cli.run_names import RUNS, find_run
 from mappo.cli.status import look_up
-from mappo.errors import NoCheckpoint
+from mappo.errors import ConfigError, NoCheckpoint
 
 _PAGE = "runs.html"
 _CELL_WIDTH = 44  # characters of a long cell on a terminal
@@ -60,6 +60,10 @@ def _list(arguments: argparse.Namespace) -> None:
     from mappo.runs.overview import as_json, overview
 
     summaries = overview(arguments.store, page="report.html")
+    if not summaries:
+        raise ConfigError(
+            f"there is no run in {arguments.store}; give the STORE of your trainings"
+        )
     rows = rows_of(summaries, time.time(), arguments.filter, arguments.sort, arguments.reverse)
     if arguments.page:
         from mappo.reporting.overview_page import write
@@ -73,8 +77,7 @@ def _list(arguments: argparse.Namespace) -> None:
     elif rows:
         print("\n".join(lines(rows, _CELL_WIDTH if sys.stdout.isatty() else 200)))
     else:
-        condition = f"; {len(summaries)} do not meet the conditions" if summaries else ""
-        print(f"no run in {arguments.store}{condition}")
+        print(f"no run meets the conditions; {len(summaries)} do not", file=sys.stderr)
 
 
 def _tag(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ def command_of(config: ExperimentConfig) -> str:
     if _ARGUMENTS in changes and _SCENARIO not in changes:
         changes |= {_ARGUMENTS: _changed_arguments(recipe(name).environment.scenario_kwargs, changes[_ARGUMENTS])}
     if override(recipe(name), _nested(changes)) != config:
-        return "mappo train --config config.json"
+        return "mappo show-config RUN > config.json; mappo train --config config.json"
     flags = (f"--{field.replace('_', '-')} {shlex.quote(_text(value))}" for field, value in changes.items())
     return " ".join(["mappo train", name, *flags])
 

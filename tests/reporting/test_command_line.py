@@ -33,7 +33,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_command_gives_the_configuration_again_or_asks_for_a_file(name):
     command = command_of(CONFIGS[name])
-    if command == "mappo train --config config.json":
+    if command.endswith("; mappo train --config config.json"):
         assert name == "null"  # a flag removes an argument by null
         return
     program, *arguments = shlex.split(command)
