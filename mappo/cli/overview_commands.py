@@ -61,9 +61,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
     summaries = overview(arguments.store, page="report.html")
     if not summaries:
-        raise ConfigError(
-            f"there is no run in {arguments.store}; give the STORE of your trainings"
-        )
+        raise ConfigError(f"there is no run in {arguments.store}; give the STORE of your trainings")
     rows = rows_of(summaries, time.time(), arguments.filter, arguments.sort, arguments.reverse)
     if arguments.page:
         from mappo.reporting.overview_page import write

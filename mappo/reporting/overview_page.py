@@ -31,7 +31,7 @@ def build(store: str, rows: Sequence[Row], directory: Path | None) -> str:
     return render(
         "overview.html",
         title=one_line(f"Runs in {store}"),
-        subtitle=f"{len(rows)} runs, as of {moment(time.time())}",
+        subtitle=f"As of {moment(time.time())}.",
         columns=[{"name": name, "is_number": name not in TEXT_COLUMNS} for name in columns],
         rows=[_row(row, columns, linked=directory is not None) for row in rows],
         studies=[(one_line(study.parent.name), _link(f"{study.parent.name}/{study.name}")) for study in studies],

@@ -66,9 +66,9 @@ def rows_of(
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of the columns that a table of these rows needs."""
     measurements = sorted({name for row in rows for name in row.summary.measurements})[:_MAX_MEASUREMENTS]
-    optional = {"tags": any(row.summary.tags or row.summary.comment for row in rows)}
-    names = ["run", "task", "changes", "seed", "frames", "state", "return", "evaluation", *measurements, "age"]
-    return [*names, *(name for name, is_needed in optional.items() if is_needed)]
+    tags = ["tags"] if any(row.summary.tags or row.summary.comment for row in rows) else []
+    names = ["run", "task", "changes", "seed", "frames", "state", "return", "evaluation", "age"]
+    return [*names, *tags, *measurements]
 
 
 def cells(row: Row, columns: Sequence[str]) -> list[str]:

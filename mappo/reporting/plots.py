@@ -150,7 +150,7 @@ def _returns(histories: Mapping[str, Rows]) -> Plot:
         "Mean return of the episodes that ended in an iteration. Diamonds are evaluations during training."
         + (_BAND_EXPLANATION if is_single else "")
     )
-    return Plot("returns", "Return", explanation, _json(traces, "frames", "mean return of an episode"))
+    return Plot("returns", "Return", explanation, _json(traces, "frames", "mean return"))
 
 
 def _band(rows: Rows, colour: str) -> list[Any]:

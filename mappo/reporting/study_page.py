@@ -53,8 +53,9 @@ def build(
         ],
         is_changed=chosen != config,
         best_json=json.dumps(to_dict(chosen), indent=2),
-        plots=plots,
-        wide=_WIDE,
+        plots=[plot for plot in plots if plot.identifier not in _WIDE and not plot.identifier.startswith("slice")],
+        slices=[plot for plot in plots if plot.identifier.startswith("slice")],
+        wide_plots=[plot for plot in plots if plot.identifier in _WIDE],
         notes=[] if complete >= MIN_TRIALS else [f"Importances need at least {MIN_TRIALS} completed trials."],
         heads=columns,
         trials=[

@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -19,6 +20,7 @@ from mappo.tuning.trial import TrialRecord
 STATE_COLOURS = dict(zip(("complete", "pruned", "running", "lost", "failed", "released"), COLOURS, strict=False))
 BEST_COLOUR = "#f59e0b"
 MIN_TRIALS = 4  # completed; fewer tell nothing about importance
+_MAX_LINES = 300  # of trials in one plot
 _FADED = 0.45  # opacity of curves that are not those of the default or the best
 
 
@@ -107,46 +109,81 @@ def _slices(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> l
         figure.update_traces(showlegend=False)
         axis: dict[str, Any] = {"title": path}
         if _is_logarithmic(dimension):
-            axis |= {"type": "log", "dtick": "D2"}  # labels 1, 2, 5, 10, 20, ...
+            ticks = _ticks([trial.values[path] for trial in trials])
+            axis |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+        elif isinstance(dimension, Choices):
+            axis["range"] = [-0.5, len(dimension.choices) - 0.5]
         figure.update_layout(xaxis=axis, yaxis_title="value")
         explanation = "Each completed trial; the ring is the best."
         plots.append(Plot(f"slice-{index}", f"Value by {short_name(path)}", explanation, figure_json(figure)))
     return plots
 
 
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Return the ticks of a logarithmic axis: 1, 2, 5, 10, 20 and so on, or powers of ten over a wide range."""
+    low, high = min(values), max(values)
+    steps = (1, 2, 5) if high <= 100 * low else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = (step * 10.0**exponent for exponent in exponents for step in steps)
+    return [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high]
+
+
 def _parallel(study: Study, trials: Sequence[TrialRecord]) -> Plot:
-    values = [trial.value for trial in trials]
-    axes = [{"label": "value", "values": values}]
-    axes += [
-        _axis(path, dimension, [trial.values[path] for trial in trials])
-        for path, dimension in study.plan.space.items()
-    ]
-    figure = go.Figure(go.Parcoords(dimensions=axes, line={"color": values}))
-    figure.update_layout(margin={"l": 70, "r": 70, "t": 50, "b": 20}, height=300)
-    explanation = (
-        "Each line is a completed trial; the leftmost axis is its value. The highest values stand out most. Drag "
-        "along an axis to choose lines."
-    )
+    """Plot each trial as a line over all settings and its value, each from its lowest to its highest."""
+    ordered = sorted(trials, key=lambda trial: trial.value or 0.0)[-_MAX_LINES:]  # the highest are drawn on top
+    axes = {short_name(path): _axis(dimension, path, ordered) for path, dimension in study.plan.space.items()}
+    axes["value"] = _Axis([trial.value for trial in ordered], [trial.value or 0.0 for trial in ordered])
+    figure = go.Figure()
+    for index, trial in enumerate(ordered):
+        texts = [f"{name} {_text(axis.labels[index])}" for name, axis in axes.items()]
+        figure.add_scatter(
+            x=list(axes),
+            y=[axis.share(index) for axis in axes.values()],
+            mode="lines",
+            line={"width": 1.5},
+            meta={"share": axes["value"].share(index)},
+            text=f"trial {trial.number}: {', '.join(texts)}",
+            hoverinfo="text",
+            showlegend=False,
+        )
+    for name, axis in axes.items():
+        for end, anchor in ((0.0, "top"), (1.0, "bottom")):
+            label = {"text": _text(axis.label_at(end)), "yanchor": anchor, "yshift": 6 * (2 * end - 1)}
+            figure.add_annotation(x=name, y=end, showarrow=False, **label)
+    figure.update_layout(height=300, yaxis={"visible": False, "range": [-0.12, 1.12]}, xaxis={"showgrid": True})
+    explanation = "Each line is a completed trial. Those with the highest values, on the right, stand out most."
     return Plot("parallel", "All settings at once", explanation, figure_json(figure))
 
 
-def _axis(path: str, dimension: Dimension, values: Sequence[Any]) -> dict[str, Any]:
-    """Return an axis of parallel coordinates: choices by their number, logarithmic settings by their exponent."""
-    axis: dict[str, Any] = {"label": short_name(path)}
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of all trials: what they have there, in words, and their positions."""
+
+    labels: Sequence[Any]
+    positions: Sequence[float]
+
+    def share(self, index: int) -> float:
+        """Return the position of a trial, from 0 for the lowest to 1 for the highest."""
+        low, high = min(self.positions), max(self.positions)
+        return (self.positions[index] - low) / (high - low) if high > low else 0.5
+
+    def label_at(self, end: float) -> Any:
+        """Return the label of the lowest or the highest position."""
+        position = max(self.positions) if end else min(self.positions)
+        return self.labels[list(self.positions).index(position)]
+
+
+def _axis(dimension: Dimension, path: str, trials: Sequence[TrialRecord]) -> _Axis:
+    """Return the axis of a setting: choices by their number, logarithmic settings by their logarithm."""
+    values = [trial.values[path] for trial in trials]
     if isinstance(dimension, Choices):
         choices = [_position(dimension, choice) for choice in dimension.choices]
-        positions = [choices.index(_position(dimension, value)) for value in values]
-        return axis | {"values": positions, "tickvals": list(range(len(choices))), "ticktext": choices}
-    if _is_logarithmic(dimension):
-        ticks = sorted({min(values), max(values), math.sqrt(min(values) * max(values))})
-        texts = [f"{tick:.3g}" for tick in ticks]
-        logarithms = [math.log10(tick) for tick in ticks]
-        return axis | {
-            "values": [math.log10(value) for value in values],
-            "tickvals": logarithms,
-            "ticktext": texts,
-        }
-    return axis | {"values": list(values)}
+        return _Axis(values, [float(choices.index(_position(dimension, value))) for value in values])
+    return _Axis(values, [math.log10(value) if _is_logarithmic(dimension) else float(value) for value in values])
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
 def _position(dimension: Dimension, value: Any) -> Any:

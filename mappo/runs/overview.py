@@ -34,8 +34,8 @@ from mappo.runs.tags import MAX_BYTES, TAGS, Tags, parse_tags
 from mappo.strict_json import json_hash, parse_report, to_dict
 
 T = TypeVar("T")
-_CHECKPOINT = re.compile(r"(?:(.*)/)?(checkpoints/[^/]+/[^/]+\.json)")
-_MARK = re.compile(r"(?:(.*)/)?(?:attempts/[0-9]{4,9}\.json|checkpoint\.json)")  # of a run; the latter in format 2
+_CHECKPOINT = re.compile(r"(?:(.*)/)?(checkpoints/[^/]+/[^/]+\.json)", re.DOTALL)  # names may have any character
+_MARK = re.compile(r"(?:(.*)/)?(?:attempts/[0-9]{4,9}\.json|checkpoint\.json)", re.DOTALL)  # the latter: format 2
 _EVALUATION = "evaluation.json"
 _MAX_EVALUATION_BYTES = 20_000_000
 _THREADS = 10  # that read files of a bucket

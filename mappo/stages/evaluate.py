@@ -69,6 +69,7 @@ def evaluate(
         result = evaluation.evaluate(experiment, trained, checkpoint, last.frames if last else None)
         monitor.evaluated(result)
         write_json(report, result)
+        _say_results(result)
         episodes = rollouts.record(experiment, trained, result) if page or (whole and is_own) else None
         if keep_at:
             _keep_with_run(keep_at, trained.iteration, result, episodes if is_own else None)
@@ -81,15 +82,6 @@ def evaluate(
                 facts = {**facts, "attempts of the stage": page.attempts}
             record = replace(record, facts={**facts, **record.facts})
             write_page(page.path, [record])
-        for policy, returns in result.policies().items():
-            say("evaluate", returns_line(policy, returns))
-        for line in measurement_lines(
-            {policy: returns.measurements for policy, returns in result.policies().items()}
-        ):
-            say("evaluate", line)
-        if result.no_heuristic:
-            say("evaluate", f"no heuristic policy: {result.no_heuristic}")
-        say("evaluate", f"95 % intervals; resampled: {result.resampled}")
         return StageResult(metadata_of(experiment), finite("evaluate", _evaluation_metrics(result)))
 
 
@@ -108,6 +100,16 @@ def _say_what_is_judged(config: ExperimentConfig, trained: Checkpoint, last: Man
             "evaluate",
             f"warning: this run has not finished: it has {last.frames:,} of {collection.final_frames:,} frames",
         )
+
+
+def _say_results(result: EvaluationReport) -> None:
+    for policy, returns in result.policies().items():
+        say("evaluate", returns_line(policy, returns))
+    for line in measurement_lines({policy: returns.measurements for policy, returns in result.policies().items()}):
+        say("evaluate", line)
+    if result.no_heuristic:
+        say("evaluate", f"no heuristic policy: {result.no_heuristic}")
+    say("evaluate", f"95 % intervals; resampled: {result.resampled}")
 
 
 def _keep_with_run(

@@ -17,10 +17,12 @@ CONFIGS = {
     "tiny": from_dict(TINY),
     "own": endless(),
     "quotes": override(
-        recipe("balance"), {"environment": {"scenario": "wheel", "scenario_kwargs": {"name": 'it\'s "x" $HOME'}}}
+        recipe("balance"),
+        {"environment": {"scenario": "tasks.own:Wheel", "scenario_kwargs": {"name": 'it\'s "x" $HOME'}}},
     ),
     "null": replace(
-        recipe("navigation"), environment=replace(recipe("navigation").environment, scenario_kwargs={"a": None})
+        recipe("navigation"),
+        environment=replace(recipe("navigation").environment, scenario_kwargs={"lidar_range": None}),
     ),
     "lists": override(
         recipe("swarm"),

@@ -19,7 +19,7 @@ from mappo.reporting.run_page import build
 from mappo.reporting.run_record import RunRecord, of_checkpoint
 from mappo.strict_json import to_dict
 from mappo.training.history import COLUMNS
-from tests.support.browser import chromium, complaints, open_page, requests
+from tests.support.browser import chromium, complaints, emulate, open_page, requests
 from tests.support.services import wait
 
 
@@ -152,17 +152,11 @@ def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path
 def test_page_fits_a_phone_with_a_dark_scheme(whole, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(build([whole]))
-    with chromium(400, 900, is_dark=True) as phone:
-        phone.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-        )
-        phone.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": 400, "height": 900, "deviceScaleFactor": 2, "mobile": True},
-        )
+    with chromium() as phone:
+        emulate(phone, 375, 900, is_dark=True)
         open_page(phone, path)
         wait(lambda: phone.execute_script("return document.body.dataset.plots"), 30, "no plots")
-        assert phone.execute_script("return document.documentElement.scrollWidth") <= 400
+        assert phone.execute_script("return document.documentElement.scrollWidth") <= 375
         assert phone.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 27)"
         assert complaints(phone) == []
 
@@ -201,7 +195,9 @@ def test_numbers_over_training_seeds_match_the_evaluations(look, browser, whole,
     look(*records)
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td")]
     (row,) = (
-        cells[index : index + 6] for index, cell in enumerate(cells) if cell.startswith("learner.clip_epsilon 0.2")
+        cells[index : index + 6]
+        for index, cell in enumerate(cells)
+        if cell.startswith("learner.clip_epsilon 0.2") and cells[index + 1] == "0, 1"
     )
     assert "Student's t intervals over training seeds" in text(browser)
     assert row[1] == "0, 1"
@@ -267,7 +263,7 @@ def test_headline_says_which_checkpoint_was_judged_after_how_many_frames(whole):
 
 
 def test_page_shows_the_returns_first_and_the_controls_within_the_first_screen(look, browser, whole):
-    browser.set_window_size(1280, 900)
+    emulate(browser, 1280, 900)
     look(whole)
     top = "return document.querySelector(arguments[0]).getBoundingClientRect()"
     curve = browser.execute_script(top, "figure")

@@ -22,7 +22,7 @@ from mappo.tuning.study import Study
 from mappo.tuning.study_config import TuningConfig
 from mappo.tuning.worker import trial_run
 from tests.evaluation.test_comparison import seeds
-from tests.support.browser import chromium, complaints, open_page, requests
+from tests.support.browser import chromium, complaints, emulate, open_page, requests
 from tests.support.services import wait
 
 CONFIG = recipe("navigation")
@@ -66,11 +66,8 @@ def page(request, study):
     run.mkdir(parents=True, exist_ok=True)
     path = directory / PAGE
     path.write_text(build(study, study.best(), compared(study, 1.0), PromotionSkipped("example"), directory))
-    with chromium(width, 900) as browser:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    with chromium() as browser:
+        emulate(browser, width, 900, is_dark=is_dark)
         open_page(browser, path)
         wait(lambda: browser.execute_script("return document.body.dataset.plots"), 30, "no plots")
         assert complaints(browser) == []
@@ -87,25 +84,27 @@ def luminance(colour: str) -> float:
     return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
 
 
-def test_the_best_trials_stand_out_most_in_both_schemes_and_the_page_fits(page):
+def test_best_trials_stand_out_and_trials_have_links_in_both_schemes_and_on_a_phone(page, study):
     browser, width, is_dark = page
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     background = luminance(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert (background < 0.5) == is_dark
+    traces = "Array.from(document.querySelectorAll('.js-plotly-plot')).flatMap((plot) => plot._fullData)"
     scales = browser.execute_script(
-        "return Array.from(document.querySelectorAll('.js-plotly-plot')).flatMap((plot) => plot._fullData)"
-        ".map((trace) => trace.type === 'parcoords' ? trace.line.colorscale : trace.meta === 'scale' ? "
-        "trace.marker.colorscale : null).filter(Boolean)"
+        f"return {traces}.filter((trace) => trace.meta === 'scale').map((trace) => trace.marker.colorscale)"
     )
-    assert len(scales) == 2 + len(SPACE)  # values, all settings, and one plot for each
+    assert len(scales) == 1 + len(SPACE)  # the values, and one plot for each setting
+    lines = browser.execute_script(
+        f"return {traces}.filter((trace) => trace.meta?.share !== undefined)"
+        ".map((trace) => [trace.meta.share, trace.line.color])"
+    )
+    assert len(lines) == 9
+    scales.append([[share, colour] for share, colour in sorted(lines)])
     for scale in scales:
         contrasts = [abs(luminance(colour) - background) for _, colour in scale]
         assert contrasts == sorted(contrasts)
         assert contrasts[-1] > 0.5
 
-
-def test_page_says_default_and_best_and_links_trials_to_their_runs(page, study):
-    browser, *_ = page
     text = browser.find_element("tag name", "body").text
     assert "The best is better than the default" in text
     assert "Trained again" not in text  # no run of this study has a page

@@ -13,14 +13,19 @@
       : { ink: "#27272a", grid: "#e4e4e7", card: "#fafafa", scale: scales.light };
   }
 
-  // Set the colours of a trace that mappo marks: `ink` for marks that must contrast, `scale` for values.
+  // Return the colour of a share of the highest value, between two colours of the scale.
+  function colourOf(scale, share) {
+    const next = Math.max(1, scale.findIndex(([position]) => position >= share));
+    const [[low, from], [high, to]] = [scale[next - 1], scale[next]], weight = (share - low) / (high - low);
+    const mix = [1, 3, 5].map((i) => parseInt(from.slice(i, i + 2), 16) * (1 - weight) + parseInt(to.slice(i, i + 2), 16) * weight);
+    return `rgb(${mix.map(Math.round).join(", ")})`;
+  }
+
+  // Set the colours of a trace that mappo marks: `ink` for marks that must contrast, `scale` and `share` for values.
   function themed(trace, { ink, scale }) {
-    const font = { color: ink, size: 12 };
-    if (trace.type === "parcoords") {
-      return { ...trace, line: { ...trace.line, colorscale: scale }, labelfont: font, tickfont: font, rangefont: font };
-    }
     if (trace.meta === "ink") return { ...trace, marker: { ...trace.marker, color: ink }, error_x: { ...trace.error_x, color: ink } };
     if (trace.meta === "scale") return { ...trace, marker: { ...trace.marker, colorscale: scale } };
+    if (trace.meta && "share" in trace.meta) return { ...trace, line: { ...trace.line, color: colourOf(scale, trace.meta.share) } };
     return trace;
   }
 
