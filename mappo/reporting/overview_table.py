@@ -154,7 +154,7 @@ def _condition(text: str, known: set[str]) -> Callable[[Fields], bool]:
         limit = _number(wanted)
         if limit is None:
             raise ConfigError(f"--filter {text}: {wanted!r} is not a number, which {sign} compares with")
-        return lambda fields: _is_number(fields.get(name)) and _ORDERS[sign](fields[name], limit)
+        return lambda fields: _is_number(fields.get(name)) and bool(_ORDERS[sign](fields[name], limit))
     return lambda fields: _equals(fields.get(name), wanted) == (sign == "=")
 
 
@@ -173,7 +173,7 @@ def _equals(value: Any, wanted: str) -> bool:
     if _is_number(value) and number is not None:
         return bool(value == number)
     try:
-        return value == wanted or value == parse_json(wanted)
+        return bool(value == wanted or value == parse_json(wanted))
     except ValueError:
         return False
 

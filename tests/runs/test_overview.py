@@ -139,7 +139,7 @@ def test_hostile_and_damaged_runs_are_listed_with_the_reason_and_hide_no_other(d
         (folder / f"{9:010d}-{sha256_of(content)}.json").write_bytes(content)
         assert "forged/checkpoints" in summaries(directory)["forged"].problem
 
-    save(directory, "evil", checkpoint)
+    save(directory, "evil", checkpoint, seed=2)
     (directory / "evil").rename(directory / "e\x1b[31mvil\n<b>")
     pipe = save(directory, "pipe", checkpoint)
     os.mkfifo(Path(pipe.store.location, EVALUATION))

@@ -29,7 +29,7 @@ def run(request, checkpoint, tmp_path) -> Path:
 
 def test_policy_is_evaluated_promoted_reported_and_started_from(run, checkpoint, tmp_path, capsys):
     config = to_json(checkpoint.config)
-    evaluate(config, run, tmp_path / "evaluation", keep=True)
+    evaluate(config, run, tmp_path / "evaluation", keep_at=str(run))
     gate = {"num_seeds": 4, "episodes_per_seed": 5, "confidence": 0.51}
     promote(config, run, str(tmp_path / "champions"), tmp_path / "decision", gate=gate)
     report([str(run)], tmp_path / "report.html")
