@@ -96,7 +96,7 @@ class CheckpointError(MappoError, ValueError):
 
 
 class NoCheckpoint(CheckpointError):
-    """There is no such run, or the run has no such checkpoint; the message says what there is."""
+    """A run does not exist, or has no such checkpoint; the message says what there is."""
 
     exit_status = 2
 

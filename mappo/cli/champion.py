@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mappo.cli.arguments import CHAMPIONS_HELP, Commands, add_command, add_format_argument, count
-from mappo.cli.status import look_up
+from mappo.cli.status import look_up, status
 
 
 def add(commands: Commands) -> None:
@@ -53,4 +53,7 @@ def _champion(arguments: argparse.Namespace) -> int:
 
     names = ("location", "task", "to", "reason", "output")
     options = {name: value for name, value in vars(arguments).items() if name in names}
-    return look_up("champion", lambda: CHAMPION_ACTIONS[arguments.action](**options))
+    action = CHAMPION_ACTIONS[arguments.action]
+    if arguments.action == "export":
+        return status(lambda: action(**options))
+    return look_up("champion", lambda: action(**options))

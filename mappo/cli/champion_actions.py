@@ -11,6 +11,7 @@ from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions,
 from mappo.reporting.tables import champion_line, champion_summary
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.locations import require_location
+from mappo.stages.readable_errors import readable_errors
 
 
 def list_champions(location: str, output: str) -> None:
@@ -79,15 +80,15 @@ def export_champion(location: str, task: str, output: Path) -> None:
     """Copy the exported policy of a champion and its model card into the directory `output`.
 
     Raises:
-        ConfigError: no task has a champion, or `task` names none of these tasks.
-        CheckpointError: a file was replaced.
+        StageFailed: no task has a champion, `task` names none of these tasks, or a file was replaced.
     """
-    champions = _champions_of(location, task)
-    decision = _in_force(champions)
-    files = {name: champions.file(decision, name) for name in (POLICY, CARD)}
-    for name, content in files.items():
-        DirectoryStore(output).write(name, content)  # replaces a link, and does not follow it
-        print(output / name)
+    with readable_errors("champion"):
+        champions = _champions_of(location, task)
+        decision = _in_force(champions)
+        files = {name: champions.file(decision, name) for name in (POLICY, CARD)}
+        for name, content in files.items():
+            DirectoryStore(output).write(name, content)  # replaces a link, and does not follow it
+            print(output / name)
 
 
 def _tasks(location: str) -> list[str]:

@@ -33,7 +33,7 @@ def add(commands: Commands, parser: argparse.ArgumentParser, program: str) -> No
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:
-    """Say which values are recipes, files or directories; the parser itself does not check these."""
+    """Mark the values that are recipes, files or directories; the parser itself does not check them."""
     import shtab
 
     for action in parser._actions:

@@ -22,7 +22,7 @@ from mappo.cli.arguments import (
 from mappo.cli.merging import merge
 from mappo.cli.prechecks import require_possible_here, require_resumable
 from mappo.cli.run_names import find_run, manifest_of, trained_config
-from mappo.cli.status import stage_status
+from mappo.cli.status import stage_status, status
 from mappo.config import ExperimentConfig, differences, to_json
 from mappo.errors import ConfigError, NoCheckpoint
 from mappo.runs.checkpoint import Manifest
@@ -165,7 +165,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     reports = [_report_source(text) for text in arguments.reports]
     from mappo.stages.compare import compare
 
-    return stage_status(lambda: compare(reports, arguments.output))
+    return status(lambda: compare(reports, arguments.output))
 
 
 def _report_source(text: str) -> str:

@@ -8,17 +8,19 @@ from mappo.errors import StageFailed
 from mappo.reporting.terminal import printed_logs
 
 
-def stage_status(stage: Callable[[], object]) -> int:
-    """Run a stage and return its exit status: 0, or that of its error, which it has printed.
-
-    Output that cannot be printed is dropped.
-    """
-    with dropped_output():
-        try:
-            stage()
-        except StageFailed as failure:
-            return failure.exit_status
+def status(stage: Callable[[], object]) -> int:
+    """Run a stage and return its exit status: 0, or that of its error, which it has printed."""
+    try:
+        stage()
+    except StageFailed as failure:
+        return failure.exit_status
     return 0
+
+
+def stage_status(stage: Callable[[], object]) -> int:
+    """Run a stage and return its exit status, as `status` does; what it cannot print is dropped."""
+    with dropped_output():
+        return status(stage)
 
 
 def look_up(command: str, action: Callable[[], object]) -> int:

@@ -62,8 +62,8 @@ class EventFiles:
         values = {name: value if _is_plain(value) else json.dumps(value) for name, value in fields.items()}
         listing = "\n".join(f"    {name} = {json.dumps(value)}" for name, value in fields.items())
         self._hyperparameters = [
-            *summary.hparams(values, dict.fromkeys(_RESULTS, 0.0)),
-            summary.text("configuration", listing),
+            *summary.hparams(values, dict.fromkeys(_RESULTS, 0.0)),  # type: ignore[no-untyped-call]
+            summary.text("configuration", listing),  # type: ignore[no-untyped-call]
         ]
         owner = f"{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
         self._path, self._size = directory / f"events.out.tfevents.{owner}", 0

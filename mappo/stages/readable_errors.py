@@ -20,7 +20,7 @@ def readable_errors(name: str) -> Iterator[None]:
             yield
         except StageFailed:  # a stage inside this one has printed the error
             raise
-        except (MappoError, OSError, MemoryError, *_out_of_gpu_memory()) as error:
+        except _mendable() as error:
             reason = reason_of(error) or "out of memory"
             for line in reason.splitlines():
                 say(name, f"failed: {line}")
@@ -34,10 +34,11 @@ def readable_errors(name: str) -> Iterator[None]:
             raise
 
 
-def _out_of_gpu_memory() -> tuple[type[BaseException], ...]:
-    """Return torch's own error; none if nothing has imported torch, which then cannot have raised it."""
+def _mendable() -> tuple[type[Exception], ...]:
+    """Return the errors that a user can fix, with torch's own if torch is imported: else it cannot be raised."""
     torch = sys.modules.get("torch")
-    return (torch.OutOfMemoryError,) if torch else ()
+    out_of_gpu_memory = [torch.OutOfMemoryError] if torch else []
+    return MappoError, OSError, MemoryError, *out_of_gpu_memory
 
 
 def _may_pass(error: BaseException | None) -> bool:

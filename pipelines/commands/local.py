@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from mappo.compute.standard_streams import dropped_output
 from mappo.config import require_run_name
 from mappo.runs.locations import joined, require_location
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
+
+_OF_SEEDS = {  # the artifacts of a seed, below its folder
+    "best_checkpoint": "train/best",
+    "evaluation_report": "evaluate/report",
+    "run_page": "evaluate/page",
+    "training_history": "train/history",
+}
 
 
 def add(commands: Any) -> None:
@@ -82,9 +90,11 @@ def _run_here(arguments: argparse.Namespace) -> int:
         return 1
     seconds = time.monotonic() - start
     results = {"training": _training_results, "seeds": _seeds_results, "tuning": _no_results}[name](artifacts)
-    pages = [f"{'page':<20} {page.absolute().as_uri()}" for page in _pages(artifacts, arguments, parameters)]
     took = f"the whole pipeline took {seconds:.1f} s"
-    print("\n".join(["", *results, took, "", *_paths(artifacts), *pages]))
+    lines = ["", *results, took, "", *_paths(artifacts), *map(_page_line, _copied_pages(artifacts, arguments))]
+    if name == "seeds":
+        lines += _seed_paths(artifacts, joined(store, arguments.run), parameters["seeds"])
+    print("\n".join(lines))
     return 0
 
 
@@ -170,18 +180,31 @@ def _no_results(_: dict[str, Path]) -> list[str]:
     return []
 
 
-def _pages(artifacts: dict[str, Path], arguments: argparse.Namespace, parameters: dict[str, Any]) -> list[Path]:
-    """Return the pages with a suffix, by which browsers know them: those beside runs, or copies of artifacts."""
-    if "seeds" in parameters:
-        pages = [Path(arguments.store, f"{arguments.run}-{seed}", "report.html") for seed in parameters["seeds"]]
-        return [page for page in pages if page.exists()]
-    copies = []
+def _copied_pages(artifacts: dict[str, Path], arguments: argparse.Namespace) -> list[Path]:
+    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return these files."""
+    pages = []
     for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
         if name in artifacts:
             page = run_directory(arguments) / file
             shutil.copyfile(artifacts[name], page)
-            copies.append(page)
-    return copies
+            pages.append(page)
+    return pages
+
+
+def _page_line(page: Path) -> str:
+    return f"{'page':<20} {page.absolute().as_uri()}"
+
+
+def _seed_paths(artifacts: dict[str, Path], run: str, seeds: Sequence[str]) -> list[str]:
+    """Return the run of each seed and the paths of its artifacts, which the pipeline itself does not put out."""
+    lines = []
+    for index, seed in enumerate(seeds):
+        lines += ["", f"{f'run of seed {seed}':<20} {run}-{seed}"]
+        folder = artifacts["comparison_report"].parents[1] / f"for-loop-1-iteration-{index}"
+        lines += _paths({name: folder / path for name, path in _OF_SEEDS.items()})
+        if (page := Path(f"{run}-{seed}", "report.html")).exists():  # not if the run is in a bucket
+            lines.append(_page_line(page))
+    return lines
 
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The completion scripts, in the shells themselves."""
+"""The completion scripts in the shells themselves."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
 "$(complete -p "$1" | sed 's/.*-F \\([^ ]*\\).*/\\1/')" 2>/dev/null
 printf '%s\\n' "${COMPREPLY[@]}"
 """
-_FISH = "source $argv[1]; complete -C (string join ' ' $argv[2..])"
+_FISH = "source $argv[1]; complete -C (string join -- ' ' $argv[2..])"
 
 
 @pytest.fixture(scope="module", params=["bash", "fish"])

@@ -1,4 +1,4 @@
-"""Look-ups need no torch, which takes seconds to import."""
+"""The look-ups, which need no torch."""
 
 import json
 from pathlib import Path

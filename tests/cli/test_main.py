@@ -56,7 +56,11 @@ def test_help_gives_the_range_of_a_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     output = " ".join(capsys.readouterr().out.split())
-    for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
+    for limits in (
+        "(> 0, < 1; default: 0.2)",
+        "(at least 1; each >= 1, <= 65536; default: 256,256)",
+        "(>= 0, < 4294967296;",
+    ):
         assert limits in output
 
 
@@ -110,7 +114,7 @@ def test_wrong_gate_or_missing_champion_is_reported_in_one_line(tmp_path, monkey
     assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
     for action in ("list", "show", "history", "export"):
         assert main(["champion", action]) == 2
-        assert "champions: no task has a champion; `mappo promote` makes one" in capsys.readouterr().err
+        assert "champions: no task has a champion; `mappo promote` makes one" in "".join(capsys.readouterr())
 
 
 def test_abbreviated_flag_is_refused(capsys):
@@ -459,9 +463,9 @@ def test_corrected_command_works_after_a_failed_start(tmp_path, capsys):
 
 def test_compare_explains_what_to_give_when_a_file_is_no_report(tmp_path, capsys):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert main(["compare", str(tmp_path)]) == 1
-    assert "give the file that evaluate --output wrote" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "binary")]) == 1
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"this run has no evaluation; `mappo evaluate {tmp_path}` makes one" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "binary")]) == 2
     assert "binary: not an evaluation report" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Arguments of a scenario merge with the recipe's, and commands say so."""
+"""The merge of a scenario's arguments with those of the recipe, and the note about it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Mistyped commands, flags and values: the error suggests the right one, and help shows defaults."""
+"""The errors of mistyped commands, flags and values suggest the right one; help shows defaults."""
 
 import pytest
 
@@ -77,7 +77,7 @@ def test_help_shows_the_defaults_of_the_default_recipe(command, flag, default, c
     text = help_of(command, capsys)
     section = text[text.index(f" {flag} ") :]
     assert default in section[: section.index(" --", 5)]
-    assert "Defaults of fields are those of recipe navigation" in text
+    assert "Defaults of fields are those of the recipe navigation" in text
 
 
 def test_help_of_evaluate_shows_no_default_because_the_run_has_them(capsys):

@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import re
 import subprocess
 import sys
 
@@ -339,7 +340,8 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
     assert f"trained {configuration['mean']['value']:.3g}" in " ".join(end.split())
     assert str(path) in end
     for seed in (3, 5):
-        assert (tmp_path / f"run-{seed}" / "report.html").as_uri() in end
+        assert re.search(rf"^run of seed {seed} +{run}-{seed}$", end, re.M)
+        assert re.search(rf"^page +{(tmp_path / f'run-{seed}' / 'report.html').as_uri()}$", end, re.M)
 
 
 @pytest.mark.long
