@@ -181,7 +181,7 @@ def _no_results(_: dict[str, Path]) -> list[str]:
 
 
 def _copied_pages(artifacts: dict[str, Path], arguments: argparse.Namespace) -> list[Path]:
-    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return these files."""
+    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return the files."""
     pages = []
     for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
         if name in artifacts:
