@@ -104,7 +104,7 @@ class Training:
 
 @strict_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class RunSummary:
-    """One run of an overview.
+    """A run of an overview.
 
     name: relative to the store. problem: why the run, or a file of it, cannot be read. training and what follows
     are empty if they cannot be read, or are not there yet. evaluated_frames: the frames of the judged checkpoint.
