@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mappo
 from mappo.cli import champion, checkpoints, completion, configuration, overview_commands, stages, study
-from mappo.cli.arguments import apply_monitor_arguments, dashed
+from mappo.cli.arguments import apply_monitor_arguments, dashed, search_current_directory
 from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
 from mappo.errors import MappoError, reason_of
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if "" not in sys.path:
-        # Search the current directory for modules, as with python -m, so that a user can name a scenario in it.
-        sys.path.insert(0, "")
+    search_current_directory()
     arguments = _parser().parse_args(dashed(argv))
     apply_monitor_arguments(arguments)
     try:

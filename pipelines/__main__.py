@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mappo
 from mappo.cli import completion
-from mappo.cli.arguments import dashed
+from mappo.cli.arguments import dashed, search_current_directory
 from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
 from mappo.errors import MappoError, reason_of
@@ -34,7 +34,7 @@ not exist; 3 Kubeflow or the store refused the request or did not answer; 130 in
 of the output has left; 143 ended by SIGTERM
 """
 _SCRIPT = "mappo-pipelines"  # the console command
-_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
+_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "export_metrics", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    search_current_directory()
     try:
         arguments = _parser().parse_args(dashed(argv))
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -278,6 +279,12 @@ def _text_of(source: str, file: Path) -> str:
         raise ConfigError(f"{source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not a text file: {error}") from None
+
+
+def search_current_directory() -> None:
+    """Search the current directory for modules, as with python -m, so that a user can name a scenario in it."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

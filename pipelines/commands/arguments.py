@@ -1,13 +1,11 @@
 """Add the flags that several commands share, and read them."""
 
 import argparse
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mappo
 from mappo.cli.arguments import (
     add_study_arguments,
     changes_from_arguments,
@@ -251,7 +249,7 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     check_size(compiled.body, parameters)
     version = arguments.upload
     if version == "":
-        version = f"{mappo.__version__}-{hashlib.sha256(compiled.text.encode()).hexdigest()[:12]}"
+        version = compiled.version
     return Submission(
         compiled, parameters, arguments.experiment, arguments.pipeline_root, arguments.service_account, version
     )

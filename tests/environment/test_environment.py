@@ -93,7 +93,11 @@ def test_scenario_that_draws_random_numbers_in_its_construction_is_reproducible(
     [
         ({"scenario": "navigtion"}, ["navigtion", "did you mean navigation?"]),
         ({"scenario": "zzz"}, ["zzz", "balance", "wheel"]),
-        ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "not used"]),
+        ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "did you mean n_agents?"]),
+        (
+            {"scenario": "vmas.scenarios.navigation:Scenario", "scenario_kwargs": {"n_agent": 3}},
+            ["refuses an argument", "{'n_agent': 3} passed but not used by the scenario."],
+        ),
         ({"scenario": "navigation", "scenario_kwargs": {"terminated_truncated": True}}, ["terminated_truncated"]),
         ({"scenario": ":X"}, [":X", "cannot be imported"]),
         ({"scenario": "os:abort"}, ["os:abort", "not a subclass of vmas' BaseScenario"]),
