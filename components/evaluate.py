@@ -22,7 +22,8 @@ def evaluate(
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        checkpoint: The best checkpoint of the training stage, with its history.
+        checkpoint: The best checkpoint of the training stage, with its history. Its metadata name the run's
+            location, where the evaluation is kept.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: The mean return of each policy with its interval.
         page: The page of the run: curves, evaluation, and recorded episodes.
@@ -41,8 +42,15 @@ def evaluate(
     values = (config, Path(checkpoint.path), Path(report.path))
     labels = [str(checkpoint.metadata.get(label, "")) for label in ("attempts", MLFLOW_LABEL)]
     inputs = PageInputs(Path(page.path), Path(checkpoint.path, HISTORY), *labels)
-    name = fill(run, scheduled_at)
-    outcome = evaluate(*values, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
+    outcome = evaluate(
+        *values,
+        page=inputs,
+        keep_at=str(checkpoint.metadata.get("location", "")),
+        name=fill(run, scheduled_at),
+        seed=seed,
+        compiled_by=compiled_by,
+        gpu_count=gpu_count,
+    )
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

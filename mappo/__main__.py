@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import mappo
-from mappo.cli import champion, checkpoints, completion, configuration, stages, study
+from mappo.cli import champion, checkpoints, completion, configuration, overview_commands, stages, study
 from mappo.cli.arguments import apply_monitor_arguments, dashed, search_current_directory
 from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   mappo train --run first --store s3://bucket/runs     name the run; after a kill, the same command resumes it
   mappo evaluate runs/20260101-120000                  evaluate a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
+  mappo runs --sort evaluation                         list the runs in runs/, the best first; --page writes a page
   mappo checkpoints list runs/20260101-120000          list the checkpoints of a run
   mappo tune --study first --trials 20                 tune clip_epsilon, gae_lambda and epochs with Optuna
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (stages, study, champion, checkpoints, configuration):
+    for group in (stages, overview_commands, study, champion, checkpoints, configuration):
         group.add(commands)
     completion.add(commands, parser, "mappo")
     return parser

@@ -266,6 +266,11 @@ class CollectionConfig:
         """The number of iterations of a whole run: total_frames in batches, rounded up."""
         return -(-self.total_frames // self.frames_per_batch)
 
+    @property
+    def final_frames(self) -> int:
+        """The number of frames at the end of a whole run: total_frames, rounded up to whole batches."""
+        return self.num_iterations * self.frames_per_batch
+
 
 Seeds = Annotated[
     tuple[Seed, ...],

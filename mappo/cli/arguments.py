@@ -352,7 +352,7 @@ def _add_group(parser: argparse.ArgumentParser, title: str, fields: Fields, with
 
 
 def _schema_defaults(fields: Fields) -> dict[str, Any]:
-    return {path.rpartition(".")[2]: schema["default"] for path, schema in fields}
+    return {path.rpartition(".")[2]: schema.get("default", {}) for path, schema in fields}
 
 
 def _add_fields(group: Group, fields: Fields, defaults: Mapping[str, Any] | None = None) -> None:

@@ -23,13 +23,15 @@ from mappo.cli.merging import merge
 from mappo.cli.prechecks import require_possible_here, require_resumable
 from mappo.cli.run_names import find_run, manifest_of, trained_config
 from mappo.cli.status import notified_status, stage_status, status
-from mappo.config import ExperimentConfig, to_json
+from mappo.config import ExperimentConfig, differences, to_json
 from mappo.errors import ConfigError, NoCheckpoint
 from mappo.runs.checkpoint import Manifest
 from mappo.runs.locations import require_location, run_location
 from mappo.runs.run import Run
 from mappo.strict_json import to_dict
 from mappo.training.continuation import require_extension
+
+_EVALUATION_FIELDS = ("environment.", "evaluation.", "threads", "device")  # prefixes of fields that matter to one
 
 
 def add(commands: Commands) -> None:
@@ -95,9 +97,9 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--output",
         type=Path,
-        default=Path("report.html"),
         metavar="FILE",
-        help="file of the page (default: report.html)",
+        help="file of the page (default: report.html in the directory of the run, if it is one run in a "
+        "directory, else here)",
     )
 
 
@@ -139,13 +141,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     run = find_run(arguments.run_location)
-    config = _config_of_checkpoint(manifest_of(run, arguments.checkpoint), arguments)
+    manifest = manifest_of(run, arguments.checkpoint)
+    config = _config_of_checkpoint(manifest, arguments)
+    _require_evaluation_fields(trained_config(manifest), config)
     from mappo.stages.evaluate import evaluate
 
     return notified_status(
         arguments,
         f"evaluation of {arguments.run_location}",
-        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep=True),
+        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep_at=run),
     )
 
 
@@ -186,9 +190,10 @@ def _report(arguments: argparse.Namespace) -> int:
     runs = [find_run(name) for name in arguments.runs]
     for run in runs:
         Run.at(run).choose("last")  # it exists
-    from mappo.stages.report import report
+    from mappo.stages.report import PAGE, page_of_run, report
 
-    return stage_status(lambda: report(runs, arguments.output))
+    own_page = page_of_run(runs[0]) if len(runs) == 1 else None
+    return stage_status(lambda: report(runs, arguments.output or own_page or Path(PAGE)))
 
 
 def _extending_config(run: str, arguments: argparse.Namespace) -> ExperimentConfig:
@@ -218,3 +223,14 @@ def _config_of_checkpoint(manifest: Manifest, arguments: argparse.Namespace) -> 
         )
     require_possible_here(config)
     return config
+
+
+def _require_evaluation_fields(trained_config: ExperimentConfig, config: ExperimentConfig) -> None:
+    """Refuse changes of fields that an evaluation does not read: the policy has been trained already."""
+    changes = differences(trained_config, config)
+    refused = [name for name in changes if not name.startswith(_EVALUATION_FIELDS)]
+    if refused:
+        raise ConfigError(
+            "\n".join(f"{name} = {changes[name]}: the run was trained with the former" for name in refused)
+            + "; an evaluation can change environment.*, evaluation.*, threads and device only"
+        )

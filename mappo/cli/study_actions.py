@@ -6,6 +6,7 @@ from typing import Any
 
 from mappo.environment.measured_names import require_measured
 from mappo.errors import ConfigError
+from mappo.reporting.study_result import result_lines
 from mappo.reporting.tables import best_lines, constraint_lines, trial_table, why_no_best
 from mappo.stages.readable_errors import readable_errors
 from mappo.tuning.catalogue import study_names
@@ -82,7 +83,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def show_lines(name: str) -> list[str]:
-    """Return the table of a study's trials, and the best one.
+    """Return the table of a study's trials, the best one, and its comparison with the default.
 
     Raises:
         ConfigError: the study does not exist.
@@ -93,8 +94,10 @@ def show_lines(name: str) -> list[str]:
         trials, best = study.trials(), study.best()
         summary = f"{len(trials)} of {study.num_trials} trials; runs in {study.store}"
         constraints = study.plan.tuning.constraints
-        end = best_lines(best, study.plan.config) if best else [why_no_best(trials, constraints)]
-        return [*trial_table(trials), summary, *constraint_lines(trials, constraints), *end]
+        lines = [*trial_table(trials), summary, *constraint_lines(trials, constraints)]
+        if best is None:
+            return [*lines, why_no_best(trials, constraints)]
+        return [*lines, *best_lines(best, study.plan.config), *result_lines(study, best)]
 
 
 def study_as_dict(name: str) -> dict[str, Any]:

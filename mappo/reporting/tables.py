@@ -12,11 +12,12 @@ from mappo.errors import one_line
 from mappo.evaluation.constraints import Constraint
 from mappo.evaluation.statistics import Estimate
 from mappo.reporting.terminal import say
+from mappo.reporting.texts import aligned
 from mappo.tuning.search_space import value_of
 
 if TYPE_CHECKING:
     from mappo.environment.validation import Check
-    from mappo.evaluation.comparison import ComparisonReport, SeedMeasurement
+    from mappo.evaluation.comparison import ComparisonReport, Configuration, SeedMeasurement
     from mappo.evaluation.evaluation import EpisodeReturns
     from mappo.evaluation.group_returns import GroupReturns
     from mappo.evaluation.measurements import Measurement
@@ -28,28 +29,66 @@ if TYPE_CHECKING:
     from mappo.training.training_state import StartingPoint
     from mappo.tuning.trial import TrialRecord
 
+STUDY_NAMES = ("default", "best")  # the configurations that a study compares
 
-def comparison_table(report: ComparisonReport) -> list[str]:
-    """Return lines of baselines, configurations and measurements, and a line that explains the intervals."""
+
+def comparison_table(report: ComparisonReport, names: Sequence[str] = ()) -> list[str]:
+    """Return lines of baselines, configurations and measurements, and a line that explains the intervals.
+
+    names: those of the configurations, such as default and best; otherwise they are numbered.
+    """
+    trained = configuration_names(report, names)
     baselines = {"random": report.random, "heuristic": report.heuristic}
+    width = max(map(len, (*baselines, *trained)))
     lines = [
-        f"{name:<9} {returns.mean!s:<24} evaluation episodes" for name, returns in baselines.items() if returns
+        f"{name:<{width}} {returns.mean!s:<24} evaluation episodes"
+        for name, returns in baselines.items()
+        if returns
     ]
     measured: dict[str, Mapping[str, Measurement | SeedMeasurement]] = {
         name: returns.measurements for name, returns in baselines.items() if returns
     }
-    for number, configuration in enumerate(report.configurations, start=1):
-        name = "trained" if len(report.configurations) == 1 else f"trained {number}"
-        seeds = ", ".join(
-            f"{seed}: {value:.3g}"
-            for seed, value in zip(configuration.training_seeds, configuration.episode_returns, strict=True)
-        )
-        lines.append(f"{name:<9} {configuration.mean!s:<24} training seeds  {seeds}")
+    for name, configuration in zip(trained, report.configurations, strict=True):
+        lines.append(f"{name:<{width}} {configuration.mean!s:<24} training seeds  {_seed_returns(configuration)}")
         measured[name] = configuration.measurements
         if configuration.gain:
             changes = ", ".join(f"{name} = {change}" for name, change in configuration.differs.items())
-            lines.append(f"{'':<9} {configuration.gain} more than trained 1; {changes}")
-    return [*lines, *measurement_lines(measured), f"intervals of trained policies: {report.intervals}"]
+            lines.append(f"{'':<{width}} {configuration.gain} more than {trained[0]}; {changes}")
+    return [
+        *lines,
+        *measurement_lines(measured),
+        *checkpoint_notes(report, names),
+        f"intervals of trained policies: {report.intervals}",
+    ]
+
+
+def configuration_names(report: ComparisonReport, names: Sequence[str] = ()) -> list[str]:
+    """Return the names of a comparison's configurations: the given ones, or trained 1, trained 2 and so on."""
+    count = len(report.configurations)
+    numbered = ["trained"] if count == 1 else [f"trained {number + 1}" for number in range(count)]
+    return [*names[:count], *numbered[len(names) :]]
+
+
+def checkpoint_notes(report: ComparisonReport, names: Sequence[str] = ()) -> list[str]:
+    """Return lines about what differs between seeds: the frames of their checkpoints, and unfinished runs."""
+    lines = []
+    frames = {
+        name: configuration.training_frames
+        for name, configuration in zip(configuration_names(report, names), report.configurations, strict=True)
+    }
+    if len({number for numbers in frames.values() for number in numbers}) > 1:
+        texts = (f"{name}: {', '.join(f'{number:,}' for number in numbers)}" for name, numbers in frames.items())
+        lines.append(f"the checkpoints are those after different numbers of frames; {'; '.join(texts)}")
+    for name, configuration in zip(frames, report.configurations, strict=True):
+        if configuration.unfinished:
+            seeds = ", ".join(map(str, configuration.unfinished))
+            lines.append(f"warning: {name}: training from seed {seeds} had not finished when it was evaluated")
+    return lines
+
+
+def _seed_returns(configuration: Configuration) -> str:
+    returns = zip(configuration.training_seeds, configuration.episode_returns, strict=True)
+    return ", ".join(f"{seed}: {value:.3g}" for seed, value in returns)
 
 
 def counted(number: int, noun: str) -> str:
@@ -75,13 +114,8 @@ def measurement_rows(policies: Mapping[str, Mapping[str, Measurement | SeedMeasu
 
 def measurement_lines(policies: Mapping[str, Mapping[str, Measurement | SeedMeasurement]]) -> list[str]:
     """Return the lines of `measurement_rows`, with aligned columns."""
-    return _aligned(measurement_rows(policies))
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = measurement_rows(policies)
+    return aligned(rows, left=range(len(policies) + 1))
 
 
 def say_check(check: Check) -> None:
@@ -171,7 +205,7 @@ def group_rows(policies: Mapping[str, Mapping[str, GroupReturns]]) -> list[tuple
 
 def group_lines(policies: Mapping[str, Mapping[str, GroupReturns]]) -> list[str]:
     """Return the lines of `group_rows`, with aligned columns."""
-    return _aligned(group_rows(policies))
+    return aligned(group_rows(policies), left=range(len(policies) + 1))
 
 
 def returns_line(policy: str, returns: EpisodeReturns) -> str:
@@ -216,10 +250,14 @@ def trial_end(number: int, outcome: str, reason: str, best: TrialRecord | None) 
 def best_lines(best: TrialRecord, default: ExperimentConfig) -> list[str]:
     """Return the best trial and its changes to the default configuration as lines."""
     defaults = {path: value_of(default, path) for path in best.values}
+    changed = {path: value for path, value in best.values.items() if value != defaults[path]}
+    start = f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds"
+    if not changed:
+        return [f"{start}: the default was best"]
     return [
-        f"best of the study: trial {best.number}, value {best.value:.4g} on tuning seeds; the highest of many "
-        "values is too optimistic, so this configuration is trained again, from other seeds",
-        *(f"{path} = {json.dumps(defaults[path])} -> {json.dumps(value)}" for path, value in best.values.items()),
+        f"{start}; the highest of many values is too optimistic, so this configuration is trained again, from "
+        "other seeds",
+        *(f"{path} = {json.dumps(defaults[path])} -> {json.dumps(value)}" for path, value in changed.items()),
     ]
 
 
@@ -298,16 +336,7 @@ def _feasible(trial: TrialRecord) -> str:
 def trial_table(trials: Sequence[TrialRecord]) -> list[str]:
     """Return the lines of a table with one line for each trial; numbers are aligned to the right."""
     columns, rows = trial_rows(trials)
-    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    left = (columns.index("state"), columns.index("reason"))
-    lines = []
-    for row in [columns, *rows]:
-        cells = [
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    return aligned([columns, *rows], left=(columns.index("state"), columns.index("reason")))
 
 
 def champion_line(entry: ChampionDecision) -> str:

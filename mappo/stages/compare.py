@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from mappo.config import from_dict
 from mappo.errors import ConfigError, KeyMissing
 from mappo.evaluation import comparison
@@ -15,6 +17,9 @@ from mappo.runs.locations import is_directory, joined
 from mappo.runs.run import Run
 from mappo.stages.readable_errors import readable_errors
 from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of, write_json
+from mappo.strict_json import parse_report
+
+_COMPARISON = TypeAdapter(ComparisonReport)
 
 
 def compare(reports: Sequence[Path | str], output: Path | None = None) -> StageResult:
@@ -30,15 +35,17 @@ def compare(reports: Sequence[Path | str], output: Path | None = None) -> StageR
         return StageResult(metadata_of(from_dict(result.config)), comparison_metrics(result))
 
 
-def compare_reports(reports: Sequence[Path | str], output: Path | None) -> ComparisonReport:
-    """Read evaluations and compare them; print the comparison, and write it as JSON.
+def compare_reports(
+    reports: Sequence[Path | str], output: Path | None, names: Sequence[str] = ()
+) -> ComparisonReport:
+    """Read evaluations and compare them; print the comparison with these names, and write it as JSON.
 
     Raises:
         ConfigError: a report cannot be read, or reports cannot be compared.
     """
     result = comparison.compare([read_report(path) for path in reports])
     write_json(output, result)
-    for line in comparison_table(result):
+    for line in comparison_table(result, names):
         say("compare", line)
     return result
 
@@ -60,6 +67,15 @@ def read_report(source: Path | str) -> EvaluationReport:
             f"{location}: this run has no evaluation; `mappo evaluate {location}` makes one"
         ) from None
     return run_record.parse_evaluation(joined(location, run_record.EVALUATION), content)
+
+
+def read_comparison(path: Path) -> ComparisonReport:
+    """Return the comparison that a file holds.
+
+    Raises:
+        ConfigError: its content is not a comparison report.
+    """
+    return parse_report(_COMPARISON, str(path), path.read_bytes(), "a comparison report")
 
 
 def comparison_metrics(report: ComparisonReport) -> dict[str, float]:

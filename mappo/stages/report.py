@@ -7,6 +7,8 @@ from mappo.evaluation.comparison import ComparisonReport
 from mappo.monitoring.tracking import tracked_run
 from mappo.promotion.promotion import parse_decision
 from mappo.reporting import run_page, run_record, study_page
+from mappo.reporting.study_result import verdict
+from mappo.reporting.tables import STUDY_NAMES
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
 from mappo.stages.compare import compare_reports
@@ -15,6 +17,8 @@ from mappo.stages.runtime import StageResult, estimate_metrics, metadata_of
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
 from mappo.tuning.study import Study
+
+PAGE = "report.html"  # the file of a page of runs; in the directory of a run, its own page
 
 
 def report(locations: Sequence[str], output: Path) -> None:
@@ -25,7 +29,17 @@ def report(locations: Sequence[str], output: Path) -> None:
     """
     with readable_errors("report"):
         write_page(output, run_record.of_runs(locations))
-        say("report", f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+        say("report", f"page: {page_address(output)}")
+
+
+def page_of_run(location: str) -> Path | None:
+    """Return the file of a run's own page; None if the run is in a bucket."""
+    return None if "://" in location else Path(location, PAGE)
+
+
+def page_address(path: Path) -> str:
+    """Return the address by which a browser opens a local file."""
+    return path.absolute().as_uri()
 
 
 def write_page(path: Path, records: Sequence[run_record.RunRecord]) -> None:
@@ -51,9 +65,11 @@ def report_study(
         reports = list(evaluations)
         if best == study.plan.config:
             reports = reports[: len(reports) // 2]  # the best is the default: both halves are the same trainings
-        compared = compare_reports(reports, comparison)
+        compared = compare_reports(reports, comparison, STUDY_NAMES)
+        say("report", verdict(compared)[1])
         decided = parse_decision(str(decision), decision.read_bytes())
-        write_whole(page, study_page.build(study, chosen, compared, decided))
+        directory = page.parent if page.parent.absolute() == Path(study.store).absolute() else None
+        write_whole(page, study_page.build(study, chosen, compared, decided, directory))
         gain = gain_metrics(compared)
         with tracked_run(best, name, f"{study.store}/{name}", tags={"mappo.study": name}) as tracked:
             tracked.measured(0, {f"comparison/{key}": value for key, value in gain.items()})

@@ -4,22 +4,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mappo.config import to_json
 from mappo.errors import StageFailed, Superseded
+from mappo.reporting.study_result import COMPARISON, PAGE, study_directory
 from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.stages.choose import ChosenConfiguration, choose
 from mappo.stages.evaluate import evaluate
 from mappo.stages.promote import promote_best
 from mappo.stages.readable_errors import readable_errors
-from mappo.stages.report import report_study
+from mappo.stages.report import page_address, report_study
 from mappo.stages.runtime import StageResult
 from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.tuning.database import open_database
-from mappo.tuning.database_url import RUNS
 from mappo.tuning.study import Study
 
 
@@ -35,7 +35,7 @@ def run_study(name: str, num_workers: int, study_config: str, champions: str, sc
     """
     with readable_errors("tune"), open_database() as database:
         store = Study.load(database, name).store
-    directory = RUNS / PurePosixPath(store).name if "://" in store else Path(store)
+    directory = study_directory(store)
     with _workers(name, num_workers - 1, directory, scenario):
         work_on_study(name, scenario)
     while True:
@@ -64,9 +64,10 @@ def _finish_study(name: str, study_config: str, champions: str, scenario: str, d
     evaluations = _retrain(chosen, directory)
     trial, decision = chosen.trial.number, directory / "decision.json"
     promote_best(name, trial, study_config, champions, decision, scenario=scenario)
-    files = (directory / "comparison.json", directory / "study.html")
-    result = report_study(name, trial, evaluations, decision, *files)
-    say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
+    page = directory / PAGE
+    result = report_study(name, trial, evaluations, decision, directory / COMPARISON, page)
+    say("report", f"{directory}/: best.json, {COMPARISON}, decision.json")
+    say("report", f"page: {page_address(page)}")
     return result
 
 
@@ -78,7 +79,7 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
             files = directory / f"{label}-{seed}"
             run = joined(chosen.store, f"{label}-{seed}")
             train(to_json(config), run, files / "history.csv", seed=str(seed))
-            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep=True)
+            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep_at=run)
             reports.append(files / "evaluation.json")
     return reports
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -95,9 +96,12 @@ def _run_here(arguments: argparse.Namespace) -> int:
         return 1
     seconds = time.monotonic() - start
     _tell(arguments, name, directory, "", artifacts)
-    print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
+    results = {"training": _training_results, "seeds": _seeds_results, "tuning": _no_results}[name](artifacts)
+    took = f"the whole pipeline took {seconds:.1f} s"
+    lines = ["", *results, took, "", *_paths(artifacts), *map(_page_line, _copied_pages(artifacts, arguments))]
     if name == "seeds":
-        print("\n".join(_seed_paths(artifacts, joined(store, arguments.run), parameters["seeds"])))
+        lines += _seed_paths(artifacts, joined(store, arguments.run), parameters["seeds"])
+    print("\n".join(lines))
     return 0
 
 
@@ -166,7 +170,7 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
     return name, make_tuning_pipeline(None, parallelism=1), parameters | {"session": TERMINAL}
 
 
-def _summary(artifacts: dict[str, Path], seconds: float) -> str:
+def _training_results(artifacts: dict[str, Path]) -> list[str]:
     from mappo.reporting.run_record import parse_evaluation  # imports torch
     from mappo.training.history import parse_history
 
@@ -174,8 +178,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     report = parse_evaluation(str(path), path.read_bytes())
     last = parse_history(artifacts["training_history"].read_text())[-1]
     frames, training_seconds = int(last["frames"]), last["elapsed_seconds"]
-    lines = [
-        "",
+    return [
         f"{'policy':<9} {'mean return':<24} interquartile mean",
         *(
             f"{policy:<9} {returns.mean!s:<24} {returns.interquartile_mean}"
@@ -184,17 +187,35 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
         f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes, after "
         f"{report.training_frames:,} frames; resampled: {report.resampled}",
         "",
-        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
-        f"the whole pipeline took {seconds:.1f} s",
-        "",
-        *_paths(artifacts),
+        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s)",
     ]
-    return "\n".join(lines)
 
 
-def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """Return the duration and the paths of the artifacts; the last stage has printed its table itself."""
-    return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+def _seeds_results(artifacts: dict[str, Path]) -> list[str]:
+    from mappo.reporting.tables import comparison_table  # imports torch
+    from mappo.stages.compare import read_comparison
+
+    return [*comparison_table(read_comparison(artifacts["comparison_report"])), ""]
+
+
+def _no_results(_: dict[str, Path]) -> list[str]:
+    """Return no line: the last stage of tuning has just printed its table."""
+    return []
+
+
+def _copied_pages(artifacts: dict[str, Path], arguments: argparse.Namespace) -> list[Path]:
+    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return the files."""
+    pages = []
+    for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
+        if name in artifacts:
+            page = run_directory(arguments) / file
+            shutil.copyfile(artifacts[name], page)
+            pages.append(page)
+    return pages
+
+
+def _page_line(page: Path) -> str:
+    return f"{'page':<20} {page.absolute().as_uri()}"
 
 
 def _seed_paths(artifacts: dict[str, Path], run: str, seeds: Sequence[str]) -> list[str]:
@@ -204,8 +225,17 @@ def _seed_paths(artifacts: dict[str, Path], run: str, seeds: Sequence[str]) -> l
         lines += ["", f"{f'run of seed {seed}':<20} {run}-{seed}"]
         folder = artifacts["comparison_report"].parents[1] / f"for-loop-1-iteration-{index}"
         lines += _paths({name: folder / path for name, path in _OF_SEEDS.items()})
+        if (page := Path(f"{run}-{seed}", "report.html")).exists():  # not if the run is in a bucket
+            lines.append(_page_line(page))
     return lines
 
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:
-    return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
+    """Return a line for each artifact that is no page, with its path from here."""
+    paths = {name: path for name, path in artifacts.items() if path.exists() and not name.endswith("_page")}
+    return [f"{name.replace('_', ' '):<20} {_from_here(path)}" for name, path in paths.items()]
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

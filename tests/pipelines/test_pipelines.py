@@ -79,6 +79,10 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
     assert f"trained   {Estimate(**trained)}" in output
+    assert (run / "evaluation.json").exists()  # the evaluation is kept with the run
+    page = run / "report.html"
+    assert page.as_uri() in output
+    assert page.read_bytes().startswith(b"<!doctype html>")
     for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in output
     shown, config = sample_in_readme()
@@ -332,12 +336,12 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
         evaluation["trained"]["mean"]["value"] for evaluation in evaluations
     ]
     assert {evaluation["training_config"]["seed"] for evaluation in evaluations} == {3, 5}
-    assert "[compare] trained" in output
-    assert str(path) in output
-    for index, seed in enumerate((3, 5)):
-        assert re.search(rf"^run of seed {seed} +{run}-{seed}$", output, re.M)
-        (page,) = run.glob(f"mappo-seeds-*/for-loop-1-iteration-{index}/evaluate/page")
-        assert re.search(rf"^run page +{page}$", output, re.M)
+    end = output.rpartition("[compare]")[2]
+    assert f"trained {configuration['mean']['value']:.3g}" in " ".join(end.split())
+    assert str(path) in end
+    for seed in (3, 5):
+        assert re.search(rf"^run of seed {seed} +{run}-{seed}$", end, re.M)
+        assert re.search(rf"^page +{(tmp_path / f'run-{seed}' / 'report.html').as_uri()}$", end, re.M)
 
 
 @pytest.mark.long

@@ -70,7 +70,13 @@ def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for
         assert json.loads(to_json(chosen))["learner"][path.removeprefix("learner.")] == value
     assert read_json(directory / "decision.json")["action"] == "not asked"
     shown = capsys.readouterr().out
-    assert "study.html, best.json, comparison.json, decision.json" in shown
+    assert "best.json, comparison.json, decision.json" in shown
+    assert shown.splitlines()[-1] == f"[report] page: {(directory / 'study.html').absolute().as_uri()}"
+    names = ["default"] if best.number == 0 else ["default", "best"]
+    lines = [line.removeprefix("[compare] ") for line in shown.splitlines() if line.startswith("[compare] ")]
+    assert [line.split()[0] for line in lines if "training seeds  " in line] == names
+    assert main(["study", "show", "first"]) == 0
+    assert {*lines} <= {*capsys.readouterr().out.splitlines()}
     assert "no location for champions was given" in shown
 
     before = {path.name: (directory / path.name).stat().st_mtime for path in directory.iterdir() if path.is_dir()}
@@ -175,7 +181,7 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--study=A b"], "run 'A b'"),
+        (["--study=A b"], "study 'A b'"),
         (["--study=s", "--trials=0"], "budget.num_trials = 0: input should be greater than or equal to 1"),
         (["--study=s", "--space={"], "not JSON"),
         (["--study=s", "--space=nowhere.json"], "neither a JSON object nor a file"),

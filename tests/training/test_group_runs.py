@@ -108,7 +108,7 @@ def test_evaluation_report_page_and_metrics_have_returns_by_group(payday):
     page = build([of_checkpoint("run", checkpoint, checkpoint.history, report, asdict(rollouts))])
     for text in (
         "Return by group",
-        "mean return of prey in evaluation",
+        "mean return of prey by the random policy",
         "-3e+03 [-3e+03, -3e+03]",
         "prey: trained",
     ):
