@@ -1,4 +1,7 @@
-"""The lines and tables that stages and look-ups print. It imports no torch."""
+"""The lines and tables that stages and look-ups print. It imports no torch.
+
+This file is long because it holds every table that a terminal shows; each of them is short.
+"""
 
 from __future__ import annotations
 
