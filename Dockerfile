@@ -23,8 +23,8 @@ ENV PIP_CONSTRAINT=/build/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO
 WORKDIR /build
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-        > requirements.txt \
+    python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+                print(*project["dependencies"], *project["optional-dependencies"]["onnx"], sep="\n")' > requirements.txt \
     && python3 -m venv /opt/mappo \
     && /opt/mappo/bin/pip install --no-deps --index-url "$TORCH_INDEX" torch \
     && /opt/mappo/bin/pip install -r requirements.txt \
