@@ -80,7 +80,8 @@ class Parity:
 
     measure: the measure of a difference. `action`: the difference of a component, divided by half of the
     component's range if that is more than 1. `log-probability`, of discrete actions: that of the choice, so two
-    choices that are equally likely do not differ. largest_difference: over all frames; at most `tolerance`.
+    choices that are equally likely do not differ. largest_difference: over all frames. tolerance: the largest
+    difference that is allowed: 1e-6, or ten times the rounding of PyTorch itself if that is more.
     """
 
     frames: Annotated[int, Field(ge=1)]
