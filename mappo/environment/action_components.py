@@ -3,6 +3,7 @@
 from typing import Any
 
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 from torchrl.envs import EnvBase
 from vmas.simulator.dynamics.diff_drive import DiffDrive
 from vmas.simulator.dynamics.drone import Drone
@@ -62,7 +63,7 @@ def action_components(environment: EnvBase) -> dict[str, list[ActionComponent]]:
 
 def _physical(simulator: Any, agent: Any) -> list[ActionComponent]:
     components = []
-    ranges, multipliers = agent.action.u_range_tensor.tolist(), agent.action.u_multiplier_tensor.tolist()
+    ranges, multipliers = _numbers(agent.action.u_range_tensor), _numbers(agent.action.u_multiplier_tensor)
     for index, (limit, multiplier) in enumerate(zip(ranges, multipliers, strict=True)):
         name, unit = _meaning(simulator.scenario, agent, index)
         choices = [] if simulator.continuous_actions else _choices(agent.discrete_action_nvec[index], limit)
@@ -85,6 +86,11 @@ def _meaning(scenario: BaseScenario, agent: Any, index: int) -> tuple[str, str]:
     known = _MEANINGS.get(type(agent.dynamics), ())
     has_own_code = type(scenario).process_action is not BaseScenario.process_action  # it may change every action
     return (f"component {index}", "") if has_own_code or index >= len(known) else known[index]
+
+
+def _numbers(tensor: Tensor) -> list[float]:
+    """Return the numbers of a float32 tensor as people write them: 0.7, and not 0.699999988079071."""
+    return [float(str(value)) for value in tensor.cpu().numpy()]
 
 
 def _choices(count: int, limit: float) -> list[float]:

@@ -33,7 +33,7 @@ class TwoUnlike(Endless):
                 Agent(
                     name=f"robot_{index}",
                     u_range=limits,
-                    u_multiplier=[1.0, 3.0],
+                    u_multiplier=[1.0, 0.7],
                     discrete_action_nvec=[*self.NUM_CHOICES],
                     silent=False,
                 )
@@ -106,7 +106,7 @@ def test_one_discrete_action_counts_through_the_choices_of_the_last_component_fi
         number = (choices[0] * counts[1] + choices[1]) * counts[2] + choices[2]
         acted = act(environment, number)[0]
         force, other_force, word = (part.choices[choice] for part, choice in zip(components, choices, strict=True))
-        assert acted["u"] == pytest.approx([force, 3 * other_force])
+        assert acted["u"] == pytest.approx([force, 0.7 * other_force])
         assert acted["message"].index(1.0) == word
 
 
@@ -122,7 +122,7 @@ def test_continuous_components_have_the_bounds_of_each_agent_and_component():
         "unit": "mass * length / s^2",
         "low": -2.0,
         "high": 2.0,
-        "multiplier": 3.0,
+        "multiplier": 0.7,
         "choices": [],
     }
     assert [part.name for part in components["robot_1"][2:]] == [
