@@ -64,7 +64,9 @@ def test_rollback_is_refused_when_there_is_no_earlier_champion(champions, checkp
         champions.roll_back()
 
 
-@pytest.mark.parametrize("store", ["directory", "moto_endpoint", "rgw_endpoint"])
+@pytest.mark.parametrize(
+    "store", ["directory", "moto_endpoint", pytest.param("rgw_endpoint", marks=pytest.mark.long)]
+)
 def test_only_one_of_many_simultaneous_decisions_succeeds(request, monkeypatch, tmp_path, checkpoint, store):
     from tests.support.services import use_s3
 
