@@ -1,9 +1,12 @@
 # The image of every stage: Python, this package with its locked dependencies, Kubeflow's executor, and the C++ compiler that
-# training uses. It has no pip and no Kubeflow client. /opt/mappo/sbom holds its bills of materials. `make image` builds it.
+# training uses. It has no pip and, without EXTRAS, no Kubeflow client. /opt/mappo/sbom holds its bills of materials.
+# `make image` builds it.
 #
 #   BASE_IMAGE   Debian with Python 3.11 or newer as python3, and its venv module; g++ and Python's headers are
 #                installed if it lacks them
 #   TORCH_INDEX  the index for torch: that of its CPU wheels, or https://pypi.org/simple, whose Linux wheel is the CUDA build
+#   EXTRAS       extras of this package, separated by commas; kubeflow adds Kubeflow's client, for `python -m pipelines`;
+#                mlflow adds MLflow's client, with which stages log to an MLflow server
 #   secret pip   a pip.conf, for an index of your own
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 
@@ -19,12 +22,15 @@ RUN if ! command -v g++ || ! test -e "$(python3 -c 'import sysconfig; print(sysc
 
 FROM base AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRAS=
 ENV PIP_CONSTRAINT=/build/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-                print(*project["dependencies"], *project["optional-dependencies"]["onnx"], sep="\n")' > requirements.txt \
+    EXTRAS="$EXTRAS" python3 -c 'import os, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+extras = [project["optional-dependencies"][extra] for extra in os.environ["EXTRAS"].split(",") if extra]; \
+print(*sum(extras, project["dependencies"]), sep="\n")' \
+        > requirements.txt \
     && python3 -m venv /opt/mappo \
     && /opt/mappo/bin/pip install --no-deps --index-url "$TORCH_INDEX" torch \
     && /opt/mappo/bin/pip install -r requirements.txt \

@@ -13,12 +13,14 @@ ARGS ?=
 IMAGE ?= mappo:$(shell sed -nE 's/^__version__ = "(.*)"/\1/p' mappo/__init__.py)-$(VARIANT)
 VARIANT ?= cpu
 BASE_IMAGE ?=
+EXTRAS ?=
 BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 PIP_CONF ?=
 
 IMAGE_OPTIONS = $(if $(filter cuda,$(VARIANT)),--build-arg TORCH_INDEX=https://pypi.org/simple) \
     $(if $(TORCH_INDEX),--build-arg TORCH_INDEX="$(TORCH_INDEX)") \
     $(if $(BASE_IMAGE),--build-arg BASE_IMAGE="$(BASE_IMAGE)") \
+    $(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") \
     $(if $(PIP_CONF),--secret id=pip$(,)src="$(PIP_CONF)") \
     --build-arg VERSION="$(shell git describe --tags --always --dirty)" \
     --build-arg REVISION="$(shell git rev-parse HEAD)" \
@@ -47,7 +49,7 @@ test-long: $(INSTALLED) ## run the tests that take minutes each, such as learnin
 bench: $(INSTALLED) .venv-benchmarl/.installed ## measure the speed, compared with BenchMARL and TorchRL, under 15 minutes (ARGS=--full)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-image: ## build the container image with docker, podman or buildah (VARIANT=cuda IMAGE=registry/mappo:1 PIP_CONF=pip.conf)
+image: ## build the container image with docker, podman or buildah (VARIANT=cuda IMAGE=registry/mappo:1 EXTRAS=mlflow PIP_CONF=pip.conf)
 	@test -n "$(BUILDER)" || { echo "No docker, podman or buildah: sudo apt install buildah"; exit 1; }
 	@case "$(VARIANT)" in cpu|cuda) ;; *) echo "VARIANT=$(VARIANT): must be cpu or cuda"; exit 1;; esac
 	$(BUILDER) build --tag "$(IMAGE)" $(IMAGE_OPTIONS) .
@@ -72,7 +74,7 @@ lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip install -q --upgrade pip setuptools wheel
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,onnx,image,dev]"
+	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,mlflow,onnx,image,dev]"
 	@$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
 	@rm -rf $(VENV)-lock
 
@@ -98,5 +100,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP) install -q -c constraints.txt pip setuptools wheel
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install -q -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(PIP) install -q --no-build-isolation -c constraints.txt -e ".[kubeflow,tensorboard,onnx,dev]"
+	    $(PIP) install -q --no-build-isolation -c constraints.txt -e ".[kubeflow,tensorboard,mlflow,onnx,dev]"
 	@touch $@

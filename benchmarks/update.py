@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
+from mappo.compute.computation import Way as Update
 from mappo.compute.resources import resolve_device
-from mappo.compute.traced_function import Way as Update
 from mappo.config import ExperimentConfig, override
 from mappo.environment.environment import make_environment
 from mappo.environment.keys import OBSERVATION

@@ -22,7 +22,8 @@ def evaluate(
 
     Args:
         config: The experiment's configuration as JSON, as `mappo show-config` prints it.
-        checkpoint: The best checkpoint of the training stage, with its history.
+        checkpoint: The best checkpoint of the training stage, with its history. Its metadata name the run's
+            location, where the evaluation is kept.
         report: The EvaluationReport as JSON: every episode's return, means with intervals.
         metrics: The mean return of each policy with its interval.
         page: The page of the run: curves, evaluation, and recorded episodes.
@@ -36,14 +37,20 @@ def evaluate(
 
     from components.placeholders import fill
     from mappo.stages.evaluate import PageInputs, evaluate
-    from mappo.stages.train import HISTORY
+    from mappo.stages.train import HISTORY, MLFLOW_LABEL
 
     values = (config, Path(checkpoint.path), Path(report.path))
-    inputs = PageInputs(
-        Path(page.path), Path(checkpoint.path, HISTORY), str(checkpoint.metadata.get("attempts", ""))
+    labels = [str(checkpoint.metadata.get(label, "")) for label in ("attempts", MLFLOW_LABEL)]
+    inputs = PageInputs(Path(page.path), Path(checkpoint.path, HISTORY), *labels)
+    outcome = evaluate(
+        *values,
+        page=inputs,
+        keep_at=str(checkpoint.metadata.get("location", "")),
+        name=fill(run, scheduled_at),
+        seed=seed,
+        compiled_by=compiled_by,
+        gpu_count=gpu_count,
     )
-    name = fill(run, scheduled_at)
-    outcome = evaluate(*values, page=inputs, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count)
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():

@@ -14,7 +14,7 @@ from kfp.dsl.executor_main import executor_main
 from mappo.compute.standard_streams import dropped_output
 from mappo.errors import StageFailed
 from mappo.runs.supervisor import FINAL_STATUS, REASON_VARIABLE
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 
 
 def main() -> int:

@@ -47,5 +47,6 @@ def train(
     for artifact in (best, checkpoints, history):
         artifact.metadata.update(outcome.metadata)
     checkpoints.metadata.update(config=config, location=location)
+    best.metadata.update(location=location)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)

@@ -18,7 +18,16 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from k8s.dashboards.fleet import fleet
 from k8s.dashboards.training_run import training_run
 from k8s.dashboards.tuning_study import tuning_study
-from mappo.monitoring.metrics import EVALUATION, OUTCOME, PROBLEMS, STUDY, TRAINING, VALIDATION, Metric
+from mappo.monitoring.metrics import (
+    EVALUATION,
+    OUTCOME,
+    PIPELINES,
+    PROBLEMS,
+    STUDY,
+    TRAINING,
+    VALIDATION,
+    Metric,
+)
 
 ROOT = Path(__file__).parent.parent
 COMPONENTS = ROOT / "k8s" / "components"
@@ -39,6 +48,7 @@ _TABLES = {
     "Evaluation": EVALUATION,
     "Studies": STUDY,
     "All stages": (*PROBLEMS, *OUTCOME),
+    "Pipeline runs": PIPELINES,
 }
 
 

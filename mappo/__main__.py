@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 
 import mappo
-from mappo.cli import champion, checkpoints, configuration, stages, study
-from mappo.cli.arguments import apply_monitor_arguments, dashed
-from mappo.compute.standard_streams import run_command
-from mappo.errors import ConfigError
+from mappo.cli import champion, checkpoints, completion, configuration, overview_commands, stages, study
+from mappo.cli.arguments import apply_monitor_arguments, dashed, search_current_directory
+from mappo.cli.parser import Parser
+from mappo.compute.standard_streams import OutputFailed, run_command
+from mappo.errors import MappoError, reason_of
 
 _EXAMPLES = """examples:
   mappo train                                          train the navigation recipe; write the run into runs/
@@ -20,14 +21,16 @@ _EXAMPLES = """examples:
   mappo train --run first --store s3://bucket/runs     name the run; after a kill, the same command resumes it
   mappo evaluate runs/20260101-120000                  evaluate a run's best checkpoint on held-out seeds
   mappo train --extend runs/20260101-120000 --collection.total-frames 200000
+  mappo runs --sort evaluation                         list the runs in runs/, the best first; --page writes a page
   mappo checkpoints list runs/20260101-120000          list the checkpoints of a run
   mappo tune --study first --trials 20                 tune clip_epsilon, gae_lambda and epochs with Optuna
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
+  mappo train --mlflow http://localhost:5000           log curves and configuration to an MLflow server
   mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
 
-exit status: 0 success, 1 the stage failed or a result cannot be printed, 2 the command line or the configuration
-is wrong, 130 interrupted (Ctrl-C), 141 the reader of the output has left, 143 evicted (SIGTERM); the same command
-with the same --run resumes an interrupted run
+exit status: 0 success; 1 a stage failed, or a result cannot be written; 2 the command line or the configuration is
+wrong, or names what does not exist; 130 interrupted (Ctrl-C); 141 the reader of the output has left; 143 evicted
+(SIGTERM). The same command with the same --run resumes an interrupted run.
 """
 
 
@@ -37,34 +40,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if "" not in sys.path:
-        # Search the current directory for modules, as with python -m, so that a user can name a scenario in it.
-        sys.path.insert(0, "")
+    search_current_directory()
     arguments = _parser().parse_args(dashed(argv))
-    apply_monitor_arguments(arguments)
     try:
+        apply_monitor_arguments(arguments)
         return int(arguments.execute(arguments))
-    except ConfigError as error:
-        print(f"mappo {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+    except OutputFailed:
+        raise
+    except (MappoError, OSError) as error:
+        print(f"mappo {arguments.command}: error: {reason_of(error)}", file=sys.stderr)
+        return error.exit_status if isinstance(error, MappoError) else 1
     except KeyboardInterrupt:
-        hint = f"; to resume, give the same command with --run {arguments.run}" if "run" in arguments else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
+        print(f"\ninterrupted{_resumption(arguments)}", file=sys.stderr)
         return 130
 
 
+def _resumption(arguments: argparse.Namespace) -> str:
+    """Return how an interrupted command goes on, if it can."""
+    if "run" in arguments:
+        return f"; to resume, give the same command with --run {arguments.run}"
+    return "; the same command continues the study" if arguments.command == "tune" else ""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mappo",
         description=mappo.__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (stages, study, champion, checkpoints, configuration):
+    for group in (stages, overview_commands, study, champion, checkpoints, configuration):
         group.add(commands)
+    completion.add(commands, parser, "mappo")
     return parser
 
 

@@ -237,6 +237,11 @@ class CollectionConfig:
         """The number of iterations of a whole run: total_frames in batches, rounded up."""
         return -(-self.total_frames // self.frames_per_batch)
 
+    @property
+    def final_frames(self) -> int:
+        """The number of frames at the end of a whole run: total_frames, rounded up to whole batches."""
+        return self.num_iterations * self.frames_per_batch
+
 
 Seeds = Annotated[
     tuple[Seed, ...],
@@ -261,6 +266,14 @@ class SelectionConfig:
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=1_000_000, description="number of episodes for each seed, simulated in parallel")
     ] = 64
+    simulation: Annotated[
+        Literal["auto", "plain"],
+        Field(
+            description="simulation of the evaluations during training: VMAS itself (plain), which measures what "
+            "info() returns; auto takes the compiled step of VMAS, which measures nothing, in long runs, on GPUs "
+            "and in studies"
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -343,22 +356,20 @@ def from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 def override(config: ExperimentConfig, *changes: Mapping[str, Any]) -> ExperimentConfig:
     """Return the configuration with some fields changed; a later object of changes overrides an earlier one.
 
-    Changes are nested like the configuration's JSON; only the result of all changes is checked. `scenario_kwargs`
-    is one field and is replaced as a whole. These arguments belong to their scenario: changing
-    `environment.scenario` alone empties `scenario_kwargs`.
+    Changes are nested like the configuration's JSON; only the result of all changes is checked. An argument in
+    `scenario_kwargs` changes this argument alone; null removes an argument that the configuration has. But the
+    arguments belong to their scenario: a change of `environment.scenario` drops all that the previous one had.
 
     Raises:
         ConfigError: a key or a value of the result is not allowed; the message names every problem.
     """
     values = to_dict(config)
     for change in changes:
-        previous_scenario = values["environment"]["scenario"]
+        previous = values["environment"]
         values = merged(values, change)
-        environment = values["environment"]
-        if not isinstance(environment, dict):
+        if not isinstance(values["environment"], dict):
             break  # from_dict below raises the error: the environment is not an object
-        if environment["scenario"] != previous_scenario and "scenario_kwargs" not in change["environment"]:
-            environment["scenario_kwargs"] = {}
+        values["environment"]["scenario_kwargs"] = _scenario_arguments(previous, change.get("environment", {}))
     return from_dict(values)
 
 
@@ -373,9 +384,20 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+def _scenario_arguments(environment: Mapping[str, Any], change: Mapping[str, Any]) -> Any:
+    """Return the arguments of the scenario after a change of the environment; `from_dict` checks them."""
+    current, changed = environment["scenario_kwargs"], change.get("scenario_kwargs", {})
+    if change.get("scenario", environment["scenario"]) != environment["scenario"]:
+        return changed
+    if not isinstance(current, Mapping) or not isinstance(changed, Mapping):
+        return changed if "scenario_kwargs" in change else current
+    removed = {name for name, value in changed.items() if value is None and name in current}
+    return {name: value for name, value in {**current, **changed}.items() if name not in removed}
+
+
 def differences(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, str]:
     """Return the fields that differ, by dotted name; their text is `old value -> new value` in JSON."""
-    old_values, new_values = _fields(to_dict(old)), _fields(to_dict(new))
+    old_values, new_values = fields_of(old), fields_of(new)
     return {
         name: f"{json.dumps(old_values[name])} -> {json.dumps(new_values[name])}"
         for name in old_values
@@ -403,8 +425,9 @@ def require_run_name(name: str, kind: str = "run") -> str:
     return name
 
 
-def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields by dotted name; a list or `scenario_kwargs` is one value."""
+def fields_of(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the fields as JSON values by dotted name; a list or `scenario_kwargs` is one value."""
+    values = to_dict(config)
     sections = {name: section for name, section in values.items() if isinstance(section, dict)}
     inner = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     return inner | {name: value for name, value in values.items() if name not in sections}

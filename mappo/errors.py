@@ -11,17 +11,26 @@ from pathlib import Path
 
 
 class MappoError(Exception):
-    """The base of all errors of this package. `may_pass`: another attempt may not meet the error again."""
+    """The base of all errors of this package.
+
+    `may_pass`: another attempt may not meet the error again. `exit_status`: that of a command which fails by it,
+    1, or 2 if the command or the configuration is wrong.
+    """
 
     may_pass = False
+    exit_status = 1
 
 
 class ConfigError(MappoError, ValueError):
     """A configuration cannot be used; the message names the field, its value and the bound."""
 
+    exit_status = 2
+
 
 class StudyUnreadable(ConfigError):
     """The database holds something about a study that mappo did not write; the message names it."""
+
+    exit_status = 1
 
 
 class CompilationFailed(ConfigError):
@@ -86,6 +95,12 @@ class CheckpointError(MappoError, ValueError):
     """A checkpoint cannot be read, or does not fit these networks; the message says why."""
 
 
+class NoCheckpoint(CheckpointError):
+    """A run does not exist, or has no such checkpoint; the message says what there is."""
+
+    exit_status = 2
+
+
 class SimulationStateError(MappoError, ValueError):
     """A state cannot be captured, or does not fit the simulation that it is restored into."""
 
@@ -98,6 +113,12 @@ class StoreError(MappoError):
     """A store refused a request; the message names the location and the cause. `outcome`: a metric label."""
 
     outcome = "refused"
+
+
+class NotALocation(StoreError):
+    """A text does not name a directory or a prefix in a bucket; the message has the form of both."""
+
+    exit_status = 2
 
 
 class StoreUnavailable(StoreError):
@@ -166,11 +187,21 @@ class Preempted(SystemExit):
 
 
 class StageFailed(MappoError):
-    """A stage ended without a result and has printed why. `is_final`: another attempt would fail alike."""
+    """A stage ended without a result and has printed why. `is_final`: another attempt would fail alike.
 
-    def __init__(self, message: str, *, is_final: bool = False):
+    `exit_status` is that of the error by which the stage failed.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False, exit_status: int = 1):
         super().__init__(message)
-        self.is_final = is_final
+        self.is_final, self.exit_status = is_final, exit_status
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error for people: of a file, its name and what is wrong, without a number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def one_line(error: object, limit: int = 500) -> str:

@@ -5,6 +5,9 @@ are mean returns of the evaluation stage, with 95 % intervals over its episodes.
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
 
 from mappo.config import (
     CollectionConfig,
@@ -13,6 +16,7 @@ from mappo.config import (
     LearnerConfig,
     NetworksConfig,
     SelectionConfig,
+    fields_of,
 )
 from mappo.errors import ConfigError
 
@@ -163,8 +167,27 @@ def recipe(name: str) -> ExperimentConfig:
     """Return the configuration of the recipe with this name.
 
     Raises:
-        ConfigError: no recipe has this name; the message lists the recipes.
+        ConfigError: no recipe has this name; the message names the closest, or all.
     """
     if name not in RECIPES:
-        raise ConfigError(f"recipe = {name!r}: unknown; give one of {', '.join(RECIPES)}")
+        close = get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(RECIPES)}"
+        raise ConfigError(f"recipe = {name!r}: unknown; {hint}")
     return RECIPES[name]()
+
+
+def nearest_recipe(config: ExperimentConfig) -> tuple[str, dict[str, Any]]:
+    """Return the recipe from which the fewest fields differ, and these fields with the configuration's values."""
+    values = fields_of(config)
+    changes = {
+        name: {field: value for field, value in values.items() if value != fields[field]}
+        for name, fields in fields_of_recipes().items()
+    }
+    nearest = min(changes, key=lambda name: len(changes[name]))  # of equals the first
+    return nearest, changes[nearest]
+
+
+@cache
+def fields_of_recipes() -> dict[str, dict[str, Any]]:
+    """Return the fields of each recipe, by the names of the recipe and of the field."""
+    return {name: fields_of(make()) for name, make in RECIPES.items()}

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -80,20 +80,20 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def parse_json_object(text: str) -> dict[str, Any]:
-    """Parse a JSON object, as strictly as `parse_json`.
+def parse_json_object(text: str, source: str = "the configuration") -> dict[str, Any]:
+    """Parse a JSON object, as strictly as `parse_json`. Errors name its `source`, such as a file or a flag.
 
     Raises:
         ConfigError: the text is not such an object; the message says where the text stops being JSON.
     """
     try:
         values = parse_json(text)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except ValueError as error:
-        raise ConfigError(f"the configuration is not JSON: {error}") from None
+        raise ConfigError(f"{source} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"the configuration must be a JSON object, not {type(values).__name__}")
+        raise ConfigError(f"{source} must be a JSON object, not {type(values).__name__}")
     return values
 
 
@@ -141,5 +141,13 @@ def _shortened(text: str) -> str:
 
 def _known_keys(kind: Any, path: list[str]) -> list[str]:
     for part in path:
-        kind = next(field.type for field in dataclasses.fields(kind) if field.name == part)
-    return [field.name for field in dataclasses.fields(kind)]
+        kind = _without_annotation(kind)
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = next(field.type for field in dataclasses.fields(kind) if field.name == part)
+    return [field.name for field in dataclasses.fields(_without_annotation(kind))]
+
+
+def _without_annotation(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind

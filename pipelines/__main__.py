@@ -4,10 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from mappo.cli.arguments import dashed
+import mappo
+from mappo.cli import completion
+from mappo.cli.arguments import dashed, search_current_directory
+from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
-from mappo.errors import ConfigError, MappoError
+from mappo.errors import MappoError, reason_of
 
 _EXAMPLES = """examples:
   python -m pipelines run                                   run the navigation recipe here, into runs/
@@ -22,10 +26,15 @@ _EXAMPLES = """examples:
   python -m pipelines schedule create nightly --cron "30 2 * * *" --site site.yaml
   python -m pipelines artifacts fetch latest
 
-exit status: 0 success, 1 a stage or a run failed, 2 the command or the configuration is wrong,
-3 Kubeflow or the store refused the request or did not answer, 130 interrupted
+`mappo-pipelines` is the same command.
+
+exit status: 0 success; 1 a stage or a run failed or was cancelled, a check of doctor failed, compile --check found
+an old file, or the output cannot be written; 2 the command line or the configuration is wrong, or names what does
+not exist; 3 Kubeflow or the store refused the request or did not answer; 130 interrupted (Ctrl-C); 141 the reader
+of the output has left; 143 ended by SIGTERM
 """
-_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "doctor")
+_SCRIPT = "mappo-pipelines"  # the console command
+_COMMANDS = ("local", "compile", "submit", "runs", "artifacts", "schedule", "export_metrics", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    search_current_directory()
     try:
         arguments = _parser().parse_args(dashed(argv))
     except ModuleNotFoundError as error:
@@ -46,12 +56,9 @@ def _run(argv: Sequence[str]) -> int:
         return int(arguments.execute(arguments))
     except OutputFailed:
         raise
-    except (ConfigError, OSError) as error:
-        print(f"pipelines {command}: error: {error}", file=sys.stderr)
-        return 2
-    except MappoError as error:
-        print(f"pipelines {command}: error: {error}", file=sys.stderr)
-        return 3
+    except (MappoError, OSError) as error:
+        print(f"pipelines {command}: error: {reason_of(error)}", file=sys.stderr)
+        return 2 if not isinstance(error, MappoError) or error.exit_status == 2 else 3
     except KeyboardInterrupt:
         is_run = arguments.command in ("run", "observe")
         hint = f"; to resume, give the same command with --run {arguments.run}" if is_run else ""
@@ -60,16 +67,17 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines",
+    parser = Parser(
+        prog=_SCRIPT if Path(sys.argv[0]).name == _SCRIPT else "python -m pipelines",
         description=__doc__,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in _COMMANDS:
         import_module(f"pipelines.commands.{name}").add(commands)
+    completion.add(commands, parser, _SCRIPT)
     return parser
 
 

@@ -1,6 +1,7 @@
 """Compile a configuration and a site to the YAML that Kubeflow runs; refuse a pipeline with a known defect."""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+import mappo
 from mappo.config import ExperimentConfig, override
 from mappo.errors import ConfigError
 from mappo.strict_json import parse_json
@@ -40,6 +42,11 @@ class Compiled:
     def name(self) -> str:
         """The name by which Kubeflow lists the pipeline."""
         return str(self.specification["pipelineInfo"]["name"])
+
+    @property
+    def version(self) -> str:
+        """The name of this version of the pipeline: the version of mappo, and a hash of the content."""
+        return f"{mappo.__version__}-{hashlib.sha256(self.text.encode()).hexdigest()[:12]}"
 
     @property
     def body(self) -> dict[str, Any]:
@@ -100,11 +107,11 @@ def read_compiled(path: Path) -> Compiled:
     return compiled
 
 
-def difference(path: Path, compiled: Compiled) -> list[str]:
-    """Return a unified diff from the file's text to the compiled pipeline; empty if they are equal."""
+def difference(path: Path, text: str) -> list[str]:
+    """Return a unified diff from a file to the text that was compiled now; empty if they are equal."""
     current = path.read_text() if path.exists() else ""
     lines = difflib.unified_diff(
-        current.splitlines(), compiled.text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""
+        current.splitlines(), text.splitlines(), f"{path}", f"{path}, compiled now", n=1, lineterm=""
     )
     return list(lines)
 

@@ -14,6 +14,7 @@ from mappo.monitoring.metrics import PORT
 from mappo.runs.s3_access import KUBEFLOW_SECRET
 from mappo.strict_json import to_dict
 from mappo.tuning.database_url import URL_VARIABLE
+from pipelines import exit_message
 from pipelines.site import Site, StagePod
 
 POD_LABEL = ("app.kubernetes.io/part-of", "mappo")  # the label of every stage's pod; selectors in k8s/ use it
@@ -29,7 +30,7 @@ S3_KEYS = (  # keys of the S3 secret, all optional; each becomes the environment
 LAUNCHER_CONFIG_MAP = "kfp-launcher"  # configures Kubeflow's artifact stores; its key providers holds endpoints
 _KUBEFLOW_KEYS = {"accesskey": "MAPPO_KUBEFLOW_ACCESS_KEY", "secretkey": "MAPPO_KUBEFLOW_SECRET_KEY"}
 _LAUNCHER_KEYS = {"providers": "MAPPO_KUBEFLOW_PROVIDERS"}
-STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose", "promote", "report")
+STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose", "promote", "report", "notify")
 GPU_STAGES = ("train", "evaluate", "tune", "promote")
 TRAINING_STAGES = ("train", "tune")
 DATABASE_STAGES = ("prepare", "tune", "choose", "promote", "report")
@@ -120,13 +121,18 @@ class Placement:
             kubernetes.use_secret_as_env(task, secret, {DATABASE_KEY: URL_VARIABLE}, optional=True)
 
 
-def with_placement(site: Site | None, *stages: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_placement(
+    site: Site | None, *stages: str, ends_as: str = ""
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds the placement parameters of these stages to a pipeline's function.
 
     The function must take a `Placement` as its first parameter. The decorated function has the function's other
     parameters, then the placement parameters, from which it makes that `Placement`. Without a site (on this
-    machine), the parameters exist and are not used.
+    machine), the parameters exist and are not used. `ends_as` is the name of a pipeline whose runs send a message
+    when they end, if the site has a webhook; it is empty for an inner pipeline.
     """
+    notifying_site = site if site and site.notify_secret and ends_as else None
+    stages = (*stages, exit_message.STAGE) if notifying_site else stages
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         function_parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -137,7 +143,13 @@ def with_placement(site: Site | None, *stages: str) -> Callable[[Callable[..., A
             names = [parameter.name for parameter in function_parameters] + list(definitions)
             arguments = dict(zip(names, values, strict=True))
             placement = Placement(site, {name: arguments.pop(name) for name in definitions})
-            return function(placement, **arguments)
+            if notifying_site is None:
+                return function(placement, **arguments)
+            task = exit_message.notify_task(notifying_site, ends_as, arguments, placement.scheduled_at)
+            placement.apply(task, exit_message.STAGE)
+            with exit_message.exit_handler(task):
+                function(placement, **arguments)
+            return None  # Kubeflow refuses outputs of tasks that have an exit handler
 
         placement_parameters = [
             inspect.Parameter(
@@ -148,7 +160,10 @@ def with_placement(site: Site | None, *stages: str) -> Callable[[Callable[..., A
         signature = inspect.signature(function)
         decorated.__name__ = function.__name__
         parameters = [*function_parameters, *placement_parameters]
-        decorated.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        returned = inspect.Signature.empty if notifying_site else signature.return_annotation
+        decorated.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=parameters, return_annotation=returned
+        )
         decorated.__doc__ = _documentation(function, definitions)
         return decorated
 

@@ -54,7 +54,7 @@ def make_seeds_pipeline(site: Site | None, parallelism: int) -> Callable[..., An
         name="mappo-seeds",
         description="Validate the environment, train and evaluate several seeds, compare them.",
     )
-    @with_placement(site, "validate", "train", "evaluate", "compare")
+    @with_placement(site, "validate", "train", "evaluate", "compare", ends_as="seeds")
     def seeds_pipeline(
         placement: Placement,
         config: str,

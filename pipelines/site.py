@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
@@ -28,19 +27,24 @@ from pipelines.kubernetes_types import (
     UserId,
     amount_of,
     require_image,
-    shortened,
 )
+from pipelines.strict_yaml import read_values
 
 _LONGEST_WAIT_SECONDS = 86_400
-_LARGEST_DEPTH, _LARGEST_NODES = 50, 10_000  # limits of a site's YAML, counted with aliases written out
-_LARGEST_CHARACTERS = 100_000  # of a site's file
-_SHOWN_LINES, _LONGEST_LINE = 20, 300  # of the messages about a site's file
 
 
 def _require_endpoint(url: str) -> str:
+    return _require_url("minio_endpoint", url, "http://seaweedfs.kubeflow:9000")
+
+
+def _require_ui(url: str) -> str:
+    return _require_url("kubeflow_url", url, "https://kubeflow.example.org/pipeline")
+
+
+def _require_url(name: str, url: str, example: str) -> str:
     """Return the URL if it is one; no message shows it, since it may hold a password."""
     if "@" in url:
-        raise ConfigError("minio_endpoint: must hold no user and no password; they belong into a secret")
+        raise ConfigError(f"{name}: must hold no user and no password; they belong into a secret")
     try:
         parts = urlsplit(url)
         is_plain = not (parts.query or parts.fragment or re.search(r"[^!-~]", url))
@@ -48,7 +52,7 @@ def _require_endpoint(url: str) -> str:
     except ValueError:
         is_usable = False
     if not is_usable:
-        raise ConfigError("minio_endpoint: must be a URL, such as http://seaweedfs.kubeflow:9000")
+        raise ConfigError(f"{name}: must be a URL, such as {example}")
     return url
 
 
@@ -125,6 +129,7 @@ class StagePods:
     choose: StagePod = field(default_factory=_small_pod)
     promote: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
     report: StagePod = field(default_factory=_small_pod)
+    notify: StagePod = field(default_factory=lambda: StagePod(cpu="1", memory="2Gi", timeout_seconds=600))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,6 +141,8 @@ class Site:
     s3_secret: Name = "mappo-s3"  # noqa: S105
     database_secret: Name = "mappo-database"  # noqa: S105
     minio_endpoint: Annotated[str, AfterValidator(_require_endpoint)] | None = None
+    notify_secret: Name | None = None
+    kubeflow_url: Annotated[str, AfterValidator(_require_ui)] | None = None
     compiled_code: Annotated[str, AfterValidator(_require_bucket)] | None = None
     pod_labels: Labels = field(default_factory=dict)
     pod_annotations: dict[AnnotationKey, str] = field(default_factory=dict)
@@ -163,75 +170,6 @@ def check_site(values: Mapping[str, Any]) -> Site:
     return checked(Site, merged(to_dict(Site()), values))
 
 
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses a key that appears twice or is no text, and numbers that cannot be written."""
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        try:
-            value = super().construct_object(node, deep)
-            if isinstance(value, int):
-                str(value)  # raises ValueError if the number has thousands of digits
-            return value
-        except (ConfigError, yaml.YAMLError):
-            raise
-        except (ValueError, LookupError, AttributeError, ArithmeticError):  # all of them raised by PyYAML
-            location = f"line {node.start_mark.line + 1}: {shortened(str(node.value))!r}"
-            reason = "reads like a number or a date and is none; write it in quotes"
-            raise ConfigError(f"{location}: {reason}") from None
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key, line = self.construct_object(key_node, deep=True), f"line {key_node.start_mark.line + 1}"
-            if not isinstance(key, str) or not key.isprintable():
-                raise ConfigError(f"{line}: a key must be text without control characters; write it in quotes")
-            if key in keys:
-                raise ConfigError(f"{line}: {shortened(key)}: given more than once")
-            keys.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _load(text: str) -> dict[str, Any]:
-    """Return the values in a site's YAML; measure them before any alias is written out."""
-    if len(text) > _LARGEST_CHARACTERS:
-        raise ConfigError(f"has more than {_LARGEST_CHARACTERS} characters")
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError("must hold keys and values")
-        _measure(node, {})
-        values: dict[str, Any] = loader.construct_document(node)
-        return values
-    finally:
-        loader.dispose()
-
-
-def _measure(node: yaml.Node, sizes: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
-    """Return the number of values in a node and their depth, with aliases written out, if neither is too large."""
-    if node not in sizes:
-        sizes[node] = 0, _LARGEST_DEPTH  # too deep, for an alias that holds itself
-        pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
-        children = [child for pair in pairs for child in pair if isinstance(child, yaml.Node)]
-        measured = [_measure(child, sizes) for child in children]
-        sizes[node] = 1 + sum(count for count, _ in measured), 1 + max((depth for _, depth in measured), default=0)
-    count, depth = sizes[node]
-    if depth > _LARGEST_DEPTH:
-        raise ConfigError(f"nested more than {_LARGEST_DEPTH} deep, or an alias holds itself")
-    if count > _LARGEST_NODES:
-        raise ConfigError(f"more than {_LARGEST_NODES} values, with aliases written out")
-    return count, depth
-
-
-def _problem_of(error: yaml.YAMLError) -> str:
-    """Return line and reason of an error; the error's own text also quotes the line, which may hold a password."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    line = f"line {mark.line + 1}: " if mark else ""
-    return f"{line}{problem or 'it holds a character that YAML does not allow'}"
-
-
 def read_site(path: Path) -> Site:
     """Read a site's file; settings that it omits keep their defaults.
 
@@ -240,18 +178,4 @@ def read_site(path: Path) -> Site:
             message names the file and the field.
         OSError: the file cannot be read.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return check_site(_load(file.read(_LARGEST_CHARACTERS + 1)))
-    except TypeError as error:  # a value that JSON lacks, such as a date
-        raise ConfigError(f"{path}: write it in quotes: {error}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {_problem_of(error)}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested more than {_LARGEST_DEPTH} deep") from None
-    except ConfigError as error:
-        lines = [f"{path}: {shortened(line, _LONGEST_LINE)}" for line in str(error).splitlines()]
-        more = [f"{path}: and {len(lines) - _SHOWN_LINES} more"] if len(lines) > _SHOWN_LINES else []
-        raise ConfigError("\n".join([*lines[:_SHOWN_LINES], *more])) from None
+    return read_values(path, check_site)

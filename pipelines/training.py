@@ -33,7 +33,7 @@ def make_training_pipeline(site: Site | None) -> Callable[..., Any]:
         name="mappo-training",
         description="Validate the environment, train policies, evaluate the best on held-out seeds.",
     )
-    @with_placement(site, "validate", "train", "evaluate")
+    @with_placement(site, "validate", "train", "evaluate", ends_as="training")
     def training(placement: Placement, config: str, store: str = "", run: str = "") -> Artifacts:
         """Train and evaluate one set of policies.
 

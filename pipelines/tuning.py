@@ -52,7 +52,7 @@ def make_tuning_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         name="mappo-tuning",
         description="Tune a configuration by a study of trials, retrain its best, promote and report it.",
     )
-    @with_placement(site, "prepare", "tune", "choose", "train", "evaluate", "promote", "report")
+    @with_placement(site, "prepare", "tune", "choose", "train", "evaluate", "promote", "report", ends_as="tuning")
     def tuning_pipeline(
         placement: Placement,
         config: str,

@@ -108,13 +108,42 @@ def test_only_the_result_of_all_changes_is_checked():
     assert changed.learner.minibatch_frames == 9_000
 
 
-def test_scenario_arguments_belong_to_the_last_scenario():
-    base = recipe("navigation")
-    wheel = {"environment": {"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}}
-    assert override(base, wheel, {"environment": {"scenario": "balance"}}).environment.scenario_kwargs == {}
-    other = {"environment": {"scenario_kwargs": {"line_length": 2}}}
-    assert override(base, wheel, other).environment.scenario_kwargs == {"line_length": 2}
-    assert override(base, {"environment": {"scenario_kwargs": {}}}).environment.scenario_kwargs == {}
+def arguments_after(*changes):
+    """Return the scenario's arguments after changes of the navigation recipe, which has three."""
+    return override(
+        recipe("navigation"), *({"environment": change} for change in changes)
+    ).environment.scenario_kwargs
+
+
+NAVIGATION = {"n_agents": 3, "shared_rew": False, "lidar_range": 0.35}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([{"scenario_kwargs": {"n_agents": 5}}], {**NAVIGATION, "n_agents": 5}),
+        ([{"scenario": "navigation", "scenario_kwargs": {"n_agents": 5}}], {**NAVIGATION, "n_agents": 5}),
+        ([{"scenario_kwargs": {"collisions": False}}], {**NAVIGATION, "collisions": False}),
+        ([{"scenario_kwargs": {"shared_rew": None}}], {"n_agents": 3, "lidar_range": 0.35}),
+        ([{"scenario_kwargs": {"max_speed": None}}], {**NAVIGATION, "max_speed": None}),
+        ([{"scenario_kwargs": {}}], NAVIGATION),
+        ([{"scenario": "wheel"}], {}),
+        ([{"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}], {"n_agents": 3}),
+        ([{"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}, {"scenario": "balance"}], {}),
+        (
+            [{"scenario": "wheel", "scenario_kwargs": {"n_agents": 3}}, {"scenario_kwargs": {"line_length": 2}}],
+            {"n_agents": 3, "line_length": 2},
+        ),
+        ([{"scenario": "wheel"}, {"scenario": "navigation"}], {}),
+    ],
+)
+def test_scenario_arguments_merge_while_the_scenario_stays_the_same(changes, expected):
+    assert arguments_after(*changes) == expected
+
+
+def test_argument_that_is_an_object_is_replaced_as_a_whole():
+    nested = {"scenario": "own:S", "scenario_kwargs": {"map": {"width": 2, "height": 3}}}
+    assert arguments_after(nested, {"scenario_kwargs": {"map": {"width": 9}}}) == {"map": {"width": 9}}
 
 
 @pytest.mark.parametrize("environment", [3, None, [], {"scenario": None}, {"scenario_kwargs": 3}])

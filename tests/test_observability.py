@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mappo.config import ExperimentConfig, override, to_json
 from mappo.environment.validation import Check, ValidationReport
 from mappo.evaluation.evaluation import evaluate
+from mappo.monitoring.metric_set import CONTENT_TYPE
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.server import MetricsServer, Page
 from mappo.monitoring.settings import MonitorSettings
@@ -26,6 +27,7 @@ from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.stages.validate import validate
 from mappo.training.history import Progress, TrainingStarted
+from tests.support.exported_runs import exported_runs
 from tests.support.prometheus import (
     DASHBOARDS,
     GRAFANA,
@@ -53,7 +55,12 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
     pods = tmp_path / "pods.json"
     pods.write_text(json.dumps(_pods(port)))
     dcgm = MetricsServer(0, {"/metrics": lambda: Page(200, "text/plain; version=0.0.4", _dcgm_page())})
-    with closing(dcgm) as gpus, pushgateway(tmp_path / "pushgateway") as gateway:
+    with (
+        closing(dcgm) as gpus,
+        pushgateway(tmp_path / "pushgateway") as gateway,
+        exported_runs() as (run_metrics, happen),
+        closing(MetricsServer(0, {"/metrics": lambda: Page(200, CONTENT_TYPE, run_metrics.text())})) as exporter,
+    ):
         jobs = [
             {
                 "job_name": "podMonitor/n/mappo-training/0",
@@ -66,6 +73,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 "static_configs": [_static(gateway.removeprefix("http://"), "n")],
             },
             {"job_name": "dcgm-exporter", "static_configs": [_static(f"127.0.0.1:{gpus.port}", "gpu-operator")]},
+            {"job_name": "exporter", "static_configs": [_static(f"127.0.0.1:{exporter.port}", "n")]},
         ]
         with prometheus(tmp_path / "prometheus", jobs) as url:
             eventually(lambda: get(f"{url}/api/v1/targets")["data"]["activeTargets"], 30, "no targets")
@@ -79,6 +87,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 monkeypatch.setenv(name, value)
             start = time.time()
             _run_all_stages(config, tmp_path / "run")
+            happen()
             seconds = int(time.time() - start) + 1
 
             targets = {(target["labels"]["job"], target["labels"].get("pod")) for target in _targets(url)}
@@ -86,6 +95,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 ("podMonitor/n/mappo-training/0", "train-abc"),
                 ("pushgateway", None),
                 ("dcgm-exporter", None),
+                ("exporter", None),
             }
             (info,) = query(url, f"last_over_time(mappo_run_info[{seconds}s])")
             assert (
@@ -232,7 +242,9 @@ def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) 
         train.saved(SaveResult("saved", 0.1, 1000))
         evaluation.evaluated(evaluate(config, checkpoint))
         validation.validated(ValidationReport("hash", [Check("name", "passed", "detail")]))
-    return "".join(monitor.text().decode() for monitor in (train, evaluation, validation, tune))
+    with exported_runs() as (run_metrics, happen):
+        happen()
+    return "".join(part.text().decode() for part in (train, evaluation, validation, tune, run_metrics))
 
 
 def _history(end: int, page: str) -> str:

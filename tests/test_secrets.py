@@ -13,12 +13,16 @@ import pytest
 import components.__main__
 import mappo.__main__
 import pipelines.__main__
+from mappo.config import from_dict
+from mappo.monitoring.tracking import tracked_run
 from mappo.runs import retries
 from pipelines.kubeflow.api import Api
+from tests import conftest
 from tests.cli.test_main import TINY
 from tests.support.kubeflow_server import KubeflowServer
 from tests.support.services import use_s3
 from tests.support.surroundings import set_surroundings
+from tests.support.webhook import receiver
 
 CANARY = "canary5f1d"
 SECRETS = {  # a name of the mistake: the secret
@@ -55,6 +59,14 @@ STORE = {  # variable: the forms of its value
     "MAPPO_KUBEFLOW_SECRET_KEY": [TEXT],
     "MAPPO_KUBEFLOW_PROVIDERS": PROVIDERS,
     "http_proxy": URLS,
+}
+REPORTING = {
+    "MLFLOW_TRACKING_URI": URLS,
+    "MLFLOW_TRACKING_USERNAME": [TEXT],
+    "MLFLOW_TRACKING_PASSWORD": [TEXT],
+    "MLFLOW_TRACKING_TOKEN": [TEXT],
+    "MAPPO_NOTIFY_URL": [*URLS, "http://127.0.0.1:9/{}"],
+    "MAPPO_NOTIFY_FORMAT": [TEXT],
 }
 KUBEFLOW = {
     "KF_PIPELINES_TOKEN": [TEXT],
@@ -162,6 +174,27 @@ def test_every_command_with_a_store_shows_no_secret(shown, monkeypatch, moto_end
 
 
 @FEW
+@pytest.mark.parametrize("variable", REPORTING)
+def test_mlflow_and_webhooks_show_no_secret(shown, monkeypatch, tmp_path, variable, number):
+    """Log a number to a server that echoes what it gets, and send it a message."""
+    monkeypatch.setattr("mappo.monitoring.tracking._END_SECONDS", 2.0)
+    monkeypatch.setattr("mappo.reporting.webhook._DEADLINE_SECONDS", 2.0)
+    with receiver() as server:
+        server.status = 400
+        for value in values(variable, REPORTING[variable], number):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "user")
+            monkeypatch.setenv("MAPPO_NOTIFY_URL", server.url)
+            monkeypatch.setenv(variable, value)
+            shown(mappo.__main__, "evaluate", "none", "--notify")
+            with tracked_run(from_dict(conftest.TINY), "a", "b") as tracked:
+                tracked.measured(0, {"a": 1.0})
+            shown(mappo.__main__, "recipes")  # requires that what was logged meanwhile holds no canary
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
+
+
+@FEW
 @pytest.mark.parametrize("form", DATABASE)
 def test_commands_of_studies_show_no_secret(shown, monkeypatch, form, number):
     mappo_main = partial(shown, mappo.__main__)
@@ -245,5 +278,7 @@ def kubeconfig(server: str, user: dict[str, str]) -> str:
 def test_every_variable_that_holds_a_secret_is_tried():
     """Compare with the variables that the documents name."""
     text = "".join(path.read_text() for path in Path(__file__).parents[1].joinpath("docs").glob("*.md"))
-    words = re.findall(r"\b(?:AWS|KF_PIPELINES|MAPPO)_\w*(?:KEY|KEY_ID|TOKEN|COOKIE|URL|DATABASE)\b", text)
-    assert set(words) <= {*STORE, *KUBEFLOW, "MAPPO_DATABASE"}
+    words = re.findall(
+        r"\b(?:AWS|KF_PIPELINES|MAPPO|MLFLOW)_\w*(?:KEY|KEY_ID|TOKEN|COOKIE|URL|URI|PASSWORD|DATABASE)\b", text
+    )
+    assert set(words) <= {*STORE, *KUBEFLOW, *REPORTING, "MAPPO_DATABASE"}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from k8s.dashboards.panels import Query, bars, build, graph, number, rows
-from k8s.dashboards.queries import RUN, S, last, newest
+from k8s.dashboards.queries import NAMESPACE, RUN, S, last, newest
 
 
 def fleet() -> Any:
@@ -12,7 +12,13 @@ def fleet() -> Any:
         "MAPPO fleet",
         "mappo-fleet",
         "All training runs: activity, throughput, failures and cost.",
-        {"Now": _now(), "Throughput": _throughput(), "Failures": _failures(), "Cost": _cost()},
+        {
+            "Now": _now(),
+            "Throughput": _throughput(),
+            "Failures": _failures(),
+            "Pipeline runs and schedules": _pipelines(),
+            "Cost": _cost(),
+        },
     )
 
 
@@ -130,6 +136,76 @@ def _failures() -> list[Any]:
             low=0,
         ),
     ]
+
+
+def _pipelines() -> list[Any]:
+    by_stage, by_reason = "by (namespace, stage)", "by (stage, reason)"
+    return [
+        number(
+            "Kubeflow answers",
+            "1 if the last poll of Kubeflow succeeded, else 0. At 0, the other panels of this row have gaps.",
+            "short",
+            Query(f"min(mappo_kubeflow_up{{{NAMESPACE}}})"),
+        ),
+        number(
+            "Late schedules",
+            "Schedules of which a run is due for more than five minutes and has not started.",
+            "short",
+            Query(f"count(mappo_schedule_late_seconds{{{NAMESPACE}}} > 300) or vector(0)"),
+            alarm_from=1,
+        ),
+        graph(
+            "Pipeline runs by state",
+            "Runs that have not ended, and runs created in the last 24 hours.",
+            "short",
+            Query(f"sum by (state) (mappo_pipeline_runs{{{NAMESPACE}}})", "{{state}}"),
+            stacked=True,
+            low=0,
+        ),
+        bars(
+            "Failed stages by reason",
+            "Stages of pipeline runs that failed within the time range, after all their attempts.",
+            "short",
+            Query(
+                f"sum {by_reason} (increase(mappo_pipeline_stage_failures_total{{{NAMESPACE}}}[$__range])) > 0 "
+                f"or sum(increase(mappo_pipeline_stage_failures_total{{{NAMESPACE}}}[$__range]))",
+                "{{stage}} {{reason}}",
+            ),
+        ),
+        graph(
+            "Waiting now",
+            "The longest time for which a stage has now waited for its pod to start.",
+            "s",
+            Query(f"max {by_stage} (mappo_pipeline_waiting_seconds{{{NAMESPACE}}})", "{{stage}}"),
+            low=0,
+        ),
+        bars(
+            "Queue time",
+            "Mean time within the time range from the creation of a stage's pod until a poll saw the stage run.",
+            "s",
+            Query(_mean("mappo_pipeline_queue_seconds"), "{{stage}}"),
+        ),
+        bars(
+            "Stage time",
+            "Mean time of the stages that succeeded within the time range, with the time in the queue.",
+            "s",
+            Query(_mean("mappo_pipeline_stage_seconds"), "{{stage}}"),
+        ),
+        graph(
+            "Lateness of schedules",
+            "Time since the first run of a schedule that is due and has not started.",
+            "s",
+            Query(f"max by (namespace, schedule) (mappo_schedule_late_seconds{{{NAMESPACE}}})", "{{schedule}}"),
+            width=24,
+            low=0,
+        ),
+    ]
+
+
+def _mean(histogram: str) -> str:
+    """Return an expression for the mean of a histogram's values within the time range, by stage."""
+    sums = [f"sum by (stage) (increase({histogram}_{part}{{{NAMESPACE}}}[$__range]))" for part in ("sum", "count")]
+    return f"{sums[0]} / ({sums[1]} > 0)"
 
 
 def _cost() -> list[Any]:

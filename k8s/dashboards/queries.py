@@ -4,6 +4,7 @@ from k8s.dashboards.panels import selector
 
 _VARIABLES = ("namespace", "study", "run")
 S = selector(_VARIABLES)
+NAMESPACE = selector(_VARIABLES[:1])  # for metrics of no run
 # Adds the labels of a run to the metrics of its process. `stage=""` excludes pushed series, which have no process.
 TRAINED_ON = f'group_left (run, study) mappo_run_info{{stage="", {S}}}'
 RUN = "by (namespace, study, run)"

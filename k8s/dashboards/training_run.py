@@ -103,6 +103,14 @@ def _learning() -> list[Any]:
             ),
             width=6,
         ),
+        graph(
+            "Measurements in evaluation",
+            "Mean over each evaluation during training of what info() measures, such as collisions. Compiled "
+            "evaluations measure nothing.",
+            "short",
+            Query(f"mappo_selection_measurement_mean{{{S}}}", "{{run}} {{measurement}}"),
+            width=24,
+        ),
         bars(
             "Measurements",
             "Mean over the held-out episodes of the evaluation stage of what info() measures; each is the "

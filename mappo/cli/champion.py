@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from mappo.cli.arguments import CHAMPIONS_HELP, Commands, add_command, count
-from mappo.cli.status import status
+from mappo.cli.arguments import CHAMPIONS_HELP, Commands, add_command, add_format_argument, count
+from mappo.cli.status import look_up, status
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, summary in (
         ("list", "list the tasks that have a champion"),
-        ("show", "print the decision in force, its numbers and the location of its policy, as JSON"),
+        ("show", "print the decision in force, its numbers and the location of its policy"),
         ("history", "list the decisions that changed the champion"),
         ("rollback", "put an earlier champion in force; the history keeps both"),
         ("export", "copy the policy, as a file that needs neither mappo nor VMAS, and its model card"),
@@ -28,6 +28,8 @@ def add(commands: Commands) -> None:
                 default="",
                 help="name of the task, as `list` prints it; optional if only one task has a champion",
             )
+        if name in ("list", "show", "history"):
+            add_format_argument(action)
         if name == "rollback":
             action.add_argument(
                 "--to",
@@ -66,4 +68,7 @@ def _champion(arguments: argparse.Namespace) -> int:
 
     names = ("location", "task", "to", "reason", "output", "format", "scenario")
     options = {name: value for name, value in vars(arguments).items() if name in names}
-    return status(lambda: CHAMPION_ACTIONS[arguments.action](**options))
+    action = CHAMPION_ACTIONS[arguments.action]
+    if arguments.action == "export":
+        return status(lambda: action(**options))
+    return look_up("champion", lambda: action(**options))

@@ -4,65 +4,79 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mappo.errors import ConfigError, KeyTaken
 from mappo.promotion.champions import CARD, CONTRACT, ONNX, POLICY, ChampionDecision, Champions, tasks
-from mappo.reporting.tables import champion_line
+from mappo.reporting.tables import champion_line, champion_summary
 from mappo.reporting.terminal import say
 from mappo.runs.directory_store import DirectoryStore
-from mappo.stages.runtime import readable_errors
+from mappo.runs.locations import require_location
+from mappo.stages.readable_errors import readable_errors
 
 _EXPORTS = {"pytorch": (POLICY,), "onnx": (ONNX, CONTRACT)}  # the files of each format
 
 
-def list_champions(location: str) -> None:
-    """Print a line for each task that has a champion.
+def list_champions(location: str, output: str) -> None:
+    """Print a line, or with `output` json an object, for each task that has a champion.
 
     Raises:
-        StageFailed: the store does not answer, or a decision is damaged.
+        ConfigError: no task has a champion, or a decision is damaged.
+        StoreError: the store does not answer.
     """
-    with readable_errors("champion"):
-        for task in tasks(location):
-            print(f"{task}  {champion_line(_in_force(Champions(location, task)))}")
+    decisions = {task: _in_force(Champions(location, task)) for task in _tasks(location)}
+    if output == "json":
+        print(json.dumps([{"task": task, **_row(decision)} for task, decision in decisions.items()], indent=1))
+        return
+    for task, decision in decisions.items():
+        print(f"{task}  {champion_line(decision)}")
 
 
-def show_champion(location: str, task: str) -> None:
-    """Print the decision in force and the location of its policy, as JSON.
+def show_champion(location: str, task: str, output: str) -> None:
+    """Print the decision in force and the location of its policy; with `output` json, all that the decision holds.
 
     Raises:
-        StageFailed: no task has a champion, or `task` names none of these tasks.
+        ConfigError: no task has a champion, or `task` names none of these tasks.
+        StoreError: the store does not answer.
     """
-    with readable_errors("champion"):
-        champions = _champions_of(location, task)
-        decision = _in_force(champions)
-        values = {"task": champions.task, "place": champions.policy_location(decision), **asdict(decision)}
-        print(json.dumps(values, indent=1))
+    champions = _champions_of(location, task)
+    decision = _in_force(champions)
+    values = {"task": champions.task, "place": champions.policy_location(decision), **asdict(decision)}
+    print(json.dumps(values, indent=1) if output == "json" else "\n".join(champion_summary(values)))
 
 
-def champion_history(location: str, task: str) -> None:
-    """Print a line for each decision that changed the champion, the oldest first.
+def champion_history(location: str, task: str, output: str) -> None:
+    """Print a line, or with `output` json an object, for each decision that changed the champion, oldest first.
 
     Raises:
-        StageFailed: no task has a champion, or `task` names none of these tasks.
+        ConfigError: no task has a champion, or `task` names none of these tasks.
+        StoreError: the store does not answer.
     """
-    with readable_errors("champion"):
-        for decision in _champions_of(location, task).history():
-            print(champion_line(decision))
+    decisions = _champions_of(location, task).history()
+    if output == "json":
+        print(json.dumps([_row(decision) for decision in decisions], indent=1))
+        return
+    for decision in decisions:
+        print(champion_line(decision))
+
+
+def _row(decision: ChampionDecision) -> dict[str, Any]:
+    """Return a decision without the evidence of its gate, which has every episode."""
+    return {name: value for name, value in asdict(decision).items() if name != "evidence"}
 
 
 def roll_back(location: str, task: str, to: int | None, reason: str) -> None:
     """Put an earlier champion in force: that of decision `to`, or the last one with another policy.
 
     Raises:
-        StageFailed: there is no earlier champion, or somebody else made a decision at the same time.
+        ConfigError: there is no earlier champion, or somebody else made a decision at the same time.
     """
-    with readable_errors("champion"):
-        try:
-            print(champion_line(_champions_of(location, task).roll_back(to, reason)))
-        except KeyTaken:
-            raise ConfigError(
-                "somebody else changed the champion meanwhile: look at `mappo champion history`, then try again"
-            ) from None
+    try:
+        print(champion_line(_champions_of(location, task).roll_back(to, reason)))
+    except KeyTaken:
+        raise ConfigError(
+            "somebody else changed the champion meanwhile: look at `mappo champion history`, then try again"
+        ) from None
 
 
 def export_champion(location: str, task: str, output: Path, format: str = "pytorch", scenario: str = "") -> None:
@@ -116,11 +130,17 @@ def _write(output: Path, name: str, content: bytes) -> str:
     return " (replaced another file)" if is_there else ""
 
 
-def _champions_of(location: str, task: str) -> Champions:
-    """Return the champions of a task; the name of the task is optional if only one task has a champion."""
-    names = tasks(location)
+def _tasks(location: str) -> list[str]:
+    """Return the tasks that have a champion, of which there must be one."""
+    names = tasks(require_location(location))
     if not names:
         raise ConfigError(f"{location}: no task has a champion; `mappo promote` makes one")
+    return names
+
+
+def _champions_of(location: str, task: str) -> Champions:
+    """Return the champions of a task; the name of the task is optional if only one task has a champion."""
+    names = _tasks(location)
     if not task and len(names) == 1:
         return Champions(location, names[0])
     if task not in names:

@@ -2,8 +2,9 @@
 
 import argparse
 
-from mappo.cli.arguments import RUN_HELP, Commands, add_command, add_keep_argument
-from mappo.cli.status import status
+from mappo.cli.arguments import RUN_HELP, Commands, add_command, add_format_argument, add_keep_argument
+from mappo.cli.run_names import find_run
+from mappo.cli.status import look_up
 
 
 def add(commands: Commands) -> None:
@@ -12,13 +13,15 @@ def add(commands: Commands) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, summary in (
         ("list", "list a run's checkpoints, newest first"),
-        ("show", "print the manifest of a checkpoint: configuration, versions, hashes"),
+        ("show", "print the manifest of a checkpoint as JSON: configuration, versions, hashes"),
         ("verify", "read all parts of all checkpoints and check their hashes; exit status 1 if one is damaged"),
         ("prune", "delete all checkpoints but the newest ones and the best"),
         ("gc", "delete files that no checkpoint needs, such as parts of saves that a crash interrupted"),
     ):
         action = add_command(actions, name, _checkpoints, summary)
         action.add_argument("run_location", metavar="RUN", help=RUN_HELP)
+        if name == "list":
+            add_format_argument(action)
         if name == "show":
             action.add_argument(
                 "--checkpoint",
@@ -46,9 +49,7 @@ def add(commands: Commands) -> None:
 def _checkpoints(arguments: argparse.Namespace) -> int:
     from mappo.cli.checkpoint_actions import ACTIONS
 
-    options = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name in ("checkpoint", "keep", "grace_hours", "delete")
-    }
-    return status(lambda: ACTIONS[arguments.action](arguments.run_location, **options))
+    run, action = find_run(arguments.run_location), ACTIONS[arguments.action]
+    names = ("checkpoint", "keep", "grace_hours", "delete", "output")
+    options = {name: value for name, value in vars(arguments).items() if name in names}
+    return look_up("checkpoints", lambda: action(run, **options))

@@ -4,8 +4,19 @@ import argparse
 import inspect
 import json
 
-from mappo.cli.arguments import Commands, add_command, add_config_arguments, config_from_arguments
-from mappo.recipes import RECIPES
+from mappo.cli.arguments import (
+    RECIPE_HELP,
+    Commands,
+    add_command,
+    add_config_arguments,
+    changes_from_arguments,
+    config_from_arguments,
+)
+from mappo.cli.merging import merge
+from mappo.cli.run_names import find_run, manifest_of, trained_config
+from mappo.config import ExperimentConfig
+from mappo.errors import NoCheckpoint
+from mappo.recipes import DEFAULT_RECIPE, RECIPES
 from mappo.strict_json import to_dict
 
 _REPORTS = ("validation", "evaluation", "comparison", "decision", "contract")
@@ -20,8 +31,9 @@ def add(commands: Commands) -> None:
         "report", choices=_REPORTS, metavar="REPORT", help=f"kind of report: {', '.join(_REPORTS)}"
     )
     add_command(commands, "recipes", _recipes, "list the named configurations")
-    command = add_command(commands, "show-config", _show_config, "print a complete configuration as JSON")
-    add_config_arguments(command)
+    summary = "print a complete configuration as JSON: that of a recipe or of a run"
+    command = add_command(commands, "show-config", _show_config, summary)
+    add_config_arguments(command, recipe_help=f"{RECIPE_HELP}; or a run, such as runs/first")
 
 
 def _recipes(_: argparse.Namespace) -> int:
@@ -33,8 +45,22 @@ def _recipes(_: argparse.Namespace) -> int:
 
 
 def _show_config(arguments: argparse.Namespace) -> int:
-    print(json.dumps(to_dict(config_from_arguments(arguments)), indent=2))
+    print(json.dumps(to_dict(_shown_config(arguments)), indent=2))
     return 0
+
+
+def _shown_config(arguments: argparse.Namespace) -> ExperimentConfig:
+    """Return the configuration of the recipe or of the run, with the changes of the file and the flags."""
+    name = arguments.recipe or DEFAULT_RECIPE
+    if name in RECIPES:
+        return config_from_arguments(arguments)
+    try:
+        run = find_run(name)
+    except NoCheckpoint:
+        if "/" in name:
+            raise
+        return config_from_arguments(arguments)  # it raises: there is no such recipe
+    return merge(trained_config(manifest_of(run, "last")), *changes_from_arguments(arguments))
 
 
 def _schema(arguments: argparse.Namespace) -> int:

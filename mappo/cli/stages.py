@@ -19,10 +19,19 @@ from mappo.cli.arguments import (
     gate_from_arguments,
     run_directory,
 )
-from mappo.cli.status import stage_status, status, watched_status
-from mappo.config import ExperimentConfig, override, to_json
-from mappo.errors import ConfigError
+from mappo.cli.merging import merge
+from mappo.cli.prechecks import require_possible_here, require_resumable
+from mappo.cli.run_names import find_run, manifest_of, trained_config
+from mappo.cli.status import notified_status, stage_status, status
+from mappo.config import ExperimentConfig, differences, to_json
+from mappo.errors import ConfigError, NoCheckpoint
+from mappo.runs.checkpoint import Manifest
+from mappo.runs.locations import require_location, run_location
+from mappo.runs.run import Run
 from mappo.strict_json import to_dict
+from mappo.training.continuation import require_extension
+
+_EVALUATION_FIELDS = ("environment.", "evaluation.", "threads", "device")  # prefixes of fields that matter to one
 
 
 def add(commands: Commands) -> None:
@@ -35,13 +44,14 @@ def add(commands: Commands) -> None:
     command = add_command(commands, "train", _train, "train a run, or resume it; write checkpoints and history")
     add_run_arguments(command)
     add_keep_argument(command)
-    command.add_argument(
+    start = command.add_mutually_exclusive_group()
+    start.add_argument(
         "--extend",
         default="",
         metavar="RUN",
         help="extend this finished run, with its configuration, up to a higher --collection.total-frames",
     )
-    command.add_argument(
+    start.add_argument(
         "--warm-start",
         default="",
         metavar="RUN",
@@ -74,10 +84,9 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "reports",
-        type=Path,
         nargs="+",
         metavar="REPORT",
-        help="evaluation report, as `mappo evaluate --output` writes it",
+        help="a run with an evaluation, or a file that `mappo evaluate --output` wrote",
     )
     command.add_argument("--output", type=Path, metavar="FILE", help="write the comparison as JSON")
 
@@ -88,102 +97,140 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--output",
         type=Path,
-        default=Path("report.html"),
         metavar="FILE",
-        help="file of the page (default: report.html)",
+        help="file of the page (default: report.html in the directory of the run, if it is one run in a "
+        "directory, else here)",
     )
 
 
-def _validate(arguments: argparse.Namespace) -> int:
-    config = to_json(config_from_arguments(arguments))
-    from mappo.stages.validate import validate  # imported here, because it imports torch, which takes seconds
+# Stages are imported when everything that needs no torch is checked: the import takes seconds.
 
-    return watched_status(lambda: validate(config, arguments.output))
+
+def _validate(arguments: argparse.Namespace) -> int:
+    config = config_from_arguments(arguments)
+    require_possible_here(config)
+    from mappo.stages.validate import validate
+
+    return notified_status(arguments, "validation", lambda: validate(to_json(config), arguments.output))
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    extend = arguments.extend
-    if extend and arguments.recipe:
-        raise ConfigError(f"--extend uses the run's configuration: leave the recipe {arguments.recipe} out")
-    config = _config_of_checkpoint(extend, "last", arguments) if extend else config_from_arguments(arguments)
-    from mappo.runs.locations import run_location
+    location = run_location(require_location(arguments.store), arguments.run, "")
+    extend = find_run(arguments.extend) if arguments.extend else ""
+    warm_start = find_run(arguments.warm_start) if arguments.warm_start else ""
+    config = _extending_config(extend, arguments) if extend else config_from_arguments(arguments)
+    require_possible_here(config)
+    require_resumable(location, config)
     from mappo.stages.train import train
 
-    location = run_location(arguments.store, arguments.run, "")
-    return watched_status(
+    return notified_status(
+        arguments,
+        f"run {arguments.run}",
         lambda: train(
             to_json(config),
             location,
             run_directory(arguments) / "history.csv",
             extend=extend,
-            warm_start=arguments.warm_start,
+            warm_start=warm_start,
             keep=arguments.keep,
             tensorboard=arguments.tensorboard,
-        )
+        ),
+        {"run": location if "://" in location else str(Path(location).absolute())},
     )
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    config = _config_of_checkpoint(arguments.run_location, arguments.checkpoint, arguments)
+    run = find_run(arguments.run_location)
+    manifest = manifest_of(run, arguments.checkpoint)
+    config = _config_of_checkpoint(manifest, arguments)
+    _require_evaluation_fields(trained_config(manifest), config)
     from mappo.stages.evaluate import evaluate
 
-    return watched_status(
-        lambda: evaluate(
-            to_json(config), arguments.run_location, arguments.output, checkpoint=arguments.checkpoint, keep=True
-        )
+    return notified_status(
+        arguments,
+        f"evaluation of {arguments.run_location}",
+        lambda: evaluate(to_json(config), run, arguments.output, checkpoint=arguments.checkpoint, keep_at=run),
     )
 
 
 def _promote(arguments: argparse.Namespace) -> int:
-    gate = gate_from_arguments(arguments)
-    config = _config_of_checkpoint(arguments.run_location, arguments.checkpoint, arguments)
+    gate, run = gate_from_arguments(arguments), find_run(arguments.run_location)
+    champions = require_location(arguments.champions)
+    config = _config_of_checkpoint(manifest_of(run, arguments.checkpoint), arguments)
     from mappo.stages.promote import promote
 
-    return watched_status(
+    return notified_status(
+        arguments,
+        f"promotion of {arguments.run_location}",
         lambda: promote(
-            to_json(config),
-            arguments.run_location,
-            arguments.champions,
-            arguments.output,
-            gate=to_dict(gate),
-            checkpoint=arguments.checkpoint,
-        )
+            to_json(config), run, champions, arguments.output, gate=to_dict(gate), checkpoint=arguments.checkpoint
+        ),
+        {"champions": champions},
     )
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    reports = [_report_source(text) for text in arguments.reports]
     from mappo.stages.compare import compare
 
-    return status(lambda: compare(arguments.reports, arguments.output))
+    return status(lambda: compare(reports, arguments.output))
+
+
+def _report_source(text: str) -> str:
+    """Return a file as it is named, or the location of a run."""
+    if Path(text).is_file():
+        return text
+    try:
+        return find_run(text)
+    except NoCheckpoint as error:
+        raise NoCheckpoint(f"{error}; nor is there such a file") from None
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from mappo.stages.report import report
+    runs = [find_run(name) for name in arguments.runs]
+    for run in runs:
+        Run.at(run).choose("last")  # it exists
+    from mappo.stages.report import PAGE, page_of_run, report
 
-    return stage_status(lambda: report(arguments.runs, arguments.output))
+    own_page = page_of_run(runs[0]) if len(runs) == 1 else None
+    return stage_status(lambda: report(runs, arguments.output or own_page or Path(PAGE)))
 
 
-def _config_of_checkpoint(run_location: str, checkpoint: str, arguments: argparse.Namespace) -> ExperimentConfig:
-    """Return the configuration of a run's checkpoint; --config overrides it, and flags override --config.
+def _extending_config(run: str, arguments: argparse.Namespace) -> ExperimentConfig:
+    """Return the configuration of a run that extends another one."""
+    if arguments.recipe:
+        raise ConfigError(f"--extend uses the run's configuration: leave the recipe {arguments.recipe} out")
+    last = manifest_of(run, "last")
+    config = _config_of_checkpoint(last, arguments)
+    require_extension(trained_config(last), last.iteration, last.frames, config)
+    return config
+
+
+def _config_of_checkpoint(manifest: Manifest, arguments: argparse.Namespace) -> ExperimentConfig:
+    """Return the configuration of a checkpoint; --config overrides it, and flags override --config.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, only the checkpoint names code outside VMAS, or a value is not
-            allowed.
+        ConfigError: only the checkpoint names code outside VMAS, or a value is not allowed, also on this machine.
     """
-    from mappo.errors import CheckpointError, StoreError
-    from mappo.runs.run import load_checkpoint
-
-    try:
-        trained_config = load_checkpoint(run_location, checkpoint, parts=()).config
-    except (CheckpointError, StoreError) as error:
-        raise ConfigError(str(error)) from error
     changes = changes_from_arguments(arguments)
-    config = override(trained_config, *changes)
+    config = merge(trained_config(manifest), *changes)
     is_named_by_user = any("scenario" in change.get("environment", {}) for change in changes)
     if ":" in config.environment.scenario and not is_named_by_user:
         # A checkpoint may come from somebody else, and importing the code that it names would run that code.
         raise ConfigError(
-            f"the checkpoint's scenario {trained_config.environment.scenario!r} is code outside VMAS, which runs "
+            f"the checkpoint's scenario {config.environment.scenario!r} is code outside VMAS, which runs "
             "only if you name it: if you trust this code, give it as --environment.scenario"
         )
+    require_possible_here(config)
     return config
+
+
+def _require_evaluation_fields(trained_config: ExperimentConfig, config: ExperimentConfig) -> None:
+    """Refuse changes of fields that an evaluation does not read: the policy has been trained already."""
+    changes = differences(trained_config, config)
+    refused = [name for name in changes if not name.startswith(_EVALUATION_FIELDS)]
+    if refused:
+        raise ConfigError(
+            "\n".join(f"{name} = {changes[name]}: the run was trained with the former" for name in refused)
+            + "; an evaluation can change environment.*, evaluation.*, threads and device only"
+        )

@@ -13,15 +13,20 @@ from mappo.cli.arguments import (
     add_budget_arguments,
     add_command,
     add_config_arguments,
+    add_format_argument,
+    add_reporting_arguments,
     add_retraining_arguments,
     add_study_arguments,
     config_from_arguments,
     study_changes_from_arguments,
     study_config_from_arguments,
 )
-from mappo.cli.status import status, watched_status
+from mappo.cli.prechecks import require_possible_here
+from mappo.cli.status import look_up, notified_status
 from mappo.config import require_run_name, to_json
 from mappo.errors import ConfigError
+from mappo.monitoring.settings import MonitorSettings
+from mappo.runs.locations import require_location
 from mappo.strict_json import checked
 from mappo.tuning.study_config import StudyConfig, study_config_to_json
 
@@ -55,6 +60,7 @@ def _add_tune(command: argparse.ArgumentParser) -> None:
         metavar="STORE",
         help="store of the trials' runs: a directory or s3://bucket/prefix (default: runs)",
     )
+    add_reporting_arguments(command)
     add_config_arguments(command)
 
 
@@ -72,6 +78,8 @@ def _add_study(command: argparse.ArgumentParser) -> None:
         action = add_command(actions, name, execute, summary)
         if name != "list":
             action.add_argument("study", metavar="STUDY", help="name of the study")
+        if name in ("list", "show"):
+            add_format_argument(action)
         if name == "export":
             action.add_argument(
                 "--output", type=Path, metavar="FILE", help="FILE.csv or FILE.json (default: CSV to the terminal)"
@@ -84,6 +92,8 @@ def _add_study(command: argparse.ArgumentParser) -> None:
                 metavar="MODULE:CLASS",
                 help="scenario of the study, named to let its code run here; needed if it is not one of VMAS's",
             )
+        if name in ("work", "resume"):
+            add_reporting_arguments(action)
         if name == "resume":
             add_budget_arguments(action)
             add_retraining_arguments(action, is_resumed=True)
@@ -96,49 +106,63 @@ def _add_study(command: argparse.ArgumentParser) -> None:
 def _tune(arguments: argparse.Namespace) -> int:
     config = config_from_arguments(arguments)
     study_config = study_config_to_json(study_config_from_arguments(arguments, config))
-    name = require_run_name(arguments.study)
+    name = require_run_name(arguments.study, "study")
+    store, champions = require_location(arguments.store), arguments.champions
+    if champions:
+        require_location(champions)
+    require_possible_here(config)
     from mappo.stages.prepare import prepare
+    from mappo.stages.runtime import StageResult
     from mappo.stages.whole_study import run_study
 
-    def tune() -> None:
-        prepare(to_json(config), name, arguments.store, study_config, champions=arguments.champions)
-        run_study(name, arguments.workers, study_config, arguments.champions, config.environment.scenario)
+    def tune() -> StageResult:
+        prepare(to_json(config), name, store, study_config, champions=champions)
+        return run_study(name, arguments.workers, study_config, champions, config.environment.scenario)
 
-    return watched_status(tune)
+    return notified_status(arguments, f"study {name}", tune, {"store": store})
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    name, changes = require_run_name(arguments.study), study_changes_from_arguments(arguments)
+    name, changes = require_run_name(arguments.study, "study"), study_changes_from_arguments(arguments)
     checked(StudyConfig, changes)
+    MonitorSettings.from_environment()
     if arguments.champions is not None:
         changes["champions"] = arguments.champions
     from mappo.cli.study_actions import request
-    from mappo.stages.whole_study import run_study
+    from mappo.stages.runtime import StageResult
 
-    def resume() -> None:
+    def resume() -> StageResult:
         ending = request(name, changes, arguments.scenario)
-        study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
-        run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
+        from mappo.stages.whole_study import run_study
 
-    return watched_status(resume)
+        study_config = study_config_to_json(StudyConfig(retraining=ending.retraining, gate=ending.gate))
+        return run_study(name, arguments.workers, study_config, ending.champions, arguments.scenario)
+
+    return notified_status(arguments, f"study {name}", resume)
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    MonitorSettings.from_environment()
     from mappo.stages.tune import work_on_study
 
-    return watched_status(lambda: work_on_study(arguments.study, arguments.scenario))
+    subject = f"worker of study {arguments.study}"
+    return notified_status(arguments, subject, lambda: work_on_study(arguments.study, arguments.scenario))
 
 
-def _list(_: argparse.Namespace) -> int:
-    from mappo.cli.study_actions import list_lines
+def _list(arguments: argparse.Namespace) -> int:
+    from mappo.cli.study_actions import list_lines, list_rows
 
-    return status(lambda: print("\n".join(list_lines())))
+    if arguments.output == "json":
+        return look_up("study", lambda: print(json.dumps(list_rows(), indent=1)))
+    return look_up("study", lambda: print("\n".join(list_lines())))
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from mappo.cli.study_actions import show_lines
+    from mappo.cli.study_actions import show_lines, study_as_dict
 
-    return status(lambda: print("\n".join(show_lines(arguments.study))))
+    if arguments.output == "json":
+        return look_up("study", lambda: print(json.dumps(study_as_dict(arguments.study), indent=1)))
+    return look_up("study", lambda: print("\n".join(show_lines(arguments.study))))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -161,24 +185,26 @@ def _export(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"--output {output}: {error.strerror}") from None
 
-    return status(export)
+    return look_up("study", export)
 
 
 def _delete(arguments: argparse.Namespace) -> int:
     from mappo.cli.study_actions import delete
 
-    return status(lambda: print(delete(arguments.study, really=arguments.delete)))
+    return look_up("study", lambda: print(delete(arguments.study, really=arguments.delete)))
 
 
 def _csv(study: dict[str, Any]) -> str:
     paths = list(study["plan"]["space"])
-    columns = ("number", "state", "value", "origin", "reason", "seconds")
+    columns = ("number", "state", "value", "origin", "reason", "seconds", "is_feasible")
+    constrained = [f"measured_{name}" for name in study["plan"]["tuning"]["constraints"]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "attempts", *paths])
+    writer.writerow([*columns, "attempts", *constrained, *paths])
     for trial in study["trials"]:
         values = [_cell(trial["values"].get(path)) for path in paths]
-        writer.writerow([*(trial[name] for name in columns), len(trial["attempts"]), *values])
+        measured = [trial["measured"].get(name.removeprefix("measured_")) for name in constrained]
+        writer.writerow([*(trial[name] for name in columns), len(trial["attempts"]), *measured, *values])
     return text.getvalue()
 
 

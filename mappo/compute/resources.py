@@ -1,14 +1,19 @@
-"""The CPUs and the memory that this process may use, and the memory that it has used."""
+"""The CPUs and the memory that this process may use, and the memory that it has used.
+
+Only functions of a GPU import torch, which takes seconds, so that look-ups can use the others.
+"""
 
 import os
 import resource
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mappo.compute.cgroups import MEMBERSHIP, ROOT, own_cgroups
 from mappo.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
@@ -22,12 +27,14 @@ def cpu_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     return max(1, int(min([_affinity(), *(quota for quota in quotas if quota is not None)])))
 
 
-def free_memory_bytes(device: torch.device, root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
+def free_memory_bytes(device: "torch.device", root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     """Return the bytes that this process can still allocate on a device: on the GPU, or in main memory.
 
     The limits of the process's cgroups bound main memory.
     """
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     free = [_available_memory()]
     for directory in own_cgroups(root, membership, "memory"):
@@ -50,6 +57,8 @@ def require_gpu(gpu_count: str, device: str) -> None:
     problem = f"gpu_count = {gpu_count}, and the stage would run on the CPU"
     if device == "cpu":
         raise ConfigError(f"{problem}: device = cpu: set device to auto or cuda, or gpu_count to 0")
+    import torch
+
     if torch.version.cuda is None and torch.version.hip is None:
         raise ConfigError(
             f"{problem}: torch {torch.__version__} of this image is built without CUDA: use an image built by "
@@ -64,6 +73,8 @@ def require_gpu(gpu_count: str, device: str) -> None:
 
 def _cuda_error() -> str:
     """Initialise CUDA and return its error message."""
+    import torch
+
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
@@ -77,9 +88,13 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak_gpu_memory_bytes(device: torch.device) -> int:
+def peak_gpu_memory_bytes(device: "torch.device") -> int:
     """Return the largest amount of memory that torch's tensors have held at once on a GPU; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
 
 
 def gibibytes(number: int) -> str:
@@ -128,12 +143,14 @@ def _number(file: Path) -> int | None:
     return None if text == "max" else int(text)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """Return the device that `device: auto | cpu | cuda` names.
 
     Raises:
         ConfigError: `cuda` is configured, but no CUDA device is available.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

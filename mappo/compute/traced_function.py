@@ -9,7 +9,7 @@ in float32.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,10 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 
 from mappo.compute.compiler import Compiled, compile_graph, trace_graph
+from mappo.compute.computation import Way
 
 _ATEN = torch.ops.aten
 
-Way = Literal["plain", "fast", "mixed"]  # traced; traced and compiled; compiled, with products in bfloat16
 # The least side of matrices that are multiplied in bfloat16. The conversion of smaller ones takes as long as it
 # saves, and the narrow first and last layers would lose the most accuracy.
 MIN_BFLOAT16_SIDE = 64

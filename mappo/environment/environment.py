@@ -15,7 +15,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import vmas
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.utils import MarlGroupMapType
@@ -24,6 +23,7 @@ from vmas.simulator.scenario import BaseScenario
 from mappo.compute.resources import free_memory_bytes, gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.keys import EPISODE_RETURN, REWARD
+from mappo.environment.known_scenarios import require_known_scenario, scenario_modules
 from mappo.environment.random_streams import (
     Stream,
     random_states,
@@ -54,19 +54,6 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
     return needed
 
 
-_MODULES = {  # modules of the scenarios that have a name
-    "swarm": "mappo.environment.scenarios.swarm",
-    **{name: f"vmas.scenarios.{name}" for name in vmas.scenarios},
-    **{name: f"vmas.scenarios.mpe.{name}" for name in vmas.mpe_scenarios},
-    **{name: f"vmas.scenarios.debug.{name}" for name in vmas.debug_scenarios},
-}
-SCENARIOS = tuple(sorted(_MODULES))
-
-_NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which only this module may set
-    *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
-    *("from_pixels", "grad_enabled", "group_map", "max_steps", "multidiscrete_actions", "num_envs", "pixels_only"),
-    *("scenario", "scenario_kwargs", "seed", "terminated_truncated", "wrapper", "wrapper_kwargs"),
-}
 _issued_warnings: set[str] = set()  # messages of scenarios that this process has issued already
 
 
@@ -150,16 +137,12 @@ def has_joints(environment: EnvBase) -> bool:
 
 def scenario_module(name: str) -> ModuleType:
     """Return the module that defines a scenario: a known name or a user's `package.module:Class`."""
-    return importlib.import_module(_MODULES.get(name) or name.partition(":")[0])
+    return importlib.import_module(scenario_modules().get(name) or name.partition(":")[0])
 
 
 def _scenario(name: str) -> BaseScenario:
     """Return a scenario: a known name or a user's `package.module:Class`."""
-    _, colon, class_name = name.partition(":")
-    if not colon and name not in SCENARIOS:
-        close = get_close_matches(name, SCENARIOS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(SCENARIOS)}"
-        raise ConfigError(f"environment.scenario = {name!r}: there is no such scenario; {hint}")
+    _, _, class_name = name.partition(":")
     try:
         kind = getattr(scenario_module(name), class_name or "Scenario")
         is_scenario = isinstance(kind, type) and issubclass(kind, BaseScenario)
@@ -178,9 +161,8 @@ def _scenario(name: str) -> BaseScenario:
 
 
 def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -> GroupEnvironment:
+    require_known_scenario(config)
     scenario = _scenario(config.scenario)
-    if reserved := sorted(_NOT_FOR_SCENARIOS & set(config.scenario_kwargs)):
-        raise ConfigError(f"environment.scenario_kwargs: not arguments of a scenario: {', '.join(reserved)}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -204,7 +186,8 @@ def _make_vmas(config: EnvironmentConfig, num_envs: int, device: torch.device) -
             ) from error
     for warning in caught:
         if "not used by the scenario" in str(warning.message):
-            raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r}: {warning.message}")
+            unused, _, _ = str(warning.message).partition(" This will turn")
+            raise ConfigError(f"environment.scenario_kwargs: {config.scenario!r} refuses an argument: {unused}")
         if str(warning.message) not in _issued_warnings:
             _issued_warnings.add(str(warning.message))
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

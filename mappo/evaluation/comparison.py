@@ -56,6 +56,8 @@ class Configuration:
     interquartile_mean: Estimate
     improvement: Estimate | None
     measurements: dict[MeasurementName, SeedMeasurement] = field(default_factory=dict)
+    training_frames: list[int] = field(default_factory=list)
+    unfinished: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,13 @@ def compare(reports: Sequence[EvaluationReport]) -> ComparisonReport:
     The groups have the order of the reports.
 
     Raises:
-        ConfigError: there is no report, the reports were evaluated on different episodes, or a configuration has
-            the same seed twice.
+        ConfigError: there is no report, the reports were evaluated on different episodes or judge checkpoints of
+            different kinds, such as best and last, or a configuration has the same seed twice.
     """
     if not reports:
         raise ConfigError("there is no evaluation report to compare")
     _require_same_episodes(reports)
+    _require_same_checkpoint(reports)
     groups: dict[str, list[EvaluationReport]] = {}
     for report in reports:
         key = f"{json_hash(to_dict(_without_seed(report)))} {report.started_from}"
@@ -115,7 +118,15 @@ def _configuration(group: list[EvaluationReport], first: list[EvaluationReport])
         interquartile_mean=statistics.interquartile_mean(returns),
         improvement=None if group is first else statistics.probability_of_improvement(returns, reference),
         measurements=_measurements(group, first),
+        training_frames=[report.training_frames for report in group],
+        unfinished=[report.training_config["seed"] for report in group if _is_unfinished(report)],
     )
+
+
+def _is_unfinished(report: EvaluationReport) -> bool:
+    if report.run_frames is None:
+        return False
+    return report.run_frames < from_dict(report.training_config).collection.final_frames
 
 
 def _measurements(group: list[EvaluationReport], first: list[EvaluationReport]) -> dict[str, SeedMeasurement]:
@@ -156,6 +167,16 @@ def _require_same_episodes(reports: Sequence[EvaluationReport]) -> None:
         if fields:
             text = ", ".join(f"{name} = {changes[name]}" for name in fields)
             raise ConfigError(f"report {number} was evaluated on other episodes than the first: {text}")
+
+
+def _require_same_checkpoint(reports: Sequence[EvaluationReport]) -> None:
+    """Refuse to mix best checkpoints with others. Reports of older versions do not say which one they judge."""
+    kinds = {report.checkpoint: number for number, report in enumerate(reports, start=1) if report.checkpoint}
+    if len(kinds) > 1:
+        texts = " and ".join(f"{kind!r} (report {number})" for kind, number in kinds.items())
+        raise ConfigError(
+            f"the reports judge checkpoints of different kinds, {texts}: evaluate the same one of every run"
+        )
 
 
 def _require_different_seeds(group: list[EvaluationReport]) -> None:

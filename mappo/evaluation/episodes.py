@@ -22,6 +22,8 @@ from mappo.fast_simulation.simulation import FastSimulation
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
+_PACKAGES = {"cvxpy": "cvxpylayers"}  # the package that brings a module, if its name is another one
+
 Act = Callable[[TensorDictBase], TensorDictBase]  # writes the actions of all agents into the state
 PolicyOf = Callable[[EnvBase], Act]  # makes the function that acts in this environment
 Step = Callable[[TensorDictBase], TensorDictBase]  # from a state with its actions to the next state
@@ -184,5 +186,10 @@ def heuristic_policy(environment: EnvBase, scenario: str) -> Act:
 def _as_no_heuristic(module: str) -> Iterator[None]:
     try:
         yield
+    except ModuleNotFoundError as error:
+        package = _PACKAGES.get(error.name or "", error.name)
+        raise NoHeuristic(
+            f"that of {module} needs a package that is not installed: pip install {package}"
+        ) from error
     except Exception as error:
         raise NoHeuristic(f"{module}.HeuristicPolicy: {type(error).__name__}: {error}") from error

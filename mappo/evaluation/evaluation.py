@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from mappo.compute.resources import resolve_device
-from mappo.config import ExperimentConfig, config_hash
+from mappo.config import ExperimentConfig, config_hash, differences
 from mappo.environment.draws import episodes_share_draws
 from mappo.environment.random_streams import Stream
 from mappo.environment.reductions import MeasurementName
@@ -47,6 +47,8 @@ class EvaluationReport:
     pipeline, both are the same. config_hash and training_config_hash: their hashes. started_from: the run that
     training started from; empty if it started from scratch. resampled: the values that the intervals resample.
     heuristic: the returns of the scenario's hand-written policy; if it is None, no_heuristic names the reason.
+    checkpoint: the judged one: best, last or the number of an iteration; empty if an older version evaluated.
+    run_frames: the frames of the run's newest checkpoint then; None if only the judged checkpoint was at hand.
     """
 
     config: dict[str, Any]
@@ -60,6 +62,8 @@ class EvaluationReport:
     random: EpisodeReturns
     heuristic: EpisodeReturns | None
     no_heuristic: str
+    checkpoint: str = ""
+    run_frames: int | None = None
 
     def policies(self) -> dict[str, EpisodeReturns]:
         """Return the returns of each policy by its name: the baselines first, then the trained policy."""
@@ -67,11 +71,13 @@ class EvaluationReport:
         return baselines | {"trained": self.trained}
 
 
-def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationReport:
+def evaluate(
+    config: ExperimentConfig, checkpoint: Checkpoint, which: str = "", run_frames: int | None = None
+) -> EvaluationReport:
     """Play the episodes that `config.evaluation` describes with the checkpoint's policy and with the baselines.
 
     The task is `config.environment`. The evaluation has random streams of its own, so that it does not change a
-    training that is in progress.
+    training that is in progress. `which` and `run_frames` are the report's `checkpoint` and `run_frames`.
 
     Raises:
         CheckpointError: the checkpoint's networks do not fit the task.
@@ -109,7 +115,15 @@ def evaluate(config: ExperimentConfig, checkpoint: Checkpoint) -> EvaluationRepo
         random=play(lambda environment: environment.rand_action),
         heuristic=heuristic,
         no_heuristic=no_heuristic,
+        checkpoint=which,
+        run_frames=run_frames,
     )
+
+
+def changed_settings(report_config: ExperimentConfig, training_config: ExperimentConfig) -> dict[str, str]:
+    """Return the fields that matter to an evaluation and differ from the training's, as `differences` does."""
+    changes = differences(training_config, report_config)
+    return {name: change for name, change in changes.items() if name.startswith(("environment.", "evaluation."))}
 
 
 def _summarise(returns: list[float], lengths: list[float], measurer: Measurer, share_draws: int) -> EpisodeReturns:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from mappo.environment.reductions import Reduction, declared_reductions, guess_reductions
+from mappo.evaluation import statistics
 from mappo.evaluation.statistics import Estimate
 
 
@@ -23,6 +24,11 @@ class Measurement:
     reduction: Reduction
     episode_values: list[float | None]
     mean: Estimate | None
+
+    @property
+    def mean_of_all(self) -> float | None:
+        """The mean over episodes if all of them have a number, or else None."""
+        return mean_of_all(self.episode_values)
 
     def __str__(self) -> str:
         """Return the mean with its interval, and the number of measured episodes unless it is all of them."""
@@ -73,7 +79,7 @@ class Measurer:
             values: list[float | None] = []
             for num_episodes, reduced in self._seeds:
                 values += reduced[name].episode_values() if name in reduced else [None] * num_episodes
-            known = _means(values, episodes_per_value)
+            known = means_of_groups(values, episodes_per_value)
             result[name] = Measurement(reduction, values, average(known) if known else None)
         return result
 
@@ -102,10 +108,16 @@ class _Reduced:
         return [number if math.isfinite(number) else None for number in values.tolist()]
 
 
-def _means(values: Sequence[float | None], episodes_per_value: int) -> list[float]:
-    """Return the means of groups of `episodes_per_value` values, without None and without empty groups."""
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None if a value is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.plain_mean(known).value if len(known) == len(values) else None
+
+
+def means_of_groups(values: Sequence[float | None], group_size: int) -> list[float]:
+    """Return the means of groups of `group_size` values in a row, without None and without empty groups."""
     groups = [
-        [value for value in values[start : start + episodes_per_value] if value is not None]
-        for start in range(0, len(values), episodes_per_value)
+        [value for value in values[start : start + group_size] if value is not None]
+        for start in range(0, len(values), group_size)
     ]
     return [sum(group) / len(group) for group in groups if group]

@@ -1,5 +1,6 @@
 """The statistics of episode returns: means and differences with their confidence intervals."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ class Estimate:
         """Return the value with its interval, as in `0.98 [0.96, 1]`."""
         interval = "" if self.low is None or self.high is None else f" [{self.low:.3g}, {self.high:.3g}]"
         return f"{self.value:.3g}{interval}"
+
+
+def plain_mean(values: Sequence[float]) -> Estimate:
+    """Return the mean without an interval."""
+    return Estimate(math.fsum(values) / len(values), None, None)
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -106,6 +112,37 @@ def paired_lower_bound(values: Sequence[float], reference: Sequence[float], conf
     if np.ptp(difference) == 0:
         return float(difference[0])
     return float(ttest_rel(values, reference, alternative="greater").confidence_interval(confidence).low)
+
+
+def upper_bound(values: Sequence[float], confidence: float) -> float:
+    """Return the one-sided upper confidence bound of the mean, by Student's t. It needs two values that differ."""
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(values, 0.0, alternative="less").confidence_interval(confidence).high)
+
+
+def is_rare(values: Sequence[float]) -> bool:
+    """Return whether values above the smallest one are rare: at least half of all equal the smallest."""
+    smallest = min(values)
+    return 2 * sum(value == smallest for value in values) >= len(values)
+
+
+def rare_upper_bound(values: Sequence[float], largest_event: float, confidence: float) -> float:
+    """Return the one-sided upper confidence bound of the mean of independent values, most of which are equal.
+
+    Values lie above the smallest one only by rare events, each by at most `largest_event`. Without an event the
+    bound is the rule of three: at 95 %, 3 times the largest event over the number of values. If all events have
+    the largest size, it is Poisson's exact bound, which is above the exact bound of a proportion.
+
+    Source: Fay and Feuer, Confidence intervals for directly standardized rates (1997), with the sizes of events
+    as weights.
+    """
+    from scipy.stats import gamma
+
+    excess = np.asarray(values, dtype=np.float64) - min(values)
+    total, variance = excess.sum() + largest_event, (excess**2).sum() + largest_event**2
+    bound = gamma.ppf(confidence, total**2 / variance, scale=variance / total)
+    return min(values) + float(bound) / len(excess)
 
 
 def _probability(sample: Any, baseline: Any, axis: int) -> Any:  # noqa: ARG001  (scipy passes it; it is the last axis)

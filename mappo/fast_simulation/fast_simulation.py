@@ -16,9 +16,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from mappo.compute.computation import Simulation
+from mappo.compute.computation import Simulation, Way
 from mappo.compute.cuda_graphs import CudaGraphed, Function
-from mappo.compute.traced_function import TracedFunction, Way
+from mappo.compute.traced_function import TracedFunction
 from mappo.config import ExperimentConfig
 from mappo.environment.frames import Frames, nested, require_finite_observations
 from mappo.environment.keys import (

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mappo.compute.traced_function import Way
+from mappo.compute.computation import Way
 from mappo.environment.keys import OBSERVATION
 from mappo.environment.state_walk import same_bits
 from mappo.errors import SimulationStateError

@@ -8,7 +8,8 @@ from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from mappo.compute.traced_function import TracedFunction, Way
+from mappo.compute.computation import Way
+from mappo.compute.traced_function import TracedFunction
 
 
 class Gradients:

@@ -17,8 +17,9 @@ from torch.optim import Adam
 from torchrl.objectives.multiagent import MAPPOLoss
 from torchrl.objectives.value import MultiAgentGAE
 
+from mappo.compute.computation import Way
 from mappo.compute.cuda_graphs import CudaGraphed
-from mappo.compute.traced_function import TracedFunction, Way
+from mappo.compute.traced_function import TracedFunction
 from mappo.config import LearnerConfig
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
 from mappo.errors import NonFiniteLoss

@@ -1,10 +1,13 @@
-"""The declarations of all metrics that the stages export.
+"""The declarations of all metrics that the stages, and the exporter of pipeline runs, export.
 
-`monitor.py` sets the values of the metrics; docs/metrics.md lists the metrics.
+`monitor.py` sets the values of the stages' metrics, `pipelines/run_metrics.py` those of the exporter;
+docs/metrics.md lists the metrics.
 
-Every metric has the labels `study` and `run`, and labels of its own with few, known values. Only `mappo_run_info`
-and measurements have labels with free values; the names of measurements are bounded in number and length. Counters
-count the work of this process, so they begin at 0 with each attempt.
+Every metric of a stage has the labels `study` and `run`, and labels of its own with few, known values. Only
+`mappo_run_info`, measurements and schedules have labels with free values; the names of measurements and schedules
+are bounded in number and length. Counters count the work of this process, so they begin at 0 with each attempt.
+
+This file is long because it is the catalogue of all metrics.
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ from typing import Literal
 from mappo.environment.reductions import MAX_MEASUREMENTS, REDUCTIONS
 
 PORT = 9464  # port of the metrics of a training pod; the pod's annotation and the manifests of k8s/ have it, too
+EXPORTER_PORT = 9465  # port of the exporter of pipeline runs
 SCRAPE_SECONDS = 15  # scrape interval in the manifests of k8s/
 PUSH_JOB = "mappo"  # label `job` of pushed metrics
 
@@ -24,17 +28,27 @@ POLICIES = ("random", "heuristic", "trained")
 STATES = ("starting", "running", "finished", "failed", "preempted")
 STAGES = ("train", "evaluate", "validate", "promote", "prepare", "tune")
 TRIAL_STATES = ("waiting", "running", "complete", "pruned", "failed")
+PIPELINE_STAGES = (
+    *("validate", "train", "evaluate", "compare"),
+    *("prepare", "tune", "choose", "promote", "report"),
+    "other",  # a stage that this version does not know
+)
+PIPELINE_STATES = ("pending", "running", "paused", "cancelling", "succeeded", "failed", "cancelled", "skipped")
+FAILURES = ("error", "out_of_memory", "pod_lost", "deadline", "driver", "cancelled", "other")
+MAX_SCHEDULES = 100  # schedules that the exporter shows, the latest ones first
+RUNS_WINDOW_HOURS = 24  # the exporter shows runs that have not ended, and those created in these hours
 
 
 @dataclass(frozen=True)
 class Metric:
     """The declaration of one metric. `name` is the name that queries use.
 
-    labels: the labels besides study and run, with all their values.
+    labels: the labels besides the subject's, with all their values.
     column: the column of the training history with the metric's values, or empty. A gauge shows the latest finite
     value of the column, a counter adds the values up. `{label}` in a column's name stands for the label's value.
     bounds: the upper bounds of a histogram's buckets.
     free_labels: further labels, whose values are not known in advance.
+    subject: the labels that name what the metric describes.
     """
 
     name: str
@@ -44,14 +58,15 @@ class Metric:
     column: str = ""
     bounds: tuple[float, ...] = ()
     free_labels: tuple[str, ...] = ()
+    subject: tuple[str, ...] = RUN_LABELS
 
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of all labels, in the order in which the Prometheus client takes their values."""
-        return (*RUN_LABELS, *self.labels, *self.free_labels)
+        return (*self.subject, *self.labels, *self.free_labels)
 
     def combinations(self) -> list[dict[str, str]]:
-        """Return every combination of values of the labels besides study, run and free ones."""
+        """Return every combination of values of the labels besides the subject's and free ones."""
         return [dict(zip(self.labels, values, strict=True)) for values in product(*self.labels.values())]
 
 
@@ -117,6 +132,13 @@ TRAINING = (
         "gauge",
         "Mean return of the latest evaluation during training; it selects the best checkpoint",
         column="evaluation_return_mean",
+    ),
+    Metric(
+        "mappo_selection_measurement_mean",
+        "gauge",
+        f"Mean over the latest evaluation during training of what info() measures (at most {MAX_MEASUREMENTS} "
+        "names)",
+        free_labels=("measurement",),
     ),
     Metric(
         "mappo_loss",
@@ -277,4 +299,79 @@ STUDY = (
     Metric("mappo_study_best_value", "gauge", "Highest value of a completed trial (mean return on tuning seeds)"),
 )
 
-METRICS = (*TRAINING, *PROBLEMS, *VALIDATION, *EVALUATION, *STUDY, *OUTCOME)
+PIPELINES = (
+    Metric(
+        "mappo_kubeflow_up",
+        "gauge",
+        "1 if the exporter's last poll of Kubeflow succeeded, 0 if it failed or there was none yet",
+        subject=(),
+    ),
+    Metric(
+        "mappo_kubeflow_last_poll_timestamp_seconds",
+        "gauge",
+        "Unix time in seconds of the last poll that succeeded; 0 before the first one",
+        subject=(),
+    ),
+    Metric("mappo_kubeflow_poll_seconds", "gauge", "Duration of the last poll, in seconds", subject=()),
+    Metric(
+        "mappo_kubeflow_unreadable_runs",
+        "gauge",
+        "Pipeline runs whose stages the last poll could not read",
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_runs",
+        "gauge",
+        f"Pipeline runs by state: unfinished ones, and those created in the last {RUNS_WINDOW_HOURS} hours",
+        {"state": PIPELINE_STATES},
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_runs_ended_total",
+        "counter",
+        "Pipeline runs that ended while the exporter ran, by state",
+        {"state": ("succeeded", "failed", "cancelled", "skipped")},
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_waiting_seconds",
+        "gauge",
+        "Longest time for which a stage has now waited for its first pod to start, in seconds; 0 if none waits",
+        {"stage": PIPELINE_STAGES},
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_queue_seconds",
+        "histogram",
+        "Time from the creation of a stage's first pod until a poll saw it run or ended, in seconds",
+        {"stage": PIPELINE_STAGES},
+        bounds=(10, 30, 60, 120, 300, 900, 1800, 3600, 14400, 43200),
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_stage_seconds",
+        "histogram",
+        "Time from the creation of a stage's first pod to the stage's success, in seconds",
+        {"stage": PIPELINE_STAGES},
+        bounds=(30, 60, 120, 300, 900, 1800, 3600, 14400, 43200, 172800),
+        subject=(),
+    ),
+    Metric(
+        "mappo_pipeline_stage_failures_total",
+        "counter",
+        "Stages that failed while the exporter ran, after all their attempts, by reason",
+        {"stage": PIPELINE_STAGES, "reason": FAILURES},
+        subject=(),
+    ),
+    Metric("mappo_schedules", "gauge", "Schedules by state", {"state": ("enabled", "paused")}, subject=()),
+    Metric(
+        "mappo_schedule_late_seconds",
+        "gauge",
+        f"Time since the schedule's first run that is due and has not started, in seconds; 0 if none is due "
+        f"(at most {MAX_SCHEDULES} schedules)",
+        free_labels=("schedule",),
+        subject=(),
+    ),
+)
+
+METRICS = (*TRAINING, *PROBLEMS, *VALIDATION, *EVALUATION, *STUDY, *OUTCOME, *PIPELINES)

@@ -1,7 +1,5 @@
 """The monitor: it turns the reports of a stage into metrics for Prometheus.
 
-No other module imports prometheus_client.
-
 Prometheus scrapes a training pod. When training ends, the pod waits until every Prometheus that has scraped it
 does so once more, so that the last values are not lost. Short stages push their metrics to a Pushgateway, if
 there is one, and delete them there after Prometheus has had time to scrape them. Monitoring runs beside training
@@ -19,18 +17,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from types import TracebackType
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    delete_from_gateway,
-    disable_created_metrics,
-    generate_latest,
-    push_to_gateway,
-)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CollectorRegistry, ProcessCollector, delete_from_gateway, push_to_gateway
 
 import mappo
 from mappo.compute.resources import resolve_device
@@ -39,6 +26,7 @@ from mappo.environment.validation import ValidationReport
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.evaluation.statistics import Estimate
 from mappo.monitoring import metrics
+from mappo.monitoring.metric_set import CONTENT_TYPE, MetricSet
 from mappo.monitoring.metrics import INFO_LABELS, Metric
 from mappo.monitoring.server import MetricsServer, Page, text_page
 from mappo.monitoring.settings import MonitorSettings
@@ -88,11 +76,9 @@ class Monitor:
         registry: where the metrics are registered; by default a new registry.
         min_stall_seconds: the lowest stall limit, for runs with short iterations.
         """
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._stage, self._settings, self._announce = stage, settings, announce
         self._labels = {"study": settings.study, "run": run}
         self._run_labels = self._labels
-        self._registry = registry or CollectorRegistry(auto_describe=True)
         self._lock = threading.Lock()  # held by updates and scrapes, so that a scrape never shows half an update
         self._server: MetricsServer | None = None
         self._rendered: tuple[float, bytes] = (-math.inf, b"")
@@ -103,15 +89,12 @@ class Monitor:
         self._num_iterations = 0
         self._last_iteration, self._longest_seconds = self._start, 0.0
         self._min_stall_seconds = min_stall_seconds
-        self._by_name: dict[str, Gauge | Counter | Histogram] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._counters: dict[str, Counter] = {}
-        self._histograms: dict[str, Histogram] = {}
         self._declared = (*_BY_STAGE[stage], *metrics.PROBLEMS, *metrics.OUTCOME)
+        self._values = MetricSet(self._declared, registry)
         for metric in self._declared:
-            self._declare(metric)
+            self._begin_at_zero(metric)
         if stage in _TRAINING_STAGES:
-            ProcessCollector(registry=self._registry)
+            ProcessCollector(registry=self._values.registry)
 
     def __enter__(self) -> "Monitor":
         """Start to serve the metrics, if the stage trains and the settings have a port."""
@@ -232,6 +215,8 @@ class Monitor:
             self._num_iterations += 1
             self._last_iteration = end
             self._add_row(row)
+            for name, mean in report.measurements.items():
+                self._set("mappo_selection_measurement_mean", mean, measurement=name)
             self._add("mappo_iterations_total", 1)
             self._add("mappo_frames_total", self._frames_per_iteration)
             self._add("mappo_optimiser_steps_total", report.losses.epochs * self._steps_per_epoch)
@@ -295,7 +280,7 @@ class Monitor:
         with self._lock:
             rendered, text = self._rendered
             if time.monotonic() - rendered > _CACHE_SECONDS:
-                text = generate_latest(self._registry)
+                text = self._values.text()
                 self._rendered = (time.monotonic(), text)
             return text
 
@@ -310,15 +295,15 @@ class Monitor:
     def _forget_runs(self) -> None:
         """Drop the metrics of earlier runs; the state in which a run ended stays for two scrapes."""
         for name in _RUN_METRICS - set(_KEPT_METRICS):
-            self._by_name[name].clear()
+            self._values.clear(name)
         while self._ended_runs and time.monotonic() - self._ended_runs[0][0] > 2 * self._settings.linger_seconds:
             _, labels = self._ended_runs.popleft()
             for name in _KEPT_METRICS:
                 if labels != self._run_labels:
-                    self._by_name[name].remove_by_labels(labels)
+                    self._values.remove(name, labels)
 
     def _metrics(self) -> Page:
-        return Page(200, CONTENT_TYPE_PLAIN_0_0_4, self.text())
+        return Page(200, CONTENT_TYPE, self.text())
 
     def _health(self) -> Page:
         problem = self.stalled()
@@ -359,7 +344,7 @@ class Monitor:
         key = {"stage": self._stage, **self._labels}
         try:
             try:
-                push_to_gateway(gateway, metrics.PUSH_JOB, self._registry, key, timeout=_PUSH_SECONDS)
+                push_to_gateway(gateway, metrics.PUSH_JOB, self._values.registry, key, timeout=_PUSH_SECONDS)
                 self._announce(f"metrics pushed; they are deleted in {self._settings.linger_seconds:.0f} s")
                 time.sleep(self._settings.linger_seconds)
             finally:  # a request that timed out may have stored the metrics, too
@@ -371,24 +356,8 @@ class Monitor:
                 f"warning: the Pushgateway {gateway} did not accept the metrics, or did not delete them: {reason}"
             )
 
-    def _declare(self, metric: Metric) -> None:
-        """Create a metric. Counters and histograms start at 0 for all labels; gauges start empty."""
-        arguments = (metric.name, metric.description, metric.label_names)
-        if metric.kind == "gauge":
-            self._gauges[metric.name] = Gauge(*arguments, registry=self._registry)
-        elif metric.kind == "counter":
-            self._counters[metric.name] = Counter(*arguments, registry=self._registry)
-        else:
-            self._histograms[metric.name] = Histogram(*arguments, registry=self._registry, buckets=metric.bounds)
-        self._by_name = {**self._gauges, **self._counters, **self._histograms}
-        self._begin_at_zero(metric)
-
     def _begin_at_zero(self, metric: Metric) -> None:
-        if metric.kind == "counter":
-            for labels in metric.combinations():
-                self._add(metric.name, 0, **labels)
-        elif metric.kind == "histogram":
-            self._histograms[metric.name].labels(**self._run_labels)
+        self._values.begin_at_zero(metric, **self._run_labels)
 
     def _labels_of(self, name: str) -> dict[str, str]:
         return self._run_labels if name in _RUN_METRICS else self._labels
@@ -402,14 +371,13 @@ class Monitor:
                     (self._add if metric.kind == "counter" else self._set)(metric.name, value, **labels)
 
     def _set(self, name: str, value: float, **labels: str) -> None:
-        self._gauges[name].labels(**self._labels_of(name), **labels).set(value)
+        self._values.set(name, value, **self._labels_of(name), **labels)
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
-        assert math.isfinite(amount), "a counter can never recover from NaN or infinity"
-        self._counters[name].labels(**self._labels_of(name), **labels).inc(amount)
+        self._values.add(name, amount, **self._labels_of(name), **labels)
 
     def _observe(self, name: str, value: float) -> None:
-        self._histograms[name].labels(**self._labels_of(name)).observe(value)
+        self._values.observe(name, value, **self._labels_of(name))
 
     @contextmanager
     def _updating(self) -> Iterator[None]:

@@ -21,7 +21,6 @@ from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mappo.config import EnvironmentConfig
-from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, ConfigError, StoreError, one_line
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint, Sha256, pack, sha256_of, verify
@@ -150,6 +149,8 @@ class Champions:
         key = policy_key(checkpoint)
         run = Run.at(joined(self.location, key))
         if not run.refs():
+            from mappo.environment.simulation_state import SimulationState  # imports torch; look-ups do without
+
             attempt = claim(run)
             attempt.save(
                 replace(

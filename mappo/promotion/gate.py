@@ -1,11 +1,13 @@
 """The gate: the test that a candidate must pass to become the champion."""
 
+import dataclasses
 from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mappo.errors import ConfigError
+from mappo.evaluation.constraints import Constraints
 from mappo.strict_json import STRICT
 
 
@@ -30,6 +32,7 @@ class Gate:
     episodes_per_seed: Annotated[
         int, Field(ge=1, le=10_000, description="number of episodes of each policy per seed")
     ] = 20
+    constraints: Constraints = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Require enough episodes for the test."""

@@ -2,13 +2,15 @@
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from mappo.compute.resources import resolve_device
 from mappo.config import EvaluationConfig, ExperimentConfig, config_hash, differences
+from mappo.environment.draws import episodes_share_draws
 from mappo.environment.random_streams import Stream
 from mappo.environment.reductions import MeasurementName
 from mappo.errors import ConfigError, KeyTaken, StoreError
@@ -16,6 +18,7 @@ from mappo.evaluation import statistics
 from mappo.evaluation.episodes import PolicyOf, play_episodes, trained_policy
 from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
+from mappo.evaluation.verdicts import Verdict, judge_constraint
 from mappo.promotion.champions import CARD, ONNX, POLICY, ChampionDecision, Champions, policy_key
 from mappo.promotion.export import export_policy, model_card, trace_policy
 from mappo.promotion.gate import Gate
@@ -41,8 +44,8 @@ class Decision:
     Returns are undiscounted, averaged over agents, and ordered by seed. lower_bound: the one-sided lower
     confidence bound of the mean difference; the candidate is better if this bound exceeds the gate's margin.
     action: promoted or kept. champion: the number of the decision in force afterwards; None if the task still
-    has no champion. candidate_measurements and opponent_measurements: the measurements of these episodes, by which
-    the gate does not decide.
+    has no champion. candidate_measurements and opponent_measurements: the measurements of these episodes.
+    constraints: the verdicts on what the gate requires of the candidate's measurements, by name.
     """
 
     __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
@@ -64,6 +67,12 @@ class Decision:
     champion: int | None
     candidate_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
     opponent_measurements: dict[MeasurementName, Measurement] = field(default_factory=dict)
+    constraints: dict[MeasurementName, Verdict] = field(default_factory=dict)
+
+    @property
+    def keeps_constraints(self) -> bool:
+        """Return whether the candidate keeps every constraint of the gate."""
+        return all(verdict.is_kept for verdict in self.constraints.values())
 
     def measurements(self) -> dict[str, dict[str, Measurement]]:
         """Return the measurements of the candidate and of the opponent, by policy and name."""
@@ -89,7 +98,9 @@ def promote(
     gate: Gate,
     announce: Callable[[str], object] = lambda _: None,
 ) -> Decision:
-    """Make the candidate the champion if it passes the gate. Promoting the current champion again is harmless.
+    """Make the candidate the champion if it is better and keeps the gate's constraints.
+
+    Promoting the current champion again is harmless.
 
     The task is `config.environment`. The operating system draws new gate seeds for every decision, and no other
     part of the program uses their random stream. So no selection can have seen these episodes. Both policies
@@ -107,9 +118,12 @@ def promote(
         current = champions.current()
         if current and current.policy == policy_key(candidate):
             announce(f"the candidate is already the champion, by decision {current.number}")
-            return _decision_of(current, champions) or judge(config, candidate, champions, current, gate)
+            earlier = _decision_of(current, champions)
+            if earlier and earlier.gate.constraints == gate.constraints:
+                return earlier
+            return judge(config, candidate, champions, current, gate)
         decision = judge(config, candidate, champions, current, gate)
-        if not decision.is_better:
+        if not (decision.is_better and decision.keeps_constraints):
             return decision
         announce("better: exporting the policy")
         card = model_card(candidate, champions.task, _summary(decision))
@@ -202,7 +216,22 @@ def judge(
         champion=current.number if current else None,
         candidate_measurements=candidate_measurements,
         opponent_measurements=opponent_measurements,
+        constraints=_verdicts(config, gate, candidate_measurements),
     )
+
+
+def _verdicts(
+    config: ExperimentConfig, gate: Gate, measurements: Mapping[str, Measurement]
+) -> dict[MeasurementName, Verdict]:
+    """Return the verdicts on the gate's constraints. Episodes are independent units unless they share draws."""
+    if not gate.constraints:
+        return {}
+    share_draws = episodes_share_draws(config.environment, resolve_device(config.device))
+    per_unit = gate.episodes_per_seed if share_draws else 1
+    return {
+        name: judge_constraint(constraint, measurements.get(name), gate.confidence, per_unit)
+        for name, constraint in gate.constraints.items()
+    }
 
 
 def _policy_of(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf:
@@ -247,4 +276,5 @@ def _summary(decision: Decision) -> dict[str, Any]:
             f"{name}, {measurement.reduction} over an episode (95 %)": str(measurement)
             for name, measurement in decision.candidate_measurements.items()
         },
+        **{f"constraint on {name}": str(verdict) for name, verdict in decision.constraints.items()},
     }

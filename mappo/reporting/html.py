@@ -3,16 +3,18 @@
 import json
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup
 
 import mappo
-from mappo.reporting.plots import Plot
+
+if TYPE_CHECKING:
+    from mappo.reporting.plots import Plot  # imports plotly and torch
 
 
-def render(template: str, embedded_plots: Sequence[Plot], **values: Any) -> str:
+def render(template: str, embedded_plots: "Sequence[Plot]" = (), **values: Any) -> str:
     """Return a self-contained page made from a template.
 
     embedded_plots: the plots whose figures the page contains. values: the other variables of the template.
@@ -23,10 +25,9 @@ def render(template: str, embedded_plots: Sequence[Plot], **values: Any) -> str:
     figures = [{"identifier": plot.identifier, "figure": json.loads(plot.figure)} for plot in embedded_plots]
     return environment.get_template(template).render(
         plots_json=embedded(figures),
-        plotly=_plotly(),
+        plotly=_plotly() if figures else "",
+        scripts={name: _safe(_text(f"{name}.js")) for name in ("page", "player", "overview")},
         css=_safe(_text("page.css")),
-        player_script=_safe(_text("player.js")),
-        page_script=_safe(_text("page.js")),
         version=mappo.__version__,
         **values,
     )

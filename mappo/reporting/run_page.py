@@ -9,16 +9,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mappo.config import config_hash, differences, from_dict
+from mappo.config import config_hash, differences, fields_of, from_dict
 from mappo.errors import ConfigError
 from mappo.evaluation.comparison import compare
-from mappo.evaluation.evaluation import EvaluationReport
+from mappo.evaluation.evaluation import EvaluationReport, changed_settings
 from mappo.evaluation.statistics import probability_of_improvement
+from mappo.reporting.command_line import command_of
 from mappo.reporting.diagnosis import diagnose
 from mappo.reporting.html import embedded, render
-from mappo.reporting.plots import Plot, evaluation_plot, training_plots
+from mappo.reporting.plots import Plot, Rows, evaluation_plot, training_plots
 from mappo.reporting.run_record import RunRecord
-from mappo.reporting.tables import measurement_rows
+from mappo.reporting.tables import checkpoint_notes, measurement_rows
 from mappo.training.history import parse_history
 
 MAX_BYTES = 8_000_000
@@ -49,20 +50,35 @@ def _page(records: Sequence[RunRecord], warnings: list[str], with_episodes: bool
         for index, record in enumerate(records)
         if with_episodes and record.rollouts
     ]
+    is_single = len(records) == 1
     return render(
         "page.html",
         plots,
         title=_title(records),
         subtitle=_subtitle(records),
-        facts=_facts(records[0], histories[records[0].name]) if len(records) == 1 else [],
-        warnings=[*_warnings(records), *warnings],
+        facts=_facts(records[0], histories[records[0].name]) if is_single else [],
+        headline=None if is_single else _headline(records, histories),
+        warnings=[*_warnings(records, histories), *warnings],
         findings=findings,
         players=players,
         evaluations=evaluations,
-        comparison=_comparison(records) if len(records) > 1 else None,
+        others=_other_rows(records[0]) if is_single else [],
+        comparison=None if is_single else _comparison(records),
         curves=curves,
-        records=[{"name": record.name, "rows": _rows(record)} for record in records],
+        records=[_run_facts(record) for record in records],
     )
+
+
+def _run_facts(record: RunRecord) -> dict[str, Any]:
+    """Return what was run: where and when, the command that makes it again, and the whole configuration."""
+    config = from_dict(record.config)
+    facts = {**record.facts, "configuration hash": config_hash(config)}
+    return {
+        "name": record.name,
+        "facts": [(name, value) for name, value in facts.items() if value],
+        "command": command_of(config),
+        "rows": [(name, json.dumps(value)) for name, value in fields_of(config).items()],
+    }
 
 
 def _title(records: Sequence[RunRecord]) -> str:
@@ -76,16 +92,88 @@ def _subtitle(records: Sequence[RunRecord]) -> str:
     return f"{runs} of {' and '.join(algorithms)}: a team of agents learns a task together."
 
 
-def _facts(record: RunRecord, rows: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+def _facts(record: RunRecord, rows: Rows) -> list[tuple[str, str]]:
+    """Return the headline of one run: its evaluation, with the judged checkpoint, and its training."""
     facts: list[tuple[str, str]] = []
-    if record.evaluation:
-        facts.append(("mean return in evaluation", str(record.evaluation.trained.mean)))
-        facts.append(("mean return of the random policy", str(record.evaluation.random.mean)))
-    for name, column, unit in (("frames of training", "frames", ""), ("training time", "elapsed_seconds", " s")):
-        if rows and math.isfinite(last := rows[-1].get(column, math.nan)):
-            facts.append((name, f"{last:,.0f}{unit}"))
-    facts.append(("training seed", str(record.config["seed"])))
-    return facts
+    if report := record.evaluation:
+        facts.append((f"mean return of {_judged(record, rows)}", str(report.trained.mean)))
+        facts += [
+            (f"mean return of the {name} policy", str(returns.mean))
+            for name, returns in report.policies().items()
+            if name != "trained"
+        ]
+    if seconds := _last(rows, "elapsed_seconds"):
+        facts.append(("seconds of training", f"{seconds:,.0f}"))
+    if frames := _last(rows, "frames"):
+        facts.append(("frames of training", f"{frames:,.0f}"))
+    return [*facts, ("training seed", str(record.config["seed"]))]
+
+
+def _judged(record: RunRecord, rows: Rows) -> str:
+    """Return which checkpoint an evaluation judges, after how many frames."""
+    report = record.evaluation
+    assert report
+    is_best = report.training_frames == record.best_frames or (
+        record.best_frames is None and report.checkpoint == "best"
+    )
+    kind = "the best checkpoint" if is_best else "the checkpoint"
+    frames = _last(rows, "frames")
+    of_all = f" of {frames:,.0f}" if frames else ""
+    return f"{kind}, after {report.training_frames:,}{of_all} frames"
+
+
+def _headline(records: Sequence[RunRecord], histories: Mapping[str, Rows]) -> dict[str, Any]:
+    """Return the table with which a page of several runs begins."""
+    first = from_dict(records[0].config)
+    rows = []
+    for record in records:
+        report, history = record.evaluation, histories[record.name]
+        changes = differences(first, from_dict(record.config))
+        seed = changes.pop("seed", None)
+        frames = _last(history, "frames")
+        rows.append(
+            (
+                record.name,
+                str(report.trained.mean) if report else "not evaluated",
+                f"{report.training_frames:,}" if report else "",
+                f"{frames:,.0f}" if frames else "",
+                _duration(_last(history, "elapsed_seconds")),
+                str(record.config["seed"]),
+                "; ".join(f"{name} {change}" for name, change in changes.items())
+                or ("" if record is records[0] else "only the seed" if seed else "nothing"),
+            )
+        )
+    heads = ("run", "mean return", "judged after frames", "frames", "time", "seed", "differs from the first in")
+    note = "Mean returns are those of evaluations on held-out seeds, with 95 % intervals over their episodes."
+    return {"heads": heads, "rows": rows, "texts": [6], "note": note}
+
+
+def _duration(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.0f} s"
+
+
+def _last(rows: Rows, column: str) -> float | None:
+    """Return the last number of a column; None if there is none."""
+    value = rows[-1].get(column, math.nan) if rows else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _other_rows(record: RunRecord) -> list[tuple[str, ...]]:
+    """Return a row for each evaluation of another checkpoint, or under other settings."""
+    return [
+        (
+            report.checkpoint or "unknown",
+            f"{report.training_frames:,}",
+            str(report.trained.mean),
+            str(len(report.trained.episode_returns)),
+            "; ".join(f"{name} {change}" for name, change in _changed_settings(report).items()) or "none",
+        )
+        for report in record.others
+    ]
+
+
+def _changed_settings(report: EvaluationReport) -> dict[str, str]:
+    return changed_settings(from_dict(report.config), from_dict(report.training_config))
 
 
 def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
@@ -111,7 +199,6 @@ def _evaluation(record: RunRecord, index: int) -> dict[str, Any]:
 
 
 def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
-    first = records[0]
     evaluated = [record for record in records if record.evaluation]
     rows = []
     for record in evaluated:
@@ -127,15 +214,10 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
                 "" if record is evaluated[0] else str(better),
             )
         )
-    differing = [
-        (record.name, name, change)
-        for record in records[1:]
-        for name, change in differences(from_dict(first.config), from_dict(record.config)).items()
-    ]
     note = (
         f"{_INTERVALS}evaluation episodes of one trained policy. They do not cover other training seeds; `mappo "
         "compare` does. Probability of improvement: the probability that an episode of this run earns more than "
-        f"an episode of {evaluated[0].name if evaluated else first.name}; a tie counts as one half."
+        f"an episode of {evaluated[0].name if evaluated else records[0].name}; a tie counts as one half."
     )
     heads = ("run", "mean return", "interquartile mean", "probability of improvement over the first")
     reports = {record.name: record.evaluation for record in evaluated if record.evaluation}
@@ -145,7 +227,6 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "note": note,
-        "differences": differing,
         "seeds": seeds,
         "measured": measured,
     }
@@ -190,6 +271,7 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
         "bootstrap intervals that resample training seeds; with fewer than about ten seeds they are too narrow. "
         "Source: Agarwal et al. (2021), for one task."
     )
+    note = " ".join([note, *(f"{line[0].upper()}{line[1:]}." for line in checkpoint_notes(result))])
     measured = measurement_rows(
         {
             name: configuration.measurements
@@ -199,28 +281,39 @@ def _over_seeds(reports: Sequence[EvaluationReport]) -> dict[str, Any]:
     return {"heads": heads, "rows": rows, "note": note, "measured": measured}
 
 
-def _rows(record: RunRecord) -> list[tuple[str, str]]:
-    config = from_dict(record.config)
-    flat = {"configuration hash": config_hash(config), **record.facts}
-    for section, values in record.config.items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{name}": json.dumps(value) for name, value in values.items()}
-        else:
-            flat[section] = json.dumps(values)
-    return list(flat.items())
+def _warnings(records: Sequence[RunRecord], histories: Mapping[str, Rows]) -> list[str]:
+    return [
+        f"{record.name}: {warning}"
+        for record in records
+        for warning in [*_training_warnings(record, histories[record.name]), *_evaluation_warnings(record)]
+    ]
 
 
-def _warnings(records: Sequence[RunRecord]) -> list[str]:
+def _training_warnings(record: RunRecord, rows: Rows) -> list[str]:
+    warnings = list(record.problems)
+    if failed := _last(rows, "num_failed_saves"):
+        warnings.append(f"in the last attempt, saving a checkpoint failed {failed:.0f} times.")
+    frames, final_frames = _last(rows, "frames"), from_dict(record.config).collection.final_frames
+    if frames and frames < final_frames:
+        warnings.append(f"this run has not finished: it has {frames:,.0f} of {final_frames:,} frames.")
+    return warnings
+
+
+def _evaluation_warnings(record: RunRecord) -> list[str]:
+    report = record.evaluation
+    if report is None:
+        return ["not evaluated yet; run `mappo evaluate`."]
     warnings = []
-    for record in records:
-        rows = parse_history(record.history)
-        failed = rows[-1].get("num_failed_saves", 0.0) if rows else 0.0
-        if failed > 0:
-            warnings.append(f"{record.name}: in the last attempt, saving a checkpoint failed {failed:.0f} times.")
-        if record.evaluation and record.evaluation.config["environment"] != record.config["environment"]:
-            warnings.append(f"{record.name}: the evaluation used another task than the training.")
-        if not record.evaluation:
-            warnings.append(f"{record.name}: not evaluated yet; run `mappo evaluate`.")
+    if record.best_frames not in (None, report.training_frames):
+        warnings.append(
+            f"the evaluation judges the checkpoint after {report.training_frames:,} frames, but the best is now "
+            f"that after {record.best_frames:,}; run `mappo evaluate`."
+        )
+    if from_dict(report.training_config) != from_dict(record.config):
+        warnings.append("the evaluation judges a training with another configuration.")
+    if changes := _changed_settings(report):
+        texts = ", ".join(f"{name} {change}" for name, change in changes.items())
+        warnings.append(f"the evaluation has other settings than the run: {texts}.")
     return warnings
 
 

@@ -1,23 +1,31 @@
-"""The record of a run: its history, last evaluation and recorded episodes, stored beside its checkpoints."""
+"""The record of a run: its history, evaluations and recorded episodes, stored beside its checkpoints.
+
+A run has one evaluation of its own, which judges its best checkpoint under its own settings. Evaluations of other
+checkpoints, or under other settings, are kept beside it, each under a name of its own.
+"""
 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from mappo.errors import ConfigError, KeyMissing
+from mappo.errors import ConfigError, KeyMissing, StoreError
 from mappo.evaluation.evaluation import EvaluationReport
 from mappo.evaluation.rollouts import Rollouts
+from mappo.reporting.texts import moment
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run
-from mappo.strict_json import parse_report, to_dict
+from mappo.runs.tags import read_tags
+from mappo.strict_json import json_hash, parse_report, to_dict
 
 EVALUATION, ROLLOUTS = "evaluation.json", "rollouts.json"  # keys in the store of a run
-_MAX_BYTES = 100_000_000  # limit for each of the two files
+_OTHERS = "evaluations/"  # the prefix of the keys of other evaluations
+_MAX_OTHERS = 20  # that a record has
+MAX_BYTES = 100_000_000  # limit for each file
 _REPORT = TypeAdapter(EvaluationReport)
 _ROLLOUTS = TypeAdapter(Rollouts)
 
@@ -26,7 +34,9 @@ _ROLLOUTS = TypeAdapter(Rollouts)
 class RunRecord:
     """The data about one run that a page shows.
 
-    history: as CSV. rollouts: recorded episodes as JSON. facts: further values to show, by name.
+    history: as CSV. rollouts: recorded episodes as JSON. facts: further values to show, by name. best_frames: the
+    frames of the run's best checkpoint; None if that is not known. others: other evaluations. problems: what could
+    not be read, in sentences.
     """
 
     name: str
@@ -35,6 +45,9 @@ class RunRecord:
     evaluation: EvaluationReport | None = None
     rollouts: dict[str, Any] | None = None
     facts: dict[str, str] = field(default_factory=dict)
+    best_frames: int | None = None
+    others: tuple[EvaluationReport, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def of_checkpoint(
@@ -47,7 +60,7 @@ def of_checkpoint(
     """Return the record of the run that saved `checkpoint`."""
     platform = checkpoint.platform
     facts = {
-        "device": platform.device,
+        "device": platform.device if platform.device != "cpu" else f"cpu ({platform.cpu})",
         "threads": str(platform.threads),
         "computation": str(checkpoint.computation),
         "started from": checkpoint.started_from or "scratch",
@@ -69,7 +82,7 @@ def of_runs(locations: Sequence[str]) -> list[RunRecord]:
 
 
 def keep(run: str | Path, evaluation: EvaluationReport, rollouts: Rollouts) -> None:
-    """Save the evaluation of a run and its recorded episodes with the run, in place of earlier ones.
+    """Save a run's own evaluation and its recorded episodes with the run, in place of earlier ones.
 
     Raises:
         StoreError: the store does not accept them.
@@ -77,6 +90,18 @@ def keep(run: str | Path, evaluation: EvaluationReport, rollouts: Rollouts) -> N
     store = Run.at(run).store
     for key, value in ((EVALUATION, evaluation), (ROLLOUTS, rollouts)):
         store.write(key, json.dumps(asdict(value), allow_nan=False).encode())
+
+
+def keep_other(run: str | Path, iteration: int, evaluation: EvaluationReport) -> str:
+    """Save another evaluation with the run; return its key, which names the iteration and hashes the settings.
+
+    Raises:
+        StoreError: the store does not accept it.
+    """
+    settings = {name: evaluation.config[name] for name in ("environment", "evaluation")}
+    key = f"{_OTHERS}{iteration:010d}-{json_hash(settings)[:8]}.json"
+    Run.at(run).store.write(key, json.dumps(asdict(evaluation), allow_nan=False).encode())
+    return key
 
 
 def parse_evaluation(location: str, content: bytes) -> EvaluationReport:
@@ -94,14 +119,55 @@ def _of_run(name: str, location: str) -> RunRecord:
     contents: dict[str, bytes] = {}
     for key in (EVALUATION, ROLLOUTS):
         with suppress(KeyMissing):
-            contents[key] = run.store.read(key, _MAX_BYTES)
+            contents[key] = run.store.read(key, MAX_BYTES)
     evaluation, rollouts = None, None
     if EVALUATION in contents:
         evaluation = parse_evaluation(f"{location}/{EVALUATION}", contents[EVALUATION])
     if ROLLOUTS in contents:
         parsed = parse_report(_ROLLOUTS, f"{location}/{ROLLOUTS}", contents[ROLLOUTS], "recorded episodes")
         rollouts = asdict(parsed)
-    return of_checkpoint(name, last, run.whole_history(last), evaluation, rollouts)
+    record = of_checkpoint(name, last, run.whole_history(last), evaluation, rollouts)
+    others, problems = _other_evaluations(run)
+    labels: dict[str, str] = {}
+    try:
+        tags = read_tags(run.store)
+        labels = {"tags": " ".join(tags.tags), "comment": tags.comment}
+    except (ConfigError, StoreError) as error:
+        problems.append(str(error))
+    return replace(
+        record,
+        facts={"location": location, **labels, **origin(run), **record.facts},
+        best_frames=run.manifest(run.choose("best")).frames,
+        others=tuple(others),
+        problems=tuple(problems),
+    )
+
+
+def origin(run: Run) -> dict[str, str]:
+    """Return when, where and from which source the run was trained, as the notes of its attempts say."""
+    notes = [note for _, note in run.attempts.from_number(1)]
+    if not notes:
+        return {}
+    first, last = notes[-1], notes[0]
+    facts = {"began": f"{moment(first.started)} on {first.host}"}
+    if len(notes) > 1:
+        facts["attempts"] = f"{len(notes)}, the last one began {moment(last.started)} on {last.host}"
+    commits = dict.fromkeys(note.commit for note in reversed(notes) if note.commit)
+    return {**facts, "commit": ", ".join(commits)}
+
+
+def _other_evaluations(run: Run) -> tuple[list[EvaluationReport], list[str]]:
+    """Return the other evaluations that were saved last, and sentences about those that cannot be read."""
+    entries = sorted(run.store.entries(_OTHERS), key=lambda entry: entry.modified)[-_MAX_OTHERS:]
+    reports: list[EvaluationReport] = []
+    problems: list[str] = []
+    for entry in entries:
+        try:
+            content = run.store.read(entry.key, MAX_BYTES)
+            reports.append(parse_evaluation(f"{run.store.location}/{entry.key}", content))
+        except (ConfigError, StoreError) as error:
+            problems.append(str(error))
+    return reports, problems
 
 
 def _unique_names(locations: Sequence[str]) -> list[str]:

@@ -1,69 +1,95 @@
 """The self-contained HTML page of a study: its trials, the importance of settings, and the final comparison."""
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import optuna
-import plotly.graph_objects as go
-from optuna.exceptions import ExperimentalWarning
-from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.visualization import (
-    plot_optimization_history,
-    plot_parallel_coordinate,
-    plot_param_importances,
-    plot_slice,
-)
 
 from mappo.evaluation.comparison import ComparisonReport
 from mappo.promotion.promotion import Decision, PromotionSkipped
 from mappo.reporting.html import render
-from mappo.reporting.plots import COLOURS, Plot, figure_json
-from mappo.reporting.tables import measurement_rows, trial_rows
+from mappo.reporting.study_plots import MIN_TRIALS, study_plots
+from mappo.reporting.study_result import verdict
+from mappo.reporting.tables import STUDY_NAMES, checkpoint_notes, constraint_lines, measurement_rows, trial_rows
 from mappo.strict_json import to_dict
 from mappo.tuning.search_space import Choices, applied, value_of
 from mappo.tuning.study import Study
 from mappo.tuning.trial import TrialRecord
+from mappo.tuning.worker import trial_run
 
-_STATE_COLOURS = dict(zip(("complete", "pruned", "running", "lost", "failed", "released"), COLOURS, strict=False))
-_MIN_TRIALS = 4  # completed; fewer tell nothing about importance
+_WIDE = ("parallel", "timeline", "curves")  # plots as wide as the page
 
 
 def build(
-    study: Study, best: TrialRecord, comparison: ComparisonReport, decision: Decision | PromotionSkipped
+    study: Study,
+    best: TrialRecord,
+    comparison: ComparisonReport,
+    decision: Decision | PromotionSkipped,
+    directory: Path | None = None,
 ) -> str:
     """Return the page of a study. `best` is the trial that was trained again.
 
-    `comparison` has the default's configuration first and, unless they are the same, the best's second.
+    `comparison` has the default's configuration first and, unless they are the same, the best's second. The page
+    will lie in `directory`; if the runs of the study lie there, too, it has links to them.
     """
     trials = study.trials()
     config = study.plan.config
     chosen = applied(config, best.values)
     complete = sum(trial.state == "complete" for trial in trials)
     columns, rows = trial_rows(trials)
-    plots = [*_optuna_plots(study, complete), _curves(study, trials), _timeline(trials)]
+    plots = study_plots(study, best)
     return render(
         "study.html",
         plots,
         title=f"Study {study.name}: {config.environment.scenario}",
         subtitle=f"A search for better settings of {_algorithms(study)}, by Optuna.",
         facts=_facts(study, trials, best),
-        verdict=_verdict(comparison),
+        verdict=dict(zip(("state", "text"), verdict(comparison), strict=True)),
         comparison=_comparison(comparison),
         decision=_decision(decision),
         changes=[
-            (path, json.dumps(value_of(config, path)), json.dumps(value_of(chosen, path)))
-            for path in study.plan.space
+            (path, _setting(value_of(config, path)), _setting(value_of(chosen, path))) for path in study.plan.space
         ],
+        is_changed=chosen != config,
         best_json=json.dumps(to_dict(chosen), indent=2),
-        plots=plots,
-        wide=["parallel", "slice", "timeline", "curves"],
-        notes=[] if complete >= _MIN_TRIALS else [f"Importances need at least {_MIN_TRIALS} completed trials."],
-        trials={"heads": columns, "rows": rows},
+        plots=[plot for plot in plots if plot.identifier not in _WIDE and not plot.identifier.startswith("slice")],
+        slices=[plot for plot in plots if plot.identifier.startswith("slice")],
+        wide_plots=[plot for plot in plots if plot.identifier in _WIDE],
+        notes=[] if complete >= MIN_TRIALS else [f"Importances need at least {MIN_TRIALS} completed trials."],
+        heads=columns,
+        trials=[
+            {"cells": row, "runs": _runs(study, trial, directory)} for row, trial in zip(rows, trials, strict=True)
+        ],
+        retrained=_retrained(directory),
+        store=study.store,
         plan_json=json.dumps(study.plan.to_dict(), indent=2),
     )
+
+
+def _runs(study: Study, trial: TrialRecord, directory: Path | None) -> list[dict[str, str]]:
+    """Return the runs of a trial, one for each training seed, with links to those that lie in `directory`."""
+    names = [trial_run(trial.number, trial.values, seed) for seed in study.plan.tuning.training_seeds]
+    return [{"name": name, "link": _link(directory, name)} for name in names]
+
+
+def _retrained(directory: Path | None) -> list[dict[str, str]]:
+    """Return the runs of the best and the default that were trained again and have pages of their own."""
+    pages = sorted(directory.glob("*/report.html")) if directory else []
+    names = [page.parent.name for page in pages if page.parent.name.startswith(STUDY_NAMES)]
+    return [{"name": name, "link": f"{name}/report.html"} for name in names]
+
+
+def _link(directory: Path | None, run: str) -> str:
+    """Return the link to the page of a run, or else to its files; empty if it does not lie in `directory`."""
+    if directory is None or not (directory / run).is_dir():
+        return ""
+    return f"{run}/report.html" if (directory / run / "report.html").is_file() else f"{run}/"
+
+
+def _setting(value: Any) -> str:
+    """Return a value for people, who need no 17 digits."""
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _algorithms(study: Study) -> str:
@@ -81,6 +107,7 @@ def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> li
     hours = sum(trial.seconds for trial in trials) / 3600
     return [
         ("trials", ", ".join(f"{count} {state}" for state, count in states.items())),
+        *(("feasibility", line) for line in constraint_lines(trials, study.plan.tuning.constraints)),
         ("best value, on tuning seeds", f"{best.value:.4g} (trial {best.number})"),
         ("value of the default", "" if default is None or default.value is None else f"{default.value:.4g}"),
         ("hours of workers", f"{hours:.2f}"),
@@ -88,24 +115,11 @@ def _facts(study: Study, trials: Sequence[TrialRecord], best: TrialRecord) -> li
     ]
 
 
-def _verdict(comparison: ComparisonReport) -> dict[str, str]:
-    """Return one sentence: is the best better than the default, once trained from fresh seeds?"""
-    gain = comparison.configurations[-1].gain
-    if gain is None:
-        return {"state": "", "text": "The best trial was the default configuration: there is nothing to change."}
-    if gain.low is not None and gain.low > 0:
-        return {"state": "good", "text": f"Better than the default: {gain} more return an episode."}
-    if gain.high is not None and gain.high < 0:
-        return {"state": "problem", "text": f"Worse than the default: {gain} more return an episode."}
-    text = f"The data show no difference from the default: {gain} more return an episode, an interval around zero."
-    return {"state": "look", "text": text}
-
-
 def _comparison(comparison: ComparisonReport) -> dict[str, Any]:
     rows = [("random policy", "", str(comparison.random.mean), "")]
     if comparison.heuristic:
         rows.append(("heuristic policy", "", str(comparison.heuristic.mean), ""))
-    for name, configuration in zip(("default", "best"), comparison.configurations, strict=False):
+    for name, configuration in zip(STUDY_NAMES, comparison.configurations, strict=False):
         returns = zip(configuration.training_seeds, configuration.episode_returns, strict=True)
         seeds = ", ".join(f"{seed}: {value:.3g}" for seed, value in returns)
         rows.append((name, seeds, str(configuration.mean), str(configuration.gain or "")))
@@ -120,10 +134,11 @@ def _comparison(comparison: ComparisonReport) -> dict[str, Any]:
         {name: returns.measurements for name, returns in baselines.items() if returns}
         | {
             name: configuration.measurements
-            for name, configuration in zip(("default", "best"), comparison.configurations, strict=False)
+            for name, configuration in zip(STUDY_NAMES, comparison.configurations, strict=False)
         }
     )
-    return {"heads": heads, "rows": rows, "note": note, "measured": measured}
+    checkpoints = [f"{line[0].upper()}{line[1:]}." for line in checkpoint_notes(comparison, STUDY_NAMES)]
+    return {"heads": heads, "rows": rows, "note": note, "measured": measured, "checkpoints": checkpoints}
 
 
 def _decision(decision: Decision | PromotionSkipped) -> list[str]:
@@ -135,113 +150,9 @@ def _decision(decision: Decision | PromotionSkipped) -> list[str]:
         f"return an episode than {decision.opponent}, with {gate.confidence:.0%} confidence more than "
         f"{decision.lower_bound:.4g}; the gate requires more than {gate.margin:.4g}. "
         + ("The candidate was promoted." if is_promoted else "The candidate was not promoted."),
+        *(f"Constraint on {name}: {verdict}." for name, verdict in decision.constraints.items()),
         *(
             f"{name} ({measurement.reduction}): candidate {measurement}"
             for name, measurement in decision.candidate_measurements.items()
         ),
     ]
-
-
-def _optuna_plots(study: Study, complete: int) -> list[Plot]:
-    if not complete:
-        return []
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    optuna_study = study.optuna_study
-    plots = [
-        Plot(
-            "history",
-            "Values over the study",
-            "Each completed trial; the line is the best so far.",
-            _without_title(plot_optimization_history(optuna_study, target_name="value")),
-        )
-    ]
-    if complete < _MIN_TRIALS:
-        return plots
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        evaluator = PedAnovaImportanceEvaluator()
-        importances = plot_param_importances(optuna_study, evaluator=evaluator, target_name="value")
-        slices = plot_slice(optuna_study, target_name="value")
-        parallel = plot_parallel_coordinate(optuna_study, target_name="value")
-    return [
-        *plots,
-        Plot(
-            "importances",
-            "Which settings mattered",
-            "How much each setting explains the difference between good trials and all (PED-ANOVA, Watanabe et "
-            "al. 2023).",
-            _without_title(importances),
-        ),
-        Plot("slice", "Values by setting", "Each completed trial; later ones are darker.", _without_title(slices)),
-        Plot(
-            "parallel",
-            "All settings at once",
-            "Each line is a completed trial; the leftmost axis is its value.",
-            _without_title(parallel),
-        ),
-    ]
-
-
-def _without_title(figure: go.Figure) -> str:
-    figure.update_layout(title=None)
-    return figure_json(figure)
-
-
-def _curves(study: Study, trials: Sequence[TrialRecord]) -> Plot:
-    """Plot what each trial reported; pruned and failed trials end in a cross."""
-    by_seed = study.plan.tuning.pruner == "wilcoxon"
-    figure = go.Figure()
-    for trial in trials:
-        if not trial.curve:
-            continue
-        is_whole = trial.state not in ("pruned", "failed")
-        last = len(trial.curve) - 1
-        figure.add_scatter(
-            x=[step + 1 for step in trial.curve] if by_seed else list(trial.curve),
-            y=list(trial.curve.values()),
-            mode="lines+markers",
-            name=f"trial {trial.number}, {trial.state}",
-            line={"width": 2 if trial.origin == "default" else 1, "color": _STATE_COLOURS.get(trial.state)},
-            opacity=1.0 if is_whole else 0.7,
-            marker={
-                "symbol": ["circle" if is_whole or index < last else "x" for index in range(last + 1)],
-                "size": [3 if is_whole or index < last else 9 for index in range(last + 1)],
-            },
-            showlegend=False,
-        )
-    if by_seed:
-        figure.update_layout(
-            xaxis_title="training seeds, in their order", yaxis_title="mean return on tuning seeds"
-        )
-    else:
-        figure.update_layout(xaxis_title="frames", yaxis_title="mean return in evaluation during training")
-    explanation = (
-        "Blue: completed. Ending in a cross: pruned (orange) or failed (red). Green: running. The default is "
-        "thicker."
-    )
-    return Plot("curves", "Learning curves of all trials", explanation, figure_json(figure))
-
-
-def _timeline(trials: Sequence[TrialRecord]) -> Plot:
-    """Plot which worker held which trial, and when."""
-    turns = [(trial, turn) for trial in trials for turn in trial.attempts if turn.ended]
-    begin = min((turn.began for _, turn in turns), default=0.0)
-    names = list(dict.fromkeys(turn.worker for _, turn in turns))
-    workers = {name: f"worker {index + 1}" for index, name in enumerate(names)}
-    figure = go.Figure()
-    for outcome in dict.fromkeys(turn.outcome for _, turn in turns):
-        bars = [(trial, turn) for trial, turn in turns if turn.outcome == outcome]
-        figure.add_bar(
-            y=[workers[turn.worker] for _, turn in bars],
-            x=[((turn.ended or 0) - turn.began) / 60 for _, turn in bars],
-            base=[(turn.began - begin) / 60 for _, turn in bars],
-            text=[str(trial.number) for trial, _ in bars],
-            orientation="h",
-            name=outcome,
-            marker={"color": _STATE_COLOURS.get(outcome), "line": {"width": 1, "color": "#888"}},
-        )
-    figure.update_layout(barmode="overlay", xaxis_title="minutes since the first trial began", yaxis_title="")
-    explanation = (
-        "Bars are trials by number. Lost: the worker sent no heartbeat. Released: the worker was stopped."
-    )
-    return Plot("timeline", "Workers", explanation, figure_json(figure))

@@ -20,6 +20,7 @@ from mappo.runs.checkpoint_ref import MAX_ATTEMPT, CheckpointRef
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.run import HINT, KEEP_CHECKPOINTS, Run
 from mappo.runs.segments import Segment, SharedFile, index_bytes
+from mappo.runs.source_commit import source_commit
 from mappo.runs.store import honours_conditions
 from mappo.runs.tidying import Tidier
 
@@ -171,7 +172,7 @@ def claim(run: Run, keep: int = KEEP_CHECKPOINTS) -> Attempt:
             run.store.location,
         )
     token = secrets.token_hex(4)
-    note = AttemptNote(token, socket.gethostname(), os.getpid(), time.time())
+    note = AttemptNote(token, socket.gethostname(), os.getpid(), time.time(), source_commit())
     number, problem = 0, StoreError("it is too large")
     for tried in range(_CLAIM_TRIES):
         number = max(number, run.last_attempt()) + 1  # no number is left out, or a later attempt might find it

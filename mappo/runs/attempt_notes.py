@@ -22,12 +22,13 @@ _MAX_NOTE_BYTES = 10_000
 
 @strict_dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
 class AttemptNote:
-    """The process of an attempt. started: in seconds since 1970."""
+    """The process of an attempt. started: in seconds since 1970. commit: see `source_commit`."""
 
     token: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
     host: Annotated[str, Field(pattern="^[ -~]{0,255}$")]
     process: int
-    started: float
+    started: Annotated[float, Field(allow_inf_nan=False)]
+    commit: Annotated[str, Field(pattern="^[ -~]{0,80}$")] = ""
 
     def to_bytes(self) -> bytes:
         """Return the note as JSON."""

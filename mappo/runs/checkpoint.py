@@ -4,6 +4,8 @@ Numbers are safetensors, the rest is JSON and CSV, and no pickle is used. A chec
 that the manifest names. The manifest holds the SHA-256 of each part, which is verified before the part is parsed.
 Names, shapes, dtypes and finiteness of tensors are checked against the networks that a checkpoint is loaded into.
 `mappo.runs.run` decides under which keys the bytes are stored.
+
+Manifests can be read without torch, which takes seconds to import: only functions that need torch import it.
 """
 
 import hashlib
@@ -13,22 +15,25 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import safetensors.torch
-import torch
 from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as strict_dataclass
-from torch import Tensor
+from safetensors import SafetensorError
 
 import mappo
 from mappo.compute.computation import PLAIN, Computation
 from mappo.config import ExperimentConfig, config_hash, from_dict
-from mappo.environment.simulation_state import SimulationState
 from mappo.errors import CheckpointError, ConfigError, one_line
-from mappo.learning.networks import Networks
 from mappo.runs.segments import Segment, SharedFile
 from mappo.strict_json import first_problem, json_hash, to_dict
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mappo.environment.simulation_state import SimulationState
+    from mappo.learning.networks import Networks
 
 FORMAT: Literal[3] = 3
 MAX_MANIFEST_BYTES = 1 << 20
@@ -67,8 +72,10 @@ class Platform:
     versions: dict[str, str]
 
     @classmethod
-    def current(cls, device: torch.device) -> "Platform":
+    def current(cls, device: "torch.device") -> "Platform":
         """Return the platform of this process, which trains on `device`."""
+        import torch
+
         return cls(
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             threads=torch.get_num_threads(),
@@ -129,9 +136,9 @@ class Checkpoint:
     config: ExperimentConfig
     iteration: int
     frames: int
-    tensors: dict[str, Tensor]
-    optimiser: dict[str, Tensor]
-    state: SimulationState
+    tensors: "dict[str, Tensor]"
+    optimiser: "dict[str, Tensor]"
+    state: "SimulationState"
     history: str
     platform: Platform
     selection_return: float | None = None
@@ -238,9 +245,12 @@ def unpack(
                 f"{location}: {name}: {part.size_bytes} bytes, at most {MAX_PART_BYTES[name]} are read"
             )
         contents[name] = read(manifest.file_name(name), part.size_bytes, part.sha256)
+    from safetensors.torch import load
 
-    def tensors(name: PartName) -> dict[str, Tensor]:
-        return safetensors.torch.load(contents[name]) if name in contents else {}
+    from mappo.environment.simulation_state import SimulationState
+
+    def tensors(name: PartName) -> "dict[str, Tensor]":
+        return load(contents[name]) if name in contents else {}
 
     try:
         config = from_dict(manifest.config)
@@ -264,7 +274,7 @@ def unpack(
             ),
             earlier_rows=manifest.earlier_rows,
         )
-    except (ConfigError, safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (ConfigError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{location}: unreadable: {type(error).__name__}: {one_line(error)}") from error
 
 
@@ -279,7 +289,7 @@ def verify(content: bytes, sha256: str, location: str) -> bytes:
     return content
 
 
-def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
+def restore_networks(checkpoint: Checkpoint, networks: "Networks") -> None:
     """Copy a checkpoint's tensors into networks whose tensors have the same names, shapes and dtypes.
 
     Raises:
@@ -293,7 +303,7 @@ def restore_networks(checkpoint: Checkpoint, networks: Networks) -> None:
     networks.modules().load_state_dict(checkpoint.tensors)
 
 
-def _differences(tensors: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+def _differences(tensors: "dict[str, Tensor]", target: "dict[str, Tensor]") -> list[str]:
     problems = [f"{name} is missing" for name in target if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in target]
     for name in target.keys() & tensors.keys():
@@ -305,7 +315,7 @@ def _differences(tensors: dict[str, Tensor], target: dict[str, Tensor]) -> list[
     return sorted(problems)
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+def _not_finite(tensors: "dict[str, Tensor]") -> list[str]:
     return [f"{name} is not finite" for name, tensor in sorted(tensors.items()) if not tensor.isfinite().all()]
 
 
@@ -314,8 +324,10 @@ def _package_versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
-    content: bytes = safetensors.torch.save({name: tensors[name].cpu().contiguous() for name in sorted(tensors)})
+def _tensor_bytes(tensors: "dict[str, Tensor]") -> bytes:
+    from safetensors.torch import save
+
+    content: bytes = save({name: tensors[name].cpu().contiguous() for name in sorted(tensors)})
     return content
 
 

@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,16 +59,17 @@ class DirectoryStore:
                 require_same(self, key, content)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        entries = []
         with self._request("list", prefix):
-            for folder, _, names in os.walk(self._folder(prefix.rstrip("/")), onerror=_raise_unless_missing):
-                for path in (Path(folder, name) for name in names):
-                    with suppress(FileNotFoundError):  # another process has deleted it during the listing
-                        status = path.lstat()
-                        if stat.S_ISREG(status.st_mode):
-                            key = path.relative_to(self._directory).as_posix()
-                            entries.append(Entry(key, status.st_size, status.st_mtime))
-        return sorted(entries, key=lambda entry: entry.key)
+            return self._listed(os.walk(self._folder(prefix.rstrip("/")), onerror=_raise_unless_missing))
+
+    def entries_outside(self, folder: str) -> list[Entry]:
+        def walk() -> Iterator[tuple[str, list[str], list[str]]]:
+            for path, folders, names in os.walk(self._directory):
+                folders[:] = [name for name in folders if name != folder]  # os.walk does not enter the others
+                yield path, folders, names
+
+        with self._request("list", ""):
+            return self._listed(walk())
 
     def delete(self, key: str) -> None:
         with self._request("delete", key):
@@ -76,6 +77,18 @@ class DirectoryStore:
 
     def impatient(self) -> "DirectoryStore":
         return self
+
+    def _listed(self, folders: Iterable[tuple[str, list[str], list[str]]]) -> list[Entry]:
+        """Return the regular files of folders, which `os.walk` yields, sorted by key."""
+        entries = []
+        for folder, _, names in folders:
+            for path in (Path(folder, name) for name in names):
+                with suppress(FileNotFoundError):  # another process has deleted it during the listing
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        key = path.relative_to(self._directory).as_posix()
+                        entries.append(Entry(key, status.st_size, status.st_mtime))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def _path(self, key: str) -> Path:
         folder, _, name = checked_key(key).rpartition("/")

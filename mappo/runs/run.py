@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
-from mappo.errors import CheckpointError, KeyMissing, StoreError, TooLarge
+from mappo.errors import CheckpointError, KeyMissing, NoCheckpoint, StoreError, TooLarge
 from mappo.runs.attempt_notes import AttemptNotes
 from mappo.runs.checkpoint import (
     MAX_MANIFEST_BYTES,
@@ -115,7 +115,7 @@ class Run:
         """
         refs = self.refs()
         if not refs:
-            raise CheckpointError(self._why_empty())
+            raise NoCheckpoint(self._why_empty())
         if which == "last":
             return refs[0]
         if which == "best":
@@ -125,7 +125,7 @@ class Run:
             if str(ref.iteration) == which:
                 return ref
         iterations = ", ".join(str(ref.iteration) for ref in sorted(refs, key=lambda ref: ref.iteration))
-        raise CheckpointError(
+        raise NoCheckpoint(
             f"{self.store.location}: no checkpoint {which!r}: give best, last, or one of iterations {iterations}"
         )
 

@@ -18,7 +18,7 @@ from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState
 from urllib3.exceptions import HTTPError
 
-from mappo.errors import KeyMissing, KeyTaken, StoreUnavailable, TooLarge
+from mappo.errors import KeyMissing, KeyTaken, StoreError, StoreUnavailable, TooLarge
 from mappo.runs.retries import make_retrying
 from mappo.runs.s3_access import S3Access, s3_access
 from mappo.runs.s3_client import Answer, make_client
@@ -96,18 +96,20 @@ class S3Store:
         return self.write(key, content)
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        def list_all(client: "S3Client") -> list[Entry]:
-            entries = []
-            start = len(self._prefix)
-            pages = client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + prefix
-            )
-            for page in pages:
-                for item in self._listed(page):
-                    entries.append(Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp()))
-            return sorted(entries, key=lambda entry: entry.key)
+        return self._with_retries("list", prefix, lambda client: self._list(client, prefix), _MAX_LISTING_BYTES)
 
-        return self._with_retries("list", prefix, list_all, _MAX_LISTING_BYTES)
+    def entries_outside(self, folder: str) -> list[Entry]:
+        delimiter = f"/{folder}/"  # the store then names each such folder once, and not its keys
+
+        def list_outside(client: "S3Client") -> list[Entry]:
+            return self._list(client, "", delimiter)
+
+        try:
+            return self._with_retries("list", "", list_outside, _MAX_LISTING_BYTES)
+        except StoreUnavailable:
+            raise
+        except StoreError:  # some stores know no delimiter but "/"; another reason meets `entries`, too
+            return self.entries()
 
     def delete(self, key: str) -> None:
         with suppress(KeyMissing):  # some stores refuse to delete what does not exist
@@ -119,6 +121,20 @@ class S3Store:
         store = copy(self)
         store._patience_seconds = min(_LITTLE_PATIENCE_SECONDS, self._patience_seconds)
         return store
+
+    def _list(self, client: "S3Client", prefix: str, delimiter: str = "") -> list[Entry]:
+        """Return the entries below a prefix; of the keys that contain the delimiter, none."""
+        entries = []
+        start = len(self._prefix)
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix, Delimiter=delimiter
+        )
+        for page in pages:
+            if not all(group["Prefix"].endswith(delimiter) for group in page.get("CommonPrefixes", [])):
+                raise StoreError(f"{self.location}: the store groups keys by another delimiter than {delimiter!r}")
+            for item in self._listed(page):
+                entries.append(Entry(item["Key"][start:], item["Size"], item["LastModified"].timestamp()))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def _key(self, key: str) -> str:
         return self._prefix + checked_key(key)

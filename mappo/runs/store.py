@@ -81,6 +81,12 @@ class Store(Protocol):
     def entries(self, prefix: str = "") -> list[Entry]:
         """Return the entries below a prefix such as `blobs/`, sorted by key."""
 
+    def entries_outside(self, folder: str) -> list[Entry]:
+        """Return all entries, sorted by key, but those in folders of this name, if the store can leave these out.
+
+        In a directory, folders that cannot be listed are left out, too.
+        """
+
     def delete(self, key: str) -> None:
         """Delete an entry. A key that does not exist is no error."""
 

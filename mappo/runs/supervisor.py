@@ -116,7 +116,7 @@ class Ledger:
             text = open_store(self._location, _STORE_SECONDS).read(self._key, _MAX_BYTES)
         except KeyMissing:
             return self._count
-        count = _parsed(text)
+        count = parse_count(text)
         is_retried_run = count.pods.get(self._pod, self._uid) != self._uid
         return AttemptCount() if is_retried_run else count
 
@@ -231,7 +231,7 @@ def _forwarded_sigterm(process: subprocess.Popen[bytes]) -> Iterator[list[bool]]
         signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _parsed(text: bytes) -> AttemptCount:
+def parse_count(text: bytes) -> AttemptCount:
     """Parse a count.
 
     Raises:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError
-from mappo.reporting.tables import best_lines
+from mappo.reporting.tables import best_lines, why_no_best
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
 from mappo.strict_json import to_dict
 from mappo.tuning.database import open_database
 from mappo.tuning.search_space import applied
@@ -41,7 +41,7 @@ def choose(name: str, study_config: str, scenario: str = "", *, output: Path | N
     `scenario`: as in `work_on_study`.
 
     Raises:
-        StageFailed: no trial is complete, or the settings are not allowed.
+        StageFailed: no trial is feasible, or the settings are not allowed.
     """
     with readable_errors("choose"), open_database() as database:
         num_seeds = study_config_from_json(study_config).retraining.num_seeds
@@ -59,12 +59,11 @@ def chosen_configuration(study: Study, num_seeds: int, trial: int | None = None)
     """Return the configuration to retrain; `trial` keeps an earlier choice, although others may have ended since.
 
     Raises:
-        ConfigError: no trial is complete.
+        ConfigError: no trial is feasible.
     """
     best = study.best() if trial is None else study.trials()[trial]
     if best is None:
-        reasons = {trial.reason for trial in study.trials() if trial.reason}
-        raise ConfigError(f"study {study.name}: no trial is complete{': ' * bool(reasons)}{'; '.join(reasons)}")
+        raise ConfigError(f"study {study.name}: {why_no_best(study.trials(), study.plan.tuning.constraints)}")
     config = study.plan.config
     return ChosenConfiguration(
         applied(config, best.values), config, fresh_seeds(study, num_seeds), best, study.store

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mappo.environment.measured_names import require_measured
 from mappo.errors import ConfigError
 from mappo.reporting.terminal import say
 from mappo.stages.runtime import StageResult, metadata_of, watched_stage
@@ -40,6 +41,11 @@ def prepare(
         open_database(is_new=True) as database,
     ):
         settings = study_config_from_json(study_config)
+        for field, names in (
+            ("tuning.constraints", settings.tuning.constraints),
+            ("gate.constraints", settings.gate.constraints),
+        ):
+            require_measured(names, experiment.environment, field)
         plan = Plan(experiment, extended_space(settings.space, experiment), settings.tuning)
         study = Study.prepare(
             *(database, name, plan, settings.budget.num_trials),
@@ -59,6 +65,8 @@ def prepare(
                 "warning: selection.interval_iterations = 0: no trial is evaluated before its end, or pruned",
             )
         say("prepare", f"a trial fails after {plan.tuning.trial_hours:g} hours (tuning.trial_hours)")
+        for name, constraint in plan.tuning.constraints.items():
+            say("prepare", f"a trial is feasible if {name} is {constraint}")
         if settings.budget.hours:
             say("prepare", f"no trial starts after {settings.budget.hours:g} hours")
         return StageResult(metadata_of(experiment))

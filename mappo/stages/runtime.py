@@ -1,11 +1,10 @@
-"""The shared parts of all stages: set up the process, report errors, and label the artifacts.
+"""The shared parts of all stages: set up the process, monitor it, and label the artifacts.
 
 The command `mappo` and the Kubeflow components call the stages in this package and nothing else. A stage takes the
 configuration as JSON text, prints its progress, writes its files, and returns the labels of its artifacts.
 """
 
 import json
-import logging
 import math
 import os
 import signal
@@ -23,14 +22,15 @@ import mappo
 from mappo.compute.library_cache import share_libraries
 from mappo.compute.resources import cpu_limit, require_gpu
 from mappo.config import ExperimentConfig, config_hash, from_json, override
-from mappo.errors import MappoError, NonFiniteError, Preempted, StageFailed
+from mappo.errors import NonFiniteError, Preempted
 from mappo.evaluation.statistics import Estimate
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.settings import MonitorSettings
-from mappo.reporting.terminal import LogLines, say
+from mappo.reporting.terminal import say
 from mappo.runs.library_store import library_store_from_environment
 from mappo.runs.owned_file import write_whole
 from mappo.runs.supervisor import COUNT_VARIABLE
+from mappo.stages.readable_errors import readable_errors
 from mappo.strict_json import parse_json
 
 T = TypeVar("T")
@@ -119,40 +119,6 @@ def _set_threads(name: str, threads: int) -> None:
     if threads > limit:
         say(name, f"threads = {threads}: the CPU limit of this process allows {limit}; using {limit}")
     torch.set_num_threads(min(threads or limit, limit))
-
-
-@contextmanager
-def readable_errors(name: str) -> Iterator[None]:
-    """Print an error that a user can fix, without its traceback, and print what the package logs.
-
-    Raises:
-        StageFailed: the block raised an error that a user can fix.
-    """
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    logger, handler = logging.getLogger("mappo"), LogLines(name)
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    except StageFailed:  # a stage inside this one has printed the error
-        raise
-    except (MappoError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        reason = str(error) or "out of memory"
-        for line in reason.splitlines():
-            say(name, f"failed: {line}")
-        raise StageFailed(
-            f"{name}: {reason}", is_final=not (_may_pass(error) or _may_pass(error.__cause__))
-        ) from error
-    except Exception as error:
-        say(name, f"failed: {type(error).__name__}: {error}")
-        raise
-    finally:
-        logger.removeHandler(handler)
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Return whether another attempt may succeed."""
-    return isinstance(error, OSError) or (isinstance(error, MappoError) and error.may_pass)
 
 
 def metadata_of(config: ExperimentConfig) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The stage that trains a run."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,17 +8,20 @@ from pathlib import Path
 
 import torch
 
+from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError, NotSaved, StoreError
 from mappo.monitoring.tensorboard import EventFiles
+from mappo.monitoring.tracking import tracked_run
 from mappo.reporting.progress import training_progress
 from mappo.reporting.tables import say_plan, say_trained
 from mappo.runs.owned_file import write_whole
 from mappo.runs.run import KEEP_CHECKPOINTS, POLICY_PARTS, Run, load_checkpoint
 from mappo.stages.runtime import StageResult, fan_out, finite, metadata_of, run_label, watched_stage
 from mappo.training import training
-from mappo.training.history import HistoryFile, IterationReport, TrainingStarted
+from mappo.training.history import MEASURED, HistoryFile, IterationReport, TrainingStarted
 from mappo.training.training_state import StartingPoint
 
+MLFLOW_LABEL = "mlflow_run"  # label of the best checkpoint: the MLflow run of its training
 HISTORY = "history.csv"  # file of the whole training's history, beside the best checkpoint
 
 
@@ -55,14 +59,15 @@ def train(
         history_file = HistoryFile(history)
         with (
             training_progress(experiment.collection) as progress,
-            _event_files(tensorboard) as (begin_events, write_events),
+            _event_files(tensorboard, experiment) as (begin_events, write_events),
+            tracked_run(experiment, label, target.store.location) as tracked,
         ):
             try:
                 final_checkpoint = training.train(
                     *(experiment, target, history_file),
-                    fan_out(monitor.iterated, progress.show, write_events, final_report.append),
+                    fan_out(monitor.iterated, progress.show, write_events, tracked.iterated, final_report.append),
                     start,
-                    on_begin=fan_out(monitor.began, progress.begin, begin_events),
+                    on_begin=fan_out(monitor.began, progress.begin, begin_events, tracked.began),
                     on_save=monitor.saved,
                     keep=keep,
                 )
@@ -79,12 +84,16 @@ def train(
             write_whole(best / HISTORY, target.whole_history(last))
         report = final_report[0] if final_report else None  # None: the run had finished before
         say_trained(report, final_checkpoint, target.manifest(best_ref), target.store.location)
-        return StageResult(metadata_of(experiment), finite("train", history_file.last_row()))
+        row = history_file.last_row().items()
+        # A measurement that the last evaluation does not have is no news.
+        numbers = {name: value for name, value in row if not (name.startswith(MEASURED) and math.isnan(value))}
+        labels = {MLFLOW_LABEL: tracked.run_id} if tracked.run_id else {}
+        return StageResult(metadata_of(experiment) | labels, finite("train", numbers))
 
 
 @contextmanager
 def _event_files(
-    directory: Path | None,
+    directory: Path | None, config: ExperimentConfig
 ) -> Iterator[tuple[Callable[[TrainingStarted], None], Callable[[IterationReport], None]]]:
     """Open event files for TensorBoard; the context is their callbacks for the start and for every iteration.
 
@@ -93,7 +102,7 @@ def _event_files(
     if directory is None:
         yield (lambda _: None), (lambda _: None)
         return
-    files = EventFiles(directory)
+    files = EventFiles(directory, config)
     yield files.begin, files.write
 
 

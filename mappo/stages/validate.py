@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from mappo.environment import validation
-from mappo.environment.validation import ValidationReport
+from mappo.environment.validation import Check, ValidationReport
 from mappo.errors import EnvironmentUnfit
 from mappo.reporting.tables import say_check
 from mappo.reporting.terminal import say
@@ -28,7 +28,7 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
     """
     with watched_stage("validate", config, compiled_by, label=run_label(name)) as (experiment, monitor):
         result = validation.validate(
-            experiment, say_check, rehearse_first_iteration, on_slow=partial(say, "validate")
+            experiment, _say_unless_failed, rehearse_first_iteration, on_slow=partial(say, "validate")
         )
         monitor.validated(result)
         write_json(report, result)
@@ -39,5 +39,11 @@ def validate(config: str, report: Path | None = None, *, name: str = "", compile
         return StageResult(metadata_of(experiment))
 
 
+def _say_unless_failed(check: Check) -> None:
+    """Print the result of a check; a failed one is printed once, as a reason for which the stage fails."""
+    if check.outcome != "failed":
+        say_check(check)
+
+
 def _failure_lines(report: ValidationReport) -> str:
-    return "\n".join(f"{check.name}: {check.detail}" for check in report.failures)
+    return "\n".join(f"{check.name}: {check.detail.removeprefix(f'{check.name}: ')}" for check in report.failures)

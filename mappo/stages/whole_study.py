@@ -4,25 +4,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mappo.config import to_json
 from mappo.errors import StageFailed, Superseded
+from mappo.reporting.study_result import COMPARISON, PAGE, study_directory
 from mappo.reporting.terminal import say
 from mappo.runs.locations import joined
 from mappo.stages.choose import ChosenConfiguration, choose
 from mappo.stages.evaluate import evaluate
 from mappo.stages.promote import promote_best
-from mappo.stages.report import report_study
-from mappo.stages.runtime import readable_errors
+from mappo.stages.readable_errors import readable_errors
+from mappo.stages.report import page_address, report_study
+from mappo.stages.runtime import StageResult
 from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
 from mappo.tuning.database import open_database
-from mappo.tuning.database_url import RUNS
 from mappo.tuning.study import Study
 
 
-def run_study(name: str, num_workers: int, study_config: str, champions: str, scenario: str = "") -> None:
+def run_study(name: str, num_workers: int, study_config: str, champions: str, scenario: str = "") -> StageResult:
     """Work on a study with several processes, retrain its best, promote it and write the study's page.
 
     Files go beside the study's runs, or below runs/ if these are in a bucket. A second call continues where the
@@ -34,19 +35,17 @@ def run_study(name: str, num_workers: int, study_config: str, champions: str, sc
     """
     with readable_errors("tune"), open_database() as database:
         store = Study.load(database, name).store
-    directory = RUNS / PurePosixPath(store).name if "://" in store else Path(store)
+    directory = study_directory(store)
     with _workers(name, num_workers - 1, directory, scenario):
         work_on_study(name, scenario)
     while True:
         with _turn_to_finish(name):
             try:
-                _finish_study(name, study_config, champions, scenario, directory)
+                return _finish_study(name, study_config, champions, scenario, directory)
             except StageFailed as error:
                 if not isinstance(error.__cause__, Superseded):
                     raise
                 say("tune", "another process has begun to train this run; waiting for it")
-                continue
-        return
 
 
 @contextmanager
@@ -60,13 +59,16 @@ def _turn_to_finish(name: str) -> Iterator[None]:
         yield
 
 
-def _finish_study(name: str, study_config: str, champions: str, scenario: str, directory: Path) -> None:
+def _finish_study(name: str, study_config: str, champions: str, scenario: str, directory: Path) -> StageResult:
     chosen = choose(name, study_config, scenario, output=directory / "best.json")
     evaluations = _retrain(chosen, directory)
     trial, decision = chosen.trial.number, directory / "decision.json"
     promote_best(name, trial, study_config, champions, decision, scenario=scenario)
-    report_study(name, trial, evaluations, decision, directory / "comparison.json", directory / "study.html")
-    say("report", f"{directory}/: study.html, best.json, comparison.json, decision.json")
+    page = directory / PAGE
+    result = report_study(name, trial, evaluations, decision, directory / COMPARISON, page)
+    say("report", f"{directory}/: best.json, {COMPARISON}, decision.json")
+    say("report", f"page: {page_address(page)}")
+    return result
 
 
 def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
@@ -77,7 +79,7 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
             files = directory / f"{label}-{seed}"
             run = joined(chosen.store, f"{label}-{seed}")
             train(to_json(config), run, files / "history.csv", seed=str(seed))
-            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep=True)
+            evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep_at=run)
             reports.append(files / "evaluation.json")
     return reports
 

@@ -4,14 +4,15 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 
 from tensordict import TensorDictBase
 
 from mappo.environment.keys import DONE, EPISODE_RETURN
+from mappo.environment.reductions import MAX_MEASUREMENTS, is_measurement_name
 from mappo.errors import CheckpointError, one_line
 from mappo.learning.learner import Losses
 from mappo.runs.owned_file import OwnedFile
@@ -65,6 +66,7 @@ class IterationReport:
     evaluation_return_mean: mean return of the evaluation after this iteration; NaN if there was none.
     peak_memory_bytes: largest memory of the process so far.
     peak_gpu_memory_bytes: largest memory of torch's tensors on the GPU so far; 0 without a GPU.
+    measurements: means of what the scenario's `info()` measured in the evaluation after this iteration, by name.
     """
 
     progress: Progress
@@ -80,13 +82,14 @@ class IterationReport:
     saves: SaveCounts
     episodes: Episodes
     losses: Losses
+    measurements: Mapping[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, float]:
-        """Return all numbers by name in a fixed order, with nested records flattened."""
+        """Return all numbers by name in a fixed order, with nested records flattened; measurements come last."""
         row: dict[str, float] = {}
-        for name, value in asdict(self).items():
+        for name, value in asdict(replace(self, measurements={})).items():
             row.update(value if isinstance(value, dict) else {name: value})
-        return row
+        return row | {f"{MEASURED}{name}": mean for name, mean in self.measurements.items()}
 
 
 def finished_episodes(batch: TensorDictBase) -> Episodes:
@@ -100,18 +103,21 @@ def finished_episodes(batch: TensorDictBase) -> Episodes:
 
 COLUMNS = tuple(
     name
-    for field in fields(IterationReport)
+    for column in fields(IterationReport)
+    if column.name != "measurements"  # whose names depend on the scenario
     for name in (
-        [inner.name for inner in fields(field.type)]
-        if isinstance(field.type, type) and hasattr(field.type, "__dataclass_fields__")
-        else [field.name]
+        [inner.name for inner in fields(column.type)]
+        if isinstance(column.type, type) and hasattr(column.type, "__dataclass_fields__")
+        else [column.name]
     )
 )
+MEASURED = "measured_"  # the columns of measurements begin with it, and follow all others
 
 
 class HistoryFile:
     """A CSV file with one row per iteration, written row by row; NaN is an empty cell.
 
+    The columns are `COLUMNS`, and one for each measurement that `measure` names.
     The last rows stay in memory, for the next checkpoint. The rows before them are in segments, which checkpoints
     share; see `mappo.runs.segments`. If the disk is full, training continues, and the rows are written later.
     """
@@ -119,6 +125,7 @@ class HistoryFile:
     def __init__(self, path: Path):
         """Set the path; `begin`, or else the first row, replaces a file that already exists there."""
         self._file = OwnedFile(path)
+        self._columns = COLUMNS
         self._lines: list[str] = []  # the rows after all segments
         self._segments: tuple[Segment, ...] = ()  # of this process
         self._earlier: SharedFile | None = None  # the rows before the first of these segments
@@ -128,7 +135,7 @@ class HistoryFile:
     @property
     def text(self) -> str:
         """The header and the last rows, which the next checkpoint holds itself."""
-        return _HEADER + "".join(self._lines)
+        return _csv_line(self._columns) + "".join(self._lines)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -158,9 +165,19 @@ class HistoryFile:
         Raises:
             CheckpointError: the rows have other columns than this version writes.
         """
-        _require_columns(text)
-        self._lines = text[len(_HEADER) :].splitlines(keepends=True)
+        self._columns = _columns_of(text)
+        self._lines = text.splitlines(keepends=True)[1:]
         self._segments, self._earlier, self._read_earlier = (), earlier, read_earlier
+
+    def measure(self, names: Iterable[str]) -> None:
+        """Add a column for each of these measurements. Call this before `begin`.
+
+        Cells of rows so far are empty; rows in segments end before them.
+        """
+        columns = [column for name in names if (column := f"{MEASURED}{name}") not in self._columns]
+        columns = columns[: len(COLUMNS) + MAX_MEASUREMENTS - len(self._columns)]
+        self._columns = (*self._columns, *columns)
+        self._lines = [line.rstrip("\n") + "," * len(columns) + "\n" for line in self._lines]
 
     def begin(self, owned_since: Callable[[], float] = time.monotonic) -> None:
         """Write a new file with all rows so far. See `OwnedFile.begin`.
@@ -168,16 +185,18 @@ class HistoryFile:
         Raises:
             OSError: the file cannot be written, for another reason than a full or read-only disk.
         """
-        lines = tuple(self._lines)
-        self._file.begin(lambda: chain([_HEADER], self._read_earlier(), lines), owned_since)
+        header, lines = _csv_line(self._columns), tuple(self._lines)
+        self._file.begin(lambda: chain([header], self._read_earlier(), lines), owned_since)
         self._has_begun = True
         self._seal()
 
     def append(self, report: IterationReport) -> None:
-        """Add the report's row."""
+        """Add the report's row. A measurement without a column is left out."""
         if not self._has_begun:
             self.begin()
-        line = _csv_line("" if math.isnan(value) else value for value in report.row().values())
+        row = report.row()
+        values = (row.get(column, math.nan) for column in self._columns)
+        line = _csv_line("" if math.isnan(value) else value for value in values)
         self._lines.append(line)
         self._file.append(line)
         self._seal()
@@ -192,7 +211,7 @@ class HistoryFile:
 
     def last_row(self) -> dict[str, float]:
         """Return the numbers of the last row, with NaN for empty cells; empty before the first row."""
-        (row,) = parse_history(_HEADER + self._lines[-1]) if self._lines else [{}]
+        (row,) = parse_history(_csv_line(self._columns) + self._lines[-1]) if self._lines else [{}]
         return row
 
     def _seal(self) -> None:
@@ -209,7 +228,7 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
     Raises:
         CheckpointError: a column, a row or a number is missing or is another one.
     """
-    _require_columns(text)
+    columns = _columns_of(text)
     rows, iteration, frames = text.splitlines()[1:], start.iteration, start.frames
     for number, row in enumerate(rows, 1):
         try:
@@ -217,7 +236,7 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
         except ValueError:
             cells = []
         iteration += 1
-        if len(cells) != len(COLUMNS) or cells[0] != iteration or not frames < cells[1] <= end.frames:
+        if len(cells) != len(columns) or cells[0] != iteration or not frames < cells[1] <= end.frames:
             raise CheckpointError(
                 f"row {number} of the history is not a row of iteration {iteration}: {one_line(row, 80)}"
             )
@@ -229,10 +248,22 @@ def require_history(text: str, start: Progress, end: Progress) -> None:
         )
 
 
-def _require_columns(text: str) -> None:
-    if not text.startswith(_HEADER):
-        columns = one_line(text.partition(chr(10))[0], 200)
-        raise CheckpointError(f"the history has other columns: {columns}")
+def _columns_of(text: str) -> tuple[str, ...]:
+    """Return the columns of a history.
+
+    Raises:
+        CheckpointError: this version does not write such columns.
+    """
+    header = text.partition("\n")[0]
+    try:
+        columns = tuple(next(csv.reader([header]), ()))
+    except csv.Error:
+        columns = ()
+    measured = columns[len(COLUMNS) :]
+    is_possible = len(set(measured)) == len(measured) <= MAX_MEASUREMENTS and all(map(_is_measured, measured))
+    if columns[: len(COLUMNS)] != COLUMNS or not is_possible:
+        raise CheckpointError(f"the history has other columns: {one_line(header, 200)}")
+    return columns
 
 
 def parse_history(text: str) -> list[dict[str, float]]:
@@ -250,6 +281,10 @@ def parse_history(text: str) -> list[dict[str, float]]:
         raise CheckpointError(f"the history is not CSV: {error}") from error
 
 
+def _is_measured(column: str) -> bool:
+    return column.startswith(MEASURED) and is_measurement_name(column.removeprefix(MEASURED))
+
+
 def _number(value: str | list[str] | None) -> float:
     try:
         return float(value) if isinstance(value, str) and value else math.nan
@@ -261,6 +296,3 @@ def _csv_line(cells: Iterable[object]) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
-
-
-_HEADER = _csv_line(COLUMNS)

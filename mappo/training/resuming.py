@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mappo.compute.computation import Machine, kept_computation
+from mappo.compute.computation_choice import Machine, kept_computation
 from mappo.compute.resources import cpu_limit
 from mappo.config import ExperimentConfig
 from mappo.environment.keys import ACTION
@@ -14,17 +14,16 @@ from mappo.learning.networks import VALUE
 from mappo.runs.checkpoint import Checkpoint, Platform, restore_networks
 from mappo.runs.checkpoint_ref import CheckpointRef
 from mappo.runs.run import Run
+from mappo.training.continuation import require_same_config
 from mappo.training.history import Progress, require_history
 from mappo.training.training_state import (
     StartingPoint,
     TrainingState,
     begin_training,
-    described_changes,
     restore_optimiser,
 )
 
 _log = logging.getLogger(__name__)
-_FREE_IN_RESUMPTION = ("evaluation.",)  # fields of the configuration that may change
 
 
 def resume(
@@ -79,11 +78,7 @@ def _require_same_run(
     run: Run, checkpoint: Checkpoint, config: ExperimentConfig, start: StartingPoint | None
 ) -> None:
     location = run.store.location
-    if changed := described_changes(checkpoint.config, config, _FREE_IN_RESUMPTION):
-        raise ConfigError(
-            f"run {location} started with another configuration: {changed}; use that configuration, or name "
-            "another run"
-        )
+    require_same_config(location, checkpoint.config, config)
     if checkpoint.started_from != (str(start) if start else ""):
         raise ConfigError(
             f"run {location} has the start {checkpoint.started_from or 'from scratch'!r}, but this command "

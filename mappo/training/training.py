@@ -11,9 +11,12 @@ import torch
 from mappo.compute.resources import peak_gpu_memory_bytes, peak_memory_bytes, resolve_device
 from mappo.config import ExperimentConfig
 from mappo.environment.environment import require_memory_for_batch
+from mappo.environment.measured_names import find_measurements
 from mappo.environment.random_streams import Stream, private_random_streams
-from mappo.errors import CheckpointError, Superseded
+from mappo.errors import CheckpointError, ConfigError, Superseded, one_line
+from mappo.evaluation import statistics
 from mappo.evaluation.episodes import play_episodes
+from mappo.evaluation.measurements import Measurer
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint
@@ -98,6 +101,7 @@ def train(
             _restore_history(history, run, resumed[1])
         else:
             training = begin_run(config, initial, start, device, is_shared)
+        history.measure(_measured_names(config))
         with closing(training.collector), closing(history):
             require_readable(snapshot(config, training, history))
             attempt.require_current()
@@ -106,7 +110,7 @@ def train(
             saver = Saver(attempt, on_save)
             try:
                 if start and not resumed and config.selection.interval_iterations:
-                    training.selection_return = _selection_return(config, training)
+                    training.selection_return, _ = _evaluate(config, training)
                     training.highest_return = training.selection_return
                     saver.save(snapshot(config, training, history))
                 checkpoint = _iterate(config, training, history, saver, on_report)
@@ -158,7 +162,7 @@ def _iterate(
         losses = training.learner.update(batch)
         learn_end = time.perf_counter()
         training.progress = training.progress.after(batch)
-        training.selection_return = _evaluation_return(config, training)
+        training.selection_return, measurements = _evaluate_if_due(config, training)
         training.highest_return = max(training.highest_return, training.selection_return)
         evaluate_end = time.perf_counter()
         report = IterationReport(
@@ -175,6 +179,7 @@ def _iterate(
             saves=saver.counts,
             episodes=finished_episodes(batch),
             losses=losses,
+            measurements=measurements,
         )
         del batch  # frees memory; otherwise two batches exist while the next one is collected
         history.append(report)
@@ -186,19 +191,38 @@ def _iterate(
     return checkpoint
 
 
-def _evaluation_return(config: ExperimentConfig, training: TrainingState) -> float:
-    """Return the mean return that selects the best checkpoint, or NaN if no evaluation is due."""
+def _evaluate_if_due(config: ExperimentConfig, training: TrainingState) -> tuple[float, dict[str, float]]:
+    """Return the results of `_evaluate`, or NaN and no measurement if no evaluation is due."""
     interval, iteration = config.selection.interval_iterations, training.progress.iteration
     is_last = iteration == config.collection.num_iterations
     if not interval or (iteration % interval and not is_last):
-        return math.nan
-    return _selection_return(config, training)
+        return math.nan, {}
+    return _evaluate(config, training)
 
 
-def _selection_return(config: ExperimentConfig, training: TrainingState) -> float:
-    policy, simulation = training.networks.policy, training.computation.selection
-    returns, _ = play_episodes(lambda _: policy, config, config.selection, Stream.SELECTION, simulation=simulation)
-    return math.fsum(returns) / len(returns)
+def _evaluate(config: ExperimentConfig, training: TrainingState) -> tuple[float, dict[str, float]]:
+    """Return the mean return that selects the best checkpoint, and the means of the measurements by name.
+
+    Frames of a compiled simulation have no `info()`, so its episodes have no measurements.
+    """
+    policy, simulation, measurer = training.networks.policy, training.computation.selection, Measurer()
+    returns, _ = play_episodes(
+        lambda _: policy, config, config.selection, Stream.SELECTION, measurer.measure_frame, simulation
+    )
+    measurements = measurer.measurements(statistics.plain_mean)
+    means = {name: measured.mean.value for name, measured in measurements.items() if measured.mean}
+    return math.fsum(returns) / len(returns), means
+
+
+def _measured_names(config: ExperimentConfig) -> list[str]:
+    """Return the names of what evaluations during training may measure; none without evaluations."""
+    if not config.selection.interval_iterations:
+        return []
+    try:
+        return list(find_measurements(config.environment))
+    except ConfigError as error:  # training may go on without columns for measurements
+        _log.warning("the history has no measurements: %s", one_line(error))
+        return []
 
 
 def _save_pending(saver: Saver) -> None:

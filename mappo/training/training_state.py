@@ -7,24 +7,19 @@ from typing import Literal
 
 import torch
 
-from mappo.compute.computation import PLAIN, Computation, Machine, choose_computation, kept_computation
-from mappo.config import ExperimentConfig, config_hash, differences
+from mappo.compute.computation import PLAIN, Computation
+from mappo.compute.computation_choice import Machine, choose_computation, kept_computation
+from mappo.config import ExperimentConfig, config_hash
 from mappo.environment.random_streams import random_states, set_random_states
-from mappo.errors import (
-    CheckpointError,
-    CompilationFailed,
-    ConfigError,
-)
+from mappo.errors import CheckpointError, CompilationFailed
 from mappo.learning.learner import Learner
 from mappo.learning.networks import Networks, make_networks
 from mappo.runs.checkpoint import Checkpoint, Platform, restore_networks
 from mappo.training.collectors import Collector, make_collector
+from mappo.training.continuation import require_extension
 from mappo.training.history import HistoryFile, Progress
 
 _log = logging.getLogger(__name__)
-# Fields of the configuration that may change.
-_FREE_IN_EXTENSION = ("collection.total_frames", "device", "evaluation.", "selection.", "threads")
-_COMPARED_BY_COMPUTATION = ("collection.simulation", "learner.update")
 
 
 @dataclass(frozen=True)
@@ -74,23 +69,7 @@ def initial_progress(config: ExperimentConfig, start: StartingPoint | None) -> P
     if start is None or start.kind == "warm-start":
         return Progress()
     checkpoint = start.checkpoint
-    changed = described_changes(checkpoint.config, config, _FREE_IN_EXTENSION)
-    if changed:
-        raise ConfigError(
-            f"an extended run keeps its configuration, except for {', '.join(_FREE_IN_EXTENSION)}; changed: "
-            f"{changed}; for a new run from these networks, use a warm start"
-        )
-    planned = checkpoint.config.collection.num_iterations
-    if checkpoint.iteration < planned:
-        raise ConfigError(
-            f"the run to extend is not finished: the run has {checkpoint.iteration} of {planned} iterations; "
-            "resume the run first, with the command that started it"
-        )
-    if config.collection.num_iterations <= checkpoint.iteration:
-        raise ConfigError(
-            f"collection.total_frames = {config.collection.total_frames}: the run to extend has "
-            f"{checkpoint.frames} frames already; set a larger number"
-        )
+    require_extension(checkpoint.config, checkpoint.iteration, checkpoint.frames, config)
     return Progress(checkpoint.iteration, checkpoint.frames)
 
 
@@ -183,12 +162,6 @@ def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def described_changes(previous: ExperimentConfig, config: ExperimentConfig, free: tuple[str, ...]) -> str:
-    """Return the fields that differ and are not `free`, with both values; without those that a run settles."""
-    changes, free = differences(previous, config).items(), (*free, *_COMPARED_BY_COMPUTATION)
-    return ", ".join(f"{field} = {change}" for field, change in changes if not field.startswith(free))
 
 
 def restore_optimiser(checkpoint: Checkpoint, learner: Learner) -> None:

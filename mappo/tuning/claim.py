@@ -6,7 +6,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -37,7 +39,7 @@ class Claim:
 
     def __init__(self, study: "Study", trial: optuna.Trial, worker: str, values: dict[str, Any]):
         self.number, self.worker, self.values = trial.number, worker, values
-        self.trial_id = trial._trial_id
+        self.trial, self.trial_id = trial, trial._trial_id
         self._study = study
         self._reported = set(study._storage.get_trial(self.trial_id).intermediate_values)
         self._grace_seconds = study.plan.tuning.grace_seconds
@@ -104,14 +106,23 @@ class Claim:
         """
         return self._report(index, value)
 
-    def finish(self, outcome: TrialOutcome, value: float | None = None, reason: str = "") -> None:
-        """End the trial with this outcome; `value` belongs to a complete trial.
+    def finish(
+        self,
+        outcome: TrialOutcome,
+        value: float | None = None,
+        reason: str = "",
+        measured: Mapping[str, float | None] = MappingProxyType({}),
+    ) -> None:
+        """End the trial with this outcome; `value` and `measured` belong to a complete trial.
+
+        measured: the means of the measurements that have constraints, by name; None for one that not every episode
+        has.
 
         Raises:
             DatabaseError: the database does not answer.
             TrialLost: another worker holds the trial, or the study has requeued it.
         """
-        self._study._retry(partial(self._study._end, self, outcome, value, reason))
+        self._study._retry(partial(self._study._end, self, outcome, value, reason, measured))
 
     def release(self, is_patient: bool = True) -> None:
         """Release the trial, so that any worker can continue it; `is_patient` retries if the database is away.

@@ -97,8 +97,15 @@ def decode(dimension: Dimension, stored: Any) -> Any:
     return stored
 
 
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Return whether a trial breaks no constraint, by Optuna's rule."""
+    return all(excess <= 0 for excess in trial.constraints.values())
+
+
 class _MedianPruner(BasePruner):
     """A pruner that ends a trial whose best value is below the median of completed trials at the same frame.
+
+    Trials that break a constraint do not count. Otherwise reckless trials, with high returns, would end safe ones.
 
     Trials with batches of other sizes report at other frames, so each completed trial counts with the last value
     that it reported at or before that frame. (Optuna's median pruner compares equal frames only, and would never
@@ -114,7 +121,9 @@ class _MedianPruner(BasePruner):
         if frames is None or frames < self._warmup_frames:
             return False
         completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        curves = [other.intermediate_values for other in completed if other.intermediate_values]
+        curves = [
+            other.intermediate_values for other in completed if other.intermediate_values and is_feasible(other)
+        ]
         if len(curves) < _MIN_COMPLETED:
             return False
         reached = [max((step for step in curve if step <= frames), default=None) for curve in curves]

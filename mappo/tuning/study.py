@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import optuna
@@ -44,7 +45,9 @@ from mappo.tuning.trial import (
 
 T = TypeVar("T")
 _PLAN, _STORE, _SESSIONS, _ENDING = "plan", "place", "sessions", "ending"  # attributes of a study
-_ORIGIN, _TURNS, _HEARTBEAT, _REASON = "origin", "attempts", "seen", "reason"  # attributes of a trial
+_ORIGIN, _TURNS, _HEARTBEAT = "origin", "attempts", "seen"  # attributes of a trial
+_REASON, _MEASURED = "reason", "measured"  # and the others
+_NOT_MEASURED = 1e30  # the excess of a measurement that an episode lacks; unlike infinity, JSON can hold it
 _LOCATION: TypeAdapter[str] = TypeAdapter(Annotated[str, Field(min_length=1)])
 _ENDINGS, _REQUESTS = TypeAdapter(Ending), TypeAdapter(list[Request])
 _MAX_CHANGES = 600  # characters
@@ -200,9 +203,9 @@ class Study:
         return self._retry(lambda: [self._record(trial) for trial in self._all_trials()])
 
     def best(self) -> TrialRecord | None:
-        """Return the complete trial with the highest value, the earliest of equals; None if none is complete."""
-        complete = [trial for trial in self.trials() if trial.state == "complete"]
-        return max(complete, key=lambda trial: (trial.value, -trial.number)) if complete else None
+        """Return the feasible trial with the highest value, the earliest of equals; None if none is feasible."""
+        feasible = [trial for trial in self.trials() if trial.is_feasible]
+        return max(feasible, key=lambda trial: (trial.value, -trial.number)) if feasible else None
 
     def is_settled(self) -> bool:
         """Return whether no worker can start a trial any more, not even after another worker loses its trial."""
@@ -254,6 +257,7 @@ class Study:
         self._storage.set_trial_user_attr(trial._trial_id, _REASON, f"the same values as trial {twin.number}")
         for step, value in twin.intermediate_values.items():  # by which Optuna judges pruned and best trials
             self._storage.set_trial_intermediate_value(trial._trial_id, step, value)
+        self._store_measured(trial, self._notes(twin).measured)
         if twin.state is TrialState.COMPLETE:
             self._study.tell(trial.number, twin.value)
         else:
@@ -313,7 +317,14 @@ class Study:
         self._storage.set_trial_user_attr(trial_id, _REASON, reason)
         self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
-    def _end(self, claim: "Claim", outcome: str, value: float | None, reason: str) -> None:
+    def _end(
+        self,
+        claim: "Claim",
+        outcome: str,
+        value: float | None,
+        reason: str,
+        measured: Mapping[str, float | None] = MappingProxyType({}),
+    ) -> None:
         """Finish or release a trial. A retry is harmless: it recognises an end whose answer was lost."""
         with self._database.lock(self.name):
             trial_id = claim.trial_id
@@ -332,7 +343,20 @@ class Study:
             if outcome == "released":
                 self._requeue(trial_id, turns)
             else:
+                assert outcome != "complete" or measured.keys() == self.plan.tuning.constraints.keys()
+                self._store_measured(claim.trial, measured)
                 self._study.tell(trial.number, value, STATES[outcome])  # type: ignore[index]
+
+    def _store_measured(self, trial: optuna.Trial, measured: Mapping[str, float | None]) -> None:
+        """Store the measurements with constraints, and how far each exceeds its limit, as Optuna's constraint."""
+        if not measured:
+            return
+        self._storage.set_trial_user_attr(trial._trial_id, _MEASURED, dict(measured))
+        stored = self._storage.get_trial(trial._trial_id).constraints  # an earlier try may have stored some
+        for name, mean in measured.items():
+            if name not in stored:
+                constraint = self.plan.tuning.constraints[name]
+                trial.set_constraint(name, _NOT_MEASURED if mean is None else constraint.excess(mean))
 
     def _should_prune(self, trial_id: int) -> bool:
         return self._study.pruner.prune(self._study, self._storage.get_trial(trial_id))
@@ -393,7 +417,7 @@ class Study:
         self._storage.set_trial_user_attr(trial_id, _TURNS, [asdict(turn) for turn in turns])
 
     def _record(self, trial: FrozenTrial) -> TrialRecord:
-        return read_trial(trial, self.plan.space, self._name_of(trial))
+        return read_trial(trial, self.plan.space, self.plan.tuning.constraints, self._name_of(trial))
 
     def _notes(self, trial: FrozenTrial) -> TrialNotes:
         return read_notes(trial, self._name_of(trial))

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from mappo.config import Seed, Seeds, require_run_name
 from mappo.errors import ConfigError
+from mappo.evaluation.constraints import Constraints
 from mappo.promotion.gate import Gate
 from mappo.strict_json import STRICT, canonical_json, checked, parse_json_object, to_dict
 
@@ -52,9 +53,15 @@ class TuningConfig:
     max_losses: Annotated[
         int, Field(ge=0, le=1000, description="lost workers that a trial survives; one more, and the trial fails")
     ] = 3
+    constraints: Constraints = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Require enough training seeds for the Wilcoxon pruner."""
+        """Require a pruner that fits the constraints, and enough training seeds for the Wilcoxon pruner."""
+        if self.constraints and self.pruner in ("halving", "hyperband"):
+            raise ConfigError(
+                f"pruner = {self.pruner}: keeps the trials with the highest returns, also if they break "
+                "constraints, and ends the others; with constraints, take median, wilcoxon or none"
+            )
         if self.pruner == "wilcoxon" and len(self.training_seeds) < 4:
             raise ConfigError(
                 f"pruner = wilcoxon: compares over training seeds, of which there are {len(self.training_seeds)}; "

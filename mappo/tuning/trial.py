@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from optuna.trial import FrozenTrial, TrialState
@@ -50,13 +51,15 @@ class TrialNotes:
     """The attributes that this package stores with a trial.
 
     `attempts`: the turns of its workers. `seen`: the last heartbeat of the worker that holds the trial, in seconds
-    since 1970; 0 before the first turn.
+    since 1970; 0 before the first turn. `measured`: the means of the measurements that have constraints, by name;
+    None for one that not every episode has.
     """
 
     origin: str = "sampled"
     reason: str = ""
     attempts: tuple[Turn, ...] = ()
     seen: float = 0.0
+    measured: dict[str, float | None] = field(default_factory=dict)
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -84,7 +87,9 @@ class TrialRecord:
 
     `values`: the tuned values by dotted path. `curve`: the reported values by frames of training, or by index of
     the training seed for the wilcoxon pruner. `origin`: default, warm start or sampled. `reason`: why the trial
-    failed, was pruned or was not trained. `attempts`: the turns of its workers, the earliest first.
+    failed, was pruned or was not trained. `attempts`: the turns of its workers, the earliest first. `measured`:
+    the means of the measurements that have constraints, by name; None for one that not every episode has.
+    `broken`: the names of the constraints that the trial breaks.
     """
 
     number: int
@@ -95,6 +100,13 @@ class TrialRecord:
     reason: str
     attempts: list[Turn]
     curve: dict[int, float]
+    measured: dict[str, float | None]
+    broken: list[str]
+
+    @property
+    def is_feasible(self) -> bool:
+        """Return whether the trial is complete and breaks no constraint."""
+        return self.state == "complete" and not self.broken
 
     @property
     def seconds(self) -> float:
@@ -130,8 +142,8 @@ def read_notes(trial: FrozenTrial, where: str) -> TrialNotes:
     return read_stored(_NOTES, own, where)
 
 
-def read_trial(trial: FrozenTrial, space: Space, where: str) -> TrialRecord:
-    """Return the record of a trial. Error messages begin with `where`.
+def read_trial(trial: FrozenTrial, space: Space, constraints: Iterable[str], where: str) -> TrialRecord:
+    """Return the record of a trial. `constraints`: the names of the study's. Error messages begin with `where`.
 
     Raises:
         StudyUnreadable: the database holds something about the trial that this package did not write.
@@ -141,6 +153,8 @@ def read_trial(trial: FrozenTrial, space: Space, where: str) -> TrialRecord:
         value = trial.value
         if value is None or not math.isfinite(value):
             raise StudyUnreadable(f"{where}: is complete, but its value is {value}")
+        if missing := [name for name in constraints if name not in trial.constraints]:
+            raise StudyUnreadable(f"{where}: is complete, but has no number for its constraint on {missing[0]}")
     # Optuna fills `params` when a worker claims the trial; before, an enqueued trial has the fixed ones only.
     parameters = trial.params or trial.system_attrs.get(_FIXED, {})
     if not isinstance(parameters, dict):
@@ -154,6 +168,8 @@ def read_trial(trial: FrozenTrial, space: Space, where: str) -> TrialRecord:
         reason=notes.reason,
         attempts=list(notes.attempts),
         curve={step: value for step, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)},
+        measured=notes.measured,
+        broken=[name for name, excess in trial.constraints.items() if excess > 0],
     )
 
 

@@ -23,7 +23,10 @@ from mappo.errors import (
     TrialLost,
     TrialOverdue,
 )
+from mappo.evaluation import statistics
+from mappo.evaluation.constraints import Constraint
 from mappo.evaluation.episodes import play_episodes, trained_policy
+from mappo.evaluation.measurements import Measurer, mean_of_all
 from mappo.fast_simulation.making import kept_simulations
 from mappo.runs.locations import joined
 from mappo.runs.run import POLICY_PARTS, Run
@@ -136,10 +139,10 @@ def _finish(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[Tria
 
 def _train_and_end(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[TrialOutcome, str]:
     try:
-        value = _value(study, claim, listeners)
+        value, measured = _value(study, claim, listeners)
         if not math.isfinite(value):
             raise NonFiniteReturn(f"the mean return is {value}")
-        claim.finish("complete", value)
+        claim.finish("complete", value, measured=measured)
     except Pruned as error:
         claim.finish("pruned", reason=str(error))
         return "pruned", str(error)
@@ -160,7 +163,17 @@ def _train_and_end(study: Study, claim: Claim, listeners: TrialListeners) -> tup
         return "failed", reason
     except BaseException as error:
         _release(claim, error)
-    return "complete", f"{value:.4g}"
+    return "complete", f"{value:.4g}{_broken(study.plan.tuning.constraints, measured)}"
+
+
+def _broken(constraints: Mapping[str, Constraint], measured: Mapping[str, float | None]) -> str:
+    """Return the constraints that a trial breaks as the end of a line, or an empty text."""
+    broken = [
+        f"{name} {'not measured in every episode' if mean is None else f'= {mean:.4g}'}, {constraints[name]}"
+        for name, mean in measured.items()
+        if mean is None or constraints[name].excess(mean) > 0
+    ]
+    return f", infeasible: {'; '.join(broken)}" if broken else ""
 
 
 def _is_machine_fault(error: Exception) -> bool:
@@ -179,9 +192,12 @@ def _release(claim: Claim, error: BaseException) -> NoReturn:
     raise error
 
 
-def _value(study: Study, claim: Claim, listeners: TrialListeners) -> float:
-    """Train from each training seed. Return the mean over these runs of the mean return on tuning seeds."""
-    plan, values = study.plan, list[float]()
+def _value(study: Study, claim: Claim, listeners: TrialListeners) -> tuple[float, dict[str, float | None]]:
+    """Train from each training seed, and judge the runs on tuning seeds.
+
+    Return the mean over these runs of their mean returns, and of their measurements that have constraints.
+    """
+    plan, values, measured = study.plan, list[float](), list[dict[str, float | None]]()
     frames_per_seed = plan.config.collection.total_frames
     trial_config = applied(plan.config, claim.values)
     for index, seed in enumerate(plan.tuning.training_seeds):
@@ -191,11 +207,16 @@ def _value(study: Study, claim: Claim, listeners: TrialListeners) -> float:
         judge = _make_judge(plan.tuning, claim, index * frames_per_seed, total_frames, values)
         with listeners.run(claim, config, run) as run_listeners:
             _train(config, run, run_listeners, judge)
-        values.append(_tuning_return(config, plan.tuning, run))
+        value, measured_in_run = _judged(config, plan.tuning, run)
+        values.append(value)
+        measured.append(measured_in_run)
         has_more_seeds = index + 1 < len(plan.tuning.training_seeds)
         if plan.tuning.pruner == "wilcoxon" and claim.report_seed(index, values[-1]) and has_more_seeds:
             raise Pruned(f"worse than the best over {index + 1} training seeds")
-    return math.fsum(values) / len(values)
+    return statistics.plain_mean(values).value, {
+        name: mean_of_all([measured_in_run[name] for measured_in_run in measured])
+        for name in plan.tuning.constraints
+    }
 
 
 def _train(
@@ -236,12 +257,25 @@ def _make_judge(
     return judge
 
 
-def _tuning_return(config: ExperimentConfig, tuning: TuningConfig, run: Run) -> float:
-    """Return the mean return of a run's best checkpoint on tuning seeds."""
+def _judged(config: ExperimentConfig, tuning: TuningConfig, run: Run) -> tuple[float, dict[str, float | None]]:
+    """Return the mean return of a run's best checkpoint on tuning seeds, and what has constraints, by name.
+
+    Both are of the same episodes. With constraints, VMAS itself plays them: compiled frames have no `info()`.
+    """
     best = run.load(run.choose("best"), POLICY_PARTS)
     episodes = EvaluationConfig(
         tuning.evaluation_seeds, tuning.episodes_per_seed, deterministic=config.evaluation.deterministic
     )
-    policy, simulation = trained_policy(config, best), best.computation.selection
-    returns, _ = play_episodes(policy, config, episodes, Stream.TUNING, simulation=simulation)
-    return math.fsum(returns) / len(returns)
+    measurer = Measurer() if tuning.constraints else None
+    returns, _ = play_episodes(
+        trained_policy(config, best),
+        config,
+        episodes,
+        Stream.TUNING,
+        measurer.measure_frame if measurer else None,
+        "plain" if measurer else best.computation.selection,
+    )
+    measurements = measurer.measurements(statistics.plain_mean) if measurer else {}
+    return math.fsum(returns) / len(returns), {
+        name: measurements[name].mean_of_all if name in measurements else None for name in tuning.constraints
+    }

@@ -1,13 +1,11 @@
 """Add the flags that several commands share, and read them."""
 
 import argparse
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mappo
 from mappo.cli.arguments import (
     add_study_arguments,
     changes_from_arguments,
@@ -169,11 +167,19 @@ def site_of(arguments: argparse.Namespace) -> Site:
     """Read the site's file, or take the default site; `--image` replaces its image.
 
     Raises:
-        ConfigError: the site's file or the image is not allowed.
-        OSError: the file cannot be read.
+        ConfigError: the site's file cannot be read, or it or the image is not allowed.
     """
-    site = read_site(Path(arguments.site)) if arguments.site else Site()
+    site = _read_site(arguments.site) if arguments.site else Site()
     return replace(site, image=require_image(arguments.image)) if arguments.image else site
+
+
+def _read_site(path: str) -> Site:
+    try:
+        return read_site(Path(path))
+    except OSError as error:
+        raise ConfigError(
+            f"--site {path}: {error.strerror}; k8s/site.yaml is a site's file to copy and edit"
+        ) from None
 
 
 def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
@@ -243,7 +249,7 @@ def submission_of(arguments: argparse.Namespace) -> Submission:
     check_size(compiled.body, parameters)
     version = arguments.upload
     if version == "":
-        version = f"{mappo.__version__}-{hashlib.sha256(compiled.text.encode()).hexdigest()[:12]}"
+        version = compiled.version
     return Submission(
         compiled, parameters, arguments.experiment, arguments.pipeline_root, arguments.service_account, version
     )

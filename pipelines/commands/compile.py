@@ -9,11 +9,13 @@ from mappo.cli.arguments import add_config_arguments
 from mappo.errors import ConfigError
 from pipelines.commands.arguments import add_pipeline_arguments, add_site_arguments, compiled_of, pipeline_of
 from pipelines.compiling import NAMES, difference
+from pipelines.manifests import kubernetes_manifests
 
 _EPILOG = """examples:
   python -m pipelines compile --image ghcr.io/you/mappo:1.0                write all pipelines into compiled/
   python -m pipelines compile --site site.yaml --output training.yaml      write one pipeline into a file
   python -m pipelines compile --site site.yaml --check                     exit with 1 if compiled/ is out of date
+  python -m pipelines compile --site site.yaml --format kubernetes --output manifests
 """
 _SHOWN_LINES = 20
 
@@ -43,6 +45,13 @@ def add(commands: Any) -> None:
         metavar="PATH",
         help="a directory, or a .yaml file for one pipeline (default: compiled)",
     )
+    command.add_argument(
+        "--format",
+        choices=("pipeline", "kubernetes"),
+        default="pipeline",
+        help="pipeline: the YAML that `submit --file` and Kubeflow's UI read; kubernetes: a Pipeline and a "
+        "PipelineVersion to apply, for a Kubeflow that keeps pipelines in Kubernetes (default: pipeline)",
+    )
     command.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file would change")
     add_pipeline_arguments(command)
     add_site_arguments(command)
@@ -60,11 +69,12 @@ def _compile(arguments: argparse.Namespace) -> int:
     for name in names:
         path = arguments.output if is_file else arguments.output / f"{name}.yaml"
         compiled = compiled_of(arguments, name)
+        text = kubernetes_manifests(compiled) if arguments.format == "kubernetes" else compiled.text
         if arguments.check:
-            num_outdated += _show_difference(difference(path, compiled))
+            num_outdated += _show_difference(difference(path, text))
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(compiled.text)
+            path.write_text(text)
             print(f"wrote {path}")
     return 1 if num_outdated else 0
 

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,26 @@ from components.placeholders import fill
 from mappo.cli.arguments import (
     add_config_arguments,
     add_monitor_arguments,
+    add_reporting_arguments,
     add_run_arguments,
     apply_monitor_arguments,
+    config_from_arguments,
     run_directory,
 )
+from mappo.cli.prechecks import require_possible_here, require_resumable
 from mappo.compute.standard_streams import dropped_output
+from mappo.config import require_run_name
+from mappo.reporting.notification import Message, Outcome
+from mappo.reporting.webhook import required_webhook
+from mappo.runs.locations import joined, require_location
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
+
+_OF_SEEDS = {  # the artifacts of a seed, below its folder
+    "best_checkpoint": "train/best",
+    "evaluation_report": "evaluate/report",
+    "run_page": "evaluate/page",
+    "training_history": "train/history",
+}
 
 
 def add(commands: Any) -> None:
@@ -34,18 +50,36 @@ def add(commands: Any) -> None:
         add_pipeline_arguments(command)
         if name == "run":
             add_monitor_arguments(command)
+        else:
+            add_reporting_arguments(command)
         add_config_arguments(command)
         command.set_defaults(execute=execute)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    apply_monitor_arguments(arguments)
+    _check(arguments)
     with dropped_output():
         return _run_here(arguments)
 
 
-def _run_here(arguments: argparse.Namespace) -> int:
-    apply_monitor_arguments(arguments)
+def _check(arguments: argparse.Namespace) -> None:
+    """Fill in the time, and check what can be checked before torch is imported and a stage starts.
+
+    Raises:
+        ConfigError: the configuration, a name or the machine does not fit.
+        NotALocation: the store is not a location.
+    """
     _fill_in_time(arguments)
+    require_location(arguments.store)
+    require_run_name(arguments.run)
+    config = config_from_arguments(arguments)
+    require_possible_here(config)
+    if pipeline_of(arguments) == "training":
+        require_resumable(joined(arguments.store, arguments.run), config)
+
+
+def _run_here(arguments: argparse.Namespace) -> int:
     name, pipeline, parameters = _pipeline(arguments)
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
@@ -58,16 +92,39 @@ def _run_here(arguments: argparse.Namespace) -> int:
         artifacts = run_locally(pipeline, parameters, directory)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
+        _tell(arguments, name, directory, str(error), {})
         return 1
     seconds = time.monotonic() - start
-    print(_summary(artifacts, seconds) if name == "training" else _paths_summary(artifacts, seconds))
+    _tell(arguments, name, directory, "", artifacts)
+    results = {"training": _training_results, "seeds": _seeds_results, "tuning": _no_results}[name](artifacts)
+    took = f"the whole pipeline took {seconds:.1f} s"
+    lines = ["", *results, took, "", *_paths(artifacts), *map(_page_line, _copied_pages(artifacts, arguments))]
+    if name == "seeds":
+        lines += _seed_paths(artifacts, joined(store, arguments.run), parameters["seeds"])
+    print("\n".join(lines))
     return 0
+
+
+def _tell(
+    arguments: argparse.Namespace, pipeline: str, directory: Path, reason: str, artifacts: dict[str, Path]
+) -> None:
+    """Send a message about the end of the pipeline, if the user asks for it. A failure has a reason."""
+    if arguments.notify:
+        from mappo.stages.notify import results_of_files, send
+
+        subject = f"study {arguments.study}" if pipeline == "tuning" else f"run {arguments.run}"
+        results = {} if reason else results_of_files(pipeline, artifacts)
+        outcome: Outcome = "failed" if reason else "succeeded"
+        send(
+            required_webhook(),
+            Message(subject, outcome, reason, results, {"artifacts": str(directory.absolute())}),
+        )
 
 
 def _observe(arguments: argparse.Namespace) -> int:
     from pipelines.observe import observers
 
-    _fill_in_time(arguments)
+    _check(arguments)
     # Exit by an exception on SIGTERM, so that the servers end too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with dropped_output(), observers(run_directory(arguments) / "observers") as servers:
@@ -113,7 +170,7 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
     return name, make_tuning_pipeline(None, parallelism=1), parameters | {"session": TERMINAL}
 
 
-def _summary(artifacts: dict[str, Path], seconds: float) -> str:
+def _training_results(artifacts: dict[str, Path]) -> list[str]:
     from mappo.reporting.run_record import parse_evaluation  # imports torch
     from mappo.training.history import parse_history
 
@@ -121,8 +178,7 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
     report = parse_evaluation(str(path), path.read_bytes())
     last = parse_history(artifacts["training_history"].read_text())[-1]
     frames, training_seconds = int(last["frames"]), last["elapsed_seconds"]
-    lines = [
-        "",
+    return [
         f"{'policy':<9} {'mean return':<24} interquartile mean",
         *(
             f"{policy:<9} {returns.mean!s:<24} {returns.interquartile_mean}"
@@ -131,18 +187,55 @@ def _summary(artifacts: dict[str, Path], seconds: float) -> str:
         f"95 % intervals over {len(report.trained.episode_returns)} held-out episodes, after "
         f"{report.training_frames:,} frames; resampled: {report.resampled}",
         "",
-        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s); "
-        f"the whole pipeline took {seconds:.1f} s",
-        "",
-        *_paths(artifacts),
+        f"trained on {frames:,} frames in {training_seconds:.1f} s ({frames / training_seconds:,.0f} frames/s)",
     ]
-    return "\n".join(lines)
 
 
-def _paths_summary(artifacts: dict[str, Path], seconds: float) -> str:
-    """Return the duration and the paths of the artifacts; the last stage has printed its table itself."""
-    return "\n".join(["", f"the whole pipeline took {seconds:.1f} s", "", *_paths(artifacts)])
+def _seeds_results(artifacts: dict[str, Path]) -> list[str]:
+    from mappo.reporting.tables import comparison_table  # imports torch
+    from mappo.stages.compare import read_comparison
+
+    return [*comparison_table(read_comparison(artifacts["comparison_report"])), ""]
+
+
+def _no_results(_: dict[str, Path]) -> list[str]:
+    """Return no line: the last stage of tuning has just printed its table."""
+    return []
+
+
+def _copied_pages(artifacts: dict[str, Path], arguments: argparse.Namespace) -> list[Path]:
+    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return the files."""
+    pages = []
+    for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
+        if name in artifacts:
+            page = run_directory(arguments) / file
+            shutil.copyfile(artifacts[name], page)
+            pages.append(page)
+    return pages
+
+
+def _page_line(page: Path) -> str:
+    return f"{'page':<20} {page.absolute().as_uri()}"
+
+
+def _seed_paths(artifacts: dict[str, Path], run: str, seeds: Sequence[str]) -> list[str]:
+    """Return the run of each seed and the paths of its artifacts, which the pipeline itself does not put out."""
+    lines = []
+    for index, seed in enumerate(seeds):
+        lines += ["", f"{f'run of seed {seed}':<20} {run}-{seed}"]
+        folder = artifacts["comparison_report"].parents[1] / f"for-loop-1-iteration-{index}"
+        lines += _paths({name: folder / path for name, path in _OF_SEEDS.items()})
+        if (page := Path(f"{run}-{seed}", "report.html")).exists():  # not if the run is in a bucket
+            lines.append(_page_line(page))
+    return lines
 
 
 def _paths(artifacts: dict[str, Path]) -> list[str]:
-    return [f"{name.replace('_', ' '):<20} {path}" for name, path in artifacts.items() if path.exists()]
+    """Return a line for each artifact that is no page, with its path from here."""
+    paths = {name: path for name, path in artifacts.items() if path.exists() and not name.endswith("_page")}
+    return [f"{name.replace('_', ' '):<20} {_from_here(path)}" for name, path in paths.items()]
+
+
+def _from_here(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

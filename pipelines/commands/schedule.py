@@ -2,36 +2,29 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from components.placeholders import SCHEDULED_TIME
-from mappo.cli.arguments import add_config_arguments
-from mappo.errors import ConfigError
-from pipelines.commands.arguments import (
-    add_command,
-    add_connection_arguments,
-    add_pipeline_arguments,
-    add_site_arguments,
-    add_submission_arguments,
-    connect,
-    submission_of,
-)
+from pipelines.commands import schedule_apply
+from pipelines.commands.arguments import add_command, add_connection_arguments, connect
 from pipelines.commands.output import add_output_argument, moment, show_one, show_rows
 from pipelines.commands.runs import run_summary
+from pipelines.commands.schedule_definition import (
+    add_definition_arguments,
+    add_zone_argument,
+    definition_of,
+    next_times,
+    waiter,
+)
 from pipelines.kubeflow import schedules
 from pipelines.kubeflow.cron import Cron
 
-_NUM_TIMES = 5
 _EPILOG = """examples:
   python -m pipelines schedule create nightly --cron "30 2 * * *" --site site.yaml \\
       -p store=s3://bucket/runs -p 'run=nightly-[[ScheduledTime]]'
   python -m pipelines schedule create nightly --cron "30 2 * * *" --dry-run --image ghcr.io/you/mappo:1.0
   python -m pipelines schedule list
   python -m pipelines schedule pause nightly
+  python -m pipelines schedule apply schedules.yaml --dry-run
 
 Creating a schedule again under the same name replaces it if anything differs. The parameters run, store and
 edition may hold [[ScheduledTime]]. The stages replace it by the time for which the run was scheduled, such as
@@ -45,6 +38,7 @@ def add(commands: Any) -> None:
     group = add_command(commands, "schedule", summary, _EPILOG)
     verbs = group.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_create(verbs)
+    schedule_apply.add(verbs)
     for name, summary, execute in (
         ("list", "list all schedules", _list),
         ("show", "show a schedule and the times of its next runs", _show),
@@ -56,7 +50,7 @@ def add(commands: Any) -> None:
         verb = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         if name != "list":
             verb.add_argument("name", help="name or ID of the schedule")
-        _add_zone_argument(verb)
+        add_zone_argument(verb)
         add_connection_arguments(verb)
         add_output_argument(verb)
         verb.set_defaults(execute=execute)
@@ -65,68 +59,30 @@ def add(commands: Any) -> None:
 def _add_create(verbs: Any) -> None:
     summary = "create a schedule, or replace the schedule of this name"
     verb = verbs.add_parser("create", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    verb.add_argument("name", help="name of the schedule, which is unique")
-    verb.add_argument(
-        "--cron",
-        required=True,
-        metavar="CRON",
-        help="5 fields (minute hour day month weekday), 6 (seconds first), or a word such as @daily",
-    )
-    verb.add_argument(
-        "--max-concurrency",
-        type=int,
-        default=1,
-        metavar="N",
-        help="runs of the schedule at once, 1 to 10 (default: 1)",
-    )
     verb.add_argument(
         "--dry-run",
         action="store_true",
         help="check everything and show the times of the next runs; create nothing",
     )
-    _add_zone_argument(verb)
-    add_submission_arguments(verb)
-    add_pipeline_arguments(verb)
-    add_site_arguments(verb)
+    add_zone_argument(verb)
+    add_definition_arguments(verb)
     add_connection_arguments(verb)
     add_output_argument(verb)
-    add_config_arguments(verb, required="NAME --cron CRON")
     verb.set_defaults(execute=_create)
 
 
-def _add_zone_argument(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--time-zone",
-        default="UTC",
-        metavar="ZONE",
-        help="time zone in which the server reads --cron; all schedules share it: CRON_SCHEDULE_TIMEZONE of the "
-        "server's ml-pipeline-scheduledworkflow (default: UTC)",
-    )
-
-
 def _create(arguments: argparse.Namespace) -> int:
-    if not 1 <= arguments.max_concurrency <= 10:
-        raise ConfigError(f"--max-concurrency {arguments.max_concurrency}: must be 1 to 10")
-    schedule = schedules.Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency)
-    submission = submission_of(arguments)
-    _warn_of_fixed_name(submission.parameters)
+    schedule, submission = definition_of(arguments)
     times = _times(schedule.cron, arguments.time_zone)
     if arguments.dry_run:
         show_one(
             arguments, {"schedule": f"{schedule.name}, not created", "cron": schedule.cron.expression, **times}
         )
         return 0
-    outcome, stored = schedules.apply_schedule(connect(arguments), schedule, submission)
+    wait = waiter(arguments.time_zone)
+    outcome, stored = schedules.apply_schedule(connect(arguments), schedule, submission, wait)
     show_one(arguments, {"schedule": f"{schedule.name}, {outcome}", **_summary(stored), **times})
     return 0
-
-
-def _warn_of_fixed_name(parameters: Mapping[str, Any]) -> None:
-    """Print a note if all runs have the same name, since only the first of them trains."""
-    name = str(parameters.get("run") or "")
-    if name and SCHEDULED_TIME not in name:
-        text = f"run = {name}: all runs of this schedule resume this one training, which the first run finishes"
-        print(f"note: {text}; run={name}-{SCHEDULED_TIME} trains anew each time", file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -138,7 +94,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     summaries = []
     for schedule in schedules.schedules_named(connect(arguments), arguments.name):
-        config, trigger = schedule.runtime_config, schedule.trigger
+        config = schedule.runtime_config
         summary = {
             **_summary(schedule),
             "experiment": schedule.experiment_id,
@@ -146,8 +102,7 @@ def _show(arguments: argparse.Namespace) -> int:
             "updated": moment(schedule.updated_at),
             "parameters": json.dumps(config.parameters if config else {}),
         }
-        text = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""
-        cron = Cron.stored(text)
+        cron = Cron.stored(schedules.cron_of(schedule))
         summaries.append({**summary, **(_times(cron, arguments.time_zone) if cron else {})})
     if arguments.output == "json":
         print(json.dumps(summaries, indent=1))
@@ -188,8 +143,7 @@ def _show_named(arguments: argparse.Namespace, kubeflow: Any) -> int:
 
 
 def _summary(schedule: Any) -> dict[str, Any]:
-    trigger = schedule.trigger
-    cron = trigger.cron_schedule.cron if trigger and trigger.cron_schedule else ""
+    trigger, cron = schedule.trigger, schedules.cron_of(schedule)
     if trigger and trigger.periodic_schedule:
         cron = f"every {trigger.periodic_schedule.interval_second} s"
     return {
@@ -199,14 +153,10 @@ def _summary(schedule: Any) -> dict[str, Any]:
         "cron": cron,
         "max concurrency": schedule.max_concurrency,
         "created": moment(schedule.created_at),
+        "owner": schedules.owner_of(schedule),
     }
 
 
 def _times(cron: Cron, zone: str) -> dict[str, str]:
     """Return the times of the next runs, and their time zone, as fields to print."""
-    try:
-        now = datetime.now(ZoneInfo(zone))
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ConfigError(f"--time-zone {zone!r}: unknown; give one such as UTC or Europe/Berlin") from None
-    times = [time.strftime("%a %Y-%m-%d %H:%M:%S %Z") for time in cron.next(now, _NUM_TIMES)]
-    return {"time zone": f"{zone}, if the server's is that", "fires next": ", ".join(times)}
+    return {"time zone": f"{zone}, if the server's is that", "fires next": ", ".join(next_times(cron, zone))}

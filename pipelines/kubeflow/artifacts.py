@@ -27,6 +27,7 @@ _LIST_SECONDS = 5.0  # patience with a store that does not answer; short, since 
 _READABLE = ("s3://", "minio://")
 _LEDGER = re.compile(r"attempts-[0-9a-f]{12}\.json")  # the ledger of a stage's attempts, beside its artifacts
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_PAGE_START = b"<!doctype html>"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,16 @@ def fetch(artifacts: Iterable[Artifact], directory: Path) -> Iterator[tuple[Arti
         execution = artifact.location.split("/")[-2] if is_one_of_several else ""
         target = directory / artifact.stage / execution / artifact.name
         _copy(store, artifact, artifact.location.removeprefix(f"{folder}/"), target, directory)
-        yield artifact, target
+        yield artifact, _with_page_suffix(target)
+
+
+def _with_page_suffix(path: Path) -> Path:
+    """Rename a page, which a browser would show as its source text without a suffix; return the new path."""
+    if path.suffix or not path.is_file():
+        return path
+    with path.open("rb") as file:
+        is_page = file.read(len(_PAGE_START)).lower() == _PAGE_START
+    return path.replace(path.with_name(f"{path.name}.html")) if is_page else path
 
 
 def _with_entries(artifacts: list[Artifact], folder: str) -> list[Artifact]:

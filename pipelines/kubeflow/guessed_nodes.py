@@ -11,8 +11,11 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.kubeflow.stages import StageAttempt, StageProgress
+from pipelines.kubeflow.workflow import without_hook
 
-_NOT_STAGES = re.compile(r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*")
+_NOT_STAGES = re.compile(
+    r".*-driver|executor(\(\d+\))?|root|iteration-.*|for-loop-\d+|for-loop-\d+-.*|exit-handler-\d+(\.onExit)?"
+)
 _MAX_ATTEMPTS = 101
 
 
@@ -25,7 +28,7 @@ def guessed_stages(
     """
     details = (run.run_details.task_details if run.run_details else None) or []
     nodes = _Nodes(details, specification)
-    return {tuple(name.split(".")[1:]): nodes.stage(name, initial) for name in nodes.stages()}
+    return {without_hook(tuple(name.split(".")[1:])): nodes.stage(name, initial) for name in nodes.stages()}
 
 
 class _Nodes:

@@ -87,6 +87,10 @@ class NamespaceChecks:
             state="warning",
             keys=(DATABASE_KEY,),
         )
+        if site.notify_secret:
+            consequence = "no message is sent: it holds the URL of the webhook"
+            fix = self._create(site.notify_secret, "url")
+            yield self._object("secret", site.notify_secret, consequence, fix, state="warning", keys=("url",))
         fix = f"{self._kubectl} create secret docker-registry {site.image_pull_secret} --docker-server=..."
         yield self._object(
             "secret", site.image_pull_secret, "only a private registry needs it", fix, state="warning"

@@ -10,8 +10,16 @@ _MEMORY = (
 _DEADLINE = "deadline exceeded: raise stages.{task}.timeout_seconds in the site's file"
 _DELETED = "its pod was deleted: evicted, preempted, or its node was lost"
 _GATED = "waits until its pod is admitted, perhaps for quota of Kueue: kubectl get workloads"
+_CANCELLED = "ended, since the run was cancelled"
 _UNINFORMATIVE = re.compile(r"omitted: |No more retries left|PodInitializing|ContainerCreating|$")
 _EXIT = re.compile(r"(?:main: )?Error \(exit code \d+\)")
+_CATEGORIES = (
+    ("out of memory", "out_of_memory"),
+    (_DELETED, "pod_lost"),
+    ("deadline exceeded", "deadline"),
+    ("driver: ", "driver"),
+    (_CANCELLED, "cancelled"),
+)
 _EXPLANATIONS: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = [
     (re.compile(r"OOMKilled"), lambda _: _MEMORY),
     (re.compile(r"pod deleted"), lambda _: _DELETED),
@@ -55,9 +63,16 @@ def explain(
         if match := (pattern.fullmatch(message) or pattern.search(message)):
             text = explanation(match)
             if text is _DEADLINE and is_cancelled:
-                return "ended, since the run was cancelled"
+                return _CANCELLED
             return text.replace("{task}", task).replace("{limit}", f" of {memory}" if memory else "")
     return message
+
+
+def category_of(reason: str) -> str:
+    """Return the kind of a failure, one of `FAILURES`, from the reason that `explain` returned for it."""
+    if is_exit(reason) or not reason:
+        return "error"
+    return next((kind for start, kind in _CATEGORIES if reason.startswith(start)), "other")
 
 
 def is_exit(message: str) -> bool:

@@ -22,6 +22,8 @@ from pipelines.kubeflow.api import Api
 from pipelines.plan import Path
 
 _ATTEMPT = re.compile(r"(?P<step>.*?)(\((?P<attempt>\d+)\))?")
+_EXIT_HANDLER = re.compile(r"exit-handler-\d+")
+_ON_EXIT = "onExit"  # the step around a task that runs when the task before it has ended
 _ITERATION = re.compile(r"iteration-iterations\((\d+):.*\)")
 _STAGE = "system-container-executor"  # the template names of stages end with this
 _DRIVER, _DAG_DRIVER = "system-container-driver", "system-dag-driver"
@@ -146,7 +148,8 @@ def driver_of(stage: Path) -> Path:
 def stage_name(path: Path, repeated: frozenset[str]) -> str:
     """Return a stage's name: `train`, in a loop `train[0]`, `retrain-best/train[0]` if pipelines share a name."""
     iterations = [match[1] for step in path if (match := _ITERATION.fullmatch(step))]
-    nested = f"{path[1]}/" if path[-1] in repeated and len(path) > 2 else ""
+    pipelines = [step for step in path[1:-1] if not _EXIT_HANDLER.fullmatch(step)]
+    nested = f"{pipelines[0]}/" if path[-1] in repeated and pipelines else ""
     return nested + path[-1] + "".join(f"[{index}]" for index in iterations)
 
 
@@ -179,7 +182,7 @@ def _node(workflow: str, value: Mapping[str, Any], has_pod_names: bool) -> Node:
     matched = [part for part in parts if part]
     pod_name = f"{workflow}-{template}"[:241] + f"-{identity.rpartition('-')[2]}"
     return Node(
-        path=tuple(part["step"] for part in matched[1:]),
+        path=without_hook(tuple(part["step"] for part in matched[1:])),
         attempts=tuple(int(part["attempt"] or -1) for part in matched),
         kind=str(value.get("type", "")),
         template=template,
@@ -191,6 +194,17 @@ def _node(workflow: str, value: Mapping[str, Any], has_pod_names: bool) -> Node:
         inputs=_parameters(value.get("inputs")),
         outputs=_parameters(value.get("outputs")),
     )
+
+
+def without_hook(path: Path) -> Path:
+    """Return the path of a task that runs at the exit of another as that of a task beside the other.
+
+    Argo names it root, exit-handler-1, onExit, notify; in the pipeline, it is root, notify.
+    """
+    if _ON_EXIT not in path:
+        return path
+    index = path.index(_ON_EXIT)
+    return (*path[: index - 1], *path[index + 1 :]) if path[index + 1 :] else path
 
 
 def _parameters(values: Mapping[str, Any] | None) -> dict[str, str]:

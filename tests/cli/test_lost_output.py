@@ -56,8 +56,8 @@ def test_error_on_the_command_line_keeps_its_status_when_nothing_can_be_printed(
 
 def test_characters_that_the_terminal_lacks_are_escaped(tmp_path):
     run = shell("MAPPO report ü", tmp_path, PYTHONIOENCODING="ascii")
-    assert run.returncode == 1
-    assert run.stdout.startswith(r"[report] failed: \xfc: ")
+    assert run.returncode == 2
+    assert run.stderr.startswith(r"mappo report: error: \xfc: ")
 
 
 def test_file_of_a_run_never_receives_what_is_printed(tmp_path):
@@ -95,7 +95,7 @@ def test_stages_go_on_and_keep_their_exit_status_when_nothing_can_be_printed(tmp
         ("full", ["train", "--run=first", *TINY], 0),
         ("gone", ["train", "--run=second", *TINY, *chatty, *in_processes], 0),
         ("read-only", ["train", "--run=third", "--tensorboard=events", *TINY], 0),
-        ("full", ["train", "--run=first", *TINY, "--learner.epochs=2"], 1),
+        ("full", ["train", "--run=first", *TINY, "--learner.epochs=2"], 2),
         ("gone", ["train", "--run=none", *TINY, "--learner.clip-epsilon=9"], 2),
         ("full", ["evaluate", "runs/first"], 0),
         ("gone", ["evaluate", "runs/missing"], 2),
@@ -103,7 +103,7 @@ def test_stages_go_on_and_keep_their_exit_status_when_nothing_can_be_printed(tmp
         ("gone", ["report", "runs/first", "runs/third"], 0),
         ("full", study, 0),
         ("gone", ["study", "work", "s"], 0),
-        ("full", ["study", "work", "missing"], 1),
+        ("full", ["study", "work", "missing"], 2),
         ("full", ["study", "resume", "s"], 0),
         ("full", ["study", "show", "s"], 1),
         ("gone", ["study", "list"], 141),

@@ -56,7 +56,11 @@ def test_help_gives_the_range_of_a_setting(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     output = " ".join(capsys.readouterr().out.split())
-    for limits in ("(> 0, < 1)", "(at least 1; each >= 1, <= 65536)", "(at least 1; each >= 0, < 4294967296)"):
+    for limits in (
+        "(> 0, < 1; default: 0.2)",
+        "(at least 1; each >= 1, <= 65536; default: 256,256)",
+        "(>= 0, < 4294967296;",
+    ):
         assert limits in output
 
 
@@ -73,7 +77,8 @@ def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypat
     assert (decision["opponent"], decision["champion"]) == ("random", 1)
     assert f"difference {decision['difference']:.4g}, with 95% confidence above" in output
     assert "[promote] the candidate is promoted; the champion is decision 1" in output
-    assert main(["champion", "rollback"]) == 1
+    assert f"to view the champion: mappo champion show champions --task {decision['task']}" in output
+    assert main(["champion", "rollback"]) == 2
 
     champions = Champions("champions", decision["task"])
     second = load_checkpoint("runs/second")
@@ -87,7 +92,13 @@ def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypat
     assert "better than random" in lines[0]
     assert lines[2].endswith("it rams walls")
     assert main(["champion", "show"]) == 0
+    summary = capsys.readouterr().out
+    assert re.search(r"^reason +it rams walls$", summary, re.M)
+    assert main(["champion", "history", "--output", "json"]) == 0
+    assert [row["number"] for row in json.loads(capsys.readouterr().out)] == [1, 2, 3]
+    assert main(["champion", "show", "--output", "json"]) == 0
     policy = json.loads(capsys.readouterr().out)
+    assert re.search(rf"^place +{policy['place']}$", summary, re.M)
     assert (policy["number"], policy["policy"]) == (3, decision["candidate"]["policy"])
     assert main(["evaluate", policy["place"], *scenario]) == 0
     assert main(["champion", "export", "--output", "mine"]) == 0
@@ -98,15 +109,17 @@ def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypat
     assert capsys.readouterr().out.splitlines() == lines
     contract = read_json(tmp_path / "mine" / "contract.json")
     assert (contract["policy"], contract["task"]) == (policy["policy"], policy["task"])
-    assert main(["champion", "list"]) == 0
+    assert main(["champion", "list", "--output", "json"]) == 0
+    assert [row["task"] for row in json.loads(capsys.readouterr().out)] == [decision["task"]]
 
 
 def test_wrong_gate_or_missing_champion_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["promote", "runs/none", "--gate.confidence", "95"]) == 2
     assert "confidence = 95: input should be less than 1" in capsys.readouterr().err
-    assert main(["champion", "show"]) == 1
-    assert "champions: no task has a champion; `mappo promote` makes one" in capsys.readouterr().out
+    for action in ("list", "show", "history", "export"):
+        assert main(["champion", action]) == 2
+        assert "champions: no task has a champion; `mappo promote` makes one" in "".join(capsys.readouterr())
 
 
 def test_abbreviated_flag_is_refused(capsys):
@@ -217,8 +230,8 @@ def test_finished_run_stays_unchanged_when_trained_again(capsys, tmp_path):
 def test_existing_run_refuses_another_configuration_naming_the_field(capsys, tmp_path):
     command = ["train", *run_flags(tmp_path / "run"), *TINY]
     assert main(command) == 0
-    assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 1
-    output = capsys.readouterr().out
+    assert main([*command, "--learner.epochs=2", "--evaluation.seeds=9"]) == 2
+    output = capsys.readouterr().err
     assert "started with another configuration: learner.epochs = 1 -> 2; use that configuration" in output
 
 
@@ -245,12 +258,21 @@ def test_invalid_run_name_is_refused(name, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "store", ["http://bucket/x", "s3://", "s3://UPPER/x", "s3://bucket/x?endpoint=y", "s3://b/../x"]
+    "store",
+    [
+        "http://bucket/x",
+        "s3://",
+        "s3://UPPER/x",
+        "s3://bucket/x?endpoint=y",
+        "s3://b/../x",
+        "s3//bucket",
+        "s3:/bucket",
+    ],
 )
 def test_invalid_store_location_is_refused(store, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--store", store, *TINY]) == 1
-    assert "not a location: give a directory, s3://bucket/prefix" in capsys.readouterr().out
+    assert main(["train", "--store", store, *TINY]) == 2
+    assert "give a directory, s3://bucket/prefix" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,13 +284,19 @@ def test_checkpoints_are_listed_shown_verified_pruned_and_garbage_collected(caps
 
     def output_of(*arguments, status=0):
         assert main(["checkpoints", arguments[0], str(run), *arguments[1:]]) == status
-        return capsys.readouterr().out
+        return "".join(capsys.readouterr())
 
     lines = output_of("list").splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["5", "4", "3"]
     assert lines[1].split()[1] == "300"
     assert "last" in lines[1]
     assert sum("best" in line for line in lines) == 1
+    rows = json.loads(output_of("list", "--output", "json"))
+    assert [(row["iteration"], row["frames"], row["last"], row["damaged"]) for row in rows][:2] == [
+        (5, 300, True, False),
+        (4, 240, False, False),
+    ]
+    assert sum(row["best"] for row in rows) == 1
     manifest = json.loads(output_of("show", "--checkpoint", "4"))
     assert (manifest["iteration"], manifest["frames"], manifest["seed"]) == (4, 240, 0)
     assert {"torch", "torchrl", "vmas", "mappo"} <= manifest["platform"]["versions"].keys()
@@ -286,9 +314,13 @@ def test_checkpoints_are_listed_shown_verified_pruned_and_garbage_collected(caps
     newest = next(path for path in run.glob("checkpoints/*/0000000005-*.json"))
     newest.write_text("{}")
     assert "damaged  iteration 5 of attempt 1" in output_of("verify", status=1)
-    assert "no checkpoint '77'" in output_of("show", "--checkpoint", "77", status=1)
-    assert main(["checkpoints", "list", str(tmp_path / "none")]) == 0
-    assert capsys.readouterr().out == "none\n"
+    assert json.loads(output_of("list", "--output", "json").partition("\n[checkpoints] warning")[0])[0]["damaged"]
+    assert "no checkpoint '77'" in output_of("show", "--checkpoint", "77", status=2)
+    assert main(["checkpoints", "list", str(tmp_path / "none")]) == 2
+    assert f"{tmp_path / 'none'}: there is no such run" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["checkpoints", "list", str(tmp_path / "empty")]) == 2
+    assert f"{tmp_path / 'empty'}: there is no checkpoint of a run here" in capsys.readouterr().err
 
 
 def test_evaluate_uses_the_requested_checkpoint(capsys, tmp_path):
@@ -379,12 +411,13 @@ def test_extend_and_warm_start_begin_with_another_run(capsys, tmp_path):
     assert "240 of 240 frames" in output
     assert main(["train", "--warm-start", second, *run_flags(tmp_path / "third"), "--seed=3", *TINY]) == 0
     assert "starts with the networks of a run of 240 frames" in capsys.readouterr().out
-    assert main(["train", "--extend", first, *run_flags(tmp_path / "x"), "--seed=5"]) == 1
-    assert "seed = 0 -> 5" in capsys.readouterr().out
+    assert main(["train", "--extend", first, *run_flags(tmp_path / "x"), "--seed=5"]) == 2
+    assert "seed = 0 -> 5" in capsys.readouterr().err
     assert main(["train", "balance", "--extend", first]) == 2
     assert "leave the recipe balance out" in capsys.readouterr().err
-    assert main(["train", "--extend", first, "--warm-start", first, *run_flags(tmp_path / "y")]) == 1
-    assert "exclude each other" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--extend", first, "--warm-start", first, *run_flags(tmp_path / "y")])
+    assert "--warm-start: not allowed with argument --extend" in capsys.readouterr().err
 
 
 def test_extending_never_imports_code_that_only_the_checkpoint_names(capsys, tmp_path):
@@ -407,8 +440,14 @@ def test_compare_prints_and_writes_a_comparison_of_training_seeds(capsys, tmp_pa
     assert main(["compare", *reports, "--output", str(tmp_path / "comparison.json")]) == 0
     assert "training seeds  1: " in capsys.readouterr().out
     assert read_json(tmp_path / "comparison.json")["configurations"][0]["training_seeds"] == [1, 2]
-    assert main(["compare", reports[0], str(tmp_path / "none.json")]) == 1
-    assert "none.json" in capsys.readouterr().out
+    assert (
+        main(["compare", *(str(tmp_path / seed) for seed in ("1", "2"))]) == 0
+    )  # the runs keep these evaluations
+    assert "training seeds  1: " in capsys.readouterr().out
+    assert main(["compare", reports[0], str(tmp_path / "none.json")]) == 2
+    assert "none.json: there is no such run; nor is there such a file" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"this run has no evaluation; `mappo evaluate {tmp_path}` makes one" in capsys.readouterr().out
 
 
 def test_checkpoint_may_name_the_scenario_swarm(capsys, tmp_path):
@@ -421,17 +460,17 @@ def test_checkpoint_may_name_the_scenario_swarm(capsys, tmp_path):
 def test_corrected_command_works_after_a_failed_start(tmp_path, capsys):
     first, second = str(tmp_path / "first"), run_flags(tmp_path / "second")
     assert main(["train", *run_flags(tmp_path / "first"), *TINY]) == 0
-    assert main(["train", "--extend", first, *second]) == 1
-    assert "set a larger number" in capsys.readouterr().out
+    assert main(["train", "--extend", first, *second]) == 2
+    assert "set a larger number" in capsys.readouterr().err
     assert not (tmp_path / "second").exists()
     assert main(["train", "--extend", first, *second, "--collection.total-frames=240"]) == 0
 
 
 def test_compare_explains_what_to_give_when_a_file_is_no_report(tmp_path, capsys):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    assert main(["compare", str(tmp_path)]) == 1
-    assert "give the file that evaluate --output wrote" in capsys.readouterr().out
-    assert main(["compare", str(tmp_path / "binary")]) == 1
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"this run has no evaluation; `mappo evaluate {tmp_path}` makes one" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "binary")]) == 2
     assert "binary: not an evaluation report" in capsys.readouterr().out
 
 

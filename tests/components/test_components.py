@@ -34,9 +34,9 @@ CONFIG = {**TINY, "collection": {"num_envs": 6, "rollout_frames": 20, "total_fra
 class Cluster:
     """A run of the training pipeline, whose stages a test starts as Kubeflow's launcher would."""
 
-    def __init__(self, server: KubeflowServer, directory: Path, **parameters: Any):
+    def __init__(self, server: KubeflowServer, directory: Path, site: Site = SITE, **parameters: Any):
         self.server, self.directory = server, directory
-        self.compiled = compile_pipeline("training", SITE, {"config": config()})
+        self.compiled = compile_pipeline("training", site, {"config": config()})
         api = Api(Connection(endpoint=server.url))
         root = str(directory / "artifacts")
         self.run_id = submit(api, Submission(self.compiled, parameters, pipeline_root=root)).run_id

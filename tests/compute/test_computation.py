@@ -2,11 +2,10 @@
 
 import pytest
 
-from mappo.compute.computation import (
+from mappo.compute.computation import PLAIN, Computation
+from mappo.compute.computation_choice import (
     LEAST_FRAMES,
     LEAST_OPTIMISER_STEPS,
-    PLAIN,
-    Computation,
     Machine,
     choose_computation,
     kept_computation,
@@ -65,6 +64,12 @@ def test_named_values_are_taken_as_they_are_and_without_a_word():
     assert choose_computation(config, LAPTOP) == (Computation("plain", "fast"), "")
     half = config_of(1000, collection={"simulation": "plain"})
     assert choose_computation(half, LAPTOP)[0] == Computation("plain", "fast")
+
+
+def test_evaluations_that_are_to_be_measured_are_plain_and_nothing_else_changes():
+    config = config_of(1000, selection={"simulation": "plain"})
+    assert choose_computation(config, LAPTOP)[0] == Computation("fast", "fast", "plain")
+    assert kept_computation(config, COMPILED, LAPTOP) == Computation("fast", "fast", "plain")  # of an extended run
 
 
 def test_the_reason_names_what_is_missing_and_how_to_install_it():

@@ -7,7 +7,7 @@ import torch
 
 from mappo.compute.resources import resolve_device
 from mappo.config import EnvironmentConfig
-from mappo.environment.environment import SCENARIOS, make_environment
+from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, TRUNCATED
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import ConfigError
@@ -93,7 +93,11 @@ def test_scenario_that_draws_random_numbers_in_its_construction_is_reproducible(
     [
         ({"scenario": "navigtion"}, ["navigtion", "did you mean navigation?"]),
         ({"scenario": "zzz"}, ["zzz", "balance", "wheel"]),
-        ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "not used"]),
+        ({"scenario": "navigation", "scenario_kwargs": {"n_agent": 3}}, ["n_agent", "did you mean n_agents?"]),
+        (
+            {"scenario": "vmas.scenarios.navigation:Scenario", "scenario_kwargs": {"n_agent": 3}},
+            ["refuses an argument", "{'n_agent': 3} passed but not used by the scenario."],
+        ),
         ({"scenario": "navigation", "scenario_kwargs": {"terminated_truncated": True}}, ["terminated_truncated"]),
         ({"scenario": ":X"}, [":X", "cannot be imported"]),
         ({"scenario": "os:abort"}, ["os:abort", "not a subclass of vmas' BaseScenario"]),
@@ -130,10 +134,6 @@ def test_scenario_with_equal_agents_has_one_group_of_agents(scenario):
     num_agents = environment.n_agents
     assert rollout[OBSERVATION].shape[:3] == (3, rollout.shape[1], num_agents)
     assert rollout["next", *REWARD].shape == (3, rollout.shape[1], num_agents, 1)
-
-
-def test_scenario_list_contains_the_scenarios_of_the_recipes():
-    assert {"navigation", "balance"} <= set(SCENARIOS)
 
 
 def test_cuda_is_refused_when_there_is_no_gpu():

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mappo.config import EnvironmentConfig
-from mappo.environment.environment import SCENARIOS, make_environment
+from mappo.environment.environment import make_environment
 from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD
+from mappo.environment.known_scenarios import scenario_modules
 from mappo.environment.random_streams import Stream, private_random_streams, random_states, set_random_states
 from mappo.environment.simulation_state import SimulationState, capture, restore
 from mappo.errors import ConfigError, SimulationStateError
@@ -85,7 +86,7 @@ def test_restored_simulation_continues_bit_identically(scenario):
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Force limits")
-@pytest.mark.parametrize("scenario", sorted(set(SCENARIOS) - set(WITH_MUCH_STATE)))
+@pytest.mark.parametrize("scenario", sorted(set(scenario_modules()) - set(WITH_MUCH_STATE)))
 def test_restored_simulation_continues_bit_identically_in_every_other_scenario(scenario):
     try:
         environment_of(scenario)

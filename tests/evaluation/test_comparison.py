@@ -140,3 +140,32 @@ def test_warm_started_run_is_another_configuration_than_the_runs_from_scratch(ti
     scratch, other = compare([*seeds(tiny, {0: 1.0}), warm]).configurations
     assert (scratch.training_seeds, other.training_seeds) == ([0], [1])
     assert other.differs == {"started from": "scratch -> warm start from configuration abc after 10 frames"}
+
+
+def test_checkpoints_of_different_kinds_are_not_compared(tiny):
+    one, other = seeds(tiny, {0: 1.0, 1: 2.0})
+    with pytest.raises(ConfigError, match=r"different kinds, 'best' \(report 1\) and '1' \(report 2\)"):
+        compare([dataclasses.replace(one, checkpoint="best"), dataclasses.replace(other, checkpoint="1")])
+    compare([dataclasses.replace(one, checkpoint="best"), other])  # of an older version, which does not say
+
+
+def test_different_frames_and_unfinished_runs_are_said(tiny):
+    one, other = seeds(tiny, {0: 1.0, 1: 2.0})
+    one = dataclasses.replace(one, training_frames=240, run_frames=360)
+    same = compare([one, dataclasses.replace(other, training_frames=240, run_frames=360)])
+    assert not any("frames" in line or "finished" in line for line in comparison_table(same))
+    result = compare([one, dataclasses.replace(other, training_frames=120, run_frames=240)])
+    (trained,) = result.configurations
+    assert (trained.training_frames, trained.unfinished) == ([240, 120], [1])
+    lines = comparison_table(result)
+    assert "the checkpoints are those after different numbers of frames; trained: 240, 120" in lines
+    assert "warning: trained: training from seed 1 had not finished when it was evaluated" in lines
+
+
+def test_configurations_of_a_study_have_names(tiny):
+    other = override(tiny, {"learner": {"clip_epsilon": 0.1}})
+    result = compare(seeds(tiny, {0: 1.0, 1: 2.0}) + seeds(other, {0: 5.0, 1: 6.0}))
+    lines = comparison_table(result, ("default", "best"))
+    assert [line.split()[0] for line in lines[1:3]] == ["default", "best"]
+    assert any(line.strip().startswith("4 [") and "more than default" in line for line in lines)
+    assert comparison_table(compare(seeds(tiny, {0: 1.0, 1: 2.0})), ("default", "best"))[1].startswith("default")

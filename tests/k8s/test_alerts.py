@@ -46,7 +46,9 @@ def test_alert_names_the_problem_and_the_steps_to_take(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert "$labels.study" in rule["annotations"]["description"] + rule["annotations"]["summary"]
+    text = rule["annotations"]["description"] + rule["annotations"]["summary"]
+    subject = {"MappoScheduleLate": "schedule", "MappoKubeflowUnreachable": "namespace"}.get(alert, "study")
+    assert f"$labels.{subject}" in text
     assert rule["annotations"]["runbook"].startswith("1. ")
 
 
@@ -63,7 +65,10 @@ def require_known_metrics(expression: str, recorded: set[str]) -> None:
     """
     kinds = {metric.name: metric.kind for metric in metrics.METRICS}
     counters = {name for name, kind in kinds.items() if kind == "counter"} | {
-        f"{name}_bucket" for name, kind in kinds.items() if kind == "histogram"
+        f"{name}_{part}"
+        for name, kind in kinds.items()
+        if kind == "histogram"
+        for part in ("bucket", "sum", "count")
     }
     known = (
         {*kinds, *counters, *recorded, "ALERTS"}

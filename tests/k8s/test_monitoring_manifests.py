@@ -76,7 +76,7 @@ def test_pods_have_the_id_of_their_pipeline_run(compiled):
 
 def test_the_scrape_interval_is_the_one_that_stages_wait_for():
     (endpoint,) = _one("example", "PodMonitor")["spec"]["podMetricsEndpoints"]
-    (pushgateway,) = _one("example", "ServiceMonitor")["spec"]["endpoints"]
+    (pushgateway,) = _one("example", "ServiceMonitor", "pushgateway")["spec"]["endpoints"]
     assert endpoint["interval"] == pushgateway["interval"] == f"{metrics.SCRAPE_SECONDS}s"
     assert "port" not in endpoint, "Kubeflow's pods declare no port, so the monitor would find no pod"
     annotation = PORT_ANNOTATION.replace(".", "_").replace("/", "_")
@@ -84,10 +84,21 @@ def test_the_scrape_interval_is_the_one_that_stages_wait_for():
     assert pushgateway["honorLabels"]
 
 
+def test_the_service_monitor_finds_the_exporter():
+    service = _one("example", "Service", "pipeline-exporter")
+    pod = _one("example", "Deployment", "pipeline-exporter")["spec"]["template"]
+    monitor = _one("example", "ServiceMonitor", "pipeline-exporter")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (endpoint,), (port,) = monitor["endpoints"], service["spec"]["ports"]
+    assert (endpoint["port"], port["port"]) == (port["name"], metrics.EXPORTER_PORT)
+    assert "honorLabels" not in endpoint, "the namespace of the exporter is that of its runs"
+
+
 def test_the_service_monitor_finds_the_pushgateway():
-    service, deployment = _one("example", "Service", "pushgateway"), _one("example", "Deployment")
+    service, deployment = _one("example", "Service", "pushgateway"), _one("example", "Deployment", "pushgateway")
     pod = deployment["spec"]["template"]
-    assert _one("example", "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= (
+    assert _one("example", "ServiceMonitor", "pushgateway")["spec"]["selector"]["matchLabels"].items() <= (
         service["metadata"]["labels"].items()
     )
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
@@ -98,7 +109,7 @@ def test_the_service_monitor_finds_the_pushgateway():
 
 def test_the_pushgateway_accepts_pushes_from_pods_without_istio():
     """The pods of runs have no Istio sidecar; a sidecar of the Pushgateway would reject them."""
-    label, deployment = "sidecar.istio.io/inject", _one("example", "Deployment")
+    label, deployment = "sidecar.istio.io/inject", _one("example", "Deployment", "pushgateway")
     assert deployment["spec"]["template"]["metadata"]["labels"][label] == "false"
     assert label not in deployment["metadata"]["labels"]
     assert label not in deployment["spec"]["selector"]["matchLabels"]

@@ -15,9 +15,9 @@ import yaml
 
 import pipelines.__main__
 from mappo.config import to_json
-from mappo.monitoring.metrics import PORT
+from mappo.monitoring.metrics import EXPORTER_PORT, PORT
 from mappo.runs.s3_access import s3_access
-from pipelines.commands.arguments import site_of
+from pipelines.commands.arguments import connection_of, site_of
 from pipelines.compiling import compile_pipeline
 from pipelines.kubeflow.cluster import Call
 from pipelines.kubeflow.launcher import STORE_KEYS, Keys, calls, keys_of, root_of
@@ -45,6 +45,7 @@ from tests.support.overlays import (
     of_kind,
     pod_templates,
     rendered,
+    runner,
 )
 from tests.support.pods import kubeflow_pod
 
@@ -59,7 +60,7 @@ def test_manifests_match_the_schemas_of_kubernetes(overlay, version):
 
 
 def test_a_misspelt_field_is_found():
-    (deployment,) = of_kind("gpu-cloud", "Deployment")
+    deployment, _ = of_kind("gpu-cloud", "Deployment")
     (monitor,) = of_kind("gpu-cloud", "PodMonitor")
     wrong = copy.deepcopy(deployment)
     wrong["spec"]["template"]["spec"]["containers"][0]["resource"] = {}
@@ -150,6 +151,8 @@ DNS = Peer("kube-system", {"k8s-app": "kube-dns"})
 KUBERNETES = {"example": "192.0.2.10"}
 S3 = {"example": "198.51.100.7"}
 SERVERS = {"mappo-postgresql": 5432, "mappo-store": 8333, "mappo-optuna": 8080, "mappo-pushgateway": 9091}
+SERVERS |= {"mappo-pipeline-exporter": EXPORTER_PORT}
+SCRAPED = ("mappo-pushgateway", "mappo-pipeline-exporter")
 NODE_CREDENTIALS, OUTSIDE = Peer(address="169.254.169.254"), Peer(address="203.0.113.5")
 
 
@@ -183,6 +186,11 @@ def needed_connections(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, str
     if "mappo-pushgateway" in servers:
         yield "pushed metrics", stage, our_server(overlay, "mappo-pushgateway"), 9091, "TCP"
         yield "scrape of pushed metrics", PROMETHEUS, our_server(overlay, "mappo-pushgateway"), 9091, "TCP"
+    if "mappo-pipeline-exporter" in servers:
+        exporter = our_server(overlay, "mappo-pipeline-exporter")
+        yield "scrape of the exporter", PROMETHEUS, exporter, EXPORTER_PORT, "TCP"
+        yield "runs and schedules", exporter, kubeflow(app="ml-pipeline"), 8888, "TCP"
+        yield "DNS of the exporter", exporter, DNS, 53, "UDP"
     if "mappo-postgresql" in servers:
         backup = our_server(overlay, "mappo-backup")
         yield "studies", stage, our_server(overlay, "mappo-postgresql"), 5432, "TCP"
@@ -232,8 +240,7 @@ def forbidden_connections(overlay: str) -> Iterator[tuple[str, Peer, Peer, int, 
     yield "Prometheus to other ports", PROMETHEUS, stage, 22, "TCP"
     for server, port in SERVERS.items():
         if server in servers:
-            is_scraped = server == "mappo-pushgateway"
-            for peer in (stranger, neighbour, *([] if is_scraped else [PROMETHEUS])):
+            for peer in (stranger, neighbour, *([] if server in SCRAPED else [PROMETHEUS])):
                 yield f"{server} to other clients", peer, our_server(overlay, server), port, "TCP"
             yield f"{server} to outside", our_server(overlay, server), OUTSIDE, 443, "TCP"
     if "mappo-backup" in servers:
@@ -308,25 +315,51 @@ def audited(*roots: str) -> set[Call]:
 
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)
 def test_role_allows_the_needed_calls_and_no_others(overlay):
-    (role,) = of_kind(overlay, "Role")
+    role = runner(overlay, "Role")
     needed = audited() if overlay == "gpu-cloud" else audited("default", "mappo-s3")
     assert set(granted(role)) == needed
     assert all(permits(role, call) for call in needed)
     assert not any(permits(role, call) for call in FORBIDDEN_CALLS)
     assert "*" not in str(role["rules"])
     assert not of_kind(overlay, "ClusterRole", "ClusterRoleBinding")
-    (binding,) = of_kind(overlay, "RoleBinding")
-    (account,) = of_kind(overlay, "ServiceAccount")
+    binding, account = runner(overlay, "RoleBinding"), runner(overlay, "ServiceAccount")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert [subject["name"] for subject in binding["subjects"]] == [account["metadata"]["name"]]
     assert binding["subjects"][0]["namespace"] == account["metadata"]["namespace"]
+
+
+@pytest.mark.parametrize("overlay", ["example", "gpu-cloud"])
+def test_the_exporter_may_only_read_runs_and_pipelines_of_kubeflows_api(overlay):
+    (role,) = [item for item in of_kind(overlay, "Role") if item["metadata"]["name"] == "mappo-pipeline-exporter"]
+    assert {call.verb for call in granted(role)} == {"get", "list"}
+    assert {call.group for call in granted(role)} == {"pipelines.kubeflow.org"}
+    pod = dict(pod_templates(overlay))["mappo-pipeline-exporter"]["spec"]
+    assert pod["serviceAccountName"] == role["metadata"]["name"]
+    (volume,) = pod["volumes"]
+    (source,) = volume["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org", "no token for Kubernetes itself"
+
+
+@pytest.mark.parametrize("overlay", ["example", "gpu-cloud"])
+def test_the_exporters_command_and_environment_are_those_that_the_program_reads(overlay, monkeypatch):
+    (container,) = containers_of(dict(pod_templates(overlay))["mappo-pipeline-exporter"])
+    assert container["command"] == ["python3", "-m", "pipelines", "export-metrics"]
+    (token,) = container["volumeMounts"]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "mappo"))
+    arguments = pipelines.__main__._parser().parse_args([*container["command"][3:], *container["args"]])
+    connection = connection_of(arguments)
+    assert arguments.port == EXPORTER_PORT == container["ports"][0]["containerPort"]
+    assert connection.endpoint == "http://ml-pipeline.kubeflow:8888"
+    assert connection.token_file == f"{token['mountPath']}/token"
+    assert connection.namespace == "mappo"
 
 
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)
 def test_commands_of_an_overlay_create_all_rights_and_secrets_of_its_runs(overlay):
     """The account may make every call of the audit log, and every secret that pods mount or read exists."""
     created, submitted = applied(overlay), submission(overlay)
-    (role,) = of_kind(overlay, "Role")
+    role = runner(overlay, "Role")
     secrets = created.secrets(namespace_of(overlay)) | secrets_of_kubeflow(overlay)
     root, launcher = root_and_launcher(overlay, submitted)
     keys = keys_of(root, launcher)
@@ -365,7 +398,7 @@ def root_and_launcher(overlay: str, submitted: argparse.Namespace) -> tuple[str,
 @pytest.mark.parametrize("overlay", IN_NAMESPACES)
 def test_commands_of_an_overlay_submit_to_its_namespace_with_its_account_and_an_existing_store(overlay):
     submitted = submission(overlay)
-    (account,) = of_kind(overlay, "ServiceAccount")
+    account = runner(overlay, "ServiceAccount")
     assert submitted.service_account == account["metadata"]["name"]
     assert (submitted.namespace or "kubeflow") == account["metadata"]["namespace"]
     assert site_of(submitted).image

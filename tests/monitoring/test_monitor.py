@@ -73,6 +73,9 @@ def test_scraped_values_are_the_values_of_the_reports(tiny, reports):
     assert samples["mappo_epochs_total",] == 6
     assert samples["mappo_optimiser_steps_total",] == 18
     assert samples["mappo_episodes_total",] == sum(report.episodes.num_episodes for report in reports)
+    assert set(last.measurements) == {"pos_rew", "final_rew", "agent_collisions"}
+    for name, mean in last.measurements.items():
+        assert samples["mappo_selection_measurement_mean", ("measurement", name)] == mean
     assert samples["mappo_episode_return_mean",] == last.episodes.episode_return_mean
     assert samples["mappo_loss", ("term", "critic")] == last.losses.loss_critic
     assert samples["mappo_gradient_norm", ("network", "policy")] == last.losses.gradient_norm_policy

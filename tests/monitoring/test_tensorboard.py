@@ -1,15 +1,18 @@
 import csv
 import io
+import json
 import math
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mappo.__main__ import main
-from mappo.config import from_dict
+from mappo.config import fields_of, from_dict
 from mappo.errors import ConfigError
 from mappo.monitoring.tensorboard import EventFiles
+from mappo.recipes import recipe
 from mappo.runs.run import load_checkpoint
 from mappo.training.history import TrainingStarted
 from tests import conftest
@@ -23,6 +26,15 @@ def scalars(directory) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(directory))
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def hyperparameters(directory) -> dict[str, object]:
+    """Return the hyperparameters of a run, as TensorBoard's own plugin parses them."""
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    content = HParamsPluginData.FromString(events.PluginTagToContent("hparams")["_hparams_/session_start_info"])
+    values = content.session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
 def test_tensorboard_has_every_number_of_the_history_once_also_after_a_restart(tmp_path, monkeypatch):
@@ -43,17 +55,26 @@ def test_tensorboard_has_every_number_of_the_history_once_also_after_a_restart(t
         ("loss_critic", "loss/loss_critic"),
         ("kl", "learning/kl"),
         ("episode_return_mean", "return/episode_return_mean"),
+        ("measured_pos_rew", "measurement/measured_pos_rew"),
     ):
         expected = [(int(row["frames"]), float(row[column])) for row in rows if row[column]]
         assert [step for step, _ in written[tag]] == [step for step, _ in expected]
         assert all(math.isclose(a, b, rel_tol=1e-5) for (_, a), (_, b) in zip(written[tag], expected, strict=True))
+    values = hyperparameters(tmp_path / "events")
+    assert (values["collection.total_frames"], values["learner.epochs"], values["device"]) == (
+        120,
+        1,
+        "auto",
+    )  # of the first run here
+    assert json.loads(values["networks.hidden_sizes"]) == [16]
+    assert values.keys() == fields_of(recipe("navigation")).keys()
 
 
 def test_numbers_of_a_full_disk_are_written_as_soon_as_it_has_space(tmp_path, caplog):
     reports = []
     train_here(from_dict(conftest.TINY), tmp_path / "run", reports.append)
     with file_system_of(1024, tmp_path / "disk") as disk:
-        files = EventFiles(disk / "events")
+        files = EventFiles(disk / "events", from_dict(conftest.TINY))
         files.begin(TrainingStarted(reports[0].progress, 1, False))
         files.write(reports[0])
         filling = disk / "filling"
@@ -72,4 +93,4 @@ def test_numbers_of_a_full_disk_are_written_as_soon_as_it_has_space(tmp_path, ca
 def test_a_missing_package_raises_an_error_with_the_command_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'mappo\[tensorboard\]'"):
-        EventFiles(tmp_path)
+        EventFiles(tmp_path, from_dict(conftest.TINY))

@@ -638,7 +638,11 @@ def test_every_command_has_help_with_its_flags(capsys):
         ["submit"],
         *(["runs", verb] for verb in ("list", "show", "watch", "logs", "cancel", "retry")),
         *(["artifacts", verb] for verb in ("list", "fetch")),
-        *(["schedule", verb] for verb in ("create", "list", "show", "pause", "resume", "delete", "trigger")),
+        *(
+            ["schedule", verb]
+            for verb in ("create", "apply", "list", "show", "pause", "resume", "delete", "trigger")
+        ),
+        ["export-metrics"],
         ["doctor"],
     ):
         with pytest.raises(SystemExit) as end:

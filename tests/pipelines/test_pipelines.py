@@ -1,5 +1,6 @@
 import argparse
 import inspect
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ import components.report
 import components.train
 import components.tune
 import components.validate
+from benchmarks.readme import current_config, form_of, sample_in_readme, sample_of
 from mappo.cli.arguments import add_config_arguments, config_from_arguments
 from mappo.config import config_hash, from_dict, from_json, override, to_json
 from mappo.errors import ConfigError
@@ -77,8 +79,15 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
     report = read_json(artifact(run, "evaluate", "report"))
     trained = report["trained"]["mean"]
     assert f"trained   {Estimate(**trained)}" in output
+    assert (run / "evaluation.json").exists()  # the evaluation is kept with the run
+    page = run / "report.html"
+    assert page.as_uri() in output
+    assert page.read_bytes().startswith(b"<!doctype html>")
     for stage, name in (("train", "best"), ("train", "history"), ("evaluate", "report")):
         assert str(artifact(run, stage, name)) in output
+    shown, config = sample_in_readme()
+    assert form_of(sample_of(output, str(run.parent))) == form_of(shown)  # else: python -m benchmarks.readme
+    assert config == current_config()
 
     artifacts = read_json(artifact(run, "train", "executor_output.json"))["artifacts"]
     metadata = artifacts["best"]["artifacts"][0]["metadata"]
@@ -327,8 +336,12 @@ def test_seeds_pipeline_runs_end_to_end_and_compares_over_seeds(tmp_path, capsys
         evaluation["trained"]["mean"]["value"] for evaluation in evaluations
     ]
     assert {evaluation["training_config"]["seed"] for evaluation in evaluations} == {3, 5}
-    assert "[compare] trained" in output
-    assert str(path) in output
+    end = output.rpartition("[compare]")[2]
+    assert f"trained {configuration['mean']['value']:.3g}" in " ".join(end.split())
+    assert str(path) in end
+    for seed in (3, 5):
+        assert re.search(rf"^run of seed {seed} +{run}-{seed}$", end, re.M)
+        assert re.search(rf"^page +{(tmp_path / f'run-{seed}' / 'report.html').as_uri()}$", end, re.M)
 
 
 @pytest.mark.long

@@ -135,7 +135,7 @@ def test_task_name_depends_on_every_field_of_the_environment():
 
 def test_champion_is_shown_and_exported(champions, checkpoint, tmp_path, capsys):
     (key,) = crown(champions, checkpoint)
-    show_champion(str(tmp_path), "")
+    show_champion(str(tmp_path), "", "json")
     champion = json.loads(capsys.readouterr().out)
     assert (champion["task"], champion["policy"]) == (champions.task, key)
     export_champion(str(tmp_path), champions.task, tmp_path / "out")

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 
@@ -9,9 +10,11 @@ import torch
 from mappo.config import from_dict, override
 from mappo.errors import ConfigError
 from mappo.evaluation import statistics
+from mappo.evaluation.constraints import Constraint
 from mappo.promotion.champions import CARD, POLICY, Champions, policy_key, task_name
 from mappo.promotion.gate import Gate
 from mappo.promotion.promotion import TEST, judge, parse_decision, promote
+from mappo.reporting.tables import decision_lines
 from mappo.runs.locations import open_store
 from tests.conftest import TINY
 from tests.support.runs import train_here
@@ -145,6 +148,70 @@ def test_promotion_without_the_packages_for_onnx_says_so_and_exports_the_rest(po
     assert promote(config, best, champions, QUICK, messages.append).action == "promoted"
     assert [*champions.current().files] == [POLICY, CARD]
     assert messages[-1].startswith("policy.onnx is not made; missing packages: onnxscript: after pip install")
+
+
+@pytest.fixture(scope="module")
+def reckless(policies):
+    """Return a configuration whose task measures collisions, and the maker of a policy that pushes so hard."""
+    config = override(policies[0], {"environment": {"scenario": "tests.support.scenarios:Reckless"}})
+    trained = replace(policies[1][0], config=config)
+    *_, last = (name for name in trained.tensors if name.startswith("policy.") and name.endswith("bias"))
+
+    def pushing(force: float):
+        return replace(trained, tensors={**trained.tensors, last: torch.tensor([force, 0.0, 0.0, 0.0])})
+
+    return config, pushing
+
+
+SAFE = Gate(num_seeds=3, episodes_per_seed=14, constraints={"collisions": Constraint(at_most=0.1)})
+
+
+def test_unsafe_candidates_are_refused_every_time_however_good_their_return_is(tmp_path, reckless):
+    config, pushing = reckless
+    champions = Champions(tmp_path, task_name(config.environment))
+    first = promote(config, pushing(0.5), champions, SAFE)
+    assert (first.action, first.keeps_constraints) == ("promoted", True)
+    generator = torch.Generator().manual_seed(0)
+    for force in (0.9 + 2 * torch.rand(8, generator=generator)).tolist():
+        decision = promote(config, pushing(force), champions, SAFE)
+        assert decision.is_better
+        assert (decision.action, decision.keeps_constraints, decision.champion) == ("kept", False, 1)
+        assert decision.candidate_measurements["collisions"].mean.value > 0.1
+    assert len(champions.history()) == 1
+    assert promote(config, pushing(3.0), champions, QUICK).action == "promoted"  # only the constraint refused it
+
+
+def test_constraints_their_numbers_and_verdicts_are_in_the_decision_its_lines_and_the_model_card(
+    tmp_path, reckless
+):
+    config, pushing = reckless
+    champions = Champions(tmp_path, task_name(config.environment))
+    decision = promote(config, pushing(0.5), champions, SAFE)
+    verdict = decision.constraints["collisions"]
+    assert (verdict.mean, verdict.is_kept, verdict.reduction) == (0.0, True, "sum")
+    assert verdict.bound == pytest.approx(-math.log(0.05) / 42)  # 42 independent episodes, and no collision
+    evidence = champions.current().evidence
+    assert evidence["constraints"]["collisions"]["constraint"]["at_most"] == 0.1
+    assert evidence["constraints"]["collisions"]["bound"] == verdict.bound
+    assert parse_decision("it", json.dumps(evidence).encode()) == decision
+    line = f"constraint on collisions: {verdict}"
+    assert line in decision_lines(decision)
+    card = open_store(champions.policy_location(champions.current())).read("model-card.md", 10_000).decode()
+    assert f"| constraint on collisions | {verdict} |" in card
+    refused = promote(config, pushing(3.0), champions, SAFE)
+    reason = "because these episodes do not show that it keeps the constraint on collisions"
+    assert decision_lines(refused)[-1].startswith(f"the candidate is not promoted, {reason}")
+    del evidence["constraints"], evidence["gate"]["constraints"]  # as evidence of versions without constraints
+    assert parse_decision("old", json.dumps(evidence).encode()).keeps_constraints
+
+
+def test_champion_is_judged_again_when_other_constraints_are_asked_for(tmp_path, reckless):
+    config, pushing = reckless
+    champions = Champions(tmp_path, task_name(config.environment))
+    promote(config, pushing(3.0), champions, QUICK)
+    again = promote(config, pushing(3.0), champions, SAFE)
+    assert (again.action, again.champion, again.keeps_constraints) == ("kept", 1, False)
+    assert len(champions.history()) == 1
 
 
 def test_margin_that_is_not_reached_keeps_the_champion(policies, champions):

@@ -1,6 +1,7 @@
 """The page of a run in a real browser: its content and animation, without console errors and network requests."""
 
 import html
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -13,11 +14,12 @@ from mappo.evaluation.evaluation import evaluate
 from mappo.evaluation.rollouts import record
 from mappo.evaluation.statistics import Estimate
 from mappo.reporting import run_page
+from mappo.reporting.plots import training_plots
 from mappo.reporting.run_page import build
 from mappo.reporting.run_record import RunRecord, of_checkpoint
 from mappo.strict_json import to_dict
 from mappo.training.history import COLUMNS
-from tests.support.browser import chromium, complaints, open_page, requests
+from tests.support.browser import chromium, complaints, emulate, open_page, requests
 from tests.support.services import wait
 
 
@@ -109,7 +111,8 @@ def test_agents_are_drawn_at_their_recorded_positions(look, browser, whole):
     width, height = browser.execute_script(f"{canvas} return [c.width, c.height]")
     from mappo.evaluation.rollouts import Series, values
 
-    episode = whole.rollouts["episodes"][0]
+    trained = [episode for episode in whole.rollouts["episodes"] if episode["policy"] == "trained"]
+    (episode,) = (episode for episode in trained if episode["label"] == "median")
     poses = values(Series(**episode["poses"]))
     agents = [index for index, entity in enumerate(episode["entities"]) if entity["kind"] == "agent"]
     margin = 2 * max(episode["entities"][agents[0]]["size"])
@@ -149,17 +152,11 @@ def test_page_works_in_a_frame_that_allows_scripts_only(browser, whole, tmp_path
 def test_page_fits_a_phone_with_a_dark_scheme(whole, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(build([whole]))
-    with chromium(400, 900, is_dark=True) as phone:
-        phone.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-        )
-        phone.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": 400, "height": 900, "deviceScaleFactor": 2, "mobile": True},
-        )
+    with chromium() as phone:
+        emulate(phone, 375, 900, is_dark=True)
         open_page(phone, path)
         wait(lambda: phone.execute_script("return document.body.dataset.plots"), 30, "no plots")
-        assert phone.execute_script("return document.documentElement.scrollWidth") <= 400
+        assert phone.execute_script("return document.documentElement.scrollWidth") <= 375
         assert phone.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 27)"
         assert complaints(phone) == []
 
@@ -198,7 +195,9 @@ def test_numbers_over_training_seeds_match_the_evaluations(look, browser, whole,
     look(*records)
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td")]
     (row,) = (
-        cells[index : index + 6] for index, cell in enumerate(cells) if cell.startswith("learner.clip_epsilon 0.2")
+        cells[index : index + 6]
+        for index, cell in enumerate(cells)
+        if cell.startswith("learner.clip_epsilon 0.2") and cells[index + 1] == "0, 1"
     )
     assert "Student's t intervals over training seeds" in text(browser)
     assert row[1] == "0, 1"
@@ -230,6 +229,15 @@ def test_empty_and_undefined_histories_make_a_page(look, browser, whole, rows):
     assert ("The history has no iteration" in text(browser)) == (not rows)
 
 
+def test_measurements_in_evaluations_during_training_are_curves_if_there_are_any(look, browser, whole):
+    header = ",".join([*COLUMNS, "measured_hits", "measured_<b>never</b>"])
+    rows = [f"{line(iteration=step, frames=100 * step)},{step % 2 and 0.5},{''}" for step in range(1, 9)]
+    look(replace(whole, history="\n".join([header, *rows]) + "\n"))
+    titles = [title.text for title in browser.find_elements("css selector", "h3")]
+    assert "hits" in titles
+    assert not [title for title in titles if "never" in title]
+
+
 def test_names_and_values_are_escaped(look, browser, whole):
     attack = '</script><script>document.title = "taken"</script><img src=x onerror=alert(1)>'
     config = to_dict(
@@ -251,19 +259,87 @@ def test_page_is_far_below_the_size_limit_of_kubeflow(whole):
     assert len(build([whole]).encode()) < 6_000_000
 
 
+def test_headline_says_which_checkpoint_was_judged_after_how_many_frames(whole):
+    judged = replace(whole.evaluation, training_frames=120)
+    page = build([replace(whole, evaluation=judged, best_frames=120)])
+    assert "mean return of the best checkpoint, after 120 of 360 frames" in page
+    page = build([replace(whole, evaluation=judged, best_frames=240)])
+    assert "mean return of the checkpoint, after 120 of 360 frames" in page
+    assert "the best is now that after 240; run `mappo evaluate`" in page
+    other = to_dict(override(run_page.from_dict(whole.config), {"evaluation": {"episodes_per_seed": 2}}))
+    page = build([replace(whole, evaluation=replace(judged, config=other))])
+    assert "evaluation has other settings than the run: evaluation.episodes_per_seed 4 -&gt; 2" in page
+
+
+def test_page_shows_the_returns_first_and_the_controls_within_the_first_screen(look, browser, whole):
+    emulate(browser, 1280, 900)
+    look(whole)
+    top = "return document.querySelector(arguments[0]).getBoundingClientRect()"
+    curve = browser.execute_script(top, "figure")
+    assert browser.find_element(By.CSS_SELECTOR, "figure h3").text == "Return"
+    assert curve["width"] > 1100
+    controls = browser.execute_script(top, ".controls")
+    assert curve["bottom"] < controls["bottom"] < 800
+    label = Select(browser.find_element(By.CSS_SELECTOR, "[data-player=label]"))
+    assert label.first_selected_option.text == "median"
+
+
+def test_page_of_several_runs_begins_with_a_table(look, browser, whole):
+    look(whole, replace(whole, name="second", evaluation=None, rollouts=None))
+    order = [
+        browser.execute_script("return document.querySelector(arguments[0]).getBoundingClientRect().top", selector)
+        for selector in ("table", "figure.main", "canvas")
+    ]
+    assert order == sorted(order)
+    first, second = (
+        [cell.text for cell in row.find_elements(By.TAG_NAME, "td")]
+        for row in browser.find_element(By.TAG_NAME, "table").find_elements(By.CSS_SELECTOR, "tbody tr")
+    )
+    assert first[:4] == ["first", str(whole.evaluation.trained.mean), "360", "360"]
+    assert second[:2] == ["second", "not evaluated"]
+
+
+def test_band_of_returns_is_robust_against_outliers():
+    """Means 0.05 apart, and one episode of -1000 in each iteration, which would flatten the curve."""
+    rows = [
+        {"frames": 100.0 * step, "episode_return_mean": step / 20, "episode_return_min": -1000.0}
+        for step in range(1, 41)
+    ]
+    high, low, curve = json.loads(training_plots({"first": rows})[0].figure)["data"][:3]
+    for lower, mean, upper in list(zip(low["y"], curve["y"], high["y"], strict=True))[2:-2]:
+        assert lower < mean < upper
+    assert low["y"][20] == pytest.approx(0.97)  # of 0.95, 1, 1.05, 1.1 and 1.15, the quantile at 10 %
+    assert high["y"][20] == pytest.approx(1.13)
+
+
 def test_report_uses_the_stored_evaluation_of_a_run(tmp_path, capsys):
     from tests.cli.test_main import TINY
 
     assert main(["train", "--store", str(tmp_path), "--run", "first", *TINY]) == 0
-    run = str(tmp_path / "first")
-    assert main(["report", run, "--output", str(tmp_path / "before.html")]) == 0
-    assert "not evaluated yet" in (tmp_path / "before.html").read_text()
-    assert main(["evaluate", run]) == 0
-    assert f"mappo report {run}" in capsys.readouterr().out
-    assert main(["report", run, "--output", str(tmp_path / "after.html")]) == 0
-    assert "<canvas" in (tmp_path / "after.html").read_text()
-    (tmp_path / "first" / "evaluation.json").write_text('{"config": 1}')
-    assert main(["report", run, "--output", str(tmp_path / "broken.html")]) == 1
+    run = tmp_path / "first"
+    page = run / "report.html"
+    assert main(["report", str(run)]) == 0
+    assert f"page: {page.as_uri()}" in capsys.readouterr().out
+    assert "not evaluated yet" in page.read_text()
+    assert main(["evaluate", str(run)]) == 0
+    assert f"page: {page.as_uri()}" in capsys.readouterr().out
+    assert "<canvas" in page.read_text()
+
+    own = {name: (run / name).read_bytes() for name in ("evaluation.json", "rollouts.json")}
+    best_frames = json.loads(own["evaluation.json"])["training_frames"]
+    assert main(["evaluate", str(run), "--checkpoint", "1" if best_frames == 120 else "2"]) == 0
+    assert main(["evaluate", str(run), "--evaluation.episodes-per-seed", "2"]) == 0
+    assert {name: (run / name).read_bytes() for name in own} == own
+    assert len(list((run / "evaluations").iterdir())) == 2
+    assert "Other evaluations of this run" in page.read_text()
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--learner.clip-epsilon", "0.1", "--seed", "9"]) == 2
+    refused = capsys.readouterr().err
+    assert "learner.clip_epsilon = 0.2 -> 0.1: the run was trained with the former" in refused
+    assert "seed = 0 -> 9" in refused
+
+    (run / "evaluation.json").write_text('{"config": 1}')
+    assert main(["report", str(run), "--output", str(tmp_path / "broken.html")]) != 0
     assert "evaluation.json: not an evaluation report" in capsys.readouterr().out
-    assert main(["report", run, run]) == 1
+    assert main(["report", str(run), str(run)]) != 0
     assert "every run may appear once" in capsys.readouterr().out

@@ -120,6 +120,32 @@ def test_entries_have_the_time_of_their_write(store):
     assert store.entries()[0].modified == pytest.approx(time.time(), abs=60)
 
 
+def test_entries_outside_of_a_folder_are_those_without_its_name_in_their_keys(store):
+    inside = ["blobs/1/a", "first/blobs/a", "first/blobs/b/c", "a/b/blobs/c"]
+    outside = ["a/b/d", "first/attempts/0001.json", "first/blobs.json", "first/my-blobs/a", "latest.json"]
+    for key in [*inside, *outside]:
+        store.write(key, b"1")
+    entries = {entry.key: entry for entry in store.entries()}
+    listed = {entry.key: entry for entry in store.entries_outside("blobs")}
+    assert listed.keys() - {"blobs/1/a"} == {*outside}  # a bucket's delimiter begins with a slash
+    assert all(entries[key] == entry for key, entry in listed.items())
+
+
+def test_a_store_that_groups_keys_by_another_delimiter_is_listed_as_a_whole(s3, monkeypatch):
+    """Some stores know "/" alone; a prefix below such a group would be lost."""
+    store = open_store(f"s3://{s3}/runs")
+    for key in ("first/attempts/0001.json", "first/blobs/a"):
+        store.write(key, b"1")
+    send = type(store._client()._endpoint.http_session).send
+
+    def by_slash(session, request):
+        request.url = request.url.replace("delimiter=%2Fblobs%2F", "delimiter=%2F")
+        return send(session, request)
+
+    monkeypatch.setattr(type(store._client()._endpoint.http_session), "send", by_slash)
+    assert [entry.key for entry in store.entries_outside("blobs")] == ["first/attempts/0001.json", "first/blobs/a"]
+
+
 def test_errors_name_the_location_and_the_cause(store):
     with pytest.raises(KeyMissing, match=rf"^{store.location}/no/where: "):
         store.read("no/where", 10)

@@ -70,7 +70,13 @@ def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_trains_another_best_wh
         assert json.loads(to_json(chosen))["learner"][path.removeprefix("learner.")] == value
     assert read_json(directory / "decision.json")["action"] == "not asked"
     shown = capsys.readouterr().out
-    assert "study.html, best.json, comparison.json, decision.json" in shown
+    assert "best.json, comparison.json, decision.json" in shown
+    assert shown.splitlines()[-1] == f"[report] page: {(directory / 'study.html').absolute().as_uri()}"
+    names = ["default"] if best.number == 0 else ["default", "best"]
+    lines = [line.removeprefix("[compare] ") for line in shown.splitlines() if line.startswith("[compare] ")]
+    assert [line.split()[0] for line in lines if "training seeds  " in line] == names
+    assert main(["study", "show", "first"]) == 0
+    assert {*lines} <= {*capsys.readouterr().out.splitlines()}
     assert "no location for champions was given" in shown
 
     before = {path.name for path in directory.iterdir() if path.is_dir()}
@@ -112,8 +118,8 @@ def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
     assert main(["study", "delete", "one"]) == 0
     assert "would delete study one with 2 trials" in capsys.readouterr().out
     assert main(["study", "delete", "one", "--delete"]) == 0
-    assert main(["study", "list"]) == 0
-    assert "no study in sqlite:///runs/studies.db" in capsys.readouterr().out
+    assert main(["study", "list"]) == 2
+    assert "there is no study in sqlite:///runs/studies.db; `mappo tune" in capsys.readouterr().err
 
 
 def test_a_study_begun_anew_under_a_deleted_name_does_not_meet_the_runs_of_the_old(place):
@@ -168,7 +174,7 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--study=A b"], "run 'A b'"),
+        (["--study=A b"], "study 'A b'"),
         (["--study=s", "--trials=0"], "budget.num_trials = 0: input should be greater than or equal to 1"),
         (["--study=s", "--space={"], "not JSON"),
         (["--study=s", "--space=nowhere.json"], "neither a JSON object nor a file"),
@@ -176,6 +182,8 @@ def test_an_edition_without_room_for_the_old_best_says_so(place, capsys):
         (["--study=s", "--tuning.pruner=magic"], "pruner"),
         (["--study=s", "--tuning.pruner=wilcoxon"], "at least 4"),
         (["--study=s", "--gate.confidence=2"], "confidence"),
+        (["--study=s", '--gate.constraints={"x": {"at_most": 1, "at_least": 0}}'], "a constraint has one"),
+        (["--study=s", "--tuning.constraints=[1]"], "tuning.constraints = [1]"),
         (["--study=s", "--hours=-1"], "hours = -1"),
         (["--study=s", '--space={"learner.nothing": null}'], "learner.nothing"),
     ],
@@ -199,24 +207,59 @@ def test_too_few_retraining_seeds_and_no_completed_trial_are_said(place, capsys)
         choose("one", "{}")
 
 
+RECKLESS = ["--environment.scenario=tests.support.scenarios:Reckless", "--tuning.episodes-per-seed=4"]
+
+
+def test_a_study_without_a_feasible_trial_says_so_and_promotes_nothing(place, capsys):
+    never = '--tuning.constraints={"collisions": {"at_most": -1}}'
+    assert tune("--study=first", "--trials=2", "--champions=champions", *RECKLESS, never) == 1
+    shown = capsys.readouterr().out
+    assert "a trial is feasible if collisions is at most -1" in shown
+    assert "; none is feasible so far" in shown
+    reason = (
+        "no trial is feasible: none of 2 complete trials keeps the constraints on collisions (at most -1; near"
+    )
+    assert f"failed: study first: {reason}" in shown
+    assert not (place / "champions").exists()
+    assert main(["study", "show", "first"]) == 0
+    shown = capsys.readouterr().out
+    assert reason in shown
+    assert "constraints: collisions at most -1; 0 of 2 complete trials are feasible" in shown
+    assert re.search(r"trial +state +value +collisions +feasible ", shown)
+    assert main(["study", "export", "first"]) == 0
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        assert (row["is_feasible"], float(row["measured_collisions"]) >= 0) == ("False", True)
+
+
+def test_constraints_on_what_is_not_measured_are_refused_before_any_trial(place, capsys):
+    for flag in ("tuning", "gate"):
+        assert tune("--study=first", *RECKLESS, f'--{flag}.constraints={{"colisions": {{"at_most": 1}}}}') == 1
+        assert (
+            f"failed: {flag}.constraints: 'colisions' is not measured; did you mean collisions? "
+            "tests.support.scenarios:Reckless measures collisions (sum)" in capsys.readouterr().out
+        )
+    assert main(["study", "list"]) == 0
+    assert "no study in" in capsys.readouterr().out
+
+
 def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeypatch, capsys):
     monkeypatch.setenv("MAPPO_PIPELINE_RUN", "1234")
     with pytest.raises(StageFailed, match="MAPPO_DATABASE is not set in this pod.*database_secret"):
         prepare(to_json(CONFIG), "one", "runs", settings(1))
 
 
-def test_an_unknown_study_exits_with_1_and_says_which_there_are(place, capsys):
+def test_an_unknown_study_exits_with_2_and_says_which_there_are(place, capsys):
     prepare(to_json(CONFIG), "one", "runs", settings(1))
     for action in ("show", "work", "resume", "delete", "export"):
-        assert main(["study", action, "nothing"]) == 1
-        shown = capsys.readouterr().out
+        assert main(["study", action, "nothing"]) == 2
+        shown = "".join(capsys.readouterr())
         assert "there is no study 'nothing' in sqlite:///runs/studies.db; its studies: one" in shown
 
 
 def test_looking_for_a_study_where_none_was_made_makes_no_database(place, capsys):
     for arguments in (["list"], ["show", "one"], ["resume", "one"]):
-        assert main(["study", *arguments]) == 1
-        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in capsys.readouterr().out
+        assert main(["study", *arguments]) == 2
+        assert "there is no study in sqlite:///runs/studies.db; MAPPO_DATABASE" in "".join(capsys.readouterr())
     assert not (place / "runs").exists()
 
 
@@ -316,7 +359,8 @@ def test_two_tunings_of_one_name_that_start_together_end_well_both(place):
 
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     critics = '{"networks.critic": {"type": "categorical", "choices": ["central", "own"]}}'
-    assert tune("--study=first", "--trials=6", f"--space={critics}") == 0
+    limit = '--tuning.constraints={"agent_collisions": {"at_least": -50}}'
+    assert tune("--study=first", "--trials=6", f"--space={critics}", limit, "--champions=champions") == 0
     study = study_of("first")
     page = Path(study.store) / "study.html"
     with chromium() as browser:
@@ -335,4 +379,8 @@ def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     assert '"clip_epsilon"' in text
     assert "proximal policy optimisation (MAPPO) and independent proximal policy optimisation (IPPO)" in text
     assert {trial.values["networks.critic"] for trial in study.trials()} == {"central", "own"}
+    assert "constraints: agent_collisions at least -50; 6 of 6 complete trials are feasible" in text
+    verdict = read_json(Path(study.store) / "decision.json")["constraints"]["agent_collisions"]
+    assert verdict["constraint"]["at_least"] == -50
+    assert f"Constraint on agent_collisions: {verdict['mean']:.4g}, with 95% confidence above" in text
     assert page.stat().st_size < 8e6

@@ -430,6 +430,11 @@ class Workflow:
                 child = self._template(full, task["template"], (node, task, inputs, ""), node["id"])
         for parent in [self.nodes[last] for other in needed for last in self._outbound(other)] or [node]:
             _link(parent, child)
+        hook = task.get("hooks", {}).get("exit")
+        if hook and child["phase"] in ("Succeeded", "Failed", "Error"):
+            on_exit = self._template(f"{full}.onExit", hook["template"], (node, hook, inputs, ""), node["id"])
+            on_exit |= {"nodeFlag": {"hooked": True}, "displayName": f"{name}.onExit"}
+            _link(child, on_exit)
 
     def _task_group(self, node: Node, template: Any, task: Any, full: str, inputs: Any) -> Node:
         """Run the items of a loop, at most as many at once as its iterator allows."""
@@ -455,7 +460,8 @@ class Workflow:
 
     def _dag_phase(self, node: Node, tasks: Any) -> str:
         """Return the phase of the first failed branch; an omitted task has the phase of a task that it needs."""
-        if any(not (child := self._under(node, name)) or not _fulfilled(child) for name in tasks):
+        hooks = [f"{name}.onExit" for name in tasks if self._under(node, f"{name}.onExit")]
+        if any(not (child := self._under(node, name)) or not _fulfilled(child) for name in [*tasks, *hooks]):
             return "Running"
 
         def branch(name: str) -> str:
@@ -470,8 +476,8 @@ class Workflow:
 
     def _outbound(self, node: Node) -> list[str]:
         """Return the IDs of the last nodes below a node; tasks that need this node become their children."""
-        if node["type"] == "Retry" and node["children"]:
-            return [node["children"][-1]]
+        if node["type"] == "Retry" and (last := self._last(node)):
+            return [last["id"]]
         if node["type"] == "TaskGroup" and node["children"]:
             return [last for child in node["children"] for last in self._outbound(self.nodes[child])]
         if node["type"] == "DAG":
@@ -512,7 +518,8 @@ class Workflow:
         return self._named(f"{node['name']}.{task}")
 
     def _last(self, node: Node) -> Node | None:
-        return self.nodes[node["children"][-1]] if node["children"] else None
+        attempts = [child for child in node["children"] if not (self.nodes[child]["nodeFlag"] or {}).get("hooked")]
+        return self.nodes[attempts[-1]] if attempts else None
 
     def _id(self, name: str) -> str:
         return self.name if name == self.name else f"{self.name}-{_fnv32a(name)}"

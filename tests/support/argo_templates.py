@@ -1,15 +1,15 @@
 """The templates into which Kubeflow's API server compiles a pipeline, and which Argo runs.
 
 The templates of drivers and containers are those of a recorded workflow. The parts that depend on the pipeline
-follow kubeflow/pipelines backend/src/v2/compiler/argocompiler. Conditions and exit handlers are not supported,
-since no pipeline of this project has them.
+follow kubeflow/pipelines backend/src/v2/compiler/argocompiler. Conditions are not supported, since no pipeline of
+this project has them.
 """
 
 import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,19 @@ class Templates:
 
     def _add_dag(self, template: str, key: str, component: Mapping[str, Any]) -> None:
         tasks = []
+        exits = {
+            name: task
+            for name, task in sorted(component["dag"]["tasks"].items())
+            if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED"
+        }
+        hooks = {
+            name: hook
+            for exit_name, task in exits.items()
+            for name, hook in self._hooks(template, exit_name, task)
+        }
         for name, task in sorted(component["dag"]["tasks"].items()):
+            if name in exits:
+                continue
             reference = task["componentRef"]["name"]
             task_component = self._pipeline["components"][reference]
             if "parameterIterator" in task:
@@ -70,7 +82,22 @@ class Templates:
                 tasks += self._nested(name, task, reference, task_component)
             else:
                 tasks += self._container(name, task, reference, task_component)
+        for task in tasks:
+            if task["name"] in hooks:
+                task["hooks"] = {"exit": hooks[task["name"]]}
         self._dag(template, ["parent-dag-id"], tasks)
+
+    def _hooks(self, dag: str, name: str, task: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Add the template of an exit task; yield the hook of each task that it waits for."""
+        reference = task["componentRef"]["name"]
+        component = self._pipeline["components"][reference]
+        driver, stage = self._container(name, task, reference, component)
+        del driver["depends"]
+        template = f"exit-hook-{dag}-{name}"
+        self._dag(template, ["parent-dag-id"], [driver, stage])
+        arguments = {"parameters": [{"name": "parent-dag-id", "value": "{{inputs.parameters.parent-dag-id}}"}]}
+        for other in task["dependentTasks"]:
+            yield other, {"template": template, "arguments": arguments}
 
     def _nested(self, name: str, task: Any, reference: str, component: Any) -> list[dict[str, Any]]:
         self._component(reference, component)

@@ -16,13 +16,13 @@ _FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-
 
 
 @contextmanager
-def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) -> Iterator[webdriver.Chrome]:
+def chromium(width: int = 1280, height: int = 2400) -> Iterator[webdriver.Chrome]:
     """Start a browser that records the console messages and the requests of its pages."""
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         missing("chromium", "sudo apt install chromium chromium-driver")
     options = Options()
     options.binary_location = str(shutil.which("chromium"))
-    for flag in [*_FLAGS, f"--window-size={width},{height}", *(["--force-dark-mode"] if is_dark else [])]:
+    for flag in [*_FLAGS, f"--window-size={width},{height}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
@@ -30,6 +30,14 @@ def chromium(width: int = 1280, height: int = 2400, *, is_dark: bool = False) ->
         yield browser
     finally:
         browser.quit()
+
+
+def emulate(browser: webdriver.Chrome, width: int, height: int, *, is_dark: bool = False) -> None:
+    """Give the browser a screen of this size, which may be smaller than any window, and a colour scheme."""
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def complaints(browser: webdriver.Chrome) -> list[str]:

@@ -934,7 +934,15 @@ class KubeflowServer(FaultyServer):
         return {}
 
     def _delete_recurring_run(self, key: str) -> dict:
+        """Delete a schedule; unless the client asks to orphan its workflows, Kubernetes ends the running ones.
+
+        Source: kubeflow/pipelines #12573 and #12574; not recorded.
+        """
         self._get(self.recurring_runs, "Job", key, "delete a recurring run")
+        if self.requests[-1][2].get("propagation_policy") != "ORPHAN":
+            for run_id, run in self.runs.items():
+                if run.get("recurring_run_id") == key and run["state"] not in FINAL:
+                    self.set_state(run_id, "FAILED")
         del self.recurring_runs[key]
         return {}
 

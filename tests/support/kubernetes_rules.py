@@ -2,7 +2,8 @@
 
 The package kubernetes-validate has the published schemas of Kubernetes' own kinds. No package has the schemas of
 the kinds that operators add. The schemas here cover the fields that we use, after the references of
-prometheus-operator, Kueue and Kubeflow's profiles. They allow no other fields, so a misspelt field is an error.
+prometheus-operator, Kueue, and Kubeflow's profiles and pipelines. They allow no other fields, so a misspelt field
+is an error.
 """
 
 import ipaddress
@@ -74,6 +75,15 @@ _CUSTOM = {
     ),
     ("monitoring.coreos.com/v1", "PrometheusRule"): _closed(
         ["groups"], groups=_list_of(_closed(["name"], name=_TEXT, interval=_DURATION, rules=_list_of(_RULE)))
+    ),
+    ("pipelines.kubeflow.org/v2beta1", "Pipeline"): _closed(displayName=_TEXT, description=_TEXT),
+    ("pipelines.kubeflow.org/v2beta1", "PipelineVersion"): _closed(
+        ["pipelineSpec"],
+        pipelineName=_TEXT,
+        displayName=_TEXT,
+        description=_TEXT,
+        pipelineSpec={"type": "object"},
+        platformSpec={"type": "object"},
     ),
     ("kueue.x-k8s.io/v1beta2", "LocalQueue"): _closed(
         ["clusterQueue"],

@@ -119,8 +119,13 @@ def of_kind(overlay: str, *kinds: str) -> list[Manifest]:
 
 
 def namespace_of(overlay: str) -> str:
-    (account,) = of_kind(overlay, "ServiceAccount")
-    return account["metadata"]["namespace"]
+    return runner(overlay, "ServiceAccount")["metadata"]["namespace"]
+
+
+def runner(overlay: str, kind: str) -> Manifest:
+    """Return the account of an overlay's runs, or the role or the binding of this account."""
+    (manifest,) = [item for item in of_kind(overlay, kind) if item["metadata"]["name"] == "mappo-runner"]
+    return manifest
 
 
 def pod_templates(overlay: str) -> Iterator[tuple[str, Manifest]]:

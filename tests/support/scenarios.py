@@ -93,6 +93,20 @@ class PushRightAndMeasure(PushRight):
         return {"reward_sum": getattr(agent, "paid", self.age)}
 
 
+class Reckless(PushRight):
+    """A task in which an agent collides, in the first frame, if it pushes hard from a low place."""
+
+    MEASUREMENTS: ClassVar = {"collisions": "sum"}
+
+    def reward(self, agent):
+        agent.is_hard = agent.action.u[:, 0] > 0.6
+        return super().reward(agent)
+
+    def info(self, agent):
+        is_low, is_hard = agent.state.pos[:, 1] < 0.5, getattr(agent, "is_hard", self.age < 0)
+        return {"collisions": (is_hard & is_low & (self.age == 1)).float()}
+
+
 class MoveAndSpeak(Endless):
     """A task that pays half the reward for full force to the right, and half for the second of three words."""
 

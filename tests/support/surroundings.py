@@ -3,7 +3,14 @@
 import os
 import signal
 
-_SETTINGS = ("AWS_", "MAPPO_", "KF_PIPELINES_", "KFP_", "KUBE")  # prefixes of variables that commands read
+_SETTINGS = (
+    "AWS_",
+    "MAPPO_",
+    "KF_PIPELINES_",
+    "KFP_",
+    "KUBE",
+    "MLFLOW_",
+)  # prefixes of variables that commands read
 _SETTINGS_OF_TESTS = ("MAPPO_REQUIRE_SERVICES",)
 
 

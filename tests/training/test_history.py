@@ -1,5 +1,6 @@
 """The histories that are longer than what a checkpoint holds itself."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mappo.runs.attempt import claim
 from mappo.runs.run import Run
 from mappo.runs.segments import walk
 from mappo.training import history as histories
-from mappo.training.history import parse_history
+from mappo.training.history import COLUMNS, HistoryFile, parse_history
 from tests.conftest import TINY
 from tests.support.runs import assert_same_training, last, repeatable_history, train_here
 
@@ -90,6 +91,44 @@ def test_checkpoint_of_an_older_version_with_all_rows_is_resumed(tmp_path, monke
     newest = train_here(CONFIG, tmp_path / "run")
     assert iterations_of(newest.history) == [11]
     assert iterations_of((tmp_path / "run" / "history.csv").read_text()) == list(range(1, 12))
+
+
+def test_run_of_a_version_without_measurements_is_resumed_and_measured_from_then_on(
+    short_segments, tmp_path, monkeypatch
+):
+    config = override(CONFIG, {"selection": {"interval_iterations": 1}})
+    with monkeypatch.context() as older:
+        older.setattr("mappo.training.training._measured_names", lambda _: [])
+        with pytest.raises(Stopped):
+            train_here(config, tmp_path / "run", stop_at(8))
+    assert "measured_" not in last(tmp_path / "run").history
+    train_here(config, tmp_path / "run")
+    text = (tmp_path / "run" / "history.csv").read_text()
+    assert text == Run.at(tmp_path / "run").whole_history(last(tmp_path / "run"))
+    rows = parse_history(text)
+    assert [int(row["iteration"]) for row in rows] == list(range(1, 12))
+    assert [math.isnan(row["measured_pos_rew"]) for row in rows][-3:] == [False] * 3
+    assert all(math.isnan(row["measured_pos_rew"]) for row in rows[:6])
+    train_here(config, tmp_path / "whole")
+    whole = parse_history((tmp_path / "whole" / "history.csv").read_text())
+    assert [row["measured_pos_rew"] for row in whole][-3:] == [row["measured_pos_rew"] for row in rows][-3:]
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        "measured_",
+        "measured_a,measured_a",
+        "other",
+        "measured_\x1b",
+        *[",".join(f"measured_{i}" for i in range(21))],
+    ],
+)
+def test_history_with_impossible_columns_of_measurements_is_refused(measured, tmp_path):
+    header = ",".join(COLUMNS)
+    HistoryFile(tmp_path / "a").restore(f"{header},measured_fine\n")
+    with pytest.raises(CheckpointError, match="the history has other columns"):
+        HistoryFile(tmp_path / "b").restore(f"{header},{measured}\n")
 
 
 def test_every_checkpoint_of_a_long_history_holds_few_rows(short_segments, tmp_path):

@@ -280,7 +280,7 @@ def test_run_is_plain_and_logs_the_reason_when_the_compiler_fails(tmp_path, monk
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    monkeypatch.setattr("mappo.compute.computation.LEAST_OPTIMISER_STEPS", 1)
+    monkeypatch.setattr("mappo.compute.computation_choice.LEAST_OPTIMISER_STEPS", 1)
     auto = {"learner": {"update": "auto"}, "collection": {"simulation": "auto"}}
     config = small(recipe("navigation"), networks={"hidden_sizes": [17]}, **auto)  # nothing of it is in the cache
     trained = run_training(config, tmp_path / "auto")

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from mappo.config import override
+from mappo.environment.random_streams import Stream
 from mappo.errors import CheckpointError, ConfigError, NonFiniteLoss, NonFiniteReturn
+from mappo.evaluation import statistics
+from mappo.evaluation.episodes import play_episodes, trained_policy
 from mappo.evaluation.evaluation import evaluate
+from mappo.evaluation.measurements import Measurer
 from mappo.recipes import recipe
 from mappo.runs.run import load_checkpoint
-from mappo.training.history import COLUMNS
+from mappo.training.history import COLUMNS, MEASURED, parse_history
 from mappo.training.training_state import StartingPoint
 from tests.conftest import endless
 from tests.support.runs import iterations, train_here
@@ -65,7 +69,7 @@ def test_history_file_has_a_row_per_iteration_and_empty_cells_for_nan(tiny, tmp_
     run(config, tmp_path / "run")
     with (tmp_path / "run" / "history.csv").open(newline="") as history:
         rows = list(csv.DictReader(history))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == (*COLUMNS, "measured_pos_rew", "measured_final_rew", "measured_agent_collisions")
     assert [row["frames"] for row in rows] == ["120", "240"]
     assert rows[0]["num_episodes"] == "0"
     assert rows[0]["episode_return_mean"] == ""  # no episode of 30 frames ends in the first 20
@@ -151,12 +155,12 @@ def select(config, interval, **changes):
 
 
 def learned(report):
-    """Return the numbers of an iteration, without wall-clock times, memory, evaluation and saves."""
+    """Return the numbers of an iteration, without wall-clock times, memory, evaluations and saves."""
     row = report.row()
     return {
         name: value
         for name, value in row.items()
-        if not re.search("seconds|bytes|per_second|evaluation|_saves", name)
+        if not re.search("seconds|bytes|per_second|evaluation|measured|_saves", name)
     }
 
 
@@ -170,6 +174,33 @@ def test_training_with_evaluations_is_bit_identical_to_training_without(tiny, tm
         histories.append([learned(report) for report in reports])
     assert all(equal(tensors[0], other) for other in tensors[1:])
     assert all(histories[0] == other for other in histories[1:])
+
+
+def test_history_has_the_measurements_of_evaluations_during_training(tiny, tmp_path):
+    config = override(tiny, {"selection": {"interval_iterations": 2}})
+    checkpoint = train_here(config, tmp_path / "run")
+    rows = parse_history(checkpoint.history)
+    assert checkpoint.history == (tmp_path / "run" / "history.csv").read_text()
+    policy, measurer = trained_policy(config, checkpoint), Measurer()
+    play_episodes(policy, config, config.selection, Stream.SELECTION, measurer.measure_frame)
+    for name, measured in measurer.measurements(statistics.mean).items():
+        column = [row[f"measured_{name}"] for row in rows]
+        assert [math.isnan(value) for value in column] == [True, False, False]
+        assert column[-1] == pytest.approx(measured.mean.value, rel=1e-6)
+
+
+def test_measurements_that_are_nan_or_missing_harm_nothing(tmp_path):
+    small = {"collection": {"total_frames": 800}, "selection": {"interval_iterations": 1}}
+    for scenario in ("OddInfo", "Measured", "ManyMeasurements", "Endless"):
+        config = override(endless(scenario=f"tests.support.scenarios:{scenario}"), small)
+        reports = []
+        rows = parse_history(train_here(config, tmp_path / scenario, reports.append).history)
+        measured = [column for column in rows[0] if column.startswith(MEASURED)]
+        assert len(measured) == {"OddInfo": 2, "Measured": 6, "ManyMeasurements": 20, "Endless": 0}[scenario]
+        for row, report in zip(rows, reports, strict=True):
+            known = {column: row[column] for column in measured if not math.isnan(row[column])}
+            assert known == {f"{MEASURED}{name}": mean for name, mean in report.measurements.items()}
+        assert bool(reports[0].measurements) == (scenario in ("Measured", "ManyMeasurements"))
 
 
 @pytest.mark.parametrize(("interval", "evaluated"), [(0, []), (1, [1, 2, 3]), (2, [2, 3]), (3, [3]), (100, [3])])

@@ -11,7 +11,8 @@ import optuna
 import pytest
 
 from mappo.config import override
-from mappo.errors import ConfigError, DatabaseError, TrialLost
+from mappo.errors import ConfigError, DatabaseError, StudyUnreadable, TrialLost
+from mappo.evaluation.constraints import Constraint
 from mappo.recipes import recipe
 from mappo.tuning.catalogue import editions, study_names
 from mappo.tuning.database import Database
@@ -489,6 +490,78 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(database, pruner):
     assert ended["bad", "pruned"] + ended["bad", "complete"] == 6
     assert ended["bad", "pruned"] >= 3
     assert ended["good", "pruned"] == 0
+
+
+CONSTRAINTS = {"collisions": Constraint(at_most=0.5), "rescued": Constraint(at_least=0.9)}
+CONSTRAINED = replace(PLAN, tuning=replace(PLAN.tuning, constraints=CONSTRAINTS))
+
+
+def end_measured(study: Study, value: float, collisions: float | None, rescued: float | None = 1.0) -> None:
+    claim = study.claim(new_worker())
+    claim.finish("complete", value, measured={"collisions": collisions, "rescued": rescued})
+
+
+def test_the_best_trial_is_the_best_feasible_one_by_optunas_own_rule(url, database):
+    study = Study.prepare(database, "s", CONSTRAINED, 8)
+    end_measured(study, 5.0, 0.75)
+    assert study.best() is None
+    with pytest.raises(ValueError, match="No feasible trials"):
+        _ = study.optuna_study.best_trial
+    end_measured(study, 1.0, 0.5)
+    end_measured(study, 2.0, 0.25, 0.9)
+    end_measured(study, 3.0, 0.0, 0.5)
+    end_measured(study, 4.0, None)
+    study.claim(new_worker()).finish("failed", reason="a test")
+    other = Database(url)  # as another worker and a resumed study read them
+    trials = Study.load(other, "s").trials()
+    assert [trial.broken for trial in trials] == [["collisions"], [], [], ["rescued"], ["collisions"], []]
+    assert [trial.is_feasible for trial in trials] == [False, True, True, False, False, False]
+    assert trials[4].measured == {"collisions": None, "rescued": 1.0}
+    assert Study.load(other, "s").best().number == study.optuna_study.best_trial.number == 2
+    assert study.optuna_study.trials[3].constraints == {"collisions": -0.5, "rescued": pytest.approx(0.4)}
+    assert study.claim(new_worker())  # the sampler takes them
+    other.close()
+
+
+def test_an_end_whose_answer_was_lost_is_repeated_without_a_change_of_the_constraints(database):
+    study = Study.prepare(database, "s", CONSTRAINED, 1)
+    claim = study.claim(new_worker())
+    claim.trial.set_constraint("collisions", -0.5)  # as a first try that the database stopped
+    for _ in range(2):
+        claim.finish("complete", 1.0, measured={"collisions": 0.0, "rescued": 1.0})
+    assert study.best().measured == {"collisions": 0.0, "rescued": 1.0}
+
+
+def test_a_twin_of_an_infeasible_trial_is_infeasible(database):
+    space = {"networks.activation": Choices("categorical", ("tanh", "relu"))}
+    study = Study.prepare(database, "s", replace(CONSTRAINED, space=space), 8)
+    while claim := study.claim(new_worker()):
+        is_reckless = claim.values["networks.activation"] == "relu"
+        claim.finish(
+            "complete", 2.0 if is_reckless else 1.0, measured={"collisions": 9.0 * is_reckless, "rescued": 1}
+        )
+    relu = [trial for trial in study.trials() if trial.values["networks.activation"] == "relu"]
+    assert len(relu) > 1
+    assert all(trial.measured["collisions"] == 9.0 and trial.broken == ["collisions"] for trial in relu)
+    assert study.best().values == {"networks.activation": "tanh"}
+
+
+def test_infeasible_trials_prune_no_feasible_one(database):
+    study = Study.prepare(database, "s", CONSTRAINED, 12)
+    for index in range(11):
+        claim, is_reckless = study.claim(new_worker()), index < 6
+        value = 2.0 if is_reckless else 1.0
+        assert not any(claim.report_frames(frames, value) for frames in (30_000, 60_000))
+        claim.finish("complete", value, measured={"collisions": 9.0 * is_reckless, "rescued": 1.0})
+    claim = study.claim(new_worker())
+    assert claim.report_frames(30_000, 0.5)  # worse than the feasible ones
+
+
+def test_a_complete_trial_without_its_constraints_is_refused(database):
+    study = Study.prepare(database, "s", CONSTRAINED, 1)
+    study._study.tell(study._study.ask(study._distributions).number, 1.0)
+    with pytest.raises(StudyUnreadable, match="trial 0: is complete, but has no number for its constraint"):
+        study.trials()
 
 
 def test_wilcoxon_prunes_a_trial_that_is_worse_than_the_best_over_training_seeds(database):

@@ -22,7 +22,10 @@ from mappo.compute.library_cache import cache_directory
 from mappo.config import from_dict, override
 from mappo.environment.random_streams import Stream
 from mappo.errors import StoreError
+from mappo.evaluation.constraints import Constraint
 from mappo.evaluation.episodes import play_episodes, trained_policy
+from mappo.evaluation.measurements import Measurer
+from mappo.evaluation.statistics import mean
 from mappo.runs.locations import joined
 from mappo.runs.run import Run
 from mappo.training.history import HistoryFile
@@ -89,9 +92,33 @@ def test_a_trials_value_is_the_mean_return_of_its_runs_on_tuning_seeds(database,
         assert list(trial.curve) == [frames * iteration for iteration in range(1, 13)]
 
 
+def test_constraints_of_a_trial_are_measured_in_the_episodes_that_give_its_value(database, tmp_path):
+    constraints = {"agent_collisions": Constraint(at_least=0.0), "final_rew": Constraint(at_most=9.0)}
+    plan = replace(PLAN, tuning=replace(TUNING, training_seeds=(3, 4), constraints=constraints))
+    study = Study.prepare(database, "s", plan, 1, store=str(tmp_path))
+    ended: list = []
+    work(study, "w", trial_listeners(tmp_path, ended))
+    (trial,) = study.trials()
+    returns, measured = [], []
+    for seed in (3, 4):
+        config = replace(CONFIG, seed=seed)
+        best = Run.at(joined(study.store, trial_run(0, trial.values, seed)))
+        episodes, measurer = replace(config.evaluation, seeds=(5, 6), episodes_per_seed=4), Measurer()
+        policy = trained_policy(config, best.load(best.choose("best")))
+        returns += play_episodes(policy, config, episodes, Stream.TUNING, measurer.measure_frame)[0]
+        measured.append(measurer.measurements(mean))
+    assert trial.value == pytest.approx(sum(returns) / len(returns))
+    for name in constraints:
+        values = [value for of_seed in measured for value in of_seed[name].episode_values]
+        assert trial.measured[name] == pytest.approx(sum(values) / len(values))
+    is_hit = trial.measured["agent_collisions"] < 0
+    assert trial.broken == ["agent_collisions"] * is_hit
+    assert ("infeasible: agent_collisions = -" in ended[0][2]) == is_hit
+
+
 @pytest.mark.long
 def test_trials_compile_once_however_short_they_are(database, tmp_path, monkeypatch):
-    monkeypatch.setattr("mappo.compute.computation._multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("mappo.compute.computation_choice._multiplies_bfloat16", lambda _: False)
     auto = override(CONFIG, {"collection": {"simulation": "auto"}, "learner": {"update": "auto"}})
     study = Study.prepare(database, "s", replace(PLAN, config=auto), 3, store=str(tmp_path))
     libraries, counts = cache_directory() / "libraries", list[int]()

@@ -7,7 +7,7 @@ function makePlayer(root, rollouts) {
   const slider = find("frame"), playButton = find("play"), speed = find("speed");
   const label = find("label"), clock = find("clock"), beside = find("beside");
   const decoded = new Map();
-  let selectedLabel = "best", position = 0, isPlaying = false, lastTick = null;
+  let selectedLabel = label.value, position = 0, isPlaying = false, lastTick = null;
 
   function decode(series) {
     const text = atob(series.data), bytes = new Uint8Array(text.length);
@@ -132,7 +132,7 @@ function makePlayer(root, rollouts) {
     context.fillStyle = getComputedStyle(canvas).color;
     context.font = `${14 * ratio()}px sans-serif`;
     const suffix = Math.floor(position) >= episode.num_frames ? ", ended" : "";
-    context.fillText(`${episode.policy}: ${reward.toFixed(2)} of ${episode.episode_return.toFixed(2)}${suffix}`, left + 8 * ratio(), top + 20 * ratio());
+    context.fillText(`${episode.policy}: return ${reward.toFixed(2)} of ${episode.episode_return.toFixed(2)}${suffix}`, left + 8 * ratio(), top + 20 * ratio());
   }
 
   const ratio = () => window.devicePixelRatio || 1;
@@ -140,7 +140,8 @@ function makePlayer(root, rollouts) {
   function draw() {
     const all = panels(), isWide = canvas.clientWidth > 640;
     const across = isWide ? all.length : 1, down = all.length / across;
-    canvas.style.height = `${(canvas.clientWidth / across) * Math.min(1, 1 / rollouts.view.aspect_ratio) * down}px`;
+    const fitting = (canvas.clientWidth / across) * Math.min(1, 1 / rollouts.view.aspect_ratio) * down;
+    canvas.style.height = `${Math.round(isWide ? Math.min(fitting, 440) : fitting)}px`;
     canvas.width = canvas.clientWidth * ratio(); canvas.height = canvas.clientHeight * ratio();
     context.clearRect(0, 0, canvas.width, canvas.height);
     const width = canvas.width / across, height = canvas.height / down;

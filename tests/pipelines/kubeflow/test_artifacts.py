@@ -133,6 +133,17 @@ def test_artifacts_are_listed_and_fetched_wherever_the_root_is(recorded, s3, rea
     assert (directory / "evaluate" / "report").read_bytes() == b"report"
 
 
+def test_fetched_pages_have_a_suffix_by_which_browsers_know_them(recorded, s3, read):
+    recorded.set_root(f"s3://{s3}/root")
+    rows = {f"{row['stage']}/{row['name']}": row for row in read("artifacts", "list", recorded.run_id)}
+    put(rows["evaluate/page"]["location"], b"<!doctype html>\n<html>")
+    fetched = read("artifacts", "fetch", recorded.run_id, "evaluate/page")
+    (path,) = fetched.values()
+    assert path.endswith("evaluate/page.html")
+    assert Path(path).read_bytes() == b"<!doctype html>\n<html>"
+    assert read("artifacts", "fetch", recorded.run_id, "evaluate/page") == fetched
+
+
 def test_fetching_artifacts_that_no_stage_has_written_yet_is_refused_with_the_reason(recorded, stock, cli):
     status, _, err = cli("artifacts", "fetch", recorded.run_id)
     assert (status, "no artifacts yet" in err) == (2, True)
