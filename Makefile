@@ -74,7 +74,7 @@ lock: ## write the newest versions that pyproject.toml allows to constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	@$(VENV)-lock/bin/python -m pip install -q --upgrade pip setuptools wheel
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,mlflow,image,dev]"
+	    $(VENV)-lock/bin/python -m pip install -q --no-build-isolation -e ".[kubeflow,tensorboard,mlflow,onnx,image,dev]"
 	@$(VENV)-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
 	@rm -rf $(VENV)-lock
 
@@ -100,5 +100,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP) install -q -c constraints.txt pip setuptools wheel
 	@if [ -n "$(TORCH_INDEX)" ]; then $(PIP) install -q -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch; fi
 	@PYTHONWARNINGS="ignore:Editable installation" \
-	    $(PIP) install -q --no-build-isolation -c constraints.txt -e ".[kubeflow,tensorboard,mlflow,dev]"
+	    $(PIP) install -q --no-build-isolation -c constraints.txt -e ".[kubeflow,tensorboard,mlflow,onnx,dev]"
 	@touch $@

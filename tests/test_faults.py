@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
     return train_here(CONFIG, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture(params=["moto", "rgw"])
+@pytest.fixture(params=["rgw", pytest.param("moto", marks=pytest.mark.long)])
 def endpoint(request):
     return request.getfixturevalue(f"{request.param}_endpoint")
 

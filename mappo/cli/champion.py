@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
         ("show", "print the decision in force, its numbers and the location of its policy"),
         ("history", "list the decisions that changed the champion"),
         ("rollback", "put an earlier champion in force; the history keeps both"),
-        ("export", "copy the policy, as a file that needs only PyTorch, and its model card"),
+        ("export", "copy the policy, as a file that needs neither mappo nor VMAS, and its model card"),
     ):
         action = add_command(actions, name, _champion, summary)
         action.add_argument("location", metavar="LOCATION", nargs="?", default="champions", help=CHAMPIONS_HELP)
@@ -44,14 +44,29 @@ def add(commands: Commands) -> None:
                 type=Path,
                 metavar="DIRECTORY",
                 default=Path("policy"),
-                help="directory of the two files (default: policy)",
+                help="directory of the files (default: policy)",
+            )
+            action.add_argument(
+                "--format",
+                choices=("pytorch", "onnx"),
+                default="pytorch",
+                help="pytorch: policy.pt2, which needs only PyTorch (default); onnx: policy.onnx, which needs "
+                "only onnxruntime, and contract.json, which describes its inputs and outputs",
+            )
+            action.add_argument(
+                "--environment.scenario",
+                dest="scenario",
+                default="",
+                metavar="MODULE:CLASS",
+                help="scenario of the champion, named to let its code run here; needed if the promotion made no "
+                "policy.onnx and the scenario is not one of VMAS's",
             )
 
 
 def _champion(arguments: argparse.Namespace) -> int:
     from mappo.cli.champion_actions import CHAMPION_ACTIONS
 
-    names = ("location", "task", "to", "reason", "output")
+    names = ("location", "task", "to", "reason", "output", "format", "scenario")
     options = {name: value for name, value in vars(arguments).items() if name in names}
     action = CHAMPION_ACTIONS[arguments.action]
     if arguments.action == "export":

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mappo.errors import ConfigError, KeyTaken
-from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, tasks
+from mappo.promotion.champions import CARD, CONTRACT, ONNX, POLICY, ChampionDecision, Champions, tasks
 from mappo.reporting.tables import champion_line, champion_summary
+from mappo.reporting.terminal import say
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.locations import require_location
 from mappo.stages.readable_errors import readable_errors
+
+_EXPORTS = {"pytorch": (POLICY,), "onnx": (ONNX, CONTRACT)}  # the files of each format
 
 
 def list_champions(location: str, output: str) -> None:
@@ -76,19 +79,55 @@ def roll_back(location: str, task: str, to: int | None, reason: str) -> None:
         ) from None
 
 
-def export_champion(location: str, task: str, output: Path) -> None:
+def export_champion(location: str, task: str, output: Path, format: str = "pytorch", scenario: str = "") -> None:
     """Copy the exported policy of a champion and its model card into the directory `output`.
 
+    `format` is pytorch or onnx. A champion that was promoted without an ONNX file gets one here. `scenario` is its
+    scenario, if the user named it to let its code run.
+
     Raises:
-        StageFailed: no task has a champion, `task` names none of these tasks, or a file was replaced.
+        StageFailed: no task has a champion, `task` names none of these tasks, a file was replaced, or the ONNX
+            file cannot be made.
     """
     with readable_errors("champion"):
         champions = _champions_of(location, task)
         decision = _in_force(champions)
-        files = {name: champions.file(decision, name) for name in (POLICY, CARD)}
-        for name, content in files.items():
-            DirectoryStore(output).write(name, content)  # replaces a link, and does not follow it
-            print(output / name)
+        names = _EXPORTS[format]
+        if format == "onnx" and not all(name in decision.files for name in names):
+            files = _make_onnx(champions, decision, scenario)
+        else:
+            files = {name: champions.file(decision, name) for name in names}
+        for name, content in {**files, CARD: champions.file(decision, CARD)}.items():
+            print(f"{output / name}{_write(output, name, content)}")
+
+
+def _make_onnx(champions: Champions, decision: ChampionDecision, scenario: str) -> dict[str, bytes]:
+    """Export a champion's networks to ONNX here."""
+    from mappo.promotion.export import trace_policy
+    from mappo.promotion.onnx_export import export_onnx
+
+    checkpoint = champions.policy(decision)
+    stored = checkpoint.config.environment.scenario
+    if scenario not in ("", stored):
+        raise ConfigError(f"--environment.scenario {scenario}: the champion's scenario is {stored!r}")
+    if ":" in stored and not scenario:
+        raise ConfigError(
+            f"decision {decision.number} has no {ONNX}, and making it needs the scenario; {stored!r} is "
+            "code outside VMAS, which runs only if you name it: if you trust this code, give it as "
+            "--environment.scenario"
+        )
+    say("champion", f"decision {decision.number} has no {ONNX}: exporting the champion's networks here")
+    return export_onnx(trace_policy(checkpoint))
+
+
+def _write(output: Path, name: str, content: bytes) -> str:
+    """Write a file as a whole; return what happened to a file that was there, in brackets."""
+    path = output / name
+    is_there = path.is_symlink() or path.exists()
+    if is_there and not path.is_symlink() and path.read_bytes() == content:
+        return " (unchanged)"
+    DirectoryStore(output).write(name, content)  # replaces a link, and does not follow it
+    return " (replaced another file)" if is_there else ""
 
 
 def _tasks(location: str) -> list[str]:

@@ -19,12 +19,14 @@ from mappo.errors import NoCheckpoint
 from mappo.recipes import DEFAULT_RECIPE, RECIPES
 from mappo.strict_json import to_dict
 
-_REPORTS = ("validation", "evaluation", "comparison", "decision")
+_REPORTS = ("validation", "evaluation", "comparison", "decision", "contract")
 
 
 def add(commands: Commands) -> None:
     """Add the three commands."""
-    command = add_command(commands, "schema", _schema, "print the JSON Schema of a report")
+    command = add_command(
+        commands, "schema", _schema, "print the JSON Schema of a report or of a policy's contract"
+    )
     command.add_argument(
         "report", choices=_REPORTS, metavar="REPORT", help=f"kind of report: {', '.join(_REPORTS)}"
     )
@@ -67,9 +69,10 @@ def _schema(arguments: argparse.Namespace) -> int:
     from mappo.environment.validation import ValidationReport
     from mappo.evaluation.comparison import ComparisonReport
     from mappo.evaluation.evaluation import EvaluationReport
+    from mappo.promotion.contract import Contract
     from mappo.promotion.promotion import Decision
 
-    kinds: tuple[type, ...] = (ValidationReport, EvaluationReport, ComparisonReport, Decision)
+    kinds: tuple[type, ...] = (ValidationReport, EvaluationReport, ComparisonReport, Decision, Contract)
     schema = TypeAdapter(dict(zip(_REPORTS, kinds, strict=True))[arguments.report]).json_schema(
         mode="serialization"
     )

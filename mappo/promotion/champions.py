@@ -1,7 +1,7 @@
 """The champions of each task: the policy in use, and the decisions that have put it there.
 
     TASK/decisions/00000003.json     the third decision; the one with the highest number is in force
-    TASK/policies/1a2b3c4d5e6f7a8b/  a run with one checkpoint, policy.pt2 and model-card.md
+    TASK/policies/1a2b3c4d5e6f7a8b/  a run with one checkpoint, the exported policy and model-card.md
 
 A decision is created under the next free number, and is never changed or deleted. If two decisions race for a
 number, the store refuses one of them. So the history is complete.
@@ -31,6 +31,7 @@ from mappo.strict_json import first_problem, json_hash, to_dict
 
 _log = logging.getLogger(__name__)
 POLICY, CARD = "policy.pt2", "model-card.md"  # the files beside the checkpoint of a policy
+ONNX, CONTRACT = "policy.onnx", "contract.json"  # two more, if the promotion could make them
 _DECISION = re.compile(r"decisions/([0-9]{8})\.json")
 _TASK = re.compile(r"([A-Za-z0-9._-]+)/decisions/[0-9]{8}\.json")
 _POLICY_KEY = r"^policies/[0-9a-f]{16}$"
@@ -140,15 +141,17 @@ class Champions:
         """Return the location of a champion's checkpoint, exported policy and model card."""
         return joined(self.location, decision.policy)
 
-    def save_policy(self, checkpoint: Checkpoint, files: Mapping[str, bytes]) -> dict[str, Sha256]:
+    def save_policy(self, checkpoint: Checkpoint, *files: Mapping[str, bytes]) -> dict[str, Sha256]:
         """Save a policy's networks and its files; return the SHA-256 of the files. Saving it again is harmless.
 
-        Files that an earlier decision for this policy names, and that are unchanged, are kept.
+        Each mapping holds files that belong together. They are kept as they are if an earlier decision for this
+        policy names them all and none was changed.
 
         Raises:
             StoreError: the store refuses writes or does not answer.
         """
-        run = Run.at(joined(self.location, policy_key(checkpoint)))
+        key = policy_key(checkpoint)
+        run = Run.at(joined(self.location, key))
         if not run.refs():
             from mappo.environment.simulation_state import SimulationState  # imports torch; look-ups do without
 
@@ -159,12 +162,15 @@ class Champions:
                 )
             )
             attempt.tidy()
-        for decision in reversed(self.history()):
-            if decision.policy == policy_key(checkpoint) and self._has_files(decision, files):
-                return decision.files
-        for name, content in files.items():
-            run.store.write(name, content)
-        return {name: sha256_of(content) for name, content in files.items()}
+        earlier = [decision for decision in reversed(self.history()) if decision.policy == key]
+        hashes = {}
+        for together in files:
+            kept = next((decision.files for decision in earlier if self._has_files(decision, together)), None)
+            for name, content in together.items():
+                hashes[name] = kept[name] if kept else sha256_of(content)
+                if not kept:
+                    run.store.write(name, content)
+        return hashes
 
     def _has_files(self, decision: ChampionDecision, names: Iterable[str]) -> bool:
         try:

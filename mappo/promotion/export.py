@@ -2,23 +2,27 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from mappo.environment.environment import groups_of, make_environment
-from mappo.environment.groups import described
+from mappo.environment.frames import Frames, require_finite_observations
+from mappo.environment.groups import Group, described
 from mappo.environment.keys import ACTION, OBSERVATION
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotExportable
-from mappo.learning.networks import GroupNetworks, make_networks
+from mappo.learning.networks import GroupNetworks, Networks, make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
-_NUM_EXAMPLES = 7  # the number of environments whose observations test the exported policy
+_NUM_ENVS, _FRAMES_OF_EACH = 20, 50  # 1,000 frames, in which an exported policy must act as the trained one does
 
 
 class _Actions(nn.Module):
@@ -54,8 +58,81 @@ class _ActionsByGroup(nn.Module):
         return {name: actions(observations[name]) for name, actions in zip(self._names, self.groups, strict=True)}
 
 
-def export_policy(checkpoint: Checkpoint) -> bytes:
-    """Export the policy of a checkpoint; return a file for `torch.export.load`.
+@dataclass(frozen=True)
+class TracedPolicy:
+    """A trained policy as a graph on the CPU, and recorded frames with its most likely actions.
+
+    program: maps `inputs` of a frame to actions [envs, agents, ...]; if there are several groups, both are
+    dictionaries by the group's name. observations and actions: those of all agents, [frames, envs, agents, ...],
+    in the order of time.
+    """
+
+    checkpoint: Checkpoint
+    environment: EnvBase
+    networks: Networks
+    program: ExportedProgram
+    observations: Tensor
+    actions: Tensor
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of agents."""
+        return self.networks.groups
+
+    def inputs(self, observation: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return what the graph takes for the observations of a frame [envs, agents, features]."""
+        return _inputs(self.groups, observation)
+
+
+def trace_policy(checkpoint: Checkpoint) -> TracedPolicy:
+    """Trace the policy of a checkpoint, and play 1,000 frames of its task.
+
+    Raises:
+        CheckpointError: the checkpoint's networks do not fit its task.
+        ConfigError: the task does not exist here.
+        NonFiniteObservation: an observation is NaN or infinite; the message names environment and agent.
+    """
+    cpu = torch.device("cpu")
+    config = checkpoint.config
+    with private_random_streams(0, Stream.GATE, cpu), torch.no_grad():
+        environment = make_environment(config.environment, _NUM_ENVS, 0, Stream.GATE, cpu)
+        networks = make_networks(config.networks, environment)
+        restore_networks(checkpoint, networks)
+        observations, actions = _play(environment, networks.policy)
+        parts = networks.parts
+        module: nn.Module = _Actions(parts[0].policy) if len(parts) == 1 else _ActionsByGroup(parts)
+        inputs, envs = _inputs(networks.groups, observations[0]), {0: torch.export.Dim("envs", min=1)}
+        dynamic_shapes: Any = (dict.fromkeys(inputs, envs) if isinstance(inputs, dict) else envs,)
+        program = torch.export.export(module, (inputs,), dynamic_shapes=dynamic_shapes, strict=False)
+    return TracedPolicy(checkpoint, environment, networks, program, observations, actions)
+
+
+def by_group(groups: Sequence[Group], actions: Any) -> dict[str, Tensor]:
+    """Return what a graph returned for a frame by the group's name; of one group, it returned one tensor."""
+    named: dict[str, Tensor] = {groups[0].name: actions} if len(groups) == 1 else actions
+    return named
+
+
+def _inputs(groups: Sequence[Group], observation: Tensor) -> Tensor | dict[str, Tensor]:
+    if len(groups) == 1:
+        return observation
+    return {group.name: group.observations(observation) for group in groups}
+
+
+def _play(environment: EnvBase, policy: TensorDictModuleBase) -> tuple[Tensor, Tensor]:
+    """Return the observations and the most likely actions of new episodes, both [frames, envs, agents, ...]."""
+    frames, state = Frames(_FRAMES_OF_EACH), environment.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        for _ in range(_FRAMES_OF_EACH):
+            require_finite_observations(state[OBSERVATION])
+            frame, state = environment.step_and_maybe_reset(policy(state))
+            frames.append(frame)
+    batch = frames.batch()
+    return batch[OBSERVATION].transpose(0, 1), batch[ACTION].transpose(0, 1)
+
+
+def export_policy(traced: TracedPolicy) -> bytes:
+    """Export a policy; return a file for `torch.export.load`.
 
     The exported policy takes observations [envs, agents, features] in float32 and in the scenario's own units,
     for any number of environments. It returns the most likely actions. If there are several groups of agents, it
@@ -63,36 +140,20 @@ def export_policy(checkpoint: Checkpoint) -> bytes:
     its actions with those of the trained policy.
 
     Raises:
-        CheckpointError: the checkpoint's networks do not fit its task.
         NotExportable: the exported policy returns other actions than the trained policy.
     """
-    cpu = torch.device("cpu")
-    config = replace(checkpoint.config, device="cpu")
-    with private_random_streams(0, Stream.GATE, cpu), torch.no_grad():
-        environment = make_environment(config.environment, _NUM_EXAMPLES, 0, Stream.GATE, cpu)
-        networks = make_networks(config.networks, environment)
-        restore_networks(checkpoint, networks)
-        state, groups = environment.reset(), networks.groups
-        observations = {group.name: group.observations(state[OBSERVATION]) for group in groups}
-        envs = {0: torch.export.Dim("envs", min=1)}
-        module: nn.Module = _ActionsByGroup(networks.parts)
-        inputs: Any = observations
-        dynamic_shapes: Any = dict.fromkeys(observations, envs)
-        if len(groups) == 1:
-            module, inputs, dynamic_shapes = _Actions(networks.parts[0].policy), state[OBSERVATION], envs
-        program = torch.export.export(module, (inputs,), dynamic_shapes=(dynamic_shapes,), strict=False)
-        file = io.BytesIO()
-        torch.export.save(program, file)
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            trained = networks.policy(state)[ACTION]
-    exported = torch.export.load(io.BytesIO(file.getvalue())).module()(inputs)
-    for group in groups:
-        expected, actions = group.actions(trained), exported if len(groups) == 1 else exported[group.name]
-        if actions.shape != expected.shape or not torch.equal(actions, expected):
-            raise NotExportable(
-                f"the exported policy's actions of {group.name} {list(actions.shape)} differ from the trained "
-                f"policy's {list(expected.shape)}"
-            )
+    file = io.BytesIO()
+    torch.export.save(traced.program, file)
+    exported = torch.export.load(io.BytesIO(file.getvalue())).module()
+    for observation, trained in zip(traced.observations, traced.actions, strict=True):
+        actions = by_group(traced.groups, exported(traced.inputs(observation)))
+        for group in traced.groups:
+            returned, expected = actions[group.name], group.actions(trained)
+            if returned.shape != expected.shape or not torch.equal(returned, expected):
+                raise NotExportable(
+                    f"the exported policy's actions of {group.name} {list(returned.shape)} differ from the "
+                    f"trained policy's {list(expected.shape)}"
+                )
     return file.getvalue()
 
 
@@ -117,6 +178,9 @@ Each agent acts on its own observations alone. Training: {config.networks.algori
 {groups}{gate_rows}
 
 {usage}
+
+`mappo champion export --format onnx` gives the policy as ONNX, with a contract that says what its inputs and
+outputs mean.
 
 The policy is meant for this task. It was not tested in other tasks, with another number of agents, or on
 observations outside the range of training. A return is the undiscounted sum of rewards over an episode, averaged

@@ -20,9 +20,10 @@ from mappo.evaluation.group_returns import GroupReturns, GroupReturnsRecorder
 from mappo.evaluation.measurements import Measurement, Measurer
 from mappo.evaluation.statistics import Estimate
 from mappo.evaluation.verdicts import Verdict, judge_constraint
-from mappo.promotion.champions import CARD, POLICY, ChampionDecision, Champions, policy_key
-from mappo.promotion.export import export_policy, model_card
+from mappo.promotion.champions import CARD, ONNX, POLICY, ChampionDecision, Champions, policy_key
+from mappo.promotion.export import export_policy, model_card, trace_policy
 from mappo.promotion.gate import Gate
+from mappo.promotion.onnx_export import export_onnx, missing_packages
 from mappo.runs.checkpoint import Checkpoint
 from mappo.strict_json import parse_report
 
@@ -136,7 +137,7 @@ def promote(
             return decision
         announce("better: exporting the policy")
         card = model_card(candidate, champions.task, _summary(decision))
-        files = champions.save_policy(candidate, {POLICY: export_policy(candidate), CARD: card.encode()})
+        files = champions.save_policy(candidate, *_exports(candidate, card, announce))
         number = current.number + 1 if current else 1
         promoted = replace(decision, action="promoted", champion=number)
         try:
@@ -146,6 +147,19 @@ def promote(
             continue
         return promoted
     raise StoreError(f"{champions.location}: gave up after {_MAX_RACES} tries; another decision always came first")
+
+
+def _exports(candidate: Checkpoint, card: str, announce: Callable[[str], object]) -> list[dict[str, bytes]]:
+    """Return the files of a new champion; those of one format belong together."""
+    traced = trace_policy(candidate)
+    files = [{POLICY: export_policy(traced), CARD: card.encode()}]
+    if missing := missing_packages():
+        announce(
+            f"{ONNX} is not made; missing packages: {missing}: after pip install 'mappo[onnx]', `mappo champion "
+            "export --format onnx` makes it"
+        )
+        return files
+    return [*files, export_onnx(traced)]
 
 
 def parse_decision(location: str, content: bytes) -> Decision | PromotionSkipped:

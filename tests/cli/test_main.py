@@ -104,6 +104,11 @@ def test_champion_is_promoted_rolled_back_shown_and_exported(tmp_path, monkeypat
     assert main(["champion", "export", "--output", "mine"]) == 0
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"policy.pt2", "model-card.md"}
     capsys.readouterr()
+    assert main(["champion", "export", "--output", "mine", "--format", "onnx"]) == 0
+    lines = ["mine/policy.onnx", "mine/contract.json", "mine/model-card.md (unchanged)"]
+    assert capsys.readouterr().out.splitlines() == lines
+    contract = read_json(tmp_path / "mine" / "contract.json")
+    assert (contract["policy"], contract["task"]) == (policy["policy"], policy["task"])
     assert main(["champion", "list", "--output", "json"]) == 0
     assert [row["task"] for row in json.loads(capsys.readouterr().out)] == [decision["task"]]
 

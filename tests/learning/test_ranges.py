@@ -22,7 +22,7 @@ from mappo.fast_simulation.fast_simulation import FastEnvironment
 from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.learner import Learner
 from mappo.learning.networks import make_networks
-from mappo.promotion.export import export_policy
+from mappo.promotion.export import export_policy, trace_policy
 from tests.conftest import CPU, endless
 from tests.evaluation.test_evaluation import make_checkpoint
 
@@ -106,7 +106,8 @@ def test_returns_of_half_the_ranges_are_those_computed_by_hand(policy, simulatio
 def test_exported_policy_acts_within_the_ranges():
     checkpoint, policy = make_checkpoint(CONFIG)
     halve(policy)  # the checkpoint holds these parameters
-    actions = torch.export.load(io.BytesIO(export_policy(checkpoint))).module()(torch.zeros(4, 2, 1))
+    traced = trace_policy(checkpoint)
+    actions = torch.export.load(io.BytesIO(export_policy(traced))).module()(torch.zeros(4, 2, 1))
     assert actions.shape == (4, 2, 2)
     assert torch.allclose(actions, HALF)
 

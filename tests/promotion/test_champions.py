@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from mappo.cli.champion_actions import export_champion, show_champion
-from mappo.config import EnvironmentConfig
+from mappo.config import EnvironmentConfig, override
 from mappo.errors import CheckpointError, ConfigError, KeyTaken, StageFailed, StoreError
-from mappo.promotion.champions import CARD, POLICY, Champions, policy_key, task_name, tasks
+from mappo.promotion.champions import CARD, CONTRACT, ONNX, POLICY, Champions, policy_key, task_name, tasks
+from mappo.runs.checkpoint import sha256_of
 from mappo.runs.directory_store import DirectoryStore
 from mappo.runs.run import load_checkpoint
 
@@ -63,7 +64,9 @@ def test_rollback_is_refused_when_there_is_no_earlier_champion(champions, checkp
         champions.roll_back()
 
 
-@pytest.mark.parametrize("store", ["directory", "moto_endpoint", "rgw_endpoint"])
+@pytest.mark.parametrize(
+    "store", ["directory", "moto_endpoint", pytest.param("rgw_endpoint", marks=pytest.mark.long)]
+)
 def test_only_one_of_many_simultaneous_decisions_succeeds(request, monkeypatch, tmp_path, checkpoint, store):
     from tests.support.services import use_s3
 
@@ -160,7 +163,7 @@ def test_replaced_file_of_a_champion_is_not_exported(champions, checkpoint, tmp_
     assert (tmp_path / "out" / POLICY).read_bytes() == b"exported"
 
 
-def test_exported_file_replaces_a_link_and_does_not_follow_it(champions, checkpoint, tmp_path):
+def test_exported_file_replaces_a_link_and_does_not_follow_it(champions, checkpoint, tmp_path, capsys):
     crown(champions, checkpoint)
     (tmp_path / "out").mkdir()
     (tmp_path / "precious").write_text("mine")
@@ -168,6 +171,9 @@ def test_exported_file_replaces_a_link_and_does_not_follow_it(champions, checkpo
     export_champion(str(tmp_path), "", tmp_path / "out")
     assert (tmp_path / "precious").read_text() == "mine"
     assert (tmp_path / "out" / POLICY).read_bytes() == b"exported"
+    assert f"{POLICY} (replaced another file)" in capsys.readouterr().out
+    export_champion(str(tmp_path), "", tmp_path / "out")
+    assert f"{POLICY} (unchanged)" in capsys.readouterr().out
 
 
 def test_policy_that_is_promoted_again_keeps_the_files_of_its_first_decision(champions, checkpoint, tmp_path):
@@ -176,6 +182,51 @@ def test_policy_that_is_promoted_again_keeps_the_files_of_its_first_decision(cha
     files = champions.save_policy(checkpoint, {POLICY: b"exported by another version", CARD: b"# card"})
     assert files == champions.history()[0].files
     assert champions.file(champions.history()[0], POLICY) == b"exported"
+
+
+def test_policy_that_is_promoted_again_with_more_files_keeps_those_of_its_first_decision(champions, checkpoint):
+    crown(champions, checkpoint, shifted(checkpoint, 0.5))
+    again = champions.save_policy(
+        checkpoint, {POLICY: b"exported by another version", CARD: b"# another"}, {ONNX: b"graph", CONTRACT: b"{}"}
+    )
+    assert again.items() > champions.history()[0].files.items()
+    third = champions.decide(champions.current(), "promoted", policy_key(checkpoint), {}, files=again)
+    contents = {POLICY: b"exported", CARD: b"# card", ONNX: b"graph", CONTRACT: b"{}"}
+    assert {name: champions.file(third, name) for name in third.files} == contents
+
+
+def test_onnx_file_and_its_contract_are_replaced_together(champions, checkpoint, tmp_path):
+    files = champions.save_policy(checkpoint, {ONNX: b"graph", CONTRACT: b"its contract"})
+    decision = champions.decide(None, "promoted", policy_key(checkpoint), {}, files=files)
+    (tmp_path / champions.task / decision.policy / CONTRACT).write_bytes(b"damaged")
+    champions.save_policy(checkpoint, {ONNX: b"another graph", CONTRACT: b"another contract"})
+    policy = tmp_path / champions.task / decision.policy
+    assert (policy / ONNX).read_bytes() == b"another graph"
+    assert (policy / CONTRACT).read_bytes() == b"another contract"
+
+
+def test_champion_without_an_onnx_file_gets_one_when_it_is_exported(champions, checkpoint, tmp_path, capsys):
+    (key,) = crown(champions, checkpoint)
+    export_champion(str(tmp_path), "", tmp_path / "out", "onnx")
+    assert f"decision 1 has no {ONNX}: exporting the champion's networks here" in capsys.readouterr().out
+    contract = json.loads((tmp_path / "out" / CONTRACT).read_text())
+    assert (contract["policy"], contract["sha256"]) == (key, sha256_of((tmp_path / "out" / ONNX).read_bytes()))
+    assert not (tmp_path / champions.task / key / ONNX).exists(), "only decisions change what champions hold"
+
+
+def test_code_that_only_a_champion_names_does_not_run_to_make_an_onnx_file(champions, checkpoint, tmp_path):
+    """The networks do not fit this task, which shows that its scenario was imported after it was named."""
+    scenario = "tests.support.scenarios:PushRight"
+    config = override(checkpoint.config, {"environment": {"scenario": scenario, "scenario_kwargs": {}}})
+    crown(champions, replace(checkpoint, config=config))
+    for named, reason in (
+        ("", f"'{scenario}' is code outside VMAS, which runs only if you name it"),
+        ("navigation", f"--environment.scenario navigation: the champion's scenario is '{scenario}'"),
+        (scenario, "the checkpoint does not fit these networks"),
+    ):
+        with pytest.raises(StageFailed, match=reason):
+            export_champion(str(tmp_path), "", tmp_path / "out", "onnx", named)
+    assert not (tmp_path / "out").exists()
 
 
 def test_decision_of_an_earlier_version_has_no_hashes_and_is_exported_with_a_warning(

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from mappo.config import from_dict, override
 from mappo.errors import ConfigError
 from mappo.evaluation import statistics
 from mappo.evaluation.constraints import Constraint
-from mappo.promotion.champions import Champions, policy_key, task_name
+from mappo.promotion.champions import CARD, POLICY, Champions, policy_key, task_name
 from mappo.promotion.gate import Gate
 from mappo.promotion.promotion import TEST, judge, parse_decision, promote
 from mappo.reporting.tables import decision_lines
@@ -35,6 +36,12 @@ def policies(tmp_path_factory):
         return replace(trained, tensors={**trained.tensors, last: bias})
 
     return config, [pushing(force) for force in (-3.0, 0.5, 3.0)]
+
+
+@pytest.fixture(autouse=True)
+def _without_onnx(monkeypatch) -> None:
+    """Promote as where the packages for ONNX are missing, which takes a second less."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
 
 
 @pytest.fixture
@@ -133,6 +140,14 @@ def test_evidence_of_a_champion_has_the_measurements_of_both_policies_on_the_gat
     assert f"| reward_sum, sum over an episode (95 %) | {decision.candidate_measurements['reward_sum']} |" in card
     del evidence["candidate_measurements"], evidence["opponent_measurements"]  # as evidence before 0.6
     assert parse_decision("old", json.dumps(evidence).encode()).candidate_measurements == {}
+
+
+def test_promotion_without_the_packages_for_onnx_says_so_and_exports_the_rest(policies, champions):
+    config, (_, _, best) = policies
+    messages: list[str] = []
+    assert promote(config, best, champions, QUICK, messages.append).action == "promoted"
+    assert [*champions.current().files] == [POLICY, CARD]
+    assert messages[-1].startswith("policy.onnx is not made; missing packages: onnxscript: after pip install")
 
 
 @pytest.fixture(scope="module")

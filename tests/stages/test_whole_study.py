@@ -55,7 +55,7 @@ def study_of(name: str) -> Study:
     return Study.load(Database("sqlite:///runs/studies.db"), name)
 
 
-def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for_more(place, capsys):
+def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_trains_another_best_when_asked_for_more(place, capsys):
     assert tune("--study=first", "--trials=3") == 0
     study = study_of("first")
     directory = Path(study.store)
@@ -79,25 +79,18 @@ def test_tuning_ends_with_a_comparison_on_fresh_seeds_and_goes_on_when_asked_for
     assert {*lines} <= {*capsys.readouterr().out.splitlines()}
     assert "no location for champions was given" in shown
 
-    before = {path.name: (directory / path.name).stat().st_mtime for path in directory.iterdir() if path.is_dir()}
-    assert tune("--study=first", "--trials=4") == 0
-    assert [trial.state for trial in study.trials()] == ["complete"] * 4
-    assert "this run has already finished" in capsys.readouterr().out
-    assert before.keys() < {path.name for path in directory.iterdir()}
-
-
-def test_another_best_is_trained_again_in_runs_of_its_own(place, capsys):
-    assert tune("--study=first", "--trials=2") == 0
-    study = study_of("first")
-    Study.prepare(Database("sqlite:///runs/studies.db"), "first", study.plan, 3)
+    before = {path.name for path in directory.iterdir() if path.is_dir()}
+    Study.prepare(Database("sqlite:///runs/studies.db"), "first", study.plan, 4)
     claim = study.claim("other")
     claim.finish("complete", 1e6)
-    assert tune("--study=first", "--trials=3") == 0
-    directory = Path(study.store)
-    assert len(list(directory.glob("best-0002-*/evaluation.json"))) == 2
+    assert tune("--study=first", "--trials=5") == 0
+    assert [trial.state for trial in study.trials()] == ["complete"] * 5
+    assert "this run has already finished" in capsys.readouterr().out  # those of the default
+    assert before < {path.name for path in directory.iterdir()}
+    assert len(list(directory.glob("best-0003-*/evaluation.json"))) == 2  # another best has runs of its own
     chosen = from_dict(read_json(directory / "best.json"))
     assert chosen.learner.epochs == claim.values["learner.epochs"]
-    assert "1e+06 (trial 2)" in (directory / "study.html").read_text()
+    assert "1e+06 (trial 3)" in (directory / "study.html").read_text()
 
 
 def test_studies_are_listed_shown_exported_and_deleted(place, capsys):
@@ -278,10 +271,15 @@ def test_a_study_in_a_database_elsewhere_is_gone_on_with_from_any_directory(plac
 
 
 def test_a_study_is_resumed_with_more_trials_and_more_time_and_keeps_its_own_settings(place, capsys):
-    gate = ["--champions=champions", "--gate.num-seeds=4", "--gate.episodes-per-seed=5"]
-    assert tune("--study=one", "--trials=2", "--hours=1", *gate) == 0
+    study_config = {
+        "budget": {"num_trials": 2, "hours": 1},
+        "tuning": {"episodes_per_seed": 4, "pruner": "none"},
+        "retraining": {"num_seeds": 2},
+        "gate": {"num_seeds": 4, "episodes_per_seed": 5},
+    }
+    prepare(to_json(CONFIG), "one", "runs", json.dumps(study_config), champions="champions")
+    work_on_study("one")
     decision = Path(study_of("one").store) / "decision.json"
-    decision.unlink()
     assert main(["study", "resume", "one", "--trials=3", "--hours=0.5", "--gate.margin=0.25"]) == 0
     study = study_of("one")
     assert [trial.state for trial in study.trials()] == ["complete"] * 3

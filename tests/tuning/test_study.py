@@ -46,6 +46,22 @@ def database(url):
     database.close()
 
 
+DAY = 86_400
+
+
+class Clock:
+    """The clock of a database, which a test sets ahead or corrects, or lets run on instead of waiting."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch):
+        self.ahead_seconds, right_time = 0.0, database.now
+        monkeypatch.setattr(database, "now", lambda: right_time() + self.ahead_seconds)
+
+
+@pytest.fixture
+def clock(database, monkeypatch):
+    return Clock(database, monkeypatch)
+
+
 new_worker = (f"worker-{number}" for number in itertools.count()).__next__  # returns a new worker's name
 
 
@@ -92,13 +108,13 @@ def test_racing_workers_start_each_trial_once_and_no_more_than_requested(url, da
     assert study.is_settled()
 
 
-def test_another_worker_continues_the_trial_of_a_silent_worker_with_its_number_values_and_curve(database):
+def test_another_worker_continues_the_trial_of_a_silent_worker_with_its_number_values_and_curve(database, clock):
     study = Study.prepare(database, "s", PLAN, 1)
     silent = study.claim("first")
     silent.report_frames(6000, 0.25)
     assert study.claim("second") is None
     assert not study.is_settled()
-    time.sleep(PLAN.tuning.grace_seconds + 1)
+    clock.ahead_seconds += PLAN.tuning.grace_seconds + 1
     continued = study.claim("second")
     assert (continued.number, continued.values) == (silent.number, silent.values)
     with pytest.raises(TrialLost):
@@ -115,7 +131,7 @@ def test_another_worker_continues_the_trial_of_a_silent_worker_with_its_number_v
 def test_a_worker_that_sends_heartbeats_keeps_its_trial_longer_than_the_grace_period(database):
     study = Study.prepare(database, "s", PLAN, 1)
     with study.claim(new_worker()) as claim:
-        deadline = time.monotonic() + 2 * PLAN.tuning.grace_seconds
+        deadline = time.monotonic() + 1.5 * PLAN.tuning.grace_seconds
         while time.monotonic() < deadline:
             assert study.claim("other") is None
             assert not claim.is_lost
@@ -124,11 +140,11 @@ def test_a_worker_that_sends_heartbeats_keeps_its_trial_longer_than_the_grace_pe
     assert states(study) == ["complete"]
 
 
-def test_a_trial_fails_with_the_reason_when_it_lost_more_workers_than_allowed(database):
+def test_a_trial_fails_with_the_reason_when_it_lost_more_workers_than_allowed(database, clock):
     plan = replace(PLAN, tuning=TuningConfig(grace_seconds=3, max_losses=0))
     study = Study.prepare(database, "s", plan, 1)
     study.claim(new_worker())
-    time.sleep(4)
+    clock.ahead_seconds += 4
     assert study.claim(new_worker()) is None
     (trial,) = study.trials()
     assert (trial.state, trial.reason) == (
@@ -198,10 +214,11 @@ def test_a_study_of_an_older_version_whose_plan_lacks_a_field_continues(database
     assert Study.prepare(database, "s", PLAN, 2, session="other").plan == PLAN
 
 
-def test_no_trial_starts_after_the_deadline_but_a_running_trial_may_end(database):
-    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1.0)
+def test_no_trial_starts_after_the_deadline_but_a_running_trial_may_end(database, clock):
+    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=60.0)
     claim = study.claim(new_worker())
-    time.sleep(1.1)
+    clock.ahead_seconds += 61
+    study._heartbeat(claim)
     assert study.claim("other") is None
     claim.finish("complete", 1.0)
     assert study.claim(new_worker()) is None
@@ -209,11 +226,11 @@ def test_no_trial_starts_after_the_deadline_but_a_running_trial_may_end(database
     assert finish(Study.prepare(database, "s", PLAN, 5)) == 1  # requested again, without a deadline
 
 
-def test_the_latest_session_sets_the_deadline_and_a_repeated_request_does_not_postpone_it(database):
-    Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
-    time.sleep(1.2)
-    study = Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=2.0)
-    time.sleep(1.0)
+def test_the_latest_session_sets_the_deadline_and_a_repeated_request_does_not_postpone_it(database, clock):
+    Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=60.0)
+    clock.ahead_seconds += 35
+    study = Study.prepare(database, "s", PLAN, 1, session="run-1", timeout_seconds=60.0)
+    clock.ahead_seconds += 30
     assert study.claim(new_worker()) is None
     Study.prepare(database, "s", PLAN, 1, session="run-2", timeout_seconds=60.0)
     assert [finish(study, new_worker()), finish(study, new_worker())] == [
@@ -223,53 +240,37 @@ def test_the_latest_session_sets_the_deadline_and_a_repeated_request_does_not_po
     assert study.claim(new_worker()) is None
 
 
-def test_a_study_continues_after_its_deadline_when_the_terminal_requests_trials(database):
-    study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=0.5)
-    time.sleep(0.6)
+def test_a_study_continues_after_its_deadline_when_the_terminal_requests_trials(database, clock):
+    study = Study.prepare(database, "s", PLAN, 2, timeout_seconds=60.0)
+    clock.ahead_seconds += 61
     assert study.claim(new_worker()) is None
     study.request_trials()
     assert [finish(study, new_worker()), finish(study, new_worker())] == [0, 1]
     study.request_trials(num_trials=3)
     assert (finish(study, new_worker()), study.num_trials) == (2, 3)
-    study.request_trials(num_trials=4, timeout_seconds=0.5)
-    time.sleep(0.6)
+    study.request_trials(num_trials=4, timeout_seconds=60.0)
+    clock.ahead_seconds += 61
     assert study.claim(new_worker()) is None
 
 
-def test_more_trials_without_a_time_keep_a_deadline_that_has_not_passed(database):
-    study = Study.prepare(database, "s", PLAN, 1, timeout_seconds=1.0)
+def test_more_trials_without_a_time_keep_a_deadline_that_has_not_passed(database, clock):
+    study = Study.prepare(database, "s", PLAN, 1, timeout_seconds=60.0)
     study.request_trials(num_trials=3)
     assert study.num_trials == 3
     assert finish(study, new_worker()) == 0
-    time.sleep(1.1)
+    clock.ahead_seconds += 61
     assert study.claim(new_worker()) is None
 
 
-def test_no_trial_stays_running_when_its_worker_is_lost_near_the_deadline(database):
-    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=2)
+def test_no_trial_stays_running_when_its_worker_is_lost_near_the_deadline(database, clock):
+    study = Study.prepare(database, "s", PLAN, 5, timeout_seconds=1)
     assert study.claim("silent")
-    time.sleep(2.1)
+    clock.ahead_seconds += 1.1
     assert not study.is_settled()  # other workers keep polling, and requeue the trial
-    time.sleep(PLAN.tuning.grace_seconds + 0.5)
+    clock.ahead_seconds += PLAN.tuning.grace_seconds + 0.5
     assert study.claim("other") is None
     assert states(study) == ["waiting"]
     assert study.is_settled()
-
-
-DAY = 86_400
-
-
-class Clock:
-    """The clock of a database, which a test sets ahead or corrects."""
-
-    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch):
-        self.ahead_seconds, right_time = 0.0, database.now
-        monkeypatch.setattr(database, "now", lambda: right_time() + self.ahead_seconds)
-
-
-@pytest.fixture
-def clock(database, monkeypatch):
-    return Clock(database, monkeypatch)
 
 
 def test_a_trial_whose_worker_was_killed_while_the_clock_was_ahead_is_requeued(database, clock):

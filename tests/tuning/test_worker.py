@@ -41,7 +41,7 @@ from tests.support.services import free_ports, postgres, wait
 CONFIG = override(from_dict(TINY), {"collection": {"total_frames": 720}, "selection": {"interval_iterations": 1}})
 TUNING = TuningConfig(evaluation_seeds=(5, 6), episodes_per_seed=4, grace_seconds=4, pruner="none")
 PLAN = Plan(CONFIG, default_space(CONFIG), TUNING)
-LONG = replace(PLAN, config=override(CONFIG, {"collection": {"total_frames": 2400}}))  # some seconds a trial
+LONG = replace(PLAN, config=override(CONFIG, {"collection": {"total_frames": 1440}}))  # a few seconds a trial
 
 
 @pytest.fixture(scope="module")
