@@ -9,9 +9,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import override
 from mappo.environment.environment import make_environment
-from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.keys import ACTION, MEMORY, OBSERVATION, next_key
 from mappo.environment.random_streams import Stream
 from mappo.errors import CheckpointError
+from mappo.learning.memory import remembering
 from mappo.learning.networks import make_networks
 from mappo.promotion.export import export_policy, model_card
 from mappo.runs.checkpoint import restore_networks
@@ -27,7 +28,7 @@ BARE = textwrap.dedent(
 
     for directory in map(str.strip, sys.stdin):
         policy = torch.export.load(f"{directory}/policy.pt2").module()
-        torch.save(policy(torch.load(f"{directory}/observations.pt")), f"{directory}/actions.pt")
+        torch.save(policy(*torch.load(f"{directory}/inputs.pt")), f"{directory}/outputs.pt")
         print("done", flush=True)
     """
 )
@@ -50,26 +51,42 @@ def pytorch():
         {"environment": {"actions": "multi-discrete"}},
         {"networks": {"share_policy": False, "normalise_observations": True}},
         {"networks": {"critic": "own"}},
+        {"networks": {"memory": "gru", "memory_size": 5}},
+        {"networks": {"memory": "gru", "share_policy": False}, "environment": {"actions": "discrete"}},
         {"environment": {"scenario": "tests.support.scenarios:MoveAndSpeak", "scenario_kwargs": {}}},
         {"environment": {"scenario_kwargs": {"n_agents": 1}}},
     ],
-    ids=["continuous", "discrete", "multi-discrete", "own-networks", "own-critic", "speech", "one-agent"],
+    ids=[
+        "continuous",
+        "discrete",
+        "multi-discrete",
+        "own-networks",
+        "own-critic",
+        "memory",
+        "own-memories",
+        "speech",
+        "one-agent",
+    ],
 )
 def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tiny, tmp_path, pytorch, change):
-    """Use another number of environments than in the export, and the observations of a whole episode."""
+    """Use another number of environments than in the export, and the frames of a whole episode."""
     config = override(tiny, {**change, "collection": {"total_frames": 120}})
     checkpoint = train_here(config, tmp_path / "run")
     environment = make_environment(config.environment, 5, 3, Stream.EVALUATION, torch.device("cpu"))
     networks = make_networks(config.networks, environment)
     restore_networks(checkpoint, networks)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        episode = environment.rollout(8, networks.policy, break_when_any_done=False)
-    torch.save(episode[OBSERVATION].flatten(0, 1), tmp_path / "observations.pt")
+        episode = environment.rollout(8, remembering(networks.policy), break_when_any_done=False)
+    inputs, outputs = [OBSERVATION], [ACTION]
+    if networks.has_memory:
+        inputs, outputs = [OBSERVATION, MEMORY], [ACTION, next_key(MEMORY)]
+    torch.save([episode[key].flatten(0, 1) for key in inputs], tmp_path / "inputs.pt")
     (tmp_path / "policy.pt2").write_bytes(export_policy(checkpoint))
     print(tmp_path, file=pytorch.stdin, flush=True)
     assert pytorch.stdout.readline() == "done\n"
-    actions = torch.load(tmp_path / "actions.pt")
-    torch.testing.assert_close(actions, episode[ACTION].flatten(0, 1), rtol=1e-5, atol=1e-6)
+    results = torch.load(tmp_path / "outputs.pt")
+    for key, result in zip(outputs, results if networks.has_memory else [results], strict=True):
+        torch.testing.assert_close(result, episode[key].flatten(0, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_networks_that_do_not_fit_their_task_are_refused(checkpoint):
@@ -89,5 +106,10 @@ def test_model_card_describes_the_policy_and_its_results(checkpoint):
     ):
         assert text.replace('"', "'") in card
     assert "multi-agent proximal policy optimisation (MAPPO)" in card
+    assert "actions = policy(observations)" in card
+    recurrent = override(checkpoint.config, {"networks": {"memory": "gru", "memory_size": 5}})
+    card_with_memory = model_card(replace(checkpoint, config=recurrent), "", {})
+    for text in ("(MAPPO) with recurrent networks", "observations.shape[1], 5)", "= policy(observations, memory)"):
+        assert text in card_with_memory
     own = override(checkpoint.config, {"networks": {"critic": "own"}})
     assert "independent proximal policy optimisation (IPPO)" in model_card(replace(checkpoint, config=own), "", {})
