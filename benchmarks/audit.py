@@ -47,7 +47,7 @@ def _measure(name: str, iterations: int) -> None:
         collector = LocalCollector(config, _CPU, "fast")
         networks = make_networks(config.networks, collector.environment)
         learner = Learner(config.learner, networks, config.collection.num_iterations, update="fast")
-        collector.begin(networks.policy)
+        collector.begin(networks.player)
         audits: list[float] = []
         check = Audit.check
 
@@ -60,7 +60,7 @@ def _measure(name: str, iterations: int) -> None:
         collects, learns = [], []
         for _ in range(iterations + 1):
             start, audited = time.perf_counter(), sum(audits)
-            batch = collector.collect(networks.policy)
+            batch = collector.collect(networks.player)
             middle = time.perf_counter()
             learner.update(batch)
             collects.append(middle - start - (sum(audits) - audited))

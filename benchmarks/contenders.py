@@ -64,6 +64,8 @@ class Contender:
         Raises:
             FileNotFoundError: the program is not installed; the message names the command that installs it.
         """
+        if config.networks.has_memory and program != "mappo":
+            raise ValueError(f"{program} has no memory here: leave it out of the contenders")
         self._python, self._module = PROGRAMS[program]
         if not self._python.exists():
             raise FileNotFoundError(f"{self._python} does not exist; install it with: make bench")

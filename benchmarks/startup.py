@@ -22,7 +22,7 @@ from mappo.training.training_state import begin_training, initial_progress
 import torch
 config = override(recipe("navigation"), {"collection": {"rollout_frames": 1}, "learner": {"minibatch_frames": 1}})
 training = begin_training(config, initial_progress(config, None), None, torch.device("cpu"))
-training.collector.collect(training.networks.policy)
+training.collector.collect(training.networks.player)
 """
 _PEERS = "import torchrl.envs.libs.vmas, torchrl.modules, torchrl.objectives, vmas"
 COMMANDS = {

@@ -4,6 +4,7 @@
     python -m benchmarks.throughput benchmarl-fine-tuned --iterations 2
     python -m benchmarks.throughput navigation --learner.epochs 5  any recipe of navigation; flags change it
     python -m benchmarks.throughput navigation --contenders "mappo plain,mappo 2 processes"
+    python -m benchmarks.throughput navigation --contenders "mappo plain,plain memory"     what a memory costs
 
 Contenders take turns, iteration by iteration; a ratio compares iterations of the same turn. At the end, the
 same code evaluates all contenders on the same 128 episodes, while the clock is stopped. At equal
@@ -24,6 +25,7 @@ from mappo.cli.arguments import add_config_arguments, changes_from_arguments, da
 from mappo.config import ExperimentConfig, merged, override
 from mappo.recipes import RECIPES, recipe
 
+_MEMORY = {"networks": {"memory": "gru"}}
 _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "BenchMARL": ("BenchMARL", {}),
     "TorchRL": ("TorchRL", {}),
@@ -32,6 +34,8 @@ _CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {  # program, changes
     "mappo fast": ("mappo", FAST),
     "mappo mixed": ("mappo", MIXED),
     "mappo 2 processes": ("mappo", merged(PLAIN, {"collection": {"processes": 2}})),
+    "plain memory": ("mappo", merged(PLAIN, _MEMORY)),
+    "fast memory": ("mappo", merged(FAST, _MEMORY)),
 }
 _DEFAULT_CONTENDERS = ("BenchMARL", "TorchRL", "mappo", "mappo plain", "mappo fast", "mappo mixed")
 
@@ -57,7 +61,7 @@ def main() -> None:
         "--contenders",
         default=",".join(_DEFAULT_CONTENDERS),
         metavar="NAME,...",
-        help=f"some of {', '.join(_CONTENDERS)} (default: all but the last)",
+        help=f"some of {', '.join(_CONTENDERS)} (default: {', '.join(_DEFAULT_CONTENDERS)})",
     )
     parser.add_argument(
         "--tolerance",

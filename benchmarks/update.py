@@ -54,6 +54,8 @@ def main() -> None:
     )
     arguments = parser.parse_args(dashed(sys.argv[1:]))
     config = override(recipe(arguments.recipe), *changes_from_arguments(arguments))
+    if config.networks.has_memory:
+        parser.error("the bound has no memory: measure memory with python -m benchmarks.throughput")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     gradients = {update: _gradients(config, update) for update in _UPDATES}
     ways = {f"{name} {update}": way for update in _UPDATES for name, way in _ways(config, update).items()}

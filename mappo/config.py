@@ -91,7 +91,7 @@ class EnvironmentConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class NetworksConfig:
-    """The actor and the critic: two separate multi-layer perceptrons with equal hidden layers."""
+    """The actor and the critic: two separate networks with equal hidden layers, with or without a memory."""
 
     hidden_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=65536)], ...],
@@ -124,13 +124,29 @@ class NetworksConfig:
             "deviation of the value targets, as in the MAPPO paper"
         ),
     ] = False
+    memory: Annotated[
+        Literal["none", "gru"],
+        Field(
+            description="memory of the actor and the critic within an episode: none, or a gated recurrent unit "
+            "(gru), for tasks in which an observation does not tell all that matters"
+        ),
+    ] = "none"
+    memory_size: Annotated[
+        int, Field(ge=1, le=65536, description="units of the memory, which are numbers between -1 and 1")
+    ] = 32
+
+    @property
+    def has_memory(self) -> bool:
+        """Return whether the networks remember earlier frames of an episode."""
+        return self.memory != "none"
 
     @property
     def algorithm(self) -> str:
-        """The name of the learning algorithm, which depends on what the critic sees."""
+        """The name of the learning algorithm, which depends on what the critic sees and on the memory."""
+        name = "independent proximal policy optimisation (IPPO)"
         if self.critic == "central":
-            return "multi-agent proximal policy optimisation (MAPPO)"
-        return "independent proximal policy optimisation (IPPO)"
+            name = "multi-agent proximal policy optimisation (MAPPO)"
+        return f"{name} with recurrent networks" if self.has_memory else name
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -153,6 +169,15 @@ class LearnerConfig:
     minibatch_frames: Annotated[
         int, Field(ge=1, description="frames in the minibatch of one optimiser step; at most those of one batch")
     ] = 500
+    chunk_frames: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="frames in a row through which networks with a memory are trained; minibatches hold whole "
+            "chunks; without a memory, this has no effect",
+        ),
+    ] = 10
     learning_rate: Annotated[
         float,
         Field(
@@ -356,6 +381,20 @@ class ExperimentConfig:
                 f"learner.minibatch_frames = {self.learner.minibatch_frames}: a batch has only {batch} frames "
                 f"(collection.num_envs x collection.rollout_frames); choose at most {batch}"
             )
+        if self.networks.has_memory:
+            self._require_whole_chunks()
+
+    def _require_whole_chunks(self) -> None:
+        chunk = self.learner.chunk_frames
+        for name, frames in (
+            ("collection.rollout_frames", self.collection.rollout_frames),
+            ("learner.minibatch_frames", self.learner.minibatch_frames),
+        ):
+            if frames % chunk:
+                raise ConfigError(
+                    f"{name} = {frames}: not a multiple of learner.chunk_frames = {chunk}; networks with a memory "
+                    "are trained on whole chunks: choose a multiple, or another length of chunks"
+                )
 
 
 def to_json(config: ExperimentConfig) -> str:

@@ -80,6 +80,19 @@ def swarm() -> ExperimentConfig:
     )
 
 
+def recall() -> ExperimentConfig:
+    """Train two agents with a memory to go to the side that a cue in the first frame of an episode named.
+
+    Measured: 137 s beside much other work; return 1.00 [1.00, 1.00], random 0.50 [0.47, 0.54].
+    """
+    return ExperimentConfig(
+        environment=EnvironmentConfig(scenario="recall", scenario_kwargs={"n_agents": 2}, max_episode_frames=15),
+        networks=NetworksConfig(hidden_sizes=(64, 64), memory="gru"),
+        learner=LearnerConfig(gae_lambda=0.95),
+        collection=CollectionConfig(total_frames=60_000),
+    )
+
+
 def seed_document() -> ExperimentConfig:
     """Train the swarm for 100,000 frames in batches of 1,000, with minibatches of 64 and 10 epochs.
 
@@ -155,6 +168,7 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
         navigation_ippo,
         balance,
         swarm,
+        recall,
         seed_document,
         benchmarl_base,
         benchmarl_fine_tuned,

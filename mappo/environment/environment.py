@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.utils import MarlGroupMapType
@@ -23,7 +24,7 @@ from vmas.simulator.scenario import BaseScenario
 from mappo.compute.resources import free_memory_bytes, gibibytes
 from mappo.config import EnvironmentConfig, ExperimentConfig
 from mappo.environment.groups import Group, Shape, find_groups
-from mappo.environment.keys import EPISODE_RETURN, REWARD
+from mappo.environment.keys import EPISODE_RETURN, OBSERVATION, REWARD
 from mappo.environment.known_scenarios import require_known_scenario, scenario_modules
 from mappo.environment.random_streams import (
     Stream,
@@ -44,7 +45,7 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
         ConfigError: less memory is free.
     """
     frame = make_environment(config.environment, 1, 0, Stream.TRAINING, device).fake_tensordict()
-    needed: int = 2 * frame.bytes() * config.collection.frames_per_batch
+    needed: int = 2 * (frame.bytes() + _bytes_of_memory(config, frame)) * config.collection.frames_per_batch
     free = free_memory_bytes(device)
     if needed > free:
         raise ConfigError(
@@ -53,6 +54,13 @@ def require_memory_for_batch(config: ExperimentConfig, device: torch.device) -> 
             f"{gibibytes(needed)}, but {gibibytes(free)} are free on {device}; collect fewer frames at once"
         )
     return needed
+
+
+def _bytes_of_memory(config: ExperimentConfig, frame: TensorDictBase) -> int:
+    """Return the bytes that networks with a memory add to a frame, which is of one environment."""
+    agents, networks = frame[OBSERVATION].shape[-2], config.networks
+    rows = agents + (1 if networks.critic == "central" else agents)
+    return 4 * rows * networks.memory_size if networks.has_memory else 0
 
 
 _issued_warnings: set[str] = set()  # messages of scenarios that this process has issued already

@@ -1,6 +1,6 @@
 """The batch that collects the frames of all environments."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -21,16 +21,16 @@ def nested(tensors: Mapping[Key, Tensor], batch_size: list[int]) -> TensorDictBa
 class Frames:
     """A batch [envs, time] that is filled frame by frame [envs]; no second copy of a frame is kept."""
 
-    def __init__(self, rollout_frames: int):
-        self._rollout_frames = rollout_frames
+    def __init__(self, rollout_frames: int, keys: Sequence[Key] = FRAME):
+        self._rollout_frames, self._keys = rollout_frames, keys
         self._batch: dict[Key, Tensor] = {}
         self._rows: Iterator[tuple[Tensor, ...]] = iter(())  # views of the batch, one tuple for each frame
 
     def append(self, frame: Mapping[Key, Tensor] | TensorDictBase) -> None:
-        """Copy the tensors of `FRAME` into the batch; other outputs of the policy are dropped."""
-        values = [frame[key] for key in FRAME]
+        """Copy the tensors of the batch's keys into the batch; other outputs of the policy are dropped."""
+        values = [frame[key] for key in self._keys]
         if not self._batch:
-            for key, value in zip(FRAME, values, strict=True):
+            for key, value in zip(self._keys, values, strict=True):
                 self._batch[key] = value.new_empty(len(value), self._rollout_frames, *value.shape[1:])
             self._rows = zip(*(value.unbind(1) for value in self._batch.values()), strict=True)
         copy_tensors(next(self._rows), values)

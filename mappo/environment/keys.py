@@ -7,8 +7,13 @@ EPISODE_RETURN = ("agents", "episode_return")  # [envs, time, agents, 1], summed
 STEP_COUNT = "step_count"  # [envs, time, 1], frames since the reset
 DONE, TERMINATED, TRUNCATED = "done", "terminated", "truncated"  # [envs, time, 1] each
 
+# The memory before a frame, of networks that have one; the networks write the memory after it under "next".
+MEMORY = ("agents", "memory")  # [envs, time, agents, units], of the policy
+CRITIC_MEMORY = "critic_memory"  # [envs, time, rows, units]; one row for a central critic, else one for each agent
+
 Key = str | tuple[str, ...]
 CARRIED: tuple[Key, ...] = (OBSERVATION, EPISODE_RETURN, STEP_COUNT, DONE, TERMINATED, TRUNCATED)  # between frames
+MEMORIES: tuple[Key, ...] = (MEMORY, CRITIC_MEMORY)  # also carried between frames
 FOLLOWING: tuple[Key, ...] = (*CARRIED, REWARD)  # the result of a frame, under "next"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mappo.config import EnvironmentConfig
 from mappo.errors import ConfigError
 
-_OWN = "swarm"  # the scenario of this package
+_OWN = ("recall", "swarm")  # the scenarios of this package
 _FOLDERS = ("", "mpe", "debug")  # of vmas.scenarios
 _NOT_FOR_SCENARIOS = {  # arguments of VMAS and of TorchRL's wrapper, which only `environment` may set
     *("batch_dim", "clamp_actions", "categorical_actions", "continuous_actions", "device", "dict_spaces"),
@@ -50,7 +50,7 @@ def require_known_scenario(config: EnvironmentConfig) -> None:
 def scenario_modules() -> dict[str, str]:
     """Return the modules of all scenarios that have a name, by name."""
     return {
-        _OWN: "mappo.environment.scenarios.swarm",
+        **{name: f"mappo.environment.scenarios.{name}" for name in _OWN},
         **{
             file.stem: ".".join(filter(None, ["vmas.scenarios", folder, file.stem]))
             for folder in _FOLDERS

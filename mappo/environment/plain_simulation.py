@@ -7,7 +7,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.environment.frames import Frames, require_finite_observations
-from mappo.environment.keys import OBSERVATION
+from mappo.environment.keys import DONE, FRAME, MEMORIES, OBSERVATION, next_key
 
 
 class PlainSimulation:
@@ -28,17 +28,22 @@ class PlainSimulation:
         """Collect a batch [envs, rollout_frames] from `carried` [envs]; return it and the next `carried`.
 
         `carried` holds the observations that await an action, step counts and sums of rewards. The first one
-        is the result of `reset()`. A batch continues the episodes of the previous batch. Frames are
-        contiguous in time, so that advantages can be computed on the batch without reordering.
+        is the result of `reset()`, with the first memory of a policy that has one. A batch continues the episodes
+        of the previous batch. Frames are contiguous in time, so that advantages can be computed on the batch
+        without reordering.
 
         Raises:
             NonFiniteObservation: an observation is not finite; the message names the environment and the agent.
         """
-        frames = Frames(rollout_frames)
         names = list(carried.keys(True, True))
+        memories = [key for key in MEMORIES if key in names]
+        frames = Frames(rollout_frames, (*FRAME, *memories))
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             for _ in range(rollout_frames):
                 require_finite_observations(carried[OBSERVATION])
                 frame, carried = self._environment.step_and_maybe_reset(policy(carried))
                 frames.append(frame)
+                done = frame[next_key(DONE)]
+                for key in memories:
+                    carried[key] = frame[next_key(key)].masked_fill(done.unsqueeze(-1), 0)
         return frames.batch(), carried.select(*names)

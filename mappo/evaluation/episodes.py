@@ -20,6 +20,7 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NoHeuristic, NonFiniteReturn, NotFaithful
 from mappo.fast_simulation.making import make_fast_simulation, most_operations
 from mappo.fast_simulation.simulation import FastSimulation
+from mappo.learning.memory import remembering
 from mappo.learning.networks import make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
@@ -46,7 +47,7 @@ def trained_policy(config: ExperimentConfig, checkpoint: Checkpoint) -> PolicyOf
         environment = make_environment(config.environment, 1, 0, Stream.EVALUATION, device)
         networks = make_networks(config.networks, environment)
         restore_networks(checkpoint, networks)
-    return lambda _: networks.policy
+    return lambda _: remembering(networks.policy)
 
 
 def play_episodes(

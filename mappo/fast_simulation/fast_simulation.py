@@ -7,7 +7,7 @@ compared with the plain environment before it is used. docs/fast-simulation.md e
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -59,10 +59,16 @@ class FastEnvironment:
         environment: EnvBase,
         max_episode_frames: int,
         policies: Iterable["CompiledPolicy"] = (),
+        memories: Sequence[Key] = (),
     ):
-        """Play in the simulation of this environment. Policies other than these are compiled when they play."""
+        """Play in the simulation of this environment. Policies other than these are compiled when they play.
+
+        memories: the keys of the memory that the policies carry from frame to frame.
+        """
         self._simulation, self._environment, self._max_frames = simulation, environment, max_episode_frames
         self._policies = {compiled.policy: compiled for compiled in policies}
+        self._memories = tuple(memories)
+        self._carried_keys, self._frame_keys = (*CARRIED, *memories), (*FRAME, *memories)
         self._frame_functions: dict[TensorDictModuleBase, Function] = {}  # by policy
 
     def reset(self) -> TensorDictBase:
@@ -87,8 +93,9 @@ class FastEnvironment:
             NonFiniteObservation: an observation is not finite; the message names the environment and the agent.
             SimulationDiffers: an audit shows that the fast simulation no longer equals the plain one.
         """
-        play, simulation, frames = self._frame_function(policy), carried["simulation"], Frames(rollout_frames)
-        outputs, state = {key: carried[key] for key in CARRIED}, dict(simulation["state"].items())
+        play, simulation = self._frame_function(policy), carried["simulation"]
+        frames = Frames(rollout_frames, self._frame_keys)
+        outputs, state = {key: carried[key] for key in self._carried_keys}, dict(simulation["state"].items())
         pool = FreshStatePool.from_tensors(
             dict(simulation["fresh"].items()), simulation["fresh_observation"], simulation["is_taken"]
         )
@@ -98,7 +105,7 @@ class FastEnvironment:
             before = {name: value.clone() for name, value in state.items()} if is_audited else {}
             results = iter(play(*self._flatten(outputs, state, pool.fresh)))
             outputs, state, fresh = self._unflatten(results)
-            frame = _named(FRAME, results)
+            frame = _named(self._frame_keys, results)
             frames.append(frame)
             if is_audited:
                 self._simulation.audit.check(before, frame[ACTION])
@@ -114,15 +121,16 @@ class FastEnvironment:
         """Return the tensors that one frame passes to the next, in a fixed order."""
         states = (state[name] for name in self._simulation.names)
         fresh_states = (fresh.state[name] for name in self._simulation.resets)
-        return [*(outputs[key] for key in CARRIED), *states, *fresh_states, fresh.observation, fresh.num_taken]
+        carried = (outputs[key] for key in self._carried_keys)
+        return [*carried, *states, *fresh_states, fresh.observation, fresh.num_taken]
 
     def _unflatten(self, flat: Iterator[Tensor]) -> tuple[dict[Key, Tensor], StepState, FreshStates]:
         """Return the arguments of `_flatten` from the next tensors."""
-        outputs, state = _named(CARRIED, flat), _named(self._simulation.names, flat)
+        outputs, state = _named(self._carried_keys, flat), _named(self._simulation.names, flat)
         return outputs, state, FreshStates(_named(self._simulation.resets, flat), next(flat), next(flat))
 
     def _frame_function(self, policy: TensorDictModuleBase) -> Function:
-        """Return the function of one frame: flat tensors before -> flat tensors after, then the FRAME tensors."""
+        """Return the function of one frame: flat tensors before -> flat tensors after, then those of the batch."""
         if policy not in self._frame_functions:
             play = self._make_frame_function(policy)
             is_fast = self._simulation.way == "fast"
@@ -130,17 +138,22 @@ class FastEnvironment:
         return self._frame_functions[policy]
 
     def _make_frame_function(self, policy: TensorDictModuleBase) -> Function:
-        act = self._policies.get(policy) or CompiledPolicy(policy, self._environment, self._simulation.way)
+        act = self._policies.get(policy) or CompiledPolicy(
+            policy, self._environment, self._simulation.way, self._memories
+        )
 
         def play(*flat: Tensor) -> list[Tensor]:
             outputs, state, fresh = self._unflatten(iter(flat))
-            action = act(outputs[OBSERVATION])
+            action, *memories = act(outputs[OBSERVATION], *(outputs[key] for key in self._memories))
             state, *step_results = self._simulation.step(state, action)
-            next_outputs = self._outputs_of_step(outputs, *step_results)
+            next_outputs = {
+                **self._outputs_of_step(outputs, *step_results),
+                **dict(zip(self._memories, memories, strict=True)),
+            }
             frame = {**outputs, ACTION: action, **{next_key(key): value for key, value in next_outputs.items()}}
             return [
                 *self._flatten(*self._reset_finished(next_outputs, state, fresh)),
-                *(frame[key] for key in FRAME),
+                *(frame[key] for key in self._frame_keys),
             ]
 
         return play
@@ -153,7 +166,7 @@ class FastEnvironment:
         state, observation, fresh = self._simulation.reset_finished(done, state, outputs[OBSERVATION], fresh)
         if fresh is previous:
             return outputs, state, fresh
-        zeroed = {key: outputs[key].masked_fill(rows_like(done, outputs[key]), 0) for key in CARRIED}
+        zeroed = {key: outputs[key].masked_fill(rows_like(done, outputs[key]), 0) for key in self._carried_keys}
         return {**zeroed, OBSERVATION: observation}, state, fresh
 
     def _outputs_of_step(
@@ -174,25 +187,29 @@ class FastEnvironment:
 
 
 class CompiledPolicy:
-    """A policy as a traced function from observations to sampled actions."""
+    """A policy as a traced function: observations and memories -> sampled actions and the next memories."""
 
-    def __init__(self, policy: TensorDictModuleBase, environment: EnvBase, way: Way):
+    def __init__(self, policy: TensorDictModuleBase, environment: EnvBase, way: Way, memories: Sequence[Key] = ()):
+        """Wrap the policy. `memories` are the keys of the memory that it carries from frame to frame."""
         self.policy = policy
 
-        def act(observation: Tensor) -> list[Tensor]:
+        def act(observation: Tensor, *before: Tensor) -> list[Tensor]:
+            state = TensorDict({OBSERVATION: observation}, batch_size=[len(observation)])
+            for key, memory in zip(memories, before, strict=True):
+                state[key] = memory
             with set_exploration_type(ExplorationType.RANDOM):
-                return [policy(TensorDict({OBSERVATION: observation}, batch_size=[len(observation)]))[ACTION]]
+                acted = policy(state)
+            return [acted[ACTION], *(acted[next_key(key)] for key in memories)]
 
         self._act = TracedFunction(act, policy, environment.device, way)
 
-    def __call__(self, observation: Tensor) -> Tensor:
-        """Return the actions of all agents."""
-        (action,) = self._act(observation)
-        return action
+    def __call__(self, observation: Tensor, *memories: Tensor) -> Sequence[Tensor]:
+        """Return the actions of all agents, and the memories after the frame."""
+        return self._act(observation, *memories)
 
-    def prepare(self, environment: EnvBase) -> None:
+    def prepare(self, environment: EnvBase, *memories: Tensor) -> None:
         """Start to compile for all environments of the batch."""
-        self._act.prepare(environment.fake_tensordict()[OBSERVATION])
+        self._act.prepare(environment.fake_tensordict()[OBSERVATION], *memories)
 
     def wait(self) -> None:
         """Wait until the policy is compiled; raise `CompilationFailed` if that fails."""
@@ -211,9 +228,15 @@ def _carried(outputs: TensorDictBase, state: StepState, pool: FreshStatePool) ->
 
 
 def choose_simulation(
-    config: ExperimentConfig, environment: EnvBase, simulation: Simulation, policy: TensorDictModuleBase
+    config: ExperimentConfig,
+    environment: EnvBase,
+    simulation: Simulation,
+    policy: TensorDictModuleBase,
+    memories: Mapping[Key, Tensor],
 ) -> tuple[PlainSimulation | FastEnvironment, str]:
     """Return the simulation of this kind, in which the policy will act, and a line for the log.
+
+    memories: the memory of the policy at the start of episodes, by key; empty for a policy without memory.
 
     If the scenario cannot be compiled, the plain simulation replaces the fast one. Only the configuration and
     the versions of libraries decide this, because a checkpoint of one simulation cannot be restored in the
@@ -226,8 +249,8 @@ def choose_simulation(
         return PlainSimulation(environment), ""
     started = time.perf_counter()
     _log.info("the simulation of %s is traced and checked against VMAS", config.environment.scenario)
-    compiled = CompiledPolicy(policy, environment, "fast")
-    compiled.prepare(environment)
+    compiled = CompiledPolicy(policy, environment, "fast", tuple(memories))
+    compiled.prepare(environment, *memories.values())
     try:
         made = make_fast_simulation(config.environment, environment, most_operations=most_operations(config))
     except NotFaithful as reason:
@@ -235,7 +258,8 @@ def choose_simulation(
         return PlainSimulation(environment), note
     compiled.wait()
     seconds = time.perf_counter() - started
-    fast = FastEnvironment(made, environment, config.environment.max_episode_frames, [compiled])
+    max_frames = config.environment.max_episode_frames
+    fast = FastEnvironment(made, environment, max_frames, [compiled], tuple(memories))
     return fast, f"the simulation is fast: compiled and checked in {seconds:.0f} s"
 
 

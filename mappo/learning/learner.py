@@ -21,10 +21,22 @@ from mappo.compute.computation import Way
 from mappo.compute.cuda_graphs import CudaGraphed
 from mappo.compute.traced_function import TracedFunction
 from mappo.config import LearnerConfig
+from mappo.environment.frames import nested
 from mappo.environment.groups import Group, merged
-from mappo.environment.keys import ACTION, DONE, OBSERVATION, REWARD, TERMINATED, next_key
+from mappo.environment.keys import (
+    ACTION,
+    DONE,
+    MEMORIES,
+    OBSERVATION,
+    REWARD,
+    STEP_COUNT,
+    TERMINATED,
+    Key,
+    next_key,
+)
 from mappo.errors import NonFiniteLoss
 from mappo.learning.gradients import Gradients, GroupLoss
+from mappo.learning.memory import UNROLLED_INPUTS, estimates, first_memory, in_chunks, unrolled
 from mappo.learning.networks import VALUE, GroupNetworks, Networks, observed
 
 LOG_PROB = ("agents", "action_log_prob")  # [envs, time, agents], of the collecting policy
@@ -103,10 +115,14 @@ class Learner:
         # Adam itself skips steps while its flag `found_inf` (meant for GradScaler) is 1: the host need not wait.
         self._found_inf = self.optimiser.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
         self._gae = _make_gae(config)
-        self._losses = [_make_loss(config, part) for part in networks.parts]
+        self._losses = [_make_loss(config, part, networks.has_memory) for part in networks.parts]
+        # The number of frames in a row of minibatches; with a memory, rows are chunks of frames.
+        self._row_frames = config.chunk_frames if networks.has_memory else 1
+        self._memories = MEMORIES if networks.has_memory else ()
+        self._inputs = (*LOSS_INPUTS, *UNROLLED_INPUTS) if networks.has_memory else LOSS_INPUTS
         self._gradients = Gradients(
             self._losses,
-            in_keys=LOSS_INPUTS,
+            in_keys=self._inputs,
             outputs=LOSS_OUTPUTS,
             max_norm=config.max_gradient_norm,
             way=update,
@@ -118,21 +134,26 @@ class Learner:
     def prepare(self, frame: TensorDictBase, batch_frames: int) -> None:
         """Start to compile the update of batches of `batch_frames` frames; without this, the first update does.
 
-        frame: a frame of the environment, whose numbers do not matter.
+        frame: a frame of the environment [envs], whose numbers do not matter.
         """
         observation, action = frame[OBSERVATION][0], frame[ACTION][0]
         value = observation.new_zeros(len(observation), 1)
-        like = {
-            **dict.fromkeys(LOSS_INPUTS, value),
+        like: dict[Key, Tensor] = {
+            **dict.fromkeys(self._inputs, value),
             OBSERVATION: observation,
             ACTION: action,
             LOG_PROB: value[:, 0],
+            STEP_COUNT: frame[STEP_COUNT][0],
+            **{key: memory[0] for key, memory in first_memory(self.networks.player, 1).items()},
         }
         size = self.config.minibatch_frames
         for frames in {min(size, batch_frames), batch_frames % size} - {0}:
-            inputs = {key: like[key].new_zeros(frames, *like[key].shape) for key in LOSS_INPUTS}
-            self._gradients.prepare(*inputs.values())
-            self._estimates.prepare(inputs[OBSERVATION], inputs[OBSERVATION], inputs[ACTION])
+            zeros = {key: tensor.new_zeros(1, frames, *tensor.shape) for key, tensor in like.items()}
+            minibatch = self._in_rows(nested(zeros, [1, frames]))
+            self._gradients.prepare(*(minibatch[key] for key in self._inputs))
+            self._estimates.prepare(
+                *(zeros[key][0] for key in (OBSERVATION, OBSERVATION, ACTION, *self._memories))
+            )
 
     def wait(self) -> None:
         """Wait for everything that is being compiled.
@@ -146,10 +167,10 @@ class Learner:
     def update(self, batch: TensorDictBase) -> Losses:
         """Improve the networks on a contiguous batch [envs, time] and return the losses.
 
-        Advantages are estimated first, on the batch in order of time; then frames are shuffled into
-        minibatches. Every epoch visits every frame once. The last minibatch of an epoch is smaller if the
-        frames do not divide evenly. The observation moments are updated last, so that the first step uses the
-        networks that collected the batch.
+        Advantages are estimated first, on the batch in order of time; then frames, or chunks of frames for
+        networks with a memory, are shuffled into minibatches. Every epoch visits every frame once. The last
+        minibatch of an epoch is smaller if the frames do not divide evenly. The observation moments are updated
+        last, so that the first step uses the networks that collected the batch.
 
         Raises:
             NonFiniteLoss: a loss term is NaN or infinite; the parameters are those of the last finite step.
@@ -224,7 +245,7 @@ class Learner:
     @torch.no_grad()
     def _estimate(self, batch: TensorDictBase) -> None:
         """Write values, targets, advantages and log-probabilities into the batch [envs, time]."""
-        frames = (batch[key] for key in (OBSERVATION, next_key(OBSERVATION), ACTION))
+        frames = (batch[key] for key in (OBSERVATION, next_key(OBSERVATION), ACTION, *self._memories))
         batch[VALUE], batch[next_key(VALUE)], batch[LOG_PROB] = self._map_minibatches(self._estimates, *frames)
         self._gae(batch)
 
@@ -239,13 +260,18 @@ class Learner:
         return [output.reshape(*tensors[0].shape[:2], *output.shape[1:]) for output in outputs]
 
     def _prepare_frames(self, batch: TensorDictBase) -> TensorDictBase:
-        """Return the batch's frames [envs x time], with values and advantages in the units of the losses."""
+        """Return the batch's frames or chunks, with values and advantages in the units of the losses."""
         self._standardise_values(batch)
         if self.config.advantage_normalisation == "batch":
             batch[ADVANTAGE] = self._by_group(standardise, batch[ADVANTAGE])
         if self.config.advantage_normalisation == "agent":
             batch[ADVANTAGE] = standardise(batch[ADVANTAGE], per_agent=True)
-        return batch.select(*LOSS_INPUTS).reshape(-1)
+        return self._in_rows(batch)
+
+    def _in_rows(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return what the loss reads of a batch [envs, time] as rows of minibatches: frames or chunks."""
+        inputs = batch.select(*self._inputs)
+        return in_chunks(inputs, self._row_frames) if self.networks.has_memory else inputs.reshape(-1)
 
     def _standardise_values(self, batch: TensorDictBase) -> None:
         """Convert values and targets to standardised units, if the critic predicts standardised values.
@@ -288,14 +314,16 @@ class Learner:
         return together if len(groups) == 1 else {**together, **explained, **entropy}
 
     def _shuffled(self, frames: TensorDictBase) -> Iterable[tuple[Tensor, ...]]:
-        """Return the minibatches of one epoch, which hold every frame once in random order."""
+        """Return the minibatches of one epoch, which hold every frame or chunk once in random order."""
         order = torch.randperm(len(frames), device=frames.device)
-        shuffled = (frames[key][order] for key in LOSS_INPUTS)  # one copy of all frames: ten times as fast as many
-        return zip(*(torch.split(tensor, self.config.minibatch_frames) for tensor in shuffled), strict=True)
+        # One copy of all frames is ten times as fast as many.
+        shuffled = (frames[key][order] for key in self._inputs)
+        num_rows = self.config.minibatch_frames // self._row_frames
+        return zip(*(torch.split(tensor, num_rows) for tensor in shuffled), strict=True)
 
     def _optimiser_step(self, *minibatch: Tensor) -> list[Tensor]:
-        """Make one optimiser step on a minibatch of `LOSS_INPUTS`; return losses and measures in one tensor."""
-        frames = dict(zip(LOSS_INPUTS, minibatch, strict=True))
+        """Make one optimiser step on a minibatch of inputs; return losses and measures in one tensor."""
+        frames = dict(zip(self._inputs, minibatch, strict=True))
         if self.config.advantage_normalisation == "minibatch":
             frames[ADVANTAGE] = self._by_group(standardise, frames[ADVANTAGE])
         values = self._gradients(*frames.values())
@@ -343,8 +371,12 @@ def explained_variance(value: Tensor, value_target: Tensor) -> float:
     return float(1 - (value_target - value).var(correction=0) / variance) if variance > 0 else float("nan")
 
 
-def _estimates(networks: Networks, observation: Tensor, next_observation: Tensor, action: Tensor) -> list[Tensor]:
+def _estimates(
+    networks: Networks, observation: Tensor, next_observation: Tensor, action: Tensor, *memories: Tensor
+) -> list[Tensor]:
     """Return the values [frames, agents, 1] of both observations and log pi(a|o) [frames, agents]."""
+    if networks.has_memory:
+        return estimates(networks.policy, networks.critic, observation, next_observation, action, *memories)
     frames = observed(observation)
     critic = networks.critic.module
     log_prob = [part.policy.get_dist(frames).log_prob(part.group.actions(action)) for part in networks.parts]
@@ -374,10 +406,15 @@ def _make_gae(config: LearnerConfig) -> MultiAgentGAE:
     return gae
 
 
-def _make_loss(config: LearnerConfig, part: GroupNetworks) -> GroupLoss:
+def _make_loss(config: LearnerConfig, part: GroupNetworks, is_unrolled: bool) -> GroupLoss:
+    if is_unrolled:
+        policy, critic = unrolled(part.policy, part.critic, VALUE)
+    else:
+        policy = part.policy
+        critic = TensorDictModule(part.critic.module.predict, in_keys=[OBSERVATION], out_keys=[VALUE])
     loss = MAPPOLoss(
-        part.policy,
-        TensorDictModule(part.critic.module.predict, in_keys=[OBSERVATION], out_keys=[VALUE]),
+        policy,
+        critic,
         clip_epsilon=config.clip_epsilon,
         entropy_bonus=config.entropy_coefficient > 0,
         entropy_coeff=config.entropy_coefficient,
@@ -394,8 +431,11 @@ def _make_loss(config: LearnerConfig, part: GroupNetworks) -> GroupLoss:
 
 
 def _share(group: Group, key: NestedKey, tensor: Tensor) -> Tensor:
-    """Return a group's share of an input of the loss. Networks cut their share out of observations themselves."""
-    if key == OBSERVATION:
+    """Return a group's share of an input of the loss. Networks cut their share out of observations themselves.
+
+    Memories and step counts are those of a single group.
+    """
+    if key == OBSERVATION or key in UNROLLED_INPUTS:
         return tensor
     if key == ACTION:
         return group.actions(tensor)

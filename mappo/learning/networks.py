@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,8 +16,17 @@ from torchrl.modules import MLP, ProbabilisticActor, TanhNormal
 from mappo.config import NetworksConfig
 from mappo.environment.environment import groups_of
 from mappo.environment.groups import Group, merged
-from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.keys import ACTION, CRITIC_MEMORY, MEMORY, OBSERVATION, next_key
+from mappo.errors import ConfigError
 from mappo.learning.distributions import MultiCategorical, PartlyConstant
+from mappo.learning.memory import (
+    RecurrentActor,
+    RecurrentCritic,
+    RecurrentNetwork,
+    RecurrentOnePerAgent,
+    has_memory,
+    player_of,
+)
 
 VALUE = ("agents", "state_value")  # [envs, time, agents, 1]
 _LOC, _SCALE, _LOGITS = ("agents", "loc"), ("agents", "scale"), ("agents", "logits")
@@ -49,7 +58,8 @@ class Networks:
     """The networks of MAPPO or IPPO for all agents; both read and write tensordicts.
 
     policy: writes the actions of all agents. critic: writes the values of all agents. parts: the networks of each
-    group; of a single group, they are `policy` and `critic`.
+    group; of a single group, they are `policy` and `critic`. Networks with a memory, which only a single group can
+    have, also read their memory before a frame and write the memory after it (`mappo.learning.memory`).
     """
 
     policy: TensorDictModuleBase
@@ -63,6 +73,16 @@ class Networks:
             return cls(parts[0].policy, parts[0].critic, tuple(parts))
         critic = TensorDictModule(JointCritic(parts), in_keys=[OBSERVATION], out_keys=[VALUE])
         return cls(JointPolicy(parts), critic, tuple(parts))
+
+    @cached_property
+    def player(self) -> TensorDictModuleBase:
+        """The networks that act during collection: the policy, and what carries the critic's memory."""
+        return player_of(self.policy, self.critic)
+
+    @property
+    def has_memory(self) -> bool:
+        """Return whether the networks remember earlier frames of an episode."""
+        return has_memory(self.critic)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -243,8 +263,18 @@ class Critic(nn.Module):
 
 
 def make_networks(config: NetworksConfig, environment: EnvBase) -> Networks:
-    """Make networks on the environment's device; torch's random stream determines their initial weights."""
+    """Make networks on the environment's device; torch's random stream determines their initial weights.
+
+    Raises:
+        ConfigError: the networks should have a memory, and there are several groups of agents.
+    """
     groups = groups_of(environment)
+    if config.has_memory and len(groups) > 1:
+        raise ConfigError(
+            f"networks.memory = {config.memory}: the agents form {len(groups)} groups "
+            f"({', '.join(group.name for group in groups)}), and only a single group can have a memory; use none, "
+            "or make all agents alike"
+        )
     policies = [_make_policy(config, group, environment) for group in groups]
     critics = [_make_critic(config, group, groups, environment.device) for group in groups]
     return Networks.of([GroupNetworks(*networks) for networks in zip(groups, policies, critics, strict=True)])
@@ -256,12 +286,17 @@ def _make_critic(
     is_central = config.critic == "central"
     if is_central:
         num_features = sum(len(other.agents) * other.num_features for other in groups)
-        network: nn.Module = _mlp(config, num_features, len(group.agents), device)
+        network = _network(config, num_features, len(group.agents), device)
     else:
         network = _for_agents(config, group, group.num_features, 1, device)
     views = [_view(config, other, device) for other in (groups if is_central else (group,))]
     view = views[0] if len(views) == 1 else JointView(views)
     moments = RunningMoments(1, device) if config.normalise_values else None
+    if config.has_memory:
+        shape = 1 if is_central else len(group.agents), config.memory_size
+        critic = RecurrentCritic(view, network, moments, is_central, shape)
+        in_keys, out_keys = [OBSERVATION, CRITIC_MEMORY], [VALUE, next_key(CRITIC_MEMORY)]
+        return TensorDictModule(critic, in_keys=in_keys, out_keys=out_keys)
     return TensorDictModule(Critic(view, network, moments, is_central), in_keys=[OBSERVATION], out_keys=[VALUE])
 
 
@@ -269,12 +304,18 @@ def _make_policy(config: NetworksConfig, group: Group, environment: EnvBase) -> 
     num_outputs, keys, distribution = _action_distribution(group, environment)
     actors = _for_agents(config, group, group.num_features, num_outputs, environment.device)
     extractor = NormalParamExtractor() if keys == [_LOC, _SCALE] else nn.Identity()
-    return ProbabilisticActor(
-        TensorDictModule(
-            nn.Sequential(_view(config, group, environment.device), actors, extractor),
+    view = _view(config, group, environment.device)
+    if config.has_memory:
+        actor = RecurrentActor(view, actors, extractor, (len(group.agents), config.memory_size))
+        module = TensorDictModule(actor, in_keys=[OBSERVATION, MEMORY], out_keys=[*keys, next_key(MEMORY)])
+    else:
+        module = TensorDictModule(
+            nn.Sequential(view, actors, extractor),
             in_keys=[OBSERVATION],
             out_keys=keys,
-        ),
+        )
+    return ProbabilisticActor(
+        module,
         in_keys=keys,
         out_keys=[ACTION],
         **distribution,
@@ -303,17 +344,26 @@ def _action_distribution(group: Group, environment: EnvBase) -> tuple[int, list[
 
 def _for_agents(
     config: NetworksConfig, group: Group, in_features: int, out_features: int, device: torch.device
-) -> MLP | OnePerAgent:
+) -> Any:
     """Make a network that maps features [..., agents, in] to [..., agents, out], each agent by itself."""
-    network = partial(_mlp, config, in_features, out_features, device)
-    return network() if config.share_policy else OnePerAgent([network() for _ in group.agents])
+    network = partial(_network, config, in_features, out_features, device)
+    if config.share_policy:
+        return network()
+    one_per_agent = RecurrentOnePerAgent if config.has_memory else OnePerAgent
+    return one_per_agent([network() for _ in group.agents])
 
 
-def _mlp(config: NetworksConfig, in_features: int, out_features: int, device: torch.device) -> MLP:
-    return MLP(
-        in_features=in_features,
+def _network(config: NetworksConfig, in_features: int, out_features: int, device: torch.device) -> Any:
+    """Make a multi-layer perceptron, with a memory before its hidden layers if the configuration says so."""
+    mlp = MLP(
+        in_features=in_features + (config.memory_size if config.has_memory else 0),
         out_features=out_features,
         num_cells=list(config.hidden_sizes),
         activation_class=_ACTIVATIONS[config.activation],
         device=device,
+    )
+    return (
+        RecurrentNetwork(nn.GRUCell(in_features, config.memory_size, device=device), mlp)
+        if config.has_memory
+        else mlp
     )

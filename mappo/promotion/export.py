@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -16,9 +17,10 @@ from torchrl.modules import ProbabilisticActor
 from mappo.environment.environment import groups_of, make_environment
 from mappo.environment.frames import Frames, require_finite_observations
 from mappo.environment.groups import Group, described
-from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.keys import ACTION, DONE, FRAME, MEMORY, OBSERVATION, next_key
 from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import NotExportable
+from mappo.learning.memory import first_memory
 from mappo.learning.networks import GroupNetworks, Networks, make_networks
 from mappo.runs.checkpoint import Checkpoint, restore_networks
 
@@ -32,17 +34,29 @@ class _Actions(nn.Module):
         super().__init__()
         parameters, sampler = policy[0], policy[-1]
         self.network = parameters.module
-        self._names = [key[-1] for key in parameters.out_keys]
+        self._names = [key[-1] for key in parameters.out_keys if key != next_key(MEMORY)]
         self._distribution, self._bounds = sampler.distribution_class, sampler.distribution_kwargs
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return the task's actions [envs, agents, ...] for observations [envs, agents, features]."""
         outputs = self.network(observation)
-        values = dict(zip(self._names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-        distribution = self._distribution(**values, **self._bounds)
+        return self._most_likely(outputs if isinstance(outputs, tuple) else (outputs,))
+
+    def _most_likely(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        """Return the most likely actions of the distributions with these parameters."""
+        distribution = self._distribution(**dict(zip(self._names, outputs, strict=True)), **self._bounds)
         has_sample = hasattr(distribution, "deterministic_sample")  # a plain Categorical has only `mode`
         actions: Tensor = distribution.deterministic_sample if has_sample else distribution.mode
         return actions
+
+
+class _RecurrentActions(_Actions):
+    """The deterministic actions of a policy with a memory, which comes in and goes out."""
+
+    def forward(self, observation: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return the task's actions and the memory after the frame, [envs, agents, units] as the one before it."""
+        *outputs, following = self.network(observation, memory)
+        return self._most_likely(tuple(outputs)), following
 
 
 class _ActionsByGroup(nn.Module):
@@ -63,8 +77,9 @@ class TracedPolicy:
     """A trained policy as a graph on the CPU, and recorded frames with its most likely actions.
 
     program: maps `inputs` of a frame to actions [envs, agents, ...]; if there are several groups, both are
-    dictionaries by the group's name. observations and actions: those of all agents, [frames, envs, agents, ...],
-    in the order of time.
+    dictionaries by the group's name. A policy with a memory also returns the memory after the frame.
+    observations and actions: those of all agents, [frames, envs, agents, ...], in the order of time.
+    memories: those before and after the frames, [frames, envs, agents, units]; None without a memory.
     """
 
     checkpoint: Checkpoint
@@ -73,15 +88,17 @@ class TracedPolicy:
     program: ExportedProgram
     observations: Tensor
     actions: Tensor
+    memories: tuple[Tensor, Tensor] | None
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups of agents."""
         return self.networks.groups
 
-    def inputs(self, observation: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return what the graph takes for the observations of a frame [envs, agents, features]."""
-        return _inputs(self.groups, observation)
+    def inputs(self, index: int) -> tuple[Any, ...]:
+        """Return what the graph takes in a recorded frame."""
+        memories = self.memories[:1] if self.memories else ()
+        return _of_groups(self.groups, self.observations[index]), *(memory[index] for memory in memories)
 
 
 def trace_policy(checkpoint: Checkpoint) -> TracedPolicy:
@@ -98,37 +115,53 @@ def trace_policy(checkpoint: Checkpoint) -> TracedPolicy:
         environment = make_environment(config.environment, _NUM_ENVS, 0, Stream.GATE, cpu)
         networks = make_networks(config.networks, environment)
         restore_networks(checkpoint, networks)
-        observations, actions = _play(environment, networks.policy)
-        parts = networks.parts
-        module: nn.Module = _Actions(parts[0].policy) if len(parts) == 1 else _ActionsByGroup(parts)
-        inputs, envs = _inputs(networks.groups, observations[0]), {0: torch.export.Dim("envs", min=1)}
-        dynamic_shapes: Any = (dict.fromkeys(inputs, envs) if isinstance(inputs, dict) else envs,)
-        program = torch.export.export(module, (inputs,), dynamic_shapes=dynamic_shapes, strict=False)
-    return TracedPolicy(checkpoint, environment, networks, program, observations, actions)
+        frames = _play(environment, networks.policy)
+        observations, actions = frames[OBSERVATION].contiguous(), frames[ACTION].contiguous()
+        memories = None
+        if networks.has_memory:
+            memories = frames[MEMORY].contiguous(), frames[next_key(MEMORY)].contiguous()
+        program = _trace(networks, observations[0], *(memory[0] for memory in (memories or ())[:1]))
+    return TracedPolicy(checkpoint, environment, networks, program, observations, actions, memories)
 
 
-def by_group(groups: Sequence[Group], actions: Any) -> dict[str, Tensor]:
-    """Return what a graph returned for a frame by the group's name; of one group, it returned one tensor."""
-    named: dict[str, Tensor] = {groups[0].name: actions} if len(groups) == 1 else actions
+def _trace(networks: Networks, observation: Tensor, *memory: Tensor) -> ExportedProgram:
+    parts, envs = networks.parts, {0: torch.export.Dim("envs", min=1)}
+    module: nn.Module = _ActionsByGroup(parts)
+    if len(parts) == 1:
+        module = (_RecurrentActions if memory else _Actions)(parts[0].policy)
+    inputs = _of_groups(networks.groups, observation)
+    of_inputs: Any = dict.fromkeys(inputs, envs) if isinstance(inputs, dict) else envs
+    dynamic_shapes = of_inputs, *(envs for _ in memory)
+    return torch.export.export(module, (inputs, *memory), dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def by_group(groups: Sequence[Group], tensors: Any) -> dict[str, Tensor]:
+    """Return the observations or actions of a frame by the group's name; the graph of one group has one tensor."""
+    named: dict[str, Tensor] = {groups[0].name: tensors} if len(groups) == 1 else tensors
     return named
 
 
-def _inputs(groups: Sequence[Group], observation: Tensor) -> Tensor | dict[str, Tensor]:
+def _of_groups(groups: Sequence[Group], observation: Tensor) -> Tensor | dict[str, Tensor]:
+    """Return observations [envs, agents, features] as the graph takes them."""
     if len(groups) == 1:
         return observation
     return {group.name: group.observations(observation) for group in groups}
 
 
-def _play(environment: EnvBase, policy: TensorDictModuleBase) -> tuple[Tensor, Tensor]:
-    """Return the observations and the most likely actions of new episodes, both [frames, envs, agents, ...]."""
-    frames, state = Frames(_FRAMES_OF_EACH), environment.reset()
+def _play(environment: EnvBase, policy: TensorDictModuleBase) -> TensorDictBase:
+    """Return frames [frames, envs] of new episodes, with the most likely actions and the policy's memory."""
+    memory, state = first_memory(policy, _NUM_ENVS), environment.reset()
+    frames = Frames(_FRAMES_OF_EACH, (*FRAME, *memory, *map(next_key, memory)))
+    for key, zeros in memory.items():
+        state[key] = zeros
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         for _ in range(_FRAMES_OF_EACH):
             require_finite_observations(state[OBSERVATION])
             frame, state = environment.step_and_maybe_reset(policy(state))
             frames.append(frame)
-    batch = frames.batch()
-    return batch[OBSERVATION].transpose(0, 1), batch[ACTION].transpose(0, 1)
+            for key in memory:
+                state[key] = frame[next_key(key)].masked_fill(frame[next_key(DONE)].unsqueeze(-1), 0)
+    return frames.batch().transpose(0, 1)
 
 
 def export_policy(traced: TracedPolicy) -> bytes:
@@ -136,22 +169,27 @@ def export_policy(traced: TracedPolicy) -> bytes:
 
     The exported policy takes observations [envs, agents, features] in float32 and in the scenario's own units,
     for any number of environments. It returns the most likely actions. If there are several groups of agents, it
-    takes and returns dictionaries, with a tensor for each group's name. To verify it, load it again and compare
-    its actions with those of the trained policy.
+    takes and returns dictionaries, with a tensor for each group's name. A policy with a memory also takes the
+    memory before the frame, [envs, agents, units], and returns the memory after it. To verify the exported policy,
+    load it again and compare its results with those of the trained policy.
 
     Raises:
-        NotExportable: the exported policy returns other actions than the trained policy.
+        NotExportable: the exported policy returns other actions, or another memory, than the trained policy.
     """
     file = io.BytesIO()
     torch.export.save(traced.program, file)
     exported = torch.export.load(io.BytesIO(file.getvalue())).module()
-    for observation, trained in zip(traced.observations, traced.actions, strict=True):
-        actions = by_group(traced.groups, exported(traced.inputs(observation)))
+    for index, trained in enumerate(traced.actions):
+        returned = exported(*traced.inputs(index))
+        if traced.memories:
+            returned, memory = returned
+            if not torch.equal(memory, traced.memories[1][index]):
+                raise NotExportable("the memory of the exported policy differs from that of the trained policy")
         for group in traced.groups:
-            returned, expected = actions[group.name], group.actions(trained)
-            if returned.shape != expected.shape or not torch.equal(returned, expected):
+            actions, expected = by_group(traced.groups, returned)[group.name], group.actions(trained)
+            if actions.shape != expected.shape or not torch.equal(actions, expected):
                 raise NotExportable(
-                    f"the exported policy's actions of {group.name} {list(returned.shape)} differ from the "
+                    f"the exported policy's actions of {group.name} {list(actions.shape)} differ from the "
                     f"trained policy's {list(expected.shape)}"
                 )
     return file.getvalue()
@@ -194,6 +232,8 @@ def _groups_and_usage(checkpoint: Checkpoint) -> tuple[str, str]:
     with private_random_streams(0, Stream.GATE, cpu):
         environment = make_environment(checkpoint.config.environment, 1, 0, Stream.GATE, cpu)
     groups, names = groups_of(environment), environment.base_env.agent_names
+    if checkpoint.config.networks.has_memory:
+        return "", _USAGE_WITH_MEMORY.format(units=checkpoint.config.networks.memory_size)
     if len(groups) == 1:
         return "", _USAGE
     rows = [
@@ -211,6 +251,16 @@ _USAGE = """\
     import torch
     policy = torch.export.load("policy.pt2").module()
     actions = policy(observations)"""
+_USAGE_WITH_MEMORY = """\
+`policy.pt2` needs only PyTorch. Observations are [envs, agents, features], float32, as the scenario returns them:
+
+    import torch
+    policy = torch.export.load("policy.pt2").module()
+    memory = torch.zeros(observations.shape[0], observations.shape[1], {units})
+    actions, memory = policy(observations, memory)
+
+The policy remembers earlier frames: give the memory of one call to the next, and zeros in the first frame of an
+episode."""
 _USAGE_BY_GROUP = """\
 `policy.pt2` needs only PyTorch. Observations of a group are [envs, agents, features], float32, as the scenario
 returns them; actions have the same names:

@@ -8,15 +8,16 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torchrl.modules import ProbabilisticActor
 
 import mappo
 from mappo.config import config_hash
 from mappo.environment.action_components import action_components
 from mappo.environment.groups import Group
-from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.keys import ACTION, MEMORY, OBSERVATION, next_key
 from mappo.errors import ConfigError, NotExportable
 from mappo.learning.networks import GroupNetworks
 from mappo.promotion import contract
@@ -29,6 +30,7 @@ OPSET = 18  # the oldest version of ONNX's operators that PyTorch writes itself,
 _TOLERANCE, _TIMES_ROUNDING = 1e-6, 10  # another order of sums rounds several times as much as PyTorch does
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _OBSERVATION, _ACTION = "observation", "action"
+_MEMORY, _NEXT_MEMORY = ["memory"], ["next_memory"]  # of a policy that has one
 
 
 def missing_packages() -> str:
@@ -56,16 +58,17 @@ def export_onnx(traced: TracedPolicy) -> dict[str, bytes]:
 def _graph(traced: TracedPolicy) -> bytes:
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
+    has_memory, envs = traced.memories is not None, {0: "envs"}  # the name of the axis in the file
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own code
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # the groups share the axis `envs`
         exported = torch.onnx.export(
             traced.program,
-            input_names=[*_names(traced, _OBSERVATION)],
-            output_names=[*_names(traced, _ACTION)],
+            input_names=[*_names(traced, _OBSERVATION), *_MEMORY[:has_memory]],
+            output_names=[*_names(traced, _ACTION), *_NEXT_MEMORY[:has_memory]],
             opset_version=OPSET,
-            dynamic_shapes=(_for_groups(traced, {0: "envs"}),),  # its name in the file
+            dynamic_shapes=(_for_groups(traced, envs), *[envs][:has_memory]),
             verbose=False,
         )
     assert exported is not None
@@ -85,11 +88,13 @@ def _compare(traced: TracedPolicy, content: bytes) -> Parity:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    played = [_play(session, traced, observation) for observation in traced.observations]
+    played = [_play(session, traced, index) for index in range(len(traced.observations))]
     differences = [
-        _differences(traced, part, torch.stack([actions[part.group.name] for actions in played]))
+        _differences(traced, part, torch.stack([actions[part.group.name] for actions, _ in played]))
         for part in traced.networks.parts
     ]
+    if traced.memories:
+        differences.append(_memory_differences(traced, torch.stack([memory for _, (memory,) in played])))
     measure: Measure = "action" if traced.actions.is_floating_point() else "log-probability"
     difference, rounding = (
         float(max(values.abs().max() for values in pair)) for pair in zip(*differences, strict=True)
@@ -104,13 +109,15 @@ def _compare(traced: TracedPolicy, content: bytes) -> Parity:
     return Parity(num_frames * num_envs, measure, difference, tolerance)
 
 
-def _play(session: Any, traced: TracedPolicy, observation: Tensor) -> dict[str, Tensor]:
-    """Return the actions of a frame by the group's name."""
-    inputs = by_group(traced.groups, traced.inputs(observation))
+def _play(session: Any, traced: TracedPolicy, index: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return the actions of a recorded frame by the group's name, and the memory after it, if there is one."""
+    observation, *memory = traced.inputs(index)
+    inputs = by_group(traced.groups, observation)
     fed = {name: inputs[group].numpy() for name, group in _names(traced, _OBSERVATION).items()}
+    fed |= {name: tensor.numpy() for name, tensor in zip(_MEMORY, memory, strict=False)}
     outputs = _names(traced, _ACTION)
-    returned = session.run([*outputs], fed)
-    return {group: torch.from_numpy(array) for group, array in zip(outputs.values(), returned, strict=True)}
+    returned = [torch.from_numpy(array) for array in session.run([*outputs, *_NEXT_MEMORY[: len(memory)]], fed)]
+    return dict(zip(outputs.values(), returned, strict=False)), returned[len(outputs) :]
 
 
 @torch.no_grad()
@@ -122,18 +129,14 @@ def _differences(traced: TracedPolicy, part: GroupNetworks, actions: Tensor) -> 
     Raises:
         NotExportable: the actions have another shape or type.
     """
-    group, observations = part.group, traced.observations
+    group = part.group
     trained = group.actions(traced.actions)
     if (actions.shape, actions.dtype) != (trained.shape, trained.dtype):
         raise NotExportable(
             f"{ONNX}: actions of {group.name} are {list(actions.shape)} {actions.dtype}, not "
             f"{list(trained.shape)} {trained.dtype}"
         )
-    exact_policy = copy.deepcopy(part.policy).double()
-    policy, exact = (
-        module.get_dist(TensorDict({OBSERVATION: values}, observations.shape[:2]))
-        for module, values in ((part.policy, observations), (exact_policy, observations.double()))
-    )
+    policy, exact = (module.get_dist(frames) for module, frames in _policies(traced, part))
     if actions.is_floating_point():
         space = traced.environment.full_action_spec_unbatched[ACTION].space
         unit = group.actions((space.high - space.low) / 2).clamp_min(1)
@@ -141,6 +144,23 @@ def _differences(traced: TracedPolicy, part: GroupNetworks, actions: Tensor) -> 
         return (actions - trained) / unit, rounding / unit
     likely = policy.log_prob(trained)
     return policy.log_prob(actions) - likely, exact.log_prob(trained) - likely
+
+
+@torch.no_grad()
+def _memory_differences(traced: TracedPolicy, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far memories [frames, envs, agents, units] are from the policy's, and those from exact ones."""
+    assert traced.memories
+    policy, exact = (
+        module[0](frames)[next_key(MEMORY)] for module, frames in _policies(traced, traced.networks.parts[0])
+    )
+    return memory - traced.memories[1], policy - exact
+
+
+def _policies(traced: TracedPolicy, part: GroupNetworks) -> list[tuple[ProbabilisticActor, TensorDictBase]]:
+    """Return the trained policy of a group and a copy in float64, each with the recorded frames."""
+    tensors = {OBSERVATION: traced.observations} | ({MEMORY: traced.memories[0]} if traced.memories else {})
+    frames = TensorDict(tensors, traced.observations.shape[:2])
+    return [(part.policy, frames), (copy.deepcopy(part.policy).double(), frames.double())]
 
 
 def _names(traced: TracedPolicy, kind: str) -> dict[str, str]:
@@ -168,7 +188,7 @@ def _contract(traced: TracedPolicy, content: bytes, parity: Parity) -> Contract:
         config_hash=config_hash(config),
         seconds_per_frame=float(traced.environment.base_env._env.world.dt),
         groups=[_contract_group(traced, group) for group in traced.groups],
-        state=[],
+        state=_state(traced),
         parity=parity,
         versions={"mappo": mappo.__version__, **{name: version(name) for name in ("torch", *_PACKAGES)}},
     )
@@ -200,3 +220,18 @@ def _contract_group(traced: TracedPolicy, group: Group) -> contract.Group:
         components={agent: components[agent] for agent in agents},
     )
     return contract.Group(name=group.name, agents=agents, observation=observation, action=action)
+
+
+def _state(traced: TracedPolicy) -> list[contract.StateTensor]:
+    if traced.memories is None:
+        return []
+    shape: contract.Shape = ["envs", *traced.memories[0].shape[2:]]
+    return [
+        contract.StateTensor(
+            name=_MEMORY[0],
+            next_name=_NEXT_MEMORY[0],
+            dtype="float32",
+            shape=shape,
+            dimensions=["envs", "agents", "units"],
+        )
+    ]

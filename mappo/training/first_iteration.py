@@ -37,7 +37,7 @@ def rehearse_first_iteration(config: ExperimentConfig) -> str:
                 "total_frames": _ENVS * _FRAMES,
                 "processes": 1,
             },
-            "learner": {"epochs": 1, "minibatch_frames": _ENVS * _FRAMES},
+            "learner": {"epochs": 1, "minibatch_frames": _ENVS * _FRAMES, "chunk_frames": _FRAMES // 2},
         },
     )
     device = resolve_device(config.device)
@@ -45,11 +45,11 @@ def rehearse_first_iteration(config: ExperimentConfig) -> str:
         collector = LocalCollector(small, device)
         networks = make_networks(small.networks, collector.environment)
         learner = Learner(small.learner, networks, 1)
-        collector.begin(networks.policy)
-        losses = learner.update(collector.collect(networks.policy))
+        collector.begin(networks.player)
+        losses = learner.update(collector.collect(networks.player))
         training = TrainingState(collector, learner, Progress(), "", device, PLAIN)
         checkpoint = snapshot(config, training, HistoryFile(Path("history.csv")))  # which nobody begins to write
-        require_readable(replace(checkpoint, state=_whole_state(config, device, networks.policy)))
+        require_readable(replace(checkpoint, state=_whole_state(config, device, networks.player)))
     return (
         f"a batch of {_ENVS * _FRAMES} frames is collected and learnt from: policy loss {losses.loss_policy:.3g}, "
         f"critic loss {losses.loss_critic:.3g}"

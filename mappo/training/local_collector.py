@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 from mappo.compute.computation import Simulation
 from mappo.config import ExperimentConfig
 from mappo.environment.environment import make_environment
-from mappo.environment.keys import CARRIED, OBSERVATION, REWARD
+from mappo.environment.keys import CARRIED, MEMORIES, OBSERVATION, REWARD, Key
 from mappo.environment.plain_simulation import PlainSimulation
 from mappo.environment.random_streams import (
     Stream,
@@ -22,6 +22,7 @@ from mappo.environment.random_streams import (
 from mappo.environment.simulation_state import SimulationState, capture, restore
 from mappo.errors import SimulationStateError, one_line
 from mappo.fast_simulation.fast_simulation import FastEnvironment, choose_simulation
+from mappo.learning.memory import first_memory
 from mappo.training.forked_trial import require_success
 
 CPU = torch.device("cpu")
@@ -60,8 +61,13 @@ class LocalCollector:
         self._simulation: PlainSimulation | FastEnvironment = PlainSimulation(self.environment)
 
     def begin(self, policy: TensorDictModuleBase) -> None:
-        self._simulation, self.note = choose_simulation(self._config, self.environment, self._kind, policy)
+        memories = first_memory(policy, self._config.collection.num_envs)
+        self._simulation, self.note = choose_simulation(
+            self._config, self.environment, self._kind, policy, memories
+        )
         self._carried = self._simulation.reset()
+        for key, memory in memories.items():
+            self._carried[key] = memory
 
     def collect(self, policy: TensorDictModuleBase) -> TensorDictBase:
         frames = self._config.collection.rollout_frames
@@ -155,12 +161,13 @@ def _motions(environment: EnvBase) -> dict[str, Tensor]:
     }
 
 
+def _name(key: Key) -> str:
+    return key if isinstance(key, str) else "/".join(key)
+
+
 def _by_name(carried: TensorDictBase) -> dict[str, Tensor]:
     """Return the tensors that are carried between batches, by names such as `agents/observation`."""
-    return {
-        key if isinstance(key, str) else "/".join(key): value
-        for key, value in sorted(carried.items(True, True), key=lambda item: str(item[0]))
-    }
+    return {_name(key): value for key, value in sorted(carried.items(True, True), key=lambda item: str(item[0]))}
 
 
 def _copy_over(carried: TensorDictBase, tensors: dict[str, Any]) -> None:
@@ -187,4 +194,6 @@ def _copy_over(carried: TensorDictBase, tensors: dict[str, Any]) -> None:
         )
         if must_be_finite and not source.isfinite().all():
             raise SimulationStateError(f"{name}, carried between batches, is not finite")
+        if name in map(_name, MEMORIES) and source.abs().max() > 1:
+            raise SimulationStateError(f"{name}, carried between batches, is not between -1 and 1")
         target.copy_(source)

@@ -105,7 +105,7 @@ def share_of_process(config: ExperimentConfig) -> ExperimentConfig:
     """Return the configuration of the environments that one process simulates; it never learns."""
     num_envs = config.collection.num_envs // config.collection.processes
     collection = {"num_envs": num_envs, "processes": 1}
-    return override(config, {"collection": collection, "learner": {"minibatch_frames": 1}})
+    return override(config, {"collection": collection, "learner": {"minibatch_frames": 1, "chunk_frames": 1}})
 
 
 class _Process:
@@ -184,7 +184,7 @@ class _Server:
         self._streams = private_random_streams(config.seed, Stream.TRAINING, CPU, after_frames, self._number)
         self._streams.__enter__()  # never left: the streams last until the process ends
         self._collector = LocalCollector(config, CPU, simulation, after_frames, self._number)
-        self._policy = make_networks(config.networks, self._collector.environment).policy
+        self._policy = make_networks(config.networks, self._collector.environment).player
         self._collector.begin(self._policy)
         return self._collector.note
 

@@ -10,6 +10,7 @@ from mappo.compute.resources import cpu_limit
 from mappo.config import ExperimentConfig
 from mappo.environment.keys import ACTION
 from mappo.errors import CheckpointError, CompilationFailed, ConfigError, SimulationStateError, one_line
+from mappo.learning.memory import first_memory
 from mappo.learning.networks import VALUE
 from mappo.runs.checkpoint import Checkpoint, Platform, restore_networks
 from mappo.runs.checkpoint_ref import CheckpointRef
@@ -122,9 +123,11 @@ def _require_finite_outputs(training: TrainingState) -> None:
     Raises:
         CheckpointError: an output is not finite.
     """
-    networks = training.networks
+    networks, frame = training.networks, training.collector.environment.fake_tensordict()
+    for key, memory in first_memory(networks.player, len(frame)).items():
+        frame[key] = memory
     try:
-        outputs = networks.critic(networks.policy(training.collector.environment.fake_tensordict()))
+        outputs = networks.critic(networks.policy(frame))
         is_finite = all(bool(value.isfinite().all()) for value in (outputs[ACTION].double(), outputs[VALUE]))
     except (ValueError, RuntimeError):  # torch refuses a distribution whose parameters are not finite
         is_finite = False

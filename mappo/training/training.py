@@ -18,6 +18,7 @@ from mappo.evaluation import statistics
 from mappo.evaluation.episodes import play_episodes
 from mappo.evaluation.measurements import Measurer
 from mappo.fast_simulation.making import kept_simulations
+from mappo.learning.memory import remembering
 from mappo.runs.attempt import claim
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.checkpoint_ref import CheckpointRef, newest_first
@@ -164,7 +165,7 @@ def _iterate(
     save_seconds = 0.0
     while training.progress.iteration < config.collection.num_iterations:
         iteration_start = time.perf_counter()
-        batch = training.collector.collect(training.networks.policy)
+        batch = training.collector.collect(training.networks.player)
         collect_end = time.perf_counter()
         losses = training.learner.update(batch)
         learn_end = time.perf_counter()
@@ -214,7 +215,12 @@ def _evaluate(config: ExperimentConfig, training: TrainingState) -> tuple[float,
     """
     policy, simulation, measurer = training.networks.policy, training.computation.selection, Measurer()
     returns, _ = play_episodes(
-        lambda _: policy, config, config.selection, Stream.SELECTION, measurer.measure_frame, simulation
+        lambda _: remembering(policy),
+        config,
+        config.selection,
+        Stream.SELECTION,
+        measurer.measure_frame,
+        simulation,
     )
     measurements = measurer.measurements(statistics.plain_mean)
     means = {name: measured.mean.value for name, measured in measurements.items() if measured.mean}

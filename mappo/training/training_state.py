@@ -125,7 +125,7 @@ def begin_training(
         if start.kind == "extend":
             restore_optimiser(start.checkpoint, learner)
     try:
-        collector.begin(networks.policy)
+        collector.begin(networks.player)
         learner.wait()
     except BaseException:
         collector.close()

@@ -38,6 +38,7 @@ SLOW = [
         "reverse_transport",
         "simple",
         "simple_spread",
+        "recall",
         "swarm",
         "transport",
         "vel_control",

@@ -13,7 +13,7 @@ from mappo.compute.traced_function import TracedFunction
 from mappo.config import override
 from mappo.environment.groups import merged
 from mappo.environment.keys import ACTION, OBSERVATION
-from mappo.learning.learner import LOSS_INPUTS, LOSS_OUTPUTS, standardise
+from mappo.learning.learner import LOSS_OUTPUTS, standardise
 from tests.cli.test_main import TINY
 from tests.conftest import CPU
 from tests.learning.test_learner import ADVANTAGE, make, prepare, tensors
@@ -169,14 +169,14 @@ def traced_and_direct(learner, minibatch):
     """Return loss terms and gradients, once traced and once computed directly from the same random state."""
     parameters = list(learner.networks.modules().parameters())
     initial_state = torch.get_rng_state()
-    values = learner._gradients(*tensors(minibatch))
+    values = learner._gradients(*tensors(minibatch, learner._inputs))
     traced = [*values, *(parameter.grad for parameter in parameters)]
     learner.optimiser.zero_grad()
     state_after_traced = torch.get_rng_state()
     torch.set_rng_state(initial_state)
     outputs: dict[str, torch.Tensor] = {}
     for loss in learner._losses:
-        output = loss(dict(zip(LOSS_INPUTS, tensors(minibatch), strict=True)))
+        output = loss(dict(zip(learner._inputs, tensors(minibatch, learner._inputs), strict=True)))
         sum(value for name, value in output.items() if name.startswith("loss_")).backward()
         norms = {
             f"gradient_norm_{name}": nn.utils.clip_grad_norm_(

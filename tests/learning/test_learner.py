@@ -33,7 +33,7 @@ def make(config, update="plain"):
             config.environment, config.collection.num_envs, config.seed, Stream.TRAINING, CPU
         )
         networks = make_networks(config.networks, environment)
-        batch = next(batches(environment, networks.policy, config.collection))
+        batch = next(batches(environment, networks.player, config.collection))
     learner = Learner(config.learner, networks, config.collection.num_iterations, update=update)
     return environment, networks, learner, batch
 
@@ -51,9 +51,9 @@ def prepare(learner, batch):
     return learner._prepare_frames(batch)
 
 
-def tensors(minibatch):
+def tensors(minibatch, keys=LOSS_INPUTS):
     """Return the arguments of a step."""
-    return [minibatch[key].clone() for key in LOSS_INPUTS]
+    return [minibatch[key].clone() for key in keys]
 
 
 def numbered(frames):

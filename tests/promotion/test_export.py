@@ -14,9 +14,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mappo.config import from_dict, override
 from mappo.environment.environment import make_environment
-from mappo.environment.keys import ACTION, OBSERVATION
+from mappo.environment.keys import ACTION, MEMORY, OBSERVATION, next_key
 from mappo.environment.random_streams import Stream
 from mappo.errors import CheckpointError
+from mappo.learning.memory import remembering
 from mappo.learning.networks import make_networks
 from mappo.promotion.export import TracedPolicy, export_policy, model_card, trace_policy
 from mappo.promotion.onnx_export import export_onnx
@@ -35,7 +36,7 @@ BARE = textwrap.dedent(
 
     for directory in map(str.strip, sys.stdin):
         policy = torch.export.load(f"{directory}/policy.pt2").module()
-        torch.save(policy(torch.load(f"{directory}/observations.pt")), f"{directory}/actions.pt")
+        torch.save(policy(*torch.load(f"{directory}/inputs.pt")), f"{directory}/outputs.pt")
         print("done", flush=True)
     """
 )
@@ -56,6 +57,8 @@ CHANGES = {
     "multi-discrete": {"environment": {"actions": "multi-discrete"}},
     "own-networks": {"networks": {"share_policy": False, "normalise_observations": True}},
     "own-critic": {"networks": {"critic": "own"}},
+    "memory": {"networks": {"memory": "gru", "memory_size": 5}},
+    "own-memories": {"networks": {"memory": "gru", "share_policy": False}, "environment": {"actions": "discrete"}},
     "speech": {"environment": {"scenario": f"{SCENARIOS}:MoveAndSpeak", "scenario_kwargs": {}}},
     "one-agent": {"environment": {"scenario_kwargs": {"n_agents": 1}}},
     "partly-constant": {
@@ -80,7 +83,7 @@ def trained(request, tmp_path_factory) -> Trained:
     networks = make_networks(config.networks, environment)
     restore_networks(checkpoint, networks)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        episode = environment.rollout(8, networks.policy, break_when_any_done=False)
+        episode = environment.rollout(8, remembering(networks.policy), break_when_any_done=False)
     return Trained(trace_policy(checkpoint), episode)
 
 
@@ -111,12 +114,16 @@ def handle(process: subprocess.Popen, directory: Path) -> None:
 
 
 def test_exported_policy_gives_the_same_actions_with_only_pytorch_installed(tmp_path, pytorch, trained):
-    """Use another number of environments than in the export, and the observations of a whole episode."""
-    torch.save(trained.episode[OBSERVATION].flatten(0, 1), tmp_path / "observations.pt")
+    """Use another number of environments than in the export, and the frames of a whole episode."""
+    inputs, outputs = [OBSERVATION], [ACTION]
+    if trained.traced.memories:
+        inputs, outputs = [OBSERVATION, MEMORY], [ACTION, next_key(MEMORY)]
+    torch.save([trained.episode[key].flatten(0, 1) for key in inputs], tmp_path / "inputs.pt")
     (tmp_path / "policy.pt2").write_bytes(export_policy(trained.traced))
     handle(pytorch, tmp_path)
-    actions = torch.load(tmp_path / "actions.pt")
-    torch.testing.assert_close(actions, trained.episode[ACTION].flatten(0, 1), rtol=1e-5, atol=1e-6)
+    results = torch.load(tmp_path / "outputs.pt")
+    for key, result in zip(outputs, results if trained.traced.memories else [results], strict=True):
+        torch.testing.assert_close(result, trained.episode[key].flatten(0, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_onnx_file_gives_the_same_actions_by_its_contract_with_only_onnxruntime(tmp_path, runtime, trained):
@@ -146,5 +153,10 @@ def test_model_card_describes_the_policy_and_its_results(checkpoint):
     ):
         assert text.replace('"', "'") in card
     assert "multi-agent proximal policy optimisation (MAPPO)" in card
+    assert "actions = policy(observations)" in card
+    recurrent = override(checkpoint.config, {"networks": {"memory": "gru", "memory_size": 5}})
+    card_with_memory = model_card(replace(checkpoint, config=recurrent), "", {})
+    for text in ("(MAPPO) with recurrent networks", "observations.shape[1], 5)", "= policy(observations, memory)"):
+        assert text in card_with_memory
     own = override(checkpoint.config, {"networks": {"critic": "own"}})
     assert "independent proximal policy optimisation (IPPO)" in model_card(replace(checkpoint, config=own), "", {})

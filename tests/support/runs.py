@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase
 
 from mappo.config import CollectionConfig, ExperimentConfig
 from mappo.environment.plain_simulation import PlainSimulation
+from mappo.learning.memory import first_memory
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run, load_checkpoint
 from mappo.strict_json import to_dict
@@ -37,6 +38,8 @@ def batches(
 ) -> Iterator[TensorDictBase]:
     """Yield the batches of a whole run. The current policy acts in each batch."""
     state = environment.reset()
+    for key, memory in first_memory(policy, len(state)).items():
+        state[key] = memory
     for _ in range(config.num_iterations):
         batch, state = PlainSimulation(environment).collect(policy, config.rollout_frames, state)
         yield batch

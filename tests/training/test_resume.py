@@ -41,7 +41,7 @@ def small(config: ExperimentConfig, **changes) -> ExperimentConfig:
         {
             "environment": {"max_episode_frames": 8},
             "networks": {"hidden_sizes": [16]},
-            "learner": {"epochs": 2, "minibatch_frames": 25, "update": "plain"},
+            "learner": {"epochs": 2, "minibatch_frames": 24, "chunk_frames": 3, "update": "plain"},
             "collection": {"num_envs": 10, "rollout_frames": 6, "total_frames": 300, "simulation": "plain"},
             "selection": {"interval_iterations": 2, "episodes_per_seed": 2},
         },
@@ -90,6 +90,8 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
         {"environment": {"max_episode_frames": 1_000}, "selection": {"interval_iterations": 0}},
         {"networks": {"normalise_observations": True, "normalise_values": True, "share_policy": False}},
         {"networks": {"critic": "own", "normalise_values": True}},
+        {"networks": {"memory": "gru", "normalise_observations": True, "normalise_values": True}},
+        {"networks": {"memory": "gru", "critic": "own", "share_policy": False}, "learner": {"epochs": 1}},
         {"environment": {"scenario": "tests.support.scenarios:FixedComponent", "scenario_kwargs": {}}},
         {"learner": {"learning_rate_schedule": "constant", "advantage_normalisation": "agent", "epochs": 1}},
     ],
