@@ -168,6 +168,10 @@ class TrialLost(MappoError):
     """The trial belongs to another worker, or may; what this worker does with it no longer counts."""
 
 
+class NoBestTrial(MappoError):
+    """The error of a study that has nothing to choose: no trial is complete, or none keeps the constraints."""
+
+
 class Pruned(MappoError):
     """The pruner ends a trial early; the message says when."""
 

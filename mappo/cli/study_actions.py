@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mappo.environment.measured_names import require_measured
 from mappo.errors import ConfigError
 from mappo.reporting.study_result import result_lines
 from mappo.reporting.tables import best_lines, constraint_lines, trial_table, why_no_best
@@ -28,6 +27,8 @@ def request(name: str, changes: Mapping[str, Any], scenario: str) -> Ending:
         study = Study.load(database, name)
         study.require_named(scenario)
         ending = changed_ending(study.ending, changes)
+        from mappo.environment.measured_names import require_measured  # it imports torch
+
         require_measured(ending.gate.constraints, study.plan.config.environment, "gate.constraints")
         study.keep_ending(ending)
         budget = changes.get("budget", {})

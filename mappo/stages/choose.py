@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mappo.config import ExperimentConfig
-from mappo.errors import ConfigError
+from mappo.errors import NoBestTrial
 from mappo.reporting.tables import best_lines, why_no_best
 from mappo.reporting.terminal import say
 from mappo.runs.owned_file import write_whole
@@ -59,11 +59,11 @@ def chosen_configuration(study: Study, num_seeds: int, trial: int | None = None)
     """Return the configuration to retrain; `trial` keeps an earlier choice, although others may have ended since.
 
     Raises:
-        ConfigError: no trial is feasible.
+        NoBestTrial: no trial is feasible.
     """
     best = study.best() if trial is None else study.trials()[trial]
     if best is None:
-        raise ConfigError(f"study {study.name}: {why_no_best(study.trials(), study.plan.tuning.constraints)}")
+        raise NoBestTrial(f"study {study.name}: {why_no_best(study.trials(), study.plan.tuning.constraints)}")
     config = study.plan.config
     return ChosenConfiguration(
         applied(config, best.values), config, fresh_seeds(study, num_seeds), best, study.store

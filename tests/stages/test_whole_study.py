@@ -233,7 +233,7 @@ def test_a_study_without_a_feasible_trial_says_so_and_promotes_nothing(place, ca
 
 def test_constraints_on_what_is_not_measured_are_refused_before_any_trial(place, capsys):
     for flag in ("tuning", "gate"):
-        assert tune("--study=first", *RECKLESS, f'--{flag}.constraints={{"colisions": {{"at_most": 1}}}}') == 1
+        assert tune("--study=first", *RECKLESS, f'--{flag}.constraints={{"colisions": {{"at_most": 1}}}}') == 2
         assert (
             f"failed: {flag}.constraints: 'colisions' is not measured; did you mean collisions? "
             "tests.support.scenarios:Reckless measures collisions (sum)" in capsys.readouterr().out
@@ -334,7 +334,7 @@ def test_the_code_of_a_scenario_runs_only_where_the_user_names_it(place, capsys,
     prepare(to_json(config), "one", "runs", settings(1, {"episodes_per_seed": 4}))
     capsys.readouterr()
     for arguments in (["work", "one"], ["work", "one", "--environment.scenario=os:abort"], ["resume", "one"]):
-        assert main(["study", *arguments]) == 1
+        assert main(["study", *arguments]) == 2
         assert f"failed: study one: its scenario '{scenario}' is code outside VMAS" in capsys.readouterr().out
     assert {trial.state for trial in study_of("one").trials()} == {"waiting"}
     assert main(["study", "work", "one", f"--environment.scenario={scenario}"]) == 0
