@@ -43,8 +43,9 @@ def evaluate(
     labels = [str(checkpoint.metadata.get(label, "")) for label in ("attempts", MLFLOW_LABEL)]
     inputs = PageInputs(Path(page.path), Path(checkpoint.path, HISTORY), *labels)
     location, name = str(checkpoint.metadata.get("location", "")), fill(run, scheduled_at)
-    options = {"seed": seed, "compiled_by": compiled_by, "gpu_count": gpu_count}
-    outcome = evaluate(*values, page=inputs, keep_at=location, name=name, **options)
+    outcome = evaluate(
+        *values, page=inputs, keep_at=location, name=name, seed=seed, compiled_by=compiled_by, gpu_count=gpu_count
+    )
     for artifact in (report, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
