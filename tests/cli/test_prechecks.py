@@ -130,7 +130,13 @@ def test_missing_gpu_exits_with_2(place, capsys, monkeypatch):
 def test_names_of_scenarios_are_those_of_vmas():
     import vmas
 
-    assert set(scenario_modules()) == {"swarm", *vmas.scenarios, *vmas.mpe_scenarios, *vmas.debug_scenarios}
+    assert set(scenario_modules()) == {
+        "recall",
+        "swarm",
+        *vmas.scenarios,
+        *vmas.mpe_scenarios,
+        *vmas.debug_scenarios,
+    }
 
 
 @pytest.mark.parametrize(
