@@ -243,13 +243,18 @@ def _shapes(environment: GroupEnvironment, scenario: str) -> dict[str, Shape]:
     """
     observations, actions = environment.observation_space, environment.action_space
     for name, observed in zip(environment.agent_names, observations, strict=True):
-        if observed.shape is None or len(observed.shape) != 1:
+        if observed.shape is None or len(observed.shape) > 1:
             raise ConfigError(
                 f"environment.scenario = {scenario!r}: observation() must return one tensor [envs, features] for "
                 f"each agent, not several and not of other axes, as for {name}"
             )
     return {
-        name: (observed.shape[0], acted.shape[0] if acted.shape else None, _choices(acted))
+        # An observation without an axis of environments has no shape here; validation refuses it with its method.
+        name: (
+            observed.shape[0] if observed.shape else 1,
+            acted.shape[0] if acted.shape else None,
+            _choices(acted),
+        )
         for name, observed, acted in zip(environment.agent_names, observations, actions, strict=True)
     }
 

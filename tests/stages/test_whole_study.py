@@ -238,8 +238,8 @@ def test_constraints_on_what_is_not_measured_are_refused_before_any_trial(place,
             f"failed: {flag}.constraints: 'colisions' is not measured; did you mean collisions? "
             "tests.support.scenarios:Reckless measures collisions (sum)" in capsys.readouterr().out
         )
-    assert main(["study", "list"]) == 0
-    assert "no study in" in capsys.readouterr().out
+    assert main(["study", "list"]) == 2
+    assert "there is no study in" in capsys.readouterr().err
 
 
 def test_a_pod_without_a_database_is_told_which_secret_is_missing(place, monkeypatch, capsys):
