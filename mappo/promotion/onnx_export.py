@@ -97,7 +97,8 @@ def _compare(traced: TracedPolicy, content: bytes) -> Parity:
         differences.append(_memory_differences(traced, torch.stack([memory for _, (memory,) in played])))
     measure: Measure = "action" if traced.actions.is_floating_point() else "log-probability"
     difference, rounding = (
-        float(max(values.abs().max() for values in pair)) for pair in zip(*differences, strict=True)
+        float(torch.stack([values.abs().max() for values in pair]).max())
+        for pair in zip(*differences, strict=True)
     )
     tolerance = max(_TOLERANCE, _TIMES_ROUNDING * rounding)
     if not difference <= tolerance:  # also if it is NaN
