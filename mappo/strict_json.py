@@ -12,12 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mappo.errors import ConfigError, one_line
 
-STRICT = ConfigDict(
-    extra="forbid",
-    strict=True,
-    allow_inf_nan=False,
-    json_schema_serialization_defaults_required=True,  # what we write has every field
-)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SHOWN_CHARACTERS = 200  # of a value in a message
 
 

@@ -19,7 +19,7 @@ from tests.support.containers import ROOT, Containers, containers
 from tests.support.pods import stage_pod
 from tests.support.services import ACCESS_KEY, REGION, SECRET_KEY, use_s3
 
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("image")]  # one process builds the image, once
+pytestmark = pytest.mark.long
 BASE, IMAGE = "localhost/debian-python:bookworm", "localhost/mappo:test"
 TINY = ("--collection.total-frames", "1200", "--collection.num-envs", "6", "--learner.epochs", "2")
 

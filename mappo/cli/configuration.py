@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+from typing import Any
 
 from mappo.cli.arguments import (
     RECIPE_HELP,
@@ -65,6 +66,7 @@ def _shown_config(arguments: argparse.Namespace) -> ExperimentConfig:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from pydantic import TypeAdapter
+    from pydantic.json_schema import GenerateJsonSchema
 
     from mappo.environment.validation import ValidationReport
     from mappo.evaluation.comparison import ComparisonReport
@@ -72,9 +74,15 @@ def _schema(arguments: argparse.Namespace) -> int:
     from mappo.promotion.contract import Contract
     from mappo.promotion.promotion import Decision
 
+    class EveryField(GenerateJsonSchema):
+        """The schema of what mappo writes: every field is there, also one with a default for older files."""
+
+        def field_is_required(self, field: Any, total: bool) -> bool:
+            return True
+
     kinds: tuple[type, ...] = (ValidationReport, EvaluationReport, ComparisonReport, Decision, Contract)
     schema = TypeAdapter(dict(zip(_REPORTS, kinds, strict=True))[arguments.report]).json_schema(
-        mode="serialization"
+        mode="serialization", schema_generator=EveryField
     )
     print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1))
     return 0

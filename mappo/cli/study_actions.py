@@ -54,12 +54,12 @@ def list_rows() -> list[dict[str, Any]]:
 def _row(database: Database, name: str) -> dict[str, Any]:
     try:
         study = Study.load(database, name)
+        trials, best = study.trials(), study.best()
     except ConfigError as error:  # one unreadable study does not hide the others
         return {"study": name, "problem": str(error)}
-    best = study.best()
     return {
         "study": name,
-        "done": sum(trial.state not in ("waiting", "running") for trial in study.trials()),
+        "done": sum(trial.state not in ("waiting", "running") for trial in trials),
         "trials": study.num_trials,
         "best": best.value if best else None,
         "task": study.plan.config.environment.scenario,

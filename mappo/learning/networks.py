@@ -1,4 +1,7 @@
-"""The decentralised actor and the critic, centralised or not, sized from the environment's specs."""
+"""The decentralised actor and the critic, centralised or not, sized from the environment's specs.
+
+This file is long because each group of agents, with a memory or without, is built here from one set of parts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

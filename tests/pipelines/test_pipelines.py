@@ -102,9 +102,9 @@ def test_local_pipeline_runs_end_to_end(tmp_path, capsys):
 
 def test_failed_stage_stops_the_pipeline_with_stage_and_reason(tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["run", *run_flags(run), "--environment.scenario=simple_tags", *TINY]) == 1
+    assert main(["run", *run_flags(run), "--environment.scenario=tests.support.scenarios:Nowhere", *TINY]) == 1
     error = capsys.readouterr().err
-    assert "stage validate failed: environment: environment.scenario = 'simple_tags'" in error
+    assert "stage validate failed: environment: environment.scenario = 'tests.support.scenarios:Nowhere'" in error
     assert str(run / "pipeline.log") in error
     assert not list(run.glob("mappo-training-*/train"))
 

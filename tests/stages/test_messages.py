@@ -11,6 +11,8 @@ from mappo.stages.notify import notifying
 from mappo.stages.runtime import StageResult
 from tests.support.webhook import receiver
 
+NOWHERE = "tests.support.scenarios:Nowhere"  # its module exists, so the stage itself finds the mistake
+
 
 def raising(error):
     def action() -> StageResult:
@@ -52,10 +54,10 @@ def test_failed_command_sends_its_reason_and_keeps_its_exit_status(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with receiver() as server:
         monkeypatch.setenv("MAPPO_NOTIFY_URL", f"{server.url}/secret-path")
-        assert main(["train", "--environment.scenario", "nowhere", "--run", "first", "--notify"]) == 1
+        assert main(["train", "--environment.scenario", NOWHERE, "--run", "first", "--notify"]) == 2
         body = json.loads(server.requests[0].body)
     assert (body["subject"], body["outcome"]) == ("run first", "failed")
-    assert "nowhere" in body["reason"]
+    assert NOWHERE in body["reason"]
     assert "secret-path" not in "".join(capsys.readouterr())
 
 

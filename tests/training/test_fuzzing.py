@@ -185,11 +185,11 @@ def test_champion(seeds, checkpoint, tmp_path, capsys):
         file.write_text(changed, errors="replace")
         refusals.append(refusal(champions.current))
         for action in (
-            list_champions,
-            lambda place: show_champion(place, ""),
-            lambda place: champion_history(place, ""),
+            lambda place: list_champions(place, "table"),
+            lambda place: show_champion(place, "", "table"),
+            lambda place: champion_history(place, "", "table"),
         ):
-            refusal(lambda action=action: action(location), StageFailed)
+            refusal(lambda action=action: action(location))
         refusal(lambda: _decision_of(champions.current(), champions))
     capsys.readouterr()
     assert sum(map(bool, refusals)) > len(seeds) / 4

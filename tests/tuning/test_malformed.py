@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -292,5 +293,5 @@ def test_commands_print_one_line_about_a_malformed_study_and_list_the_others(
             assert "study s: " in lines[2]
         else:
             assert status == 1
-            assert shown.count("] failed: ") == 1
+            assert len(re.findall(r"(\] failed|: error): ", shown)) == 1
             assert len(shown.splitlines()) == 1, shown

@@ -435,7 +435,7 @@ def test_large_workflows_are_compressed_and_their_task_details_stop_changing_as_
     v1, v2 = run_again("tuning")
     actual, recorded = manifest_of(v1)["status"], manifest_of(raw("raw-tuning-compressed"))["status"]
     assert "nodes" not in actual
-    assert len(actual["compressedNodes"]) == pytest.approx(len(recorded["compressedNodes"]), rel=0.1)
+    assert len(actual["compressedNodes"]) == pytest.approx(len(recorded["compressedNodes"]), rel=0.15)
     states = {task["state"] for task in v2["run_details"]["task_details"]}
     assert v2["state"] == "SUCCEEDED"
     assert "RUNNING" in states
