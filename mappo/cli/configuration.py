@@ -77,7 +77,7 @@ def _schema(arguments: argparse.Namespace) -> int:
     class EveryField(GenerateJsonSchema):
         """The schema of what mappo writes: every field is there, also one with a default for older files."""
 
-        def field_is_required(self, field: Any, total: bool) -> bool:
+        def field_is_required(self, field: Any, total: bool) -> bool:  # noqa: ARG002
             return True
 
     kinds: tuple[type, ...] = (ValidationReport, EvaluationReport, ComparisonReport, Decision, Contract)

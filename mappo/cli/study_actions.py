@@ -54,13 +54,13 @@ def list_rows() -> list[dict[str, Any]]:
 def _row(database: Database, name: str) -> dict[str, Any]:
     try:
         study = Study.load(database, name)
-        trials, best = study.trials(), study.best()
+        trials, best, num_trials = study.trials(), study.best(), study.num_trials
     except ConfigError as error:  # one unreadable study does not hide the others
         return {"study": name, "problem": str(error)}
     return {
         "study": name,
         "done": sum(trial.state not in ("waiting", "running") for trial in trials),
-        "trials": study.num_trials,
+        "trials": num_trials,
         "best": best.value if best else None,
         "task": study.plan.config.environment.scenario,
     }
