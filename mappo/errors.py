@@ -6,7 +6,8 @@ kind of as a second base.
 """
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -199,6 +200,12 @@ class StageFailed(MappoError):
     def __init__(self, message: str, *, is_final: bool = False, exit_status: int = 1):
         super().__init__(message)
         self.is_final, self.exit_status = is_final, exit_status
+
+
+def hint_for(name: str, known: Iterable[str], otherwise: str) -> str:
+    """Return the question whether the closest known name is meant; `otherwise` if none is close."""
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,7 +5,6 @@ are mean returns of the evaluation stage, with 95 % intervals over its episodes.
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -18,7 +17,7 @@ from mappo.config import (
     SelectionConfig,
     fields_of,
 )
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, hint_for
 
 _NAVIGATION = EnvironmentConfig(
     scenario="navigation", scenario_kwargs={"n_agents": 3, "shared_rew": False, "lidar_range": 0.35}
@@ -184,8 +183,7 @@ def recipe(name: str) -> ExperimentConfig:
         ConfigError: no recipe has this name; the message names the closest, or all.
     """
     if name not in RECIPES:
-        close = get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(RECIPES)}"
+        hint = hint_for(name, RECIPES, f"give one of {', '.join(RECIPES)}")
         raise ConfigError(f"recipe = {name!r}: unknown; {hint}")
     return RECIPES[name]()
 

@@ -5,12 +5,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mappo.errors import ConfigError, one_line
+from mappo.errors import ConfigError, hint_for, one_line
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SHOWN_CHARACTERS = 200  # of a value in a message
@@ -125,8 +124,7 @@ def _explain(kind: Any, problem: Any) -> str:
     field = _shortened(".".join(path))
     if problem["type"] == "unexpected_keyword_argument":
         known = _known_keys(kind, path[:-1])
-        close = get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        hint = hint_for(path[-1], known, f"known keys: {', '.join(known)}")
         return f"{field} = {_shortened(json.dumps(value))}: unknown key; {hint}"
     reason = problem.get("ctx", {}).get("error", problem["msg"][0].lower() + problem["msg"][1:])
     if isinstance(reason, ConfigError):

@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from components.placeholders import SCHEDULED_TIME, fill
 from mappo.config import from_json
-from mappo.errors import ConfigError, StoreError
+from mappo.errors import ConfigError, StoreError, hint_for
 from mappo.runs.locations import bucket_of, run_location
 from mappo.strict_json import parse_json
 from mappo.tuning.search_space import extended_space
@@ -81,8 +80,7 @@ def parse_parameter(specification: Mapping[str, Any], assignment: str) -> tuple[
 
 
 def _unknown(name: str, declared: Mapping[str, Any]) -> str:
-    close = get_close_matches(name, declared, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there is: {', '.join(sorted(declared))}"
+    hint = hint_for(name, declared, f"there is: {', '.join(sorted(declared))}")
     return f"parameter {name}: unknown; {hint}"
 
 

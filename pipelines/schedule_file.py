@@ -14,13 +14,12 @@ Values are the texts that a command line would hold, so YAML's own types play no
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
 from mappo.config import require_run_name
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, hint_for
 from pipelines.strict_yaml import read_nodes
 
 _KEYS = ("owner", "defaults", "schedules")
@@ -109,9 +108,8 @@ def _items(node: yaml.Node, owner: str, known: frozenset[str] | None) -> Iterato
 
 def _require_known(key: str, known: frozenset[str], place: str) -> None:
     if key not in known:
-        close = get_close_matches(key, known, n=1)
         keys = ", ".join(_KEYS) if known == set(_KEYS) else "the flags of `schedule create`"
-        hint = f"did you mean {close[0]}?" if close else f"the keys are {keys}"
+        hint = hint_for(key, known, f"the keys are {keys}")
         raise ConfigError(f"{place}: {key}: unknown key; {hint}")
 
 

@@ -5,13 +5,12 @@ So a command refuses a misspelt name in a moment, before it imports torch and VM
 
 import ast
 from collections.abc import Iterator
-from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from mappo.config import EnvironmentConfig
-from mappo.errors import ConfigError
+from mappo.errors import ConfigError, hint_for
 
 _OWN = ("recall", "swarm")  # the scenarios of this package
 _FOLDERS = ("", "mpe", "debug")  # of vmas.scenarios
@@ -34,15 +33,13 @@ def require_known_scenario(config: EnvironmentConfig) -> None:
     if ":" in name:
         return
     if name not in scenario_modules():
-        close = get_close_matches(name, scenario_modules(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"scenarios: {', '.join(sorted(scenario_modules()))}"
+        hint = hint_for(name, scenario_modules(), f"scenarios: {', '.join(sorted(scenario_modules()))}")
         raise ConfigError(f"environment.scenario = {name!r}: there is no such scenario; {hint}")
     known = keyword_arguments(name)
     for argument in config.scenario_kwargs:
         if argument not in known:
-            close = get_close_matches(argument, known, n=1)
             listing = ", ".join(f"{key} ({default})" for key, default in known.items())
-            hint = f"did you mean {close[0]}?" if close else f"its arguments, with defaults: {listing or 'none'}"
+            hint = hint_for(argument, known, f"its arguments, with defaults: {listing or 'none'}")
             raise ConfigError(f"environment.scenario_kwargs.{argument}: {name} takes no such argument; {hint}")
 
 
