@@ -305,13 +305,15 @@ class Learner:
             )
             for group in groups
         }
-        entropy = {f"entropy/{group.name}": -group.rows(batch[LOG_PROB], -1).mean().item() for group in groups}
         known = [value for value in explained.values() if not math.isnan(value)]
         together = {
             "explained_variance": sum(known) / len(known) if known else math.nan,
             "entropy": -batch[LOG_PROB].mean().item(),
         }
-        return together if len(groups) == 1 else {**together, **explained, **entropy}
+        if len(groups) == 1:
+            return together
+        entropy = {f"entropy/{group.name}": -group.rows(batch[LOG_PROB], -1).mean().item() for group in groups}
+        return {**together, **explained, **entropy}
 
     def _shuffled(self, frames: TensorDictBase) -> Iterable[tuple[Tensor, ...]]:
         """Return the minibatches of one epoch, which hold every frame or chunk once in random order."""

@@ -166,9 +166,12 @@ def _policies(traced: TracedPolicy, part: GroupNetworks) -> list[tuple[Probabili
 
 def _names(traced: TracedPolicy, kind: str) -> dict[str, str]:
     """Return the group of each input or output by its name, in the graph's order."""
-    if len(traced.groups) == 1:
-        return {kind: traced.groups[0].name}
-    return {f"{kind}_{name}": name for name in tree_leaves({group.name: group.name for group in traced.groups})}
+    names = tree_leaves({group.name: group.name for group in traced.groups})
+    return {_name(traced, kind, name): name for name in names}
+
+
+def _name(traced: TracedPolicy, kind: str, group: str) -> str:
+    return kind if len(traced.groups) == 1 else f"{kind}_{group}"
 
 
 def _for_groups(traced: TracedPolicy, value: Any) -> Any:
@@ -200,12 +203,8 @@ def _contract_group(traced: TracedPolicy, group: Group) -> contract.Group:
     agents = [traced.environment.base_env.agent_names[index] for index in group.agents]
     observations, actions = group.observations(traced.observations), group.actions(traced.actions)
     features = observations.flatten(0, -2)
-    observation_name, action_name = (
-        next(name for name, owner in _names(traced, kind).items() if owner == group.name)
-        for kind in (_OBSERVATION, _ACTION)
-    )
     observation = contract.ObservationInput(
-        name=observation_name,
+        name=_name(traced, _OBSERVATION, group.name),
         dtype="float32",
         shape=["envs", *observations.shape[2:]],
         dimensions=["envs", "agents", "features"],
@@ -213,7 +212,7 @@ def _contract_group(traced: TracedPolicy, group: Group) -> contract.Group:
         recorded_high=features.amax(0).tolist(),
     )
     action = contract.ActionOutput(
-        name=action_name,
+        name=_name(traced, _ACTION, group.name),
         dtype="float32" if actions.is_floating_point() else "int64",
         shape=["envs", *actions.shape[2:]],
         dimensions=["envs", "agents", "components"][: actions.ndim - 1],

@@ -145,14 +145,20 @@ def test_critics_learn_the_known_values_of_groups_with_other_rewards():
             "collection": {"total_frames": 120 * 12},
         },
     )
+    environment, networks, _ = trained(config)
+    values = networks.critic(environment.reset())[VALUE].squeeze(-1).mean(0)
+    torch.testing.assert_close(values, torch.tensor([2.0, -600.0, 2.0]), rtol=0.05, atol=0)
+
+
+def trained(config):
+    """Train from scratch; return the environment, the networks and the last batch."""
     with private_random_streams(0, Stream.TRAINING, CPU):
         environment = make_environment(config.environment, 6, 0, Stream.TRAINING, CPU)
         networks = make_networks(config.networks, environment)
         learner = Learner(config.learner, networks, config.collection.num_iterations)
         for batch in batches(environment, networks.policy, config.collection):
             learner.update(batch)
-    values = networks.critic(environment.reset())[VALUE].squeeze(-1).mean(0)
-    torch.testing.assert_close(values, torch.tensor([2.0, -600.0, 2.0]), rtol=0.05, atol=0)
+    return environment, networks, batch
 
 
 def test_opponents_learn_from_their_own_rewards_whatever_the_scale():
@@ -164,12 +170,7 @@ def test_opponents_learn_from_their_own_rewards_whatever_the_scale():
         },
         prey_scale=100.0,
     )
-    with private_random_streams(0, Stream.TRAINING, CPU):
-        environment = make_environment(config.environment, 6, 0, Stream.TRAINING, CPU)
-        networks = make_networks(config.networks, environment)
-        learner = Learner(config.learner, networks, config.collection.num_iterations)
-        for batch in batches(environment, networks.policy, config.collection):
-            learner.update(batch)
+    _, _, batch = trained(config)
     pushes = batch[ACTION][..., 0].mean((0, 1))
     assert (pushes[[0, 2]] > 0.4).all(), "hunters push to the right, up to 1"
     assert pushes[1] < -0.2, "the prey pushes to the left, up to -0.5"
