@@ -19,7 +19,6 @@ from mappo.monitoring.metric_set import CONTENT_TYPE
 from mappo.monitoring.monitor import Monitor
 from mappo.monitoring.server import MetricsServer, Page
 from mappo.monitoring.settings import MonitorSettings
-from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.saver import SaveResult
 from mappo.stages.evaluate import evaluate as evaluate_stage
 from mappo.stages.prepare import prepare
@@ -45,6 +44,7 @@ from tests.support.services import free_ports
 
 HISTORY_SECONDS = 7200
 DCGM = {"DCGM_FI_DEV_GPU_UTIL": 40, "DCGM_FI_DEV_FB_USED": 2000, "DCGM_FI_DEV_POWER_USAGE": 120}
+GROUPS = {"environment": {"scenario": "simple_tag", "scenario_kwargs": {}}}  # adversaries and agents
 RECORDED = ("run:mappo_run_active:max", "run:mappo_frames:rate5m", "run:mappo_gpu_utilisation:ratio")
 
 
@@ -124,6 +124,8 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             )
             assert {**success, "__name__": ""} == {**push_time, "__name__": ""}, "alerts join these two series"
             assert _metrics_of(gateway) == [], "stages delete their pushed metrics"
+            monkeypatch.setenv("MAPPO_PIPELINE_RUN", "run-of-groups")
+            _run_all_stages(override(config, GROUPS), tmp_path / "groups")
             _run_a_study(config, tmp_path)
             seconds = int(time.time() - start) + 1
             counts = query(url, f'last_over_time(mappo_study_trials{{study="s"}}[{seconds}s])')
@@ -134,12 +136,13 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
                 assert without_data(url, dashboard, seconds, time.time()) == [], dashboard.name
 
 
-def test_two_hours_of_history_fill_every_panel(tiny, checkpoint, tmp_path, monkeypatch):
+def test_two_hours_of_history_fill_every_panel(tiny, tmp_path, monkeypatch):
     """Backfill the series of a real monitor for three runs, in steps of 15 s."""
     monkeypatch.setitem(GRAFANA, "__rate_interval", "1m")
     end = int(time.time()) // 60 * 60
     history = tmp_path / "history.txt"
-    history.write_text(_history(end, _exposed(tiny, checkpoint, tmp_path)))
+    alike, groups = _exposed(tiny, tmp_path / "alike"), _exposed(override(tiny, GROUPS), tmp_path / "groups")
+    history.write_text(_history(end, [alike, alike, groups]))
     blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(history), str(tmp_path / "data")]
     require("promtool")
     result = subprocess.run(blocks, capture_output=True, text=True, timeout=120)
@@ -230,7 +233,7 @@ def _dcgm_page() -> bytes:
     ).encode()
 
 
-def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) -> str:
+def _exposed(config: ExperimentConfig, directory: Path) -> str:
     """Return the metrics that the stages of a real run export at their ends."""
     stages = ("train", "evaluate", "validate", "tune")
     train, evaluation, validation, tune = (Monitor(stage, "r", MonitorSettings(), print) for stage in stages)
@@ -238,7 +241,7 @@ def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) 
         tune.studied({"complete": 3, "failed": 1}, 20, 0, 0.9)
         train.planned(config)
         train.began(TrainingStarted(Progress(), 1, is_resumed=False))
-        train_here(config, directory / "run", train.iterated)
+        checkpoint = train_here(config, directory / "run", train.iterated)
         train.saved(SaveResult("saved", 0.1, 1000))
         evaluation.evaluated(evaluate(config, checkpoint))
         validation.validated(ValidationReport("hash", [Check("name", "passed", "detail")]))
@@ -247,10 +250,13 @@ def _exposed(config: ExperimentConfig, checkpoint: Checkpoint, directory: Path) 
     return "".join(part.text().decode() for part in (train, evaluation, validation, tune, run_metrics))
 
 
-def _history(end: int, page: str) -> str:
-    """Return OpenMetrics of two hours: constant gauges, and counters that grow up to their last value."""
+def _history(end: int, pages: list[str]) -> str:
+    """Return OpenMetrics of two hours of a run for each page.
+
+    Gauges are constant; counters grow up to the value on the page.
+    """
     lines = []
-    for number in range(3):
+    for number, page in enumerate(pages):
         labels_of_run = {"namespace": "n", "study": "s", "run": f"run-{number}", "pod": f"p{number}"}
         labels_of_run |= {"instance": f"10.0.0.{number}:9464", "job": "training"}
         samples = {
