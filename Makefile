@@ -44,7 +44,7 @@ test: check ## run checks and tests, about 20 minutes on 2 cores (ARGS="-k learn
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(INSTALLED) ## run the tests that take minutes each, such as learning and recovery from kills
-	@$(BIN)/python -m pytest -m long $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 bench: $(INSTALLED) .venv-benchmarl/.installed ## measure the speed, compared with BenchMARL and TorchRL, under 15 minutes (ARGS=--full)
 	@$(BIN)/python -m benchmarks $(ARGS)
