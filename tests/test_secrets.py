@@ -46,7 +46,7 @@ SECRETS = {  # a name of the mistake: the secret
 }
 TEXT = "{}"
 URLS = ("http://user:{}@127.0.0.1:9/path", "http://user:{}", "http:/user:{}@host", "{}@127.0.0.1:9")
-PROVIDERS = [TEXT, "minio: {{default: {{endpoint: '{}'}}}}", "minio: {{default: {{region: {}}}}}"]
+PROVIDERS = [TEXT, "minio: {{default: {{endpoint: 'user:{}@127.0.0.1:9'}}}}", "minio: {{default: {{region: {}}}}}"]
 STORE = {  # variable: the forms of its value
     "AWS_ACCESS_KEY_ID": [TEXT],
     "AWS_SECRET_ACCESS_KEY": [TEXT],
