@@ -54,7 +54,7 @@ class Database:
         """
         parsed = _parse_url(url)
         self._secrets = _secrets(parsed)
-        self.location = parsed.set(query={}).render_as_string(hide_password=True)  # the query may hold a password
+        self.location = _shown(parsed)
         self._file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if self._file:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -261,6 +261,13 @@ def _is_file(parsed: URL) -> bool:
 
 def _lock_key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"mappo {name}".encode()).digest()[:8], signed=True)
+
+
+def _shown(parsed: URL) -> str:
+    """Return the URL without what may be secret: the password, the query, and a user name without a password."""
+    user = parsed.username if parsed.password else None
+    parts = (user, parsed.password, parsed.host, parsed.port, parsed.database)
+    return URL.create(parsed.drivername, *parts).render_as_string(hide_password=True)
 
 
 def _secrets(parsed: URL) -> list[str]:
