@@ -120,6 +120,7 @@ def trace_simulation(
 
     try:
         with torch.no_grad(), tracer, _broad_phase(world, tracer):
+            # Two slots may hold one tensor, which a trace would take for one input: each input is a copy.
             traced = trace_graph(replay, [tensor.clone() for tensor in all_inputs])
     except (NotTraceable, NotFaithful):
         raise
@@ -129,7 +130,7 @@ def trace_simulation(
         _require_deterministic(node)
     try:
         with torch.no_grad():
-            graph = trace_graph(functionalize(traced), all_inputs)
+            graph = trace_graph(functionalize(traced), [tensor.clone() for tensor in all_inputs])
     except RuntimeError as error:  # it writes an input's number into a tensor that is no input
         raise NotTraceable(f"a tensor that a walk does not find takes part: {_first_line(error)}") from error
     written = _remove_writes(graph)

@@ -151,6 +151,13 @@ def test_scenario_that_could_become_another_task_is_refused_with_the_reason(scen
         _rollout(scenario, kwargs, True)
 
 
+def test_write_through_one_of_two_names_of_a_tensor_is_refused():
+    """Where a reset of one environment is one of all, nothing but the trace can tell the two names apart."""
+    kwargs = {"place": "alias", "change": "mask", "reset": "all"}
+    reason = _assert_same_or_refused("Remembering", kwargs, num_envs=1, frames=30, limit=9)
+    assert reason == "a step writes into scenario.memory, which shares memory with scenario.alias"
+
+
 _generated = given(
     place=st.sampled_from(sorted(memories.PLACES)),
     change=st.sampled_from(sorted(memories.CHANGES)),
