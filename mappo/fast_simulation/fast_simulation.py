@@ -107,6 +107,8 @@ class FastEnvironment:
             outputs, state, fresh = self._unflatten(results)
             frame = _named(self._frame_keys, results)
             frames.append(frame)
+            if self._simulation.is_reset_as_a_whole and frame[next_key(DONE)].all():
+                state, outputs[OBSERVATION] = self._simulation.reset_all(state)
             if is_audited:
                 self._simulation.audit.check(before, frame[ACTION])
             pool = pool.after_frame(fresh)

@@ -88,6 +88,19 @@ class FastSimulation:
         state = self._with_side_effect({**state, **reset_slots}, finished)
         return state, _where(finished, fresh_observation, observation), fresh
 
+    @property
+    def is_reset_as_a_whole(self) -> bool:
+        """Whether `reset_all` must follow a frame in which every environment finished.
+
+        The plain path then resets all of them together, which may draw other states than resets one by one.
+        """
+        return self._resets.one_by_one
+
+    def reset_all(self, state: StepState) -> tuple[StepState, Tensor]:
+        """Reset all environments together; return the state and the first observations."""
+        observation = self._environment.reset()[OBSERVATION]
+        return {**state, **copies(self._slots, self.resets)}, observation
+
     def _with_side_effect(self, state: StepState, finished: Tensor) -> StepState:
         """Return the state after the finished environments [envs] were reset one after the other."""
         if not self._resets.side_effect.names:

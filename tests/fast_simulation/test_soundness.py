@@ -26,15 +26,22 @@ _COMPARED = OBSERVATION, next_key(REWARD), next_key(OBSERVATION), next_key(DONE)
 
 
 class _PushRight(torch.nn.Module):
+    """Push with force 1, or with less in the first environments."""
+
+    def __init__(self, least):
+        super().__init__()
+        self._least = least
+
     def forward(self, observation):
-        return torch.stack([torch.ones_like(observation[..., 0]), torch.zeros_like(observation[..., 0])], -1)
+        force = torch.linspace(self._least, 1, len(observation))[:, None].expand(observation.shape[:-1])
+        return torch.stack([force, torch.zeros_like(force)], -1)
 
 
-def _policy():
-    return TensorDictModule(_PushRight(), in_keys=[OBSERVATION], out_keys=[ACTION])
+def _policy(least=1.0):
+    return TensorDictModule(_PushRight(least), in_keys=[OBSERVATION], out_keys=[ACTION])
 
 
-def _rollout(scenario, kwargs, is_fast, num_envs=5, frames=60, limit=25):
+def _rollout(scenario, kwargs, is_fast, num_envs=5, frames=60, limit=25, least_force=1.0):
     """Return a batch [envs, frames] of a scenario in `tests.support.memories`, or the reason of a refusal."""
     config = EnvironmentConfig(
         scenario=f"tests.support.memories:{scenario}", scenario_kwargs=kwargs, max_episode_frames=limit
@@ -44,7 +51,7 @@ def _rollout(scenario, kwargs, is_fast, num_envs=5, frames=60, limit=25):
         simulation = PlainSimulation(environment)
         if is_fast:
             simulation = FastEnvironment(make_fast_simulation(config, environment, False), environment, limit)
-        return simulation.collect(_policy(), frames, simulation.reset())[0]
+        return simulation.collect(_policy(least_force), frames, simulation.reset())[0]
 
 
 def _assert_same_or_refused(scenario, kwargs, **options):
@@ -74,7 +81,7 @@ ACCEPTED = [
     ("Remembering", {"change": "sum", "reset": "keep"}),
     *_long([("Remembering", {"change": "sum", "reset": "all", "use": "reward"})]),
     ("Remembering", {"change": "sum", "reset": "all", "use": "done"}),
-    ("Remembering", {"reset": "staggered", "use": "done"}),
+    *(("Remembering", {"reset": "staggered", "use": use}) for use in ("done", "reward")),
     ("Remembering", {"place": "number", "change": "nothing", "reset": "keep", "use": "nothing"}),
     ("OwnGoal", {"source": "torch"}),
     *_long(("OwnGoal", {"source": source}) for source in ("numpy", "python")),
@@ -184,12 +191,23 @@ def test_many_generated_scenarios_are_simulated_exactly_or_refused(place, change
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_fresh_states_are_as_independent_as_those_of_resets_one_by_one(shared):
-    """VMAS resets finished environments one by one, so that no two of them start alike."""
-    batch = _rollout("DrawnStarts", {"shared": shared}, True, num_envs=8, frames=40, limit=4)
-    starts = batch[OBSERVATION][:, 4::4, 0, 0]  # the first observation of each episode but the first
-    assert starts.shape == (8, 9)
-    assert len(starts.flatten().unique()) == 72
+def test_fresh_states_are_as_independent_as_those_of_vmas(shared):
+    """All environments end together here, and are reset together: what such a reset shares, they share."""
+    for is_fast in (False, True):
+        batch = _rollout("DrawnStarts", {"shared": shared}, is_fast, num_envs=8, frames=40, limit=4)
+        starts = batch[OBSERVATION][:, 4::4, 0, 0]  # the first observation of each episode but the first
+        assert starts.shape == (8, 9)
+        assert len(starts.flatten().unique()) == (9 if shared else 72), is_fast
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fresh_states_of_environments_that_end_alone_are_independent(shared):
+    options = {"num_envs": 8, "frames": 150, "limit": 1000, "least_force": 0.5}
+    batch = _rollout("DrawnStarts", {"shared": shared, "ends": 0.0}, True, **options)
+    has_ended = batch[next_key(DONE)][:, :-1, 0]
+    starts = batch[OBSERVATION][:, 1:, 0, 0][has_ended]
+    assert len(starts) > 20 and not has_ended.all(0).any()
+    assert len(starts.unique()) == len(starts)
 
 
 @pytest.mark.parametrize(

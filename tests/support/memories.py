@@ -584,10 +584,16 @@ class ByNumber(Push):
 
 
 class DrawnStarts(Push):
-    """A task that draws starts: one for each environment, or one for all that are reset together."""
+    """A task that draws starts: one for each environment, or one for all that are reset together.
 
-    def build(self, world, shared=False):
-        self.shared = shared
+    ends: where an episode ends, to the right of the farthest start.
+    """
+
+    def build(self, world, shared=False, ends=math.inf):
+        self.shared, self.ends = shared, ends
+
+    def done(self):
+        return self.world.agents[0].state.pos[:, 0] > 1 - math.e + self.ends
 
     def reset_world_at(self, env_index=None):
         rows = self.world.batch_dim if env_index is None else 1
