@@ -206,7 +206,8 @@ def test_fresh_states_of_environments_that_end_alone_are_independent(shared):
     batch = _rollout("DrawnStarts", {"shared": shared, "ends": 0.0}, True, **options)
     has_ended = batch[next_key(DONE)][:, :-1, 0]
     starts = batch[OBSERVATION][:, 1:, 0, 0][has_ended]
-    assert len(starts) > 20 and not has_ended.all(0).any()
+    assert len(starts) > 20
+    assert not has_ended.all(0).any()
     assert len(starts.unique()) == len(starts)
 
 
