@@ -5,7 +5,16 @@ import sys
 from collections.abc import Sequence
 
 import mappo
-from mappo.cli import champion, checkpoints, completion, configuration, overview_commands, stages, study
+from mappo.cli import (
+    champion,
+    checkpoints,
+    completion,
+    configuration,
+    matrix,
+    overview_commands,
+    stages,
+    study,
+)
 from mappo.cli.arguments import apply_monitor_arguments, dashed, search_current_directory
 from mappo.cli.parser import Parser
 from mappo.compute.standard_streams import OutputFailed, run_command
@@ -24,6 +33,7 @@ _EXAMPLES = """examples:
   mappo runs --sort evaluation                         list the runs in runs/, the best first; --page writes a page
   mappo checkpoints list runs/20260101-120000          list the checkpoints of a run
   mappo tune --study first --trials 20                 tune clip_epsilon, gae_lambda and epochs with Optuna
+  mappo matrix run benchmarks/matrix.yaml              train tasks x algorithms x seeds; write one table
   mappo promote runs/20260101-120000                   make a run the champion of its task if it is better
   mappo train --mlflow http://localhost:5000           log curves and configuration to an MLflow server
   mappo train --metrics-port 9464                      let Prometheus scrape http://localhost:9464/metrics
@@ -59,7 +69,8 @@ def _resumption(arguments: argparse.Namespace) -> str:
     """Return how an interrupted command goes on, if it can."""
     if "run" in arguments:
         return f"; to resume, give the same command with --run {arguments.run}"
-    return "; the same command continues the study" if arguments.command == "tune" else ""
+    continued = {"tune": "the study", "matrix": "the matrix"}.get(arguments.command)
+    return f"; the same command continues {continued}" if continued else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mappo {mappo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (stages, overview_commands, study, champion, checkpoints, configuration):
+    for group in (stages, overview_commands, study, matrix, champion, checkpoints, configuration):
         group.add(commands)
     completion.add(commands, parser, "mappo")
     return parser

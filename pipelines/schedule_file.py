@@ -20,7 +20,7 @@ import yaml
 
 from mappo.config import require_run_name
 from mappo.errors import ConfigError, hint_for
-from pipelines.strict_yaml import read_nodes
+from mappo.strict_yaml import read_nodes
 
 _KEYS = ("owner", "defaults", "schedules")
 

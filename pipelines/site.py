@@ -15,6 +15,7 @@ from mappo.config import merged
 from mappo.errors import ConfigError, StoreError
 from mappo.runs.locations import bucket_of
 from mappo.strict_json import STRICT, checked, to_dict
+from mappo.strict_yaml import read_values
 from pipelines.kubernetes_types import (
     AnnotationKey,
     Cpu,
@@ -28,7 +29,6 @@ from pipelines.kubernetes_types import (
     amount_of,
     require_image,
 )
-from pipelines.strict_yaml import read_values
 
 _LONGEST_WAIT_SECONDS = 86_400
 

@@ -71,6 +71,28 @@ def probability_of_improvement(values: Sequence[float], reference: Sequence[floa
     return Estimate(value, float(interval.low), float(interval.high))
 
 
+def mean_probability_of_improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate:
+    """Return the mean over tasks of the probability of improvement; a pair has a task's values and its reference.
+
+    The interval is a percentile bootstrap that resamples the values within each task. It is missing if a task has
+    fewer than two values on a side.
+
+    Source: Agarwal et al. (2021), 4.3 and its stratified bootstrap, 4.1.
+    """
+    samples = [(np.asarray(values, np.float64), np.asarray(reference, np.float64)) for values, reference in pairs]
+    value = math.fsum(float(_probability(one, other, -1)) for one, other in samples) / len(samples)
+    if min(len(side) for sample in samples for side in sample) < 2:
+        return Estimate(value, None, None)
+    rng = np.random.default_rng(0)
+
+    def resampled(side: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        return side[rng.integers(0, len(side), (2_000, len(side)))]
+
+    means = np.mean([_probability(resampled(one), resampled(other), -1) for one, other in samples], axis=0)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(value, float(low), float(high))
+
+
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
     """Return the mean with Student's t interval, which is reliable even for three to five training seeds.
 

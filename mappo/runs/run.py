@@ -25,6 +25,7 @@ from mappo.errors import CheckpointError, KeyMissing, NoCheckpoint, StoreError, 
 from mappo.runs.attempt_notes import AttemptNotes
 from mappo.runs.checkpoint import (
     MAX_MANIFEST_BYTES,
+    MAX_PART_BYTES,
     PARTS,
     Checkpoint,
     Manifest,
@@ -170,6 +171,20 @@ class Run:
             return checkpoint.history
         header, _, rows = checkpoint.history.partition("\n")
         return "".join([f"{header}\n", *self.earlier_rows(checkpoint.earlier_rows), rows])
+
+    def history_text(self, ref: CheckpointRef, manifest: Manifest) -> str:
+        """Return the history of a checkpoint as CSV: its last rows. No other part is read, and no torch is needed.
+
+        Raises:
+            CheckpointError: the part is missing, damaged or too large.
+        """
+        part = manifest.parts["history"]
+        if part.size_bytes > MAX_PART_BYTES["history"]:
+            raise CheckpointError(
+                f"{self._location(ref)}: the history has {part.size_bytes} bytes, too many to read"
+            )
+        content = self._verified(ref.blob(manifest.file_name("history")), part.size_bytes, part.sha256)
+        return content.decode(errors="replace")
 
     def readable(self, refs: Iterable[CheckpointRef]) -> dict[CheckpointRef, Manifest]:
         """Return the manifests that can be read, by reference. For each other manifest, log the reason."""

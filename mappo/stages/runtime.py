@@ -74,7 +74,7 @@ def watched_stage(
     if study:
         settings = replace(settings, study=study)
     with (
-        _preemptible(),
+        preemptible(),
         Monitor(name, label, settings, partial(say, name)) as monitor,
         readable_errors(name),
     ):
@@ -149,8 +149,8 @@ def estimate_metrics(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 @contextmanager
-def _preemptible() -> Iterator[None]:
-    """Raise `Preempted` in the block on SIGTERM, which announces that the pod is evicted.
+def preemptible() -> Iterator[None]:
+    """Raise `Preempted` in the block on SIGTERM, which announces that the pod is evicted. Blocks may be nested.
 
     Outside the main thread, which alone may set signal handlers, the block runs without a handler.
     """

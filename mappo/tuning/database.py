@@ -1,4 +1,7 @@
-"""The database of studies: Optuna's storage in PostgreSQL, or in a SQLite file on one machine."""
+"""The database of studies: Optuna's storage in PostgreSQL, or in a SQLite file on one machine.
+
+This file is long because PostgreSQL and SQLite lock and fail in different ways.
+"""
 
 import hashlib
 import logging
@@ -119,22 +122,46 @@ class Database:
         Raises:
             DatabaseError: the database does not answer.
         """
-        release = self.retry(partial(self._try_lock, name))
+        file = f"{self._file}.{name}.long-lock"
+        release = self.retry(partial(self._try_lock, name, file))
         if release is None:
             on_wait()
         while release is None:
             time.sleep(_POLL_SECONDS)
-            release = self.retry(partial(self._try_lock, name))
+            release = self.retry(partial(self._try_lock, name, file))
         try:
             yield
         finally:
             with suppress(sqlalchemy.exc.SQLAlchemyError):  # the connection is lost, and the lock with it
                 release()
 
-    def _try_lock(self, name: str) -> Callable[[], object] | None:
-        """Take a long lock and return the function that releases it; return None if another process holds it."""
+    @contextmanager
+    def free_lock(self, name: str) -> Iterator[bool]:
+        """Hold a lock of this name if it is free; the context is whether it was. Nobody waits.
+
+        It may be held for hours and ends with the process, as `long_lock`, whose names are others.
+
+        Raises:
+            DatabaseError: the database does not answer.
+        """
+        folder = f"{self._file}.locks"  # of files that stay, one for each name
         if self._file:
-            file_lock = filelock.FileLock(f"{self._file}.{name}.long-lock", timeout=0)
+            Path(folder).mkdir(exist_ok=True)
+        release = self.retry(partial(self._try_lock, f"free {name}", f"{folder}/{name}"))
+        try:
+            yield release is not None
+        finally:
+            if release is not None:
+                with suppress(sqlalchemy.exc.SQLAlchemyError):  # the connection is lost, and the lock with it
+                    release()
+
+    def _try_lock(self, name: str, file: str) -> Callable[[], object] | None:
+        """Take a long lock and return the function that releases it; return None if another process holds it.
+
+        It is the lock of a `file`, if the database is one.
+        """
+        if self._file:
+            file_lock = filelock.FileLock(file, timeout=0)
             try:
                 file_lock.acquire()
             except filelock.Timeout:

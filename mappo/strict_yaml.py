@@ -1,17 +1,19 @@
 """Read YAML files strictly: within limits, with every key given once, and with errors that name file and line."""
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from mappo.errors import ConfigError
-from pipelines.kubernetes_types import shortened
 
 _LARGEST_DEPTH, _LARGEST_NODES = 50, 10_000  # limits of a file, counted with aliases written out
 _LARGEST_CHARACTERS = 100_000  # of a file
-_SHOWN_LINES, _LONGEST_LINE = 20, 300  # of the messages about a file
+_SHOWN_LINES, _LONGEST_LINE, _LONGEST_VALUE = 20, 300, 60  # of the messages about a file
+_EXPONENT = re.compile(r"[-+]?([0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+")  # as in YAML 1.2
 _Value = TypeVar("_Value")
 
 
@@ -43,10 +45,47 @@ def read_nodes(path: Path, check: Callable[[yaml.MappingNode], _Value]) -> _Valu
     return _read(path, lambda _, node: check(node))
 
 
-def _read(path: Path, use: Callable[["_Loader", yaml.MappingNode], _Value]) -> _Value:
+class Lines:
+    """The lines of a file's keys, by the keys that lead to them: `("tasks", "balance", "changes")`."""
+
+    def __init__(self, root: yaml.MappingNode):
+        self._lines = dict(_lines_of(root, ()))
+
+    def has(self, *keys: str) -> bool:
+        """Return whether the file writes this key out."""
+        return keys in self._lines
+
+    def __call__(self, *keys: str) -> int:
+        """Return the line of a key; of one that the file does not write out, that of the nearest key above it."""
+        while keys and keys not in self._lines:
+            keys = keys[:-1]
+        return self._lines.get(keys, 1)
+
+
+def read_with_lines(path: Path, check: Callable[[dict[str, Any], Lines], _Value]) -> _Value:
+    """Read a file whose values are those of JSON, and return what `check` makes of them and of their lines.
+
+    A number may have an exponent without a point, as in 1e-3, which YAML 1.1 takes for a text.
+
+    Raises:
+        ConfigError: as `read_values`; or a value is a date or a number that is not finite.
+        OSError: the file cannot be read.
+    """
+
+    def values(loader: "_Loader", node: yaml.MappingNode) -> _Value:
+        lines, content = Lines(node), loader.construct_document(node)
+        _require_json(content, (), lines)
+        return check(content, lines)
+
+    return _read(path, values, _NumberLoader)
+
+
+def _read(
+    path: Path, use: Callable[["_Loader", yaml.MappingNode], _Value], kind: type["_Loader"] | None = None
+) -> _Value:
     try:
         with path.open(encoding="utf-8") as file:
-            return _load(file.read(_LARGEST_CHARACTERS + 1), use)
+            return _load(file.read(_LARGEST_CHARACTERS + 1), use, kind or _Loader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
@@ -54,16 +93,16 @@ def _read(path: Path, use: Callable[["_Loader", yaml.MappingNode], _Value]) -> _
     except RecursionError:
         raise ConfigError(f"{path}: nested more than {_LARGEST_DEPTH} deep") from None
     except ConfigError as error:
-        lines = [f"{path}: {shortened(line, _LONGEST_LINE)}" for line in str(error).splitlines()]
+        lines = [f"{path}: {_shortened(line, _LONGEST_LINE)}" for line in str(error).splitlines()]
         more = [f"{path}: and {len(lines) - _SHOWN_LINES} more"] if len(lines) > _SHOWN_LINES else []
         raise ConfigError("\n".join([*lines[:_SHOWN_LINES], *more])) from None
 
 
-def _load(text: str, use: Callable[["_Loader", yaml.MappingNode], _Value]) -> _Value:
+def _load(text: str, use: Callable[["_Loader", yaml.MappingNode], _Value], kind: type["_Loader"]) -> _Value:
     """Return what `use` makes of the YAML in a text; measure the YAML before any alias is written out."""
     if len(text) > _LARGEST_CHARACTERS:
         raise ConfigError(f"has more than {_LARGEST_CHARACTERS} characters")
-    loader = _Loader(text)
+    loader = kind(text)
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -86,7 +125,7 @@ class _Loader(yaml.SafeLoader):
         except (ConfigError, yaml.YAMLError):
             raise
         except (ValueError, LookupError, AttributeError, ArithmeticError):  # all of them raised by PyYAML
-            location = f"line {node.start_mark.line + 1}: {shortened(str(node.value))!r}"
+            location = f"line {node.start_mark.line + 1}: {_shortened(str(node.value))!r}"
             reason = "reads like a number or a date and is none; write it in quotes"
             raise ConfigError(f"{location}: {reason}") from None
 
@@ -99,9 +138,39 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str) or not key.isprintable():
                 raise ConfigError(f"{line}: a key must be text without control characters; write it in quotes")
             if key in keys:
-                raise ConfigError(f"{line}: {shortened(key)}: given more than once")
+                raise ConfigError(f"{line}: {_shortened(key)}: given more than once")
             keys.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _NumberLoader(_Loader):
+    """A strict loader that also reads numbers such as 1e-3 as numbers."""
+
+
+_NumberLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _lines_of(node: yaml.Node, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the keys of a node with their lines; `_measure` has limited the depth and the number of values."""
+    for key_node, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        path = (*keys, str(key_node.value))
+        yield path, key_node.start_mark.line + 1
+        yield from _lines_of(value, path)
+
+
+def _require_json(value: Any, keys: tuple[str, ...], lines: Lines) -> None:
+    """Check that a value is one of JSON: PyYAML makes dates, sets and bytes of some texts."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _require_json(inner, (*keys, key), lines)
+    elif isinstance(value, list):
+        for inner in value:
+            _require_json(inner, keys, lines)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"line {lines(*keys)}: {'.'.join(keys)}: {value}: numbers must be finite")
+    elif not isinstance(value, str | int | float | None):
+        kind = type(value).__name__
+        raise ConfigError(f"line {lines(*keys)}: {'.'.join(keys)}: read as a {kind}; write it in quotes")
 
 
 def _measure(node: yaml.Node, sizes: dict[yaml.Node, tuple[int, int]]) -> tuple[int, int]:
@@ -125,3 +194,7 @@ def _problem_of(error: yaml.YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     line = f"line {mark.line + 1}: " if mark else ""
     return f"{line}{problem or 'it holds a character that YAML does not allow'}"
+
+
+def _shortened(text: str, length: int = _LONGEST_VALUE) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
