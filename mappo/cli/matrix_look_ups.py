@@ -25,7 +25,7 @@ def status_lines(file: Path, store: str, results: Sequence[Path]) -> list[str]:
 
 def table_text(file: Path, store: str, results: Sequence[Path], form: str) -> str:
     """Return the table of a matrix as `terminal`, `csv` or `markdown`, or its `cells` as CSV."""
-    from mappo.reporting import matrix_files
+    from mappo.reporting import matrix_texts
 
     matrix, rows, notes = _results(file, store, results)
     if form == "cells":
@@ -34,9 +34,9 @@ def table_text(file: Path, store: str, results: Sequence[Path], form: str) -> st
         return cells_csv(rows)
     table = make_table(matrix, rows, notes)
     if form == "csv":
-        return matrix_files.table_csv(table)
+        return matrix_texts.table_csv(table)
     return (
-        matrix_files.markdown(table) if form == "markdown" else "\n".join([*matrix_files.table_lines(table), ""])
+        matrix_texts.markdown(table) if form == "markdown" else "\n".join([*matrix_texts.table_lines(table), ""])
     )
 
 

@@ -13,7 +13,7 @@ from mappo.errors import NoHeuristic, NonFiniteReturn
 from mappo.evaluation import statistics
 from mappo.evaluation.episodes import PolicyOf, heuristic_policy, in_order, play_episodes, trained_policy
 from mappo.evaluation.group_returns import GroupReturns, GroupReturnsRecorder
-from mappo.evaluation.measurements import Measurement, Measurer
+from mappo.evaluation.measurements import Measurement, Measurer, terminations
 from mappo.evaluation.statistics import Estimate
 from mappo.runs.checkpoint import Checkpoint
 from mappo.strict_json import to_dict
@@ -29,10 +29,11 @@ _BY_SEED = (
 class EpisodeReturns:
     """The episode returns of one policy, undiscounted, averaged over agents, and ordered by seed.
 
-    episode_frames_mean: the mean length of an episode in frames. measurements: the measurements of the scenario's
-    `info()` by name, with intervals that resample the same values as those of the returns. groups: the returns of
-    each group of agents by its name; empty if all agents are one group. Groups may have opposite rewards; then
-    only their own returns tell how well they do.
+    episode_frames_mean: the mean length of an episode in frames. measurements: those of the scenario's `info()` by
+    name, and `terminated`, the share of episodes that the task ended before the time limit; with intervals that
+    resample the same values as those of the returns. groups: the returns of each group of agents by its name;
+    empty if all agents are one group. Groups may have opposite rewards; then only their own returns tell how well
+    they do.
     """
 
     episode_returns: list[float]
@@ -97,7 +98,8 @@ def evaluate(
         measurer, by_group = Measurer(), GroupReturnsRecorder()
         on_frame = in_order(measurer.measure_frame, by_group.add_frame)
         returns, lengths = play_episodes(policy, config, config.evaluation, Stream.EVALUATION, on_frame)
-        return _summarise(returns, lengths, measurer, by_group, per_seed if share_draws else 1)
+        max_frames = config.environment.max_episode_frames
+        return _summarise(returns, lengths, max_frames, measurer, by_group, per_seed if share_draws else 1)
 
     heuristic, no_heuristic = None, ""
     try:
@@ -132,6 +134,7 @@ def changed_settings(report_config: ExperimentConfig, training_config: Experimen
 def _summarise(
     returns: list[float],
     lengths: list[float],
+    max_frames: int,
     measurer: Measurer,
     by_group: GroupReturnsRecorder,
     share_draws: int,
@@ -145,6 +148,7 @@ def _summarise(
         mean=average(statistics.by_seed(returns, share_draws)),
         interquartile_mean=middle,
         episode_frames_mean=sum(lengths) / len(lengths),
-        measurements=measurer.measurements(average, share_draws),
+        measurements=terminations(lengths, max_frames, average, share_draws)
+        | measurer.measurements(average, share_draws),  # a scenario's own `terminated` is the one that counts
         groups=by_group.returns(average, share_draws),
     )

@@ -12,6 +12,8 @@ from mappo.environment.reductions import Reduction, declared_reductions, guess_r
 from mappo.evaluation import statistics
 from mappo.evaluation.statistics import Estimate
 
+TERMINATED = "terminated"  # a measurement of every task: 1 if the task ended the episode before the time limit
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -82,6 +84,21 @@ class Measurer:
             known = means_of_groups(values, episodes_per_value)
             result[name] = Measurement(reduction, values, average(known) if known else None)
         return result
+
+
+def terminations(
+    lengths: Sequence[float],
+    max_frames: int,
+    average: Callable[[Sequence[float]], Estimate],
+    episodes_per_value: int = 1,
+) -> dict[str, Measurement]:
+    """Return the measurement `terminated` of episodes of these lengths, whose mean is the share that ended early.
+
+    An episode that is shorter than the time limit was ended by the scenario's `done()`. `average` and
+    `episodes_per_value` are those of `Measurer.measurements`.
+    """
+    values: list[float | None] = [float(length < max_frames) for length in lengths]
+    return {TERMINATED: Measurement("last", values, average(means_of_groups(values, episodes_per_value)))}
 
 
 class _Reduced:

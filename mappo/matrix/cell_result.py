@@ -243,3 +243,9 @@ def learning_curve(matrix: Matrix, store: str, cell: Cell) -> list[tuple[int, fl
         raise
     except (MappoError, ValueError, KeyError, TypeError, csv.Error):
         return []
+
+
+def learning_curves(matrix: Matrix, store: str, cells: Sequence[Cell]) -> list[list[tuple[int, float]]]:
+    """Return `learning_curve` of each cell, in their order."""
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda cell: learning_curve(matrix, store, cell), cells))

@@ -12,6 +12,7 @@ from pathlib import Path
 from mappo.config import to_json
 from mappo.environment.measured_names import find_measurements
 from mappo.errors import ConfigError, StageFailed, Superseded
+from mappo.evaluation.measurements import TERMINATED
 from mappo.matrix.cell_result import CellResult, State, read_failure, read_results, run_of
 from mappo.matrix.failure import FAILURE
 from mappo.matrix.matrix import Cell, Matrix, read_matrix
@@ -104,7 +105,7 @@ class _Worker:
                 is_waiting = False
             elif self._left:
                 if not is_waiting:
-                    say("matrix", f"other workers train the last {len(self._left)} cells; waiting for them")
+                    say("matrix", f"other workers train what is left: {', '.join(self._left)}; waiting for them")
                 is_waiting = True
                 time.sleep(_POLL_SECONDS)
 
@@ -149,7 +150,7 @@ class _Worker:
         del self._left[cell.name]
         result = self._results[cell.name]
         outcome = f"return {result.return_mean:.3g}" if result.return_mean is not None else result.reason
-        words = ", ".join(filter(None, [result.state, outcome, by_whom]))
+        words = ", ".join([result.state, by_whom or outcome])
         described = _described(self.counts(), len(self._matrix.cells))
         say("matrix", f"{cell.name}: {words}; {described}{self._time_left()}")
 
@@ -207,7 +208,7 @@ def _duration(seconds: float) -> str:
 def _require_measured(cell: Cell, names: Mapping[str, str]) -> None:
     """Check that a task measures what its columns name; a task that cannot be made fails as cells do."""
     try:
-        measured = find_measurements(cell.config.environment)
+        measured = {TERMINATED: "last", **find_measurements(cell.config.environment)}
     except ConfigError:
         return
     for key, name in names.items():
