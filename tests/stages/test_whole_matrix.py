@@ -1,6 +1,7 @@
 """A whole matrix through its command: cells, workers, kills, failures, tables and the page."""
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from mappo.tuning.database import Database
 from tests.cli.test_prechecks import results_of
 from tests.conftest import read_json
 from tests.support.browser import chromium, complaints, open_page, requests
-from tests.support.services import postgres, wait
+from tests.support.services import moto_server, postgres, use_s3, wait
 
 FILE = """\
 name: tiny
@@ -285,6 +286,23 @@ def test_free_lock_is_held_by_one_process_at_a_time_and_ends_with_it(place):
 
 
 @pytest.mark.long
+def test_matrix_in_a_bucket_is_filled_and_read_and_its_files_lie_here(place, capsys, monkeypatch):
+    written(ONE + BROKEN)
+    with moto_server() as endpoint:
+        store = f"--store=s3://{use_s3(monkeypatch, endpoint)}/runs"
+        assert matrix("run", store) == 1
+        capsys.readouterr()
+        assert matrix("table", store, "--cells") == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert [row["state"] for row in rows] == ["done", "failed"]
+        assert rows[0]["source"].endswith("/runs/tiny/navigation-mappo-0")
+        assert (FOLDER / "cells.csv").exists()
+        assert "polyline" in (FOLDER / "matrix.html").read_text()
+        assert matrix("run", store) == 1
+        assert "navigation-mappo-0: begins" not in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_workers_on_one_database_share_the_cells_and_resume_those_of_a_killed_one(place, monkeypatch):
     """Two commands work at once, as on two machines; the first is killed, and the second completes the matrix."""
     tiny = written(FILE.replace("[0, 1]", "[0, 1, 2]"))
@@ -295,6 +313,7 @@ def test_workers_on_one_database_share_the_cells_and_resume_those_of_a_killed_on
         second = start("run")
         wait(lambda: len(list(FOLDER.glob("*/attempts"))) >= 3, 90, "the second has begun nothing")
         first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
         assert second.wait(300) == 0, Path("log.txt").read_text()
     results = read_results(tiny, "runs", tiny.cells)
     assert [result.state for result in results] == ["done"] * 12
