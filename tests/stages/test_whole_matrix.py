@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -75,7 +78,7 @@ def start(*arguments: str) -> subprocess.Popen:
     """Start a command in another process, which writes to a log here."""
     with Path("log.txt").open("a") as log:
         command = [sys.executable, "-m", "mappo", "matrix", arguments[0], "matrix.yaml", *arguments[1:]]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def networks_of(run: str | Path) -> str:
@@ -283,6 +286,33 @@ def test_free_lock_is_held_by_one_process_at_a_time_and_ends_with_it(place):
             assert not again
     with database.free_lock("cell-a") as is_free:
         assert is_free
+
+
+@pytest.mark.long
+def test_matrix_killed_again_and_again_equals_one_that_ran_through(place):
+    """All processes are killed at once at random moments; at last, the command gets SIGTERM."""
+    tiny, moments = written(FILE), random.Random(0)
+    assert start("run", "--store=whole", "--workers=2").wait() == 0, Path("log.txt").read_text()
+    for sign in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        Path("log.txt").write_text("")
+        process = start("run", "--workers=2")
+        wait(lambda: bool(re.search("begins|resumed", Path("log.txt").read_text())), 60, "nothing begins")
+        time.sleep(moments.uniform(0, 4))
+        if sign == signal.SIGKILL:
+            os.killpg(process.pid, sign)
+            assert process.wait() in (0, -sign)
+        else:
+            process.terminate()  # it ends its workers
+            assert process.wait() in (0, 128 + sign), Path("log.txt").read_text()
+            assert subprocess.run(["pgrep", "-g", str(process.pid)], check=False).returncode == 1
+    assert matrix("run") == 0
+    for cell in tiny.cells:
+        assert networks_of(FOLDER / cell.name) == networks_of(f"whole/tiny/{cell.name}")
+    one, other = (
+        [{**row, "seconds": "", "source": ""} for row in csv.DictReader(Path(text).read_text().splitlines())]
+        for text in ("runs/tiny/cells.csv", "whole/tiny/cells.csv")
+    )
+    assert one == other
 
 
 @pytest.mark.long
