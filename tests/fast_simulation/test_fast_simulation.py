@@ -370,7 +370,7 @@ def test_training_names_the_missing_packages_when_there_is_no_compiler(tmp_path)
     command += ["--environment.scenario=tests.support.scenarios:MaskedWrites"]
     command += ["--collection.simulation=fast", "--run=first", f"--store={tmp_path}"]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 2
     output = process.stdout + process.stderr
     assert "collection.simulation = fast" in output
     assert "sudo apt install g++ python3-dev" in output
