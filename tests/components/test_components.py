@@ -176,6 +176,7 @@ def test_run_without_a_name_is_kept_in_the_store_under_its_id(server, tmp_path):
     assert [run.name for run in (tmp_path / "runs").iterdir()] == [cluster.run_id]
 
 
+@pytest.mark.long  # test_schedules.py compares the names of all stages on the test server
 def test_scheduled_time_is_the_same_in_every_stage(server, tmp_path):
     cluster = Cluster(server, tmp_path, config=SHORT, run="n-[[ScheduledTime]]", store=str(tmp_path / "runs"))
     assert cluster.finish("train")[0] == 0

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,18 +80,21 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
     assert_resumes_exactly(small(recipe(name)), tmp_path)
 
 
+LONG = partial(pytest.param, marks=pytest.mark.long)  # every part of these is also in a case that is not long
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"environment": {"scenario": "balance", "scenario_kwargs": {"n_agents": 3}}},
+        LONG({"environment": {"scenario": "balance", "scenario_kwargs": {"n_agents": 3}}}),
         {"environment": {"scenario": "simple_reference", "scenario_kwargs": {}, "actions": "multi-discrete"}},
         {"environment": {"scenario": "tests.support.scenarios:ManyKindsOfState", "scenario_kwargs": {}}},
-        {"environment": {"scenario": "tests.support.scenarios:OddInfo", "scenario_kwargs": {}}},
+        LONG({"environment": {"scenario": "tests.support.scenarios:OddInfo", "scenario_kwargs": {}}}),
         {"environment": {"max_episode_frames": 5}, "learner": {"target_kl": 1e-4}},
         {"environment": {"max_episode_frames": 1_000}, "selection": {"interval_iterations": 0}},
         {"networks": {"normalise_observations": True, "normalise_values": True, "share_policy": False}},
-        {"networks": {"critic": "own", "normalise_values": True}},
-        {"networks": {"memory": "gru", "normalise_observations": True, "normalise_values": True}},
+        LONG({"networks": {"critic": "own", "normalise_values": True}}),
+        LONG({"networks": {"memory": "gru", "normalise_observations": True, "normalise_values": True}}),
         {"networks": {"memory": "gru", "critic": "own", "share_policy": False}, "learner": {"epochs": 1}},
         {"environment": {"scenario": "tests.support.scenarios:FixedComponent", "scenario_kwargs": {}}},
         {"learner": {"learning_rate_schedule": "constant", "advantage_normalisation": "agent", "epochs": 1}},
