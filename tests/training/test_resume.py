@@ -80,7 +80,7 @@ def test_resumed_run_equals_uninterrupted_run_for_every_recipe(name, tmp_path):
     assert_resumes_exactly(small(recipe(name)), tmp_path)
 
 
-LONG = partial(pytest.param, marks=pytest.mark.long)  # every part of these is also in a case that is not long
+LONG = partial(pytest.param, marks=pytest.mark.long)  # a case of the same kind is not long
 
 
 @pytest.mark.parametrize(
