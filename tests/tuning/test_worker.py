@@ -301,18 +301,19 @@ def test_another_worker_continues_the_trial_of_a_killed_worker_from_its_checkpoi
     database.close()
 
 
+@pytest.mark.parametrize(
+    ("signal_number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_worker_releases_its_trial_at_once_when_it_receives_a_signal(
-    tmp_path, database, undisturbed, capfd, monkeypatch
+    tmp_path, database, undisturbed, capfd, monkeypatch, signal_number, status
 ):
     study = Study.prepare(database, "s", LONG, 2, store=str(tmp_path))
     url = f"sqlite:///{tmp_path}/studies.db"
-    for signal_number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        num_reports = reports(study)
-        with worker(url, tmp_path) as process:
-            wait(lambda num_reports=num_reports: reports(study) > num_reports + 3, 60, "no report")
-            process.send_signal(signal_number)
-            assert process.wait(timeout=30) == status
-        assert "running" not in {trial.state for trial in study.trials()}
+    with worker(url, tmp_path) as process:
+        wait(lambda: reports(study) > 3, 60, "no report")
+        process.send_signal(signal_number)
+        assert process.wait(timeout=30) == status
+    assert "running" not in {trial.state for trial in study.trials()}
     finish_here(url, capfd, monkeypatch)
     assert summary(study) == undisturbed
     assert {turn.outcome for trial in study.trials() for turn in trial.attempts} == {"released", "complete"}
