@@ -259,18 +259,23 @@ FAST = small(
 )
 
 
-def test_resumed_run_equals_uninterrupted_run_when_simulation_and_update_are_fast(tmp_path, caplog):
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_resumed_run_equals_uninterrupted_run_when_simulation_and_update_are_fast(
+    tmp_path, caplog, request, is_compiled
+):
     """Environments end at different times, so that the pool of fresh states holds sets of which some are taken.
 
-    The entropy bonus draws random numbers inside the compiled update.
+    The entropy bonus draws random numbers inside the traced update.
     """
+    if not is_compiled:
+        request.getfixturevalue("traced_only")
     caplog.set_level(logging.INFO, "mappo")
     assert_resumes_exactly(FAST, tmp_path)
     assert "the simulation is fast: compiled and checked in" in caplog.text
 
 
+@pytest.mark.usefixtures("traced_only")
 def test_resumed_run_goes_on_as_it_began_whatever_auto_would_choose_now(tmp_path):
-    """The update is compiled as that of `FAST`, so that it is compiled once for both tests."""
     named = override(FAST, {"collection": {"simulation": "plain"}})
     left_open = override(named, {"learner": {"update": "auto"}, "collection": {"simulation": "auto"}})
     other = override(named, {"learner": {"update": "plain"}})
@@ -304,6 +309,7 @@ def test_run_is_plain_and_logs_the_reason_when_the_compiler_fails(tmp_path, monk
 
 
 def test_run_is_plain_and_logs_the_reason_when_it_cannot_be_fast(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mappo")
     environment = {"scenario": "tests.support.scenarios:HostBranch", "scenario_kwargs": {}}
     plain = small(recipe("navigation"), environment=environment)
     trained = run_training(plain, tmp_path / "plain")
