@@ -341,6 +341,7 @@ def test_rollout_continues_bit_identically_from_the_carried_tensors():
     assert same(expected, outputs)
 
 
+@pytest.mark.long  # each compilation takes 12 s; test_kept_steps.py and test_resume.py compile and check others
 def test_compiled_step_agrees_with_plain_vmas():
     with private_random_streams(3, Stream.TRAINING, CPU):
         simulation, environment = simulation_of("tests.support.scenarios:MaskedWrites", is_compiled=True)
