@@ -1,7 +1,7 @@
-"""The recipes: named, complete configurations. A recipe is a function; `mappo recipes` prints its docstring.
+"""The recipes: named, complete configurations.
 
-Times and returns come from `python -m benchmarks.recipes` on one thread of a 2-core machine without a GPU. Returns
-are mean returns of the evaluation stage, with 95 % intervals over its episodes.
+A recipe is a function. `mappo recipes` prints its docstring and its measured result, which
+`python -m benchmarks.recipes --save` writes into `mappo/reporting/recipe_results.json`.
 """
 
 from collections.abc import Callable
@@ -26,18 +26,12 @@ _SWARM = EnvironmentConfig(scenario="swarm", scenario_kwargs={"n_agents": 4, "n_
 
 
 def navigation() -> ExperimentConfig:
-    """Train three agents with lidar to reach their own goals without collisions.
-
-    Measured: 46 s; return 0.98 [0.94, 1.01], random -0.50 [-0.71, -0.32].
-    """
+    """Train three agents with lidar to reach their own goals without collisions."""
     return ExperimentConfig(environment=_NAVIGATION)
 
 
 def navigation_quick() -> ExperimentConfig:
-    """Train navigation to a return of 0.9 in the least time: smaller networks and batches, shorter horizon.
-
-    Measured: reaches 0.9 after 24,000 to 36,000 frames, stays above for a million, seeds 0 to 4 (docs/speed.md).
-    """
+    """Train navigation to a return of 0.9 in the least time: smaller networks and batches, shorter horizon."""
     return ExperimentConfig(
         environment=_NAVIGATION,
         networks=NetworksConfig(hidden_sizes=(128, 128)),
@@ -47,18 +41,12 @@ def navigation_quick() -> ExperimentConfig:
 
 
 def navigation_ippo() -> ExperimentConfig:
-    """Train navigation by IPPO, the baseline of MAPPO: each agent's critic sees only its own observation.
-
-    Measured: 51 s of CPU time, beside other work; return 0.99 [0.95, 1.03], random -0.50 [-0.71, -0.32].
-    """
+    """Train navigation by IPPO, the baseline of MAPPO: each agent's critic sees only its own observation."""
     return ExperimentConfig(environment=_NAVIGATION, networks=NetworksConfig(critic="own"))
 
 
 def balance() -> ExperimentConfig:
-    """Train four agents to carry a ball on a beam to a goal without dropping it.
-
-    Measured: 187 s; return 56.7 [56.2, 57.3], heuristic 12.5 [10.2, 14.7], random -6.1 [-6.8, -5.4].
-    """
+    """Train four agents to carry a ball on a beam to a goal without dropping it."""
     return ExperimentConfig(
         environment=EnvironmentConfig(scenario="balance", scenario_kwargs={"n_agents": 4}),
         collection=CollectionConfig(total_frames=300_000),
@@ -66,10 +54,7 @@ def balance() -> ExperimentConfig:
 
 
 def swarm() -> ExperimentConfig:
-    """Train four agents to cover three moving targets and avoid collisions.
-
-    Measured: 296 s; return 55.4 [52.3, 58.4], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
-    """
+    """Train four agents to cover three moving targets and avoid collisions."""
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
@@ -80,10 +65,7 @@ def swarm() -> ExperimentConfig:
 
 
 def recall() -> ExperimentConfig:
-    """Train two agents with a memory to go to the side that a cue in the first frame of an episode named.
-
-    Measured: 137 s beside much other work; return 1.00 [1.00, 1.00], random 0.50 [0.47, 0.54].
-    """
+    """Train two agents with a memory to go to the side that a cue in the first frame of an episode named."""
     return ExperimentConfig(
         environment=EnvironmentConfig(scenario="recall", scenario_kwargs={"n_agents": 2}, max_episode_frames=15),
         networks=NetworksConfig(hidden_sizes=(64, 64), memory="gru"),
@@ -93,10 +75,7 @@ def recall() -> ExperimentConfig:
 
 
 def seed_document() -> ExperimentConfig:
-    """Train the swarm for 100,000 frames in batches of 1,000, with minibatches of 64 and 10 epochs.
-
-    Measured: 100 s; return 37.4 [35.6, 39.0], heuristic 67.2 [66.0, 68.3], random 24.7 [23.5, 25.9].
-    """
+    """Train the swarm for 100,000 frames in batches of 1,000, with minibatches of 64 and 10 epochs."""
     return ExperimentConfig(
         environment=_SWARM,
         networks=NetworksConfig(normalise_values=True),
@@ -107,10 +86,7 @@ def seed_document() -> ExperimentConfig:
 
 
 def benchmarl_base() -> ExperimentConfig:
-    """Train navigation with the hyperparameters of BenchMARL's base configuration.
-
-    Measured: 115 min beside other work; return of the last policy 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32].
-    """
+    """Train navigation with the hyperparameters of BenchMARL's base configuration."""
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=_benchmarl_learner(discount=0.99, minibatch_frames=400),
@@ -120,11 +96,7 @@ def benchmarl_base() -> ExperimentConfig:
 
 
 def benchmarl_fine_tuned() -> ExperimentConfig:
-    """Train navigation with the hyperparameters that BenchMARL tuned for VMAS; use a GPU.
-
-    Measured: the first 600,000 frames in 662 s; return 0.99 [0.96, 1.03], random -0.50 [-0.71, -0.32]. The whole
-    run would take about three hours on a CPU at that rate; it has not been measured.
-    """
+    """Train navigation with the hyperparameters that BenchMARL tuned for VMAS; use a GPU."""
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=_benchmarl_learner(discount=0.9, minibatch_frames=4_096),
@@ -134,11 +106,7 @@ def benchmarl_fine_tuned() -> ExperimentConfig:
 
 
 def gpu() -> ExperimentConfig:
-    """Train navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames.
-
-    Measured: 42 min on the CPU beside other work; return 1.02 [0.99, 1.06], random -0.50 [-0.71, -0.32]. The time
-    on a GPU has not been measured.
-    """
+    """Train navigation in batches that keep a GPU busy: 4,096 environments, minibatches of 16,384 frames."""
     return ExperimentConfig(
         environment=_NAVIGATION,
         learner=LearnerConfig(minibatch_frames=16_384),

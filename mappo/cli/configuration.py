@@ -18,6 +18,7 @@ from mappo.cli.run_names import find_run, manifest_of, trained_config
 from mappo.config import ExperimentConfig
 from mappo.errors import NoCheckpoint
 from mappo.recipes import DEFAULT_RECIPE, RECIPES
+from mappo.reporting.recipe_results import recipe_results
 from mappo.strict_json import to_dict
 
 _REPORTS = ("validation", "evaluation", "comparison", "decision", "contract")
@@ -38,10 +39,11 @@ def add(commands: Commands) -> None:
 
 
 def _recipes(_: argparse.Namespace) -> int:
+    results = recipe_results()
     for name, make in RECIPES.items():
-        summary, *details = inspect.cleandoc(make.__doc__ or "").splitlines()
-        print(f"{name}, {make().collection.total_frames:,} frames: {summary}")
-        print("\n".join(f"    {line}" for line in details if line))
+        frames = make().collection.total_frames
+        print(f"{name}: {inspect.getdoc(make)}")
+        print(f"    {results[name].line(frames) if name in results else f'{frames:,} frames, not measured'}")
     return 0
 
 

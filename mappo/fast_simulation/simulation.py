@@ -90,7 +90,7 @@ class FastSimulation:
 
     @property
     def is_reset_as_a_whole(self) -> bool:
-        """Whether `reset_all` must follow a frame in which every environment finished.
+        """The need for `reset_all` after a frame in which every environment finished.
 
         The plain path then resets all of them together, which may draw other states than resets one by one.
         """

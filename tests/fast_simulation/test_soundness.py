@@ -72,7 +72,7 @@ def _long(cases):
 
 
 ACCEPTED = [
-    *(("Remembering", {"place": place}) for place in ("dict", "in place")),
+    *(("Remembering", {"place": place}) for place in ("dict", "in place", "other name")),
     *_long(("Remembering", {"place": place}) for place in ("list", "object", "double")),
     *(("Remembering", {"change": change}) for change in ("where", "mask")),
     *_long(("Remembering", changes) for changes in ({}, {"change": "least"}, {"change": "sum"})),
@@ -109,7 +109,10 @@ REFUSED = [
     *_long(("Remembering", {"place": place}, _FIXED) for place in ("named tuple", "deque", "class")),
     ("Remembering", {"place": "new object"}, "replaces objects"),
     ("Remembering", {"place": "one number"}, "environments share state"),
-    ("Remembering", {"place": "alias"}, "shares memory|changes others|differ in the first frame"),
+    *(
+        ("Remembering", {"place": place}, "shares memory|changes others|differ in the first frame")
+        for place in ("alias", "part")
+    ),
     ("Remembering", {"reset": "keep", "use": "observation"}, "first observation after a reset depends on what"),
     ("Remembering", {"reset": "only full"}, "a reset of one environment differs from a reset of all"),
     ("Remembering", {"reset": "only one"}, "a reset of one environment|depends on the state before it"),

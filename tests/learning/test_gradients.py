@@ -207,6 +207,6 @@ def test_error_names_the_missing_compiler(tmp_path):
     process = subprocess.run(
         [sys.executable, "-m", "mappo", "train", *options], capture_output=True, text=True, env=variables
     )
-    assert process.returncode == 1
+    assert process.returncode == 2
     message = "learner.update = fast or mixed need a C++ compiler and Python's headers"
     assert message in process.stdout + process.stderr

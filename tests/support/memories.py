@@ -261,6 +261,17 @@ def _with_alias(scenario, value):
     return lambda: scenario.alias, lambda value: scenario.memory.copy_(value.clone())
 
 
+def _with_other_name(scenario, value):
+    scenario.memory = scenario.first = value
+    return lambda: torch.maximum(scenario.memory, scenario.first), lambda v: setattr(scenario, "memory", v)
+
+
+def _with_part(scenario, value):
+    scenario.memories = torch.stack([value, value], -1)
+    scenario.part = scenario.memories[:, 0]
+    return lambda: scenario.part.clone(), lambda v: scenario.memories.__setitem__((slice(None), 0), v)
+
+
 def _numbers(scenario, read, write):
     """Return the access to one number for all environments."""
     return lambda: torch.full((scenario.world.batch_dim,), read()), lambda value: write(float(value[0]))
@@ -285,6 +296,8 @@ PLACES = {
     "one number": _of_one_number,
     "double": _in_double,
     "alias": _with_alias,
+    "other name": _with_other_name,
+    "part": _with_part,
 }
 PLACES_OF_NUMBERS = {
     "class number": _in_class_number,
