@@ -64,12 +64,14 @@ def check_size(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
     lists = [len(value) for value in parameters.values() if isinstance(value, list)]
     items = max([*lists, _num_retraining_seeds(parameters)])
     if items > _MOST_ITEMS:
-        raise ConfigError(f"{items:,} seeds or workers in one run: about 60 fit; split them into several runs")
+        raise ConfigError(
+            f"{items:,} seeds, cells or workers in one run: more than fit; split them into several runs"
+        )
     size = workflow_bytes(document, parameters)
     if size > MAX_BYTES:
         raise ConfigError(
             f"this run's workflow would grow to about {size:,} bytes, compressed; one object of Kubernetes holds "
-            f"{MAX_BYTES:,}: give fewer seeds or workers, or several runs"
+            f"{MAX_BYTES:,}: give fewer seeds, cells or workers, or several runs"
         )
 
 
