@@ -121,7 +121,7 @@ def _read(path: Path, matrix: Matrix) -> Iterator[tuple[int, CellResult]]:
     except csv.Error as error:
         raise ConfigError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
     except ConfigError as error:
-        raise ConfigError(f"{path}: line {reader.line_num}: {error}") from None
+        raise ConfigError(f"{path}: line {max(1, reader.line_num)}: {error}") from None
 
 
 def _text_of(path: Path) -> str:

@@ -229,7 +229,9 @@ def _require_done(matrix: Matrix, rows: Sequence[CellResult]) -> None:
     for row in missing:
         say("matrix", f"{row.task}-{row.algorithm}-{row.seed}: {row.state}: {row.reason or 'not done'}")
     if missing:
-        raise StageFailed(f"matrix: {len(missing)} of {len(matrix.cells)} cells are not done")
+        message = f"{len(missing)} of {len(matrix.cells)} cells are not done"
+        say("matrix", f"failed: {message}")
+        raise StageFailed(f"matrix: {message}")
 
 
 def _lock_name(location: str) -> str:

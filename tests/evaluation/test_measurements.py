@@ -13,7 +13,7 @@ from mappo.errors import ConfigError
 from mappo.evaluation import statistics
 from mappo.evaluation.episodes import play_episodes
 from mappo.evaluation.evaluation import evaluate
-from mappo.evaluation.measurements import Measurer
+from mappo.evaluation.measurements import Measurer, terminations
 from mappo.reporting.run_record import parse_evaluation
 from mappo.strict_json import parse_json
 from tests.conftest import CPU, endless
@@ -63,11 +63,12 @@ def test_evaluation_has_the_measurements_of_every_policy_with_the_intervals_of_i
     report = evaluate(tiny, checkpoint)
     for returns in report.policies().values():
         reductions = {name: each.reduction for name, each in returns.measurements.items()}
-        assert reductions == {"agent_collisions": "sum", "final_rew": "last", "pos_rew": "sum"}
+        scenario = {"agent_collisions": "sum", "final_rew": "last", "pos_rew": "sum"}
+        assert reductions == {"terminated": "last", **scenario}
         totals = [
             sum(values)
             for values in zip(
-                *(returns.measurements[name].episode_values for name in reductions if name != "final_rew"),
+                *(returns.measurements[name].episode_values for name in ("agent_collisions", "pos_rew")),
                 strict=True,
             )
         ]
@@ -77,12 +78,39 @@ def test_evaluation_has_the_measurements_of_every_policy_with_the_intervals_of_i
     assert evaluate(tiny, checkpoint) == report
 
 
+def test_terminated_is_the_share_of_episodes_that_the_task_ended_before_the_time_limit():
+    """The episodes of a seed end after 2, 3 and 4 frames, the last one by the limit."""
+    arguments = {"terminate_after": [2, 3, 0]}
+    config = override(
+        endless(scenario=MEASURED, max_episode_frames=4, scenario_kwargs=arguments),
+        {"evaluation": {"seeds": [1, 2], "episodes_per_seed": 3}},
+    )
+    report = evaluate(config, make_checkpoint(config)[0])
+    for returns in report.policies().values():
+        terminated = returns.measurements["terminated"]
+        assert terminated.episode_values == [1.0, 1.0, 0.0] * 2
+        assert terminated.mean == statistics.mean([1.0, 1.0, 0.0] * 2)
+
+
+def test_terminated_counts_whole_seeds_where_the_episodes_of_a_seed_depend_on_each_other():
+    measured = terminations([2, 9, 9, 9], 9, statistics.mean_over_seeds, 2)["terminated"]
+    assert measured.mean == statistics.mean_over_seeds([0.5, 0.0])
+
+
+def test_measurement_of_the_scenario_with_this_name_is_the_one_that_counts(monkeypatch):
+    monkeypatch.setattr("tests.support.scenarios.Measured.MEASUREMENTS", {"terminated": "sum"})
+    config = endless(scenario=MEASURED, max_episode_frames=4, scenario_kwargs={"terminate_after": [2]})
+    report = evaluate(config, make_checkpoint(config)[0])
+    assert report.trained.measurements["terminated"].reduction == "sum"
+
+
 @pytest.mark.parametrize("scenario", ["tests.support.scenarios:OddInfo", "tests.support.scenarios:Endless"])
 def test_info_that_is_nan_or_missing_harms_nothing(scenario):
     config = endless(scenario=scenario, max_episode_frames=5)
     report = evaluate(config, make_checkpoint(config)[0])
     assert report.trained.episode_returns == [5.0] * len(report.trained.episode_returns)
-    assert all(each.mean is None for each in report.trained.measurements.values())
+    of_info = [each for name, each in report.trained.measurements.items() if name != "terminated"]
+    assert all(each.mean is None for each in of_info)
     assert parse_json(json.dumps(asdict(report), allow_nan=False))
 
 
