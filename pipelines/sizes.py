@@ -25,7 +25,8 @@ _LAUNCHER = "/kfp-launcher/launch --pipeline_name --run_id --execution_id --pod_
 _NODE_BYTES = 550
 _GZIP_LEVEL = 4  # lower than the default, since Go compresses less tightly than zlib
 _NODES_FACTOR, _COMPRESSED_FACTOR = 1.2, 1.9  # for the times, hashes and log names in real nodes
-_SPECIFICATION_FACTOR = 2.3  # bytes in the workflow for each byte of the compiled pipeline
+_SPECIFICATION_FACTOR = 2.3  # bytes in the workflow for each byte of the compiled pipeline and of its parameters
+_TEMPLATES_BYTES = 8_000  # of Argo's templates of drivers and containers, which every workflow has
 _MOST_ITEMS = 1000  # in a loop; more are refused without an estimate, since they cannot fit
 _ARTIFACT_BYTES = 420  # the URI and the labels of an input artifact
 
@@ -41,7 +42,8 @@ def workflow_bytes(document: Mapping[str, Any], parameters: Mapping[str, Any]) -
     stages = planned_stages(document, parameters, unknown_items=_num_retraining_seeds(values) or 1)
     nodes = sorted(_nodes(document, stages, values), key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "".join(nodes)
-    specification = int(_SPECIFICATION_FACTOR * len(_json(dict(document))))
+    given = len(_json(dict(document))) + len(_json(dict(parameters)))
+    specification = _TEMPLATES_BYTES + int(_SPECIFICATION_FACTOR * given)
     plain = specification + int(_NODES_FACTOR * len(text))
     if plain <= MAX_BYTES:
         return plain

@@ -40,21 +40,21 @@ def fill_cell(
         if result.state == "conflict":
             advice = "delete the run, take the change back, or give the matrix another name"
             raise ConfigError(f"{location}: {result.reason}; {advice}")
-        if result.state == "done":
-            say("cell", f"{name}: done before, with return {result.return_mean:.3g}; its run is left as it is")
-            write_whole(report, open_store(location).read(EVALUATION, _MAX_EVALUATION_BYTES).decode())
-    if result.state != "done":
+    if result.state == "done":
+        say("cell", f"{name}: done before, with return {result.return_mean:.3g}; its run is left as it is")
+    else:
         config, history = to_json(cell.config), report.with_name("history.csv")
         try:
-            run_cell(config, location, history, report, name=name, compiled_by=compiled_by, gpu_count=gpu_count)
+            run_cell(config, location, history, name=name, compiled_by=compiled_by, gpu_count=gpu_count)
         except StageFailed as error:
             for line in str(error).splitlines():  # the lines so far name the stages train and evaluate
                 say("cell", f"failed: {name}: {line}")
             raise
-        with readable_errors("cell"):
-            result = read_result(whole, store, cell)
-            if result.state != "done":
-                raise StoreError(f"{location}: {result.state} after its evaluation: {result.reason}")
+    with readable_errors("cell"):
+        result = read_result(whole, store, cell)
+        if result.state != "done":
+            raise StoreError(f"{location}: {result.state} after its evaluation: {result.reason}")
+        write_whole(report, open_store(location).read(EVALUATION, _MAX_EVALUATION_BYTES).decode())
     labels = {"cell": name, "location": location}
     return StageResult(metadata_of(cell.config) | labels, finite("cell", _numbers(result)))
 
