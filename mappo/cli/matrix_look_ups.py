@@ -13,7 +13,7 @@ from mappo.matrix.results_file import cells_csv, read_foreign, with_foreign
 
 
 def status_lines(file: Path, store: str, results: Sequence[Path]) -> list[str]:
-    """Return the number of cells by state, and a line for each cell that is not done."""
+    """Return the number of cells by state, and why seeds have no result."""
     matrix, rows, notes = _results(file, store, results)
     cells = rows[: len(matrix.cells)]
     counts = Counter(row.state for row in cells)

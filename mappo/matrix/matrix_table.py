@@ -22,7 +22,7 @@ class TableRow:
     without a result. improvement: the probability that a seed of this algorithm earns more than one of the task's
     first algorithm; None for that one itself. random, heuristic: the mean return of the untrained policies.
     frames, seconds: the means of training. hardware: where the cells were trained. config_hash: that of the first
-    of the seeds. missing: why each other cell has no result. notes: what a reader should know about the results.
+    of the seeds. missing: why the other seeds have no result. notes: what a reader should know about the results.
     """
 
     task: str
@@ -66,7 +66,7 @@ class MatrixTable:
     notes: tuple[str, ...]
 
     def missing(self) -> list[str]:
-        """Return why cells have no result, one line for each, and the notes about rows."""
+        """Return why seeds have no result, one line for each reason, and the notes about rows."""
         return [f"{row.task}, {row.algorithm}: {text}" for row in self.rows for text in (*row.missing, *row.notes)]
 
 
@@ -115,7 +115,7 @@ def _row(
         seconds=_mean(cell.seconds for cell in done),
         hardware=tuple(dict.fromkeys(text for cell in done if (text := _hardware(cell)))),
         config_hash=done[0].config_hash if done else "",
-        missing=tuple(_why(cell) for cell in cells if cell.state != "done"),
+        missing=tuple(_missing(cells)),
         notes=tuple(_notes(cells, done, reference)),
     )
 
@@ -139,11 +139,21 @@ def _hardware(cell: CellResult) -> str:
     return cell.hardware + threads if cell.hardware else ""
 
 
+def _missing(cells: Sequence[CellResult]) -> Iterable[str]:
+    """Yield why seeds have no result; those with the same reason are one sentence."""
+    seeds: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.state != "done":
+            seeds.setdefault(_why(cell), []).append(str(cell.seed))
+    for why, numbers in seeds.items():
+        yield f"seed{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} {why}"
+
+
 def _why(cell: CellResult) -> str:
     progress = ""
     if cell.state == "begun" and cell.frames is not None and cell.final_frames:
         progress = f" ({cell.frames:,} of {cell.final_frames:,} frames)"
-    return f"seed {cell.seed} {cell.state}{progress}" + (f": {cell.reason}" if cell.reason else "")
+    return f"{cell.state}{progress}" + (f": {cell.reason}" if cell.reason else "")
 
 
 def _notes(

@@ -21,6 +21,7 @@ _WHOLE = ("frames", "final_frames", "judged_frames", "threads")
 _NUMBERS = ("return_mean", "random", "heuristic", "success", "collisions", "seconds")
 _MAX_BYTES, _MAX_CELL = 50_000_000, 10_000
 _MAX_SEED = 2**32
+_LARGEST = 1e100  # so that sums and squares are finite, too
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,6 @@ def _number(name: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or "_" in text:
-        raise ConfigError(f"{name} = {one_line(text, 80)!r}: must be a finite number")
+    if not abs(value) <= _LARGEST or "_" in text:
+        raise ConfigError(f"{name} = {one_line(text, 80)!r}: must be a number, at most {_LARGEST:g}")
     return value

@@ -77,7 +77,7 @@ def overall_lines(table: MatrixTable) -> list[str]:
 
 
 def _missing_lines(table: MatrixTable) -> list[str]:
-    """Return what is missing, one line for each cell; empty if nothing is."""
+    """Return what is missing, one line for each reason; empty if nothing is."""
     head = [] if table.num_done == table.num_cells else [f"{table.num_done} of {table.num_cells} cells are done"]
     return [*head, *table.missing(), *table.notes]
 

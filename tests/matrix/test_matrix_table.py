@@ -122,7 +122,7 @@ def test_partial_table_says_what_is_missing_and_why(matrix, results):
     assert "13 of 20 cells are done" in lines
     assert "navigation, mappo: seed 0 failed: broken | [x](y)" in lines
     assert "navigation, mappo: seed 1 begun (6,000 of 84,000 frames)" in lines
-    assert "balance, mappo: seed 2 waiting" in lines
+    assert "balance, mappo: seeds 0, 1, 2, 3, 4 waiting" in lines
     assert "a row is not used" in lines
     assert table.rows[0].seeds == (2, 3, 4)
     assert table.rows[0].return_mean == statistics.mean_over_seeds([1.0, 0.2, 0.95])

@@ -45,7 +45,7 @@ def done(matrix: Matrix, index: int, value: float = 0.1) -> CellResult:
         threads=1,
         seconds=1e-17,
         hardware='cpu, "big", 2',
-        measurements={"agent_collisions": -2.5, "odd, name": 1e300},
+        measurements={"agent_collisions": -2.5, "odd, name": 1e99},
     )
 
 
@@ -114,9 +114,9 @@ WRONG = {
     f"{HEAD}navigation,mappo,,done,1\n": "line 2: seed: must be a whole number",
     f"{HEAD}navigation,mappo,0,doen,1\n": "line 2: state = 'doen': give one of done, failed",
     f"{HEAD}navigation,mappo,0,done,\n": "line 2: return_mean: empty, although the cell is done",
-    f"{HEAD}navigation,mappo,0,done,nan\n": "line 2: return_mean = 'nan': must be a finite number",
-    f"{HEAD}navigation,mappo,0,done,1e999\n": "line 2: return_mean = '1e999': must be a finite number",
-    f"{HEAD}navigation,mappo,0,done,1_0\n": "line 2: return_mean = '1_0': must be a finite number",
+    f"{HEAD}navigation,mappo,0,done,nan\n": "line 2: return_mean = 'nan': must be a number, at most 1e+100",
+    f"{HEAD}navigation,mappo,0,done,1e101\n": "line 2: return_mean = '1e101': must be a number, at most 1e+100",
+    f"{HEAD}navigation,mappo,0,done,1_0\n": "line 2: return_mean = '1_0': must be a number, at most 1e+100",
     f"{HEAD}navigation,mappo,0,done,1\nnavigation,mappo,0,done,2\n": "line 3: navigation, mappo, seed 0: given",
     f'{HEAD}navigation,mappo,0,done,"1\n': "not CSV: unexpected end of data",
     f"{HEAD}{'x' * 20_000},mappo,0,done,1\n": "line 2: a cell with 20000 characters",

@@ -1,7 +1,11 @@
 """A whole matrix through its command: cells, workers, kills, failures, tables and the page."""
 
 import csv
+import io
 import json
+import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +28,7 @@ from mappo.tuning.database import Database
 from tests.cli.test_prechecks import results_of
 from tests.conftest import read_json
 from tests.support.browser import chromium, complaints, open_page, requests
-from tests.support.services import postgres, wait
+from tests.support.services import moto_server, postgres, use_s3, wait
 
 FILE = """\
 name: tiny
@@ -74,7 +78,7 @@ def start(*arguments: str) -> subprocess.Popen:
     """Start a command in another process, which writes to a log here."""
     with Path("log.txt").open("a") as log:
         command = [sys.executable, "-m", "mappo", "matrix", arguments[0], "matrix.yaml", *arguments[1:]]
-        return subprocess.Popen(command, stdout=log, stderr=log)
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
 def networks_of(run: str | Path) -> str:
@@ -285,6 +289,50 @@ def test_free_lock_is_held_by_one_process_at_a_time_and_ends_with_it(place):
 
 
 @pytest.mark.long
+def test_matrix_killed_again_and_again_equals_one_that_ran_through(place):
+    """All processes are killed at once at random moments; at last, the command gets SIGTERM."""
+    tiny, moments = written(FILE), random.Random(0)
+    assert start("run", "--store=whole", "--workers=2").wait() == 0, Path("log.txt").read_text()
+    for sign in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        Path("log.txt").write_text("")
+        process = start("run", "--workers=2")
+        wait(lambda: bool(re.search("begins|resumed", Path("log.txt").read_text())), 60, "nothing begins")
+        time.sleep(moments.uniform(0, 4))
+        if sign == signal.SIGKILL:
+            os.killpg(process.pid, sign)
+            assert process.wait() in (0, -sign)
+        else:
+            process.terminate()  # it ends its workers
+            assert process.wait() in (0, 128 + sign), Path("log.txt").read_text()
+            assert subprocess.run(["pgrep", "-g", str(process.pid)], check=False).returncode == 1
+    assert matrix("run") == 0
+    for cell in tiny.cells:
+        assert networks_of(FOLDER / cell.name) == networks_of(f"whole/tiny/{cell.name}")
+    one, other = (
+        [{**row, "seconds": "", "source": ""} for row in csv.DictReader(Path(text).read_text().splitlines())]
+        for text in ("runs/tiny/cells.csv", "whole/tiny/cells.csv")
+    )
+    assert one == other
+
+
+@pytest.mark.long
+def test_matrix_in_a_bucket_is_filled_and_read_and_its_files_lie_here(place, capsys, monkeypatch):
+    written(ONE + BROKEN)
+    with moto_server() as endpoint:
+        store = f"--store=s3://{use_s3(monkeypatch, endpoint)}/runs"
+        assert matrix("run", store) == 1
+        capsys.readouterr()
+        assert matrix("table", store, "--cells") == 0
+        rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert [row["state"] for row in rows] == ["done", "failed"]
+        assert rows[0]["source"].endswith("/runs/tiny/navigation-mappo-0")
+        assert (FOLDER / "cells.csv").exists()
+        assert "polyline" in (FOLDER / "matrix.html").read_text()
+        assert matrix("run", store) == 1
+        assert "navigation-mappo-0: begins" not in capsys.readouterr().out
+
+
+@pytest.mark.long
 def test_workers_on_one_database_share_the_cells_and_resume_those_of_a_killed_one(place, monkeypatch):
     """Two commands work at once, as on two machines; the first is killed, and the second completes the matrix."""
     tiny = written(FILE.replace("[0, 1]", "[0, 1, 2]"))
@@ -295,6 +343,7 @@ def test_workers_on_one_database_share_the_cells_and_resume_those_of_a_killed_on
         second = start("run")
         wait(lambda: len(list(FOLDER.glob("*/attempts"))) >= 3, 90, "the second has begun nothing")
         first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
         assert second.wait(300) == 0, Path("log.txt").read_text()
     results = read_results(tiny, "runs", tiny.cells)
     assert [result.state for result in results] == ["done"] * 12
