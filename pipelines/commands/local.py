@@ -226,9 +226,9 @@ def _no_results(_: dict[str, Path]) -> list[str]:
 
 
 def _newest_tabulation(directory: Path) -> dict[str, Path]:
-    """Return the tables and the page that a matrix leaves although cells failed; empty if there are none."""
-    folders = sorted(directory.glob("mappo-matrix-*/tabulate"), key=lambda folder: folder.stat().st_mtime)
-    files = {artifact: folders[-1] / name for name, artifact in _OF_TABULATION.items()} if folders else {}
+    """Return the tables and the page that the newest run of a matrix left although cells failed, if it did."""
+    newest = max(directory.glob("mappo-matrix-*"))  # their names end with the time
+    files = {artifact: newest / "tabulate" / name for name, artifact in _OF_TABULATION.items()}
     return {artifact: file for artifact, file in files.items() if file.is_file()}
 
 

@@ -76,6 +76,21 @@ def test_run_without_a_failed_cell_succeeds(kubeflow, read):
     assert list(states(read, run_id)) == [*(f"cell[{index}]" for index in range(8)), "tabulate"]
 
 
+def test_tables_are_those_of_the_first_end_after_a_retry_and_their_failure_fails_no_run(kubeflow, read, cli):
+    """docs/kubeflow.md says so: submit again, and look at the stage. Argo keeps a hook, and does not count it."""
+    run_id = read(*SUBMIT)["id"]
+    kubeflow.fail_stage(run_id, "cell[1]")
+    assert kubeflow.finish(run_id) == "FAILED"
+    outputs = kubeflow.executor_input_of(run_id, "tabulate")["outputs"]
+    assert cli("runs", "retry", run_id)[0] == 0
+    assert kubeflow.finish(run_id) == "SUCCEEDED"
+    assert kubeflow.executor_input_of(run_id, "tabulate")["outputs"] == outputs
+    run_id = read(*SUBMIT)["id"]
+    kubeflow.fail_stage(run_id, "tabulate")
+    assert kubeflow.finish(run_id) == "SUCCEEDED"
+    assert states(read, run_id)["tabulate"] == "FAILED"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
