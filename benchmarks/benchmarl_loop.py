@@ -1,4 +1,4 @@
-"""Train BenchMARL's MAPPO on navigation with a configuration of mappo.
+"""Train BenchMARL's MAPPO on a task of VMAS with a configuration of mappo.
 
     .venv-benchmarl/bin/python -m benchmarks.benchmarl_loop SETTINGS DIRECTORY
 
@@ -58,8 +58,11 @@ def main() -> None:
     config.sampling_device = config.train_device = config.buffer_device = settings["device"]
     config.loggers, config.create_json, config.evaluation, config.render = [], False, False, False
     config.save_folder = str(directory)
+    environment = settings["environment"]
+    task = VmasTask[environment["scenario"].upper()].get_from_yaml()
+    task.config |= {**environment["scenario_kwargs"], "max_steps": environment["max_episode_frames"]}
     Experiment(
-        task=VmasTask.NAVIGATION.get_from_yaml(),
+        task=task,
         algorithm_config=algorithm,
         model_config=MlpConfig.get_from_yaml(),
         critic_model_config=MlpConfig.get_from_yaml(),

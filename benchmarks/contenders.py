@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from mappo.compute.resources import resolve_device
@@ -138,6 +139,16 @@ def contenders(
 def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -> float:
     """Return the mean return of a policy over the episodes by which `mappo train` selects the best checkpoint.
 
+    weights: as in `policy_with`.
+    """
+    policy = policy_with(config, weights)
+    returns, _ = play_episodes(lambda _: policy, config, config.selection, Stream.SELECTION)
+    return sum(returns) / len(returns)
+
+
+def policy_with(config: ExperimentConfig, weights: Mapping[str, Tensor]) -> TensorDictModuleBase:
+    """Return the policy of a configuration with the weights of another program.
+
     weights: parameters of linear layers, whose names end in `<number>.weight` and `<number>.bias`.
     """
 
@@ -152,5 +163,4 @@ def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -
     with torch.no_grad():
         for parameter, name in zip(policy.parameters(), sorted(weights, key=order), strict=True):
             parameter.copy_(weights[name])
-    returns, _ = play_episodes(lambda _: policy, config, config.selection, Stream.SELECTION)
-    return sum(returns) / len(returns)
+    return policy

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 
 from mappo.cli.arguments import add_config_arguments, changes_from_arguments, dashed
 from mappo.config import ExperimentConfig, override, to_json
-from mappo.evaluation.statistics import Estimate
 from mappo.recipes import RECIPES, recipe
 from mappo.reporting.recipe_results import FILE, RecipeResult, changes_of_recipe, recipe_results
 from mappo.stages.evaluate import evaluate
@@ -58,8 +57,7 @@ def _measure(name: str, config: ExperimentConfig) -> RecipeResult:
         evaluate(to_json(config), run, run / "report")
         report = json.loads((run / "report").read_text())
     means = {
-        policy: Estimate(**report[policy]["mean"]) if report[policy] else None
-        for policy in ("trained", "random", "heuristic")
+        policy: report[policy]["mean"] if report[policy] else None for policy in ("trained", "random", "heuristic")
     }
     record = {
         "changes": changes_of_recipe(name),

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mappo.config import ExperimentConfig, from_dict
+from mappo.fast_simulation.making import make_fast_simulation
 from mappo.runs.checkpoint import Checkpoint
 from mappo.runs.run import Run
 from mappo.training.history import HistoryFile
@@ -53,6 +54,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Return the real checkpoint after the third and last iteration of a run of TINY."""
     directory = tmp_path_factory.mktemp("trained")
     return train(from_dict(TINY), Run.at(directory), HistoryFile(directory / "history.csv"), lambda _: None)
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fast simulations and updates run the traced graphs as they are; to compile one takes 12 s."""
+    monkeypatch.setattr("mappo.compute.traced_function.compile_graph", lambda graph, _: graph)
+    monkeypatch.setattr("mappo.compute.compiler.Compiled.wait", lambda _: None)
+    monkeypatch.setattr(
+        "mappo.fast_simulation.fast_simulation.make_fast_simulation",
+        lambda config, environment, **_: make_fast_simulation(config, environment, is_compiled=False),
+    )
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_slow_store_delays_training_less_than_one_save_takes(moto_proxy, tmp_pat
     assert iterations(moto_proxy.location)[0] == 12
 
 
-@pytest.mark.parametrize("fault", ["403 AccessDenied", "503 SlowDown"])
+@pytest.mark.parametrize("fault", ["403 AccessDenied", pytest.param("503 SlowDown", marks=pytest.mark.long)])
 def test_refused_deletions_lose_no_checkpoint_and_are_logged_once(moto_proxy, whole, tmp_path, caplog, fault):
     moto_proxy.rule = always(fault, "DELETE")
     reports = []
@@ -293,6 +293,7 @@ def test_attempts_that_race_for_a_number_get_different_numbers(proxy):
     assert sorted(attempt.number for attempt in attempts) == [1, 2, 3, 4]
 
 
+@pytest.mark.long  # test_secrets.py searches what every command prints; other tests here kill training
 def test_pipeline_that_was_killed_resumes_and_writes_no_secret(moto_proxy, tmp_path, monkeypatch):
     """Kill the local pipeline in training, start it again, and search all its output for credentials."""
     canaries = ["canary-access-key-5f1d", "canary-secret-key-77ac", "canary-session-token-b2e9"]

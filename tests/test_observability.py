@@ -51,7 +51,7 @@ RECORDED = ("run:mappo_run_active:max", "run:mappo_frames:rate5m", "run:mappo_gp
 def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_path, monkeypatch):
     """Scrape and push the metrics of validation, training and evaluation, with our PodMonitor's relabelling."""
     (port,) = free_ports(1)
-    config = override(tiny, {"collection": {"total_frames": 4800}, "selection": {"interval_iterations": 5}})
+    config = override(tiny, {"collection": {"total_frames": 2400}, "selection": {"interval_iterations": 5}})
     pods = tmp_path / "pods.json"
     pods.write_text(json.dumps(_pods(port)))
     dcgm = MetricsServer(0, {"/metrics": lambda: Page(200, "text/plain; version=0.0.4", _dcgm_page())})
@@ -80,7 +80,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             for name, value in (
                 ("MAPPO_METRICS_PORT", str(port)),
                 ("MAPPO_PUSHGATEWAY", gateway),
-                ("MAPPO_LINGER_SECONDS", "4"),
+                ("MAPPO_LINGER_SECONDS", "2"),
                 ("MAPPO_PIPELINE_RUN", "pipeline-run"),
                 ("MAPPO_DATABASE", f"sqlite:///{tmp_path}/studies.db"),
             ):
@@ -126,7 +126,7 @@ def test_a_real_training_is_found_by_its_pod_and_fills_every_panel(tiny, tmp_pat
             assert _metrics_of(gateway) == [], "stages delete their pushed metrics"
             monkeypatch.setenv("MAPPO_PIPELINE_RUN", "run-of-groups")
             _run_all_stages(override(config, GROUPS), tmp_path / "groups")
-            _run_a_study(config, tmp_path)
+            _run_a_study(override(config, {"collection": {"total_frames": 1200}}), tmp_path)
             seconds = int(time.time() - start) + 1
             counts = query(url, f'last_over_time(mappo_study_trials{{study="s"}}[{seconds}s])')
             trials = {series["metric"]["state"]: float(series["value"][1]) for series in counts}

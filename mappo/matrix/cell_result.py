@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from mappo.strict_json import parse_report
 State = Literal["done", "failed", "begun", "waiting", "conflict"]
 EVALUATION = "evaluation.json"  # the key of a run's own evaluation
 _MAX_EVALUATION_BYTES = 100_000_000
+_ATTEMPT = re.compile(r"attempts/([0-9]{4,9})\.json")
 _THREADS = 10  # that read runs of a bucket
 _PARTIAL = ConfigDict(strict=True, extra="ignore")
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -143,6 +145,7 @@ def read_result(matrix: Matrix, store: str, cell: Cell) -> CellResult:
 def _read(run: Run, cell: Cell, result: CellResult, task: Task) -> CellResult:
     keys = {entry.key for entry in run.store.entries_outside("blobs")}
     refs = newest_first(CheckpointRef.from_key(key) for key in keys)
+    result = replace(result, reason=_fruitless(keys, refs[0].attempt if refs else 0))
     if refs:
         manifest = run.manifest(refs[0])
         if conflict := _conflict(manifest.config, cell.config):
@@ -171,13 +174,23 @@ def _begun(run: Run, ref: CheckpointRef, manifest: Manifest, result: CellResult)
     return replace(
         result,
         state="begun",
-        reason="trained, not evaluated yet" if is_trained else "",
+        reason="trained, not evaluated yet" if is_trained else result.reason,
         frames=manifest.frames,
         seconds=_seconds(rows),
         hardware=f"{platform.device} ({platform.cpu})" if platform.device == "cpu" else platform.device,
         threads=platform.threads,
         versions=" ".join(f"{package}={version}" for package, version in sorted(platform.versions.items())),
     )
+
+
+def _fruitless(keys: Iterable[str], last_attempt: int) -> str:
+    """Return how many attempts have saved nothing since the last checkpoint; empty for one, which may be at work.
+
+    A cell that needs too much memory kills each of its workers, which leave no other trace.
+    """
+    attempts = [int(match[1]) for key in keys if (match := _ATTEMPT.fullmatch(key))]
+    num_fruitless = sum(attempt > last_attempt for attempt in attempts)
+    return f"{num_fruitless} attempts have saved no checkpoint; were they killed?" if num_fruitless > 1 else ""
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
@@ -233,7 +246,10 @@ def learning_curve(matrix: Matrix, store: str, cell: Cell) -> list[tuple[int, fl
     run = Run.at(run_of(store, matrix, cell))
     try:
         ref = run.choose("last")
-        rows: Iterable[Mapping[str, Any]] = csv.DictReader(io.StringIO(run.history_text(ref, run.manifest(ref))))
+        manifest = run.manifest(ref)
+        header, _, last_rows = run.history_text(ref, manifest).partition("\n")
+        lines = [header, *run.earlier_rows(manifest.earlier_rows), last_rows]
+        rows: Iterable[Mapping[str, Any]] = csv.DictReader(io.StringIO("\n".join(lines)))
         return [
             (int(float(row["frames"])), float(row["evaluation_return_mean"]))
             for row in rows

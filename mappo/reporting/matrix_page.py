@@ -21,6 +21,7 @@ from mappo.reporting.texts import moment
 
 RUN_PAGE = "report.html"  # a run's own page, in its directory
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320, 200, 46, 8, 8, 22  # of a plot, in its own units
+_MAX_POINTS = 200  # of a line
 _NUM_STYLES = 6  # of lines in page.css
 Curve = list[tuple[int, float]]
 _STATES = {"done": "good", "failed": "problem", "conflict": "problem"}
@@ -119,7 +120,8 @@ def _plot(
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / span
 
     def line(curve: Curve, algorithm: str, is_mean: bool) -> _Line:
-        text = " ".join(f"{x(frames):.1f},{y(value):.1f}" for frames, value in curve)
+        thin = [*curve[:: len(curve) // _MAX_POINTS + 1], *curve[-1:]]
+        text = " ".join(f"{x(frames):.1f},{y(value):.1f}" for frames, value in thin)
         return _Line(text, styles[algorithm], is_mean)
 
     lines = [line(curve, name, False) for name, of_name in curves.items() for curve in of_name]

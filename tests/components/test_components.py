@@ -21,6 +21,7 @@ from pipelines.kubeflow.submission import Submission
 from pipelines.site import Site, StagePod, StagePods
 from tests.conftest import TINY
 from tests.support.kubeflow_server import KubeflowServer
+from tests.support.runs import train_here
 
 SITE = Site(
     image="a/b:1",
@@ -29,6 +30,7 @@ SITE = Site(
     ),
 )
 CONFIG = {**TINY, "collection": {"num_envs": 6, "rollout_frames": 20, "total_frames": 2_400}}
+SHORT = to_json(from_dict(TINY))
 
 
 class Cluster:
@@ -90,8 +92,7 @@ def lines(log: str) -> list[str]:
 
 
 def test_process_restarted_after_a_kill_ends_with_bit_identical_checkpoints(server, tmp_path):
-    undisturbed = Cluster(server, tmp_path / "undisturbed")
-    assert undisturbed.finish("train")[0] == 0
+    train_here(from_dict(CONFIG), tmp_path / "undisturbed")
     killed = Cluster(server, tmp_path / "killed")
     supervisor = killed.start("train")
     while not list(killed.artifact("train", "checkpoints").glob("checkpoints/*/*")):
@@ -103,7 +104,8 @@ def test_process_restarted_after_a_kill_ends_with_bit_identical_checkpoints(serv
     assert "[train] attempt 0 ended: signal 9 ended its process (SIGKILL); attempt 1 begins in 1 s" in log
     assert "[train] attempt 1; 1 left" in log
     compared = ("networks", "optimiser", "simulation")
-    expected, actual = (part_hashes(cluster.artifact("train", "checkpoints")) for cluster in (undisturbed, killed))
+    expected = part_hashes(tmp_path / "undisturbed")
+    actual = part_hashes(killed.artifact("train", "checkpoints"))
     assert {name: actual[name] for name in compared} == {name: expected[name] for name in compared}
 
 
@@ -169,13 +171,14 @@ def test_missing_store_is_retried_since_it_may_come_back(server, tmp_path):
 
 
 def test_run_without_a_name_is_kept_in_the_store_under_its_id(server, tmp_path):
-    cluster = Cluster(server, tmp_path, store=str(tmp_path / "runs"))
+    cluster = Cluster(server, tmp_path, config=SHORT, store=str(tmp_path / "runs"))
     assert cluster.finish("train", MAPPO_PIPELINE_RUN=cluster.run_id)[0] == 0
     assert [run.name for run in (tmp_path / "runs").iterdir()] == [cluster.run_id]
 
 
+@pytest.mark.long  # test_schedules.py compares the names of all stages on the test server
 def test_scheduled_time_is_the_same_in_every_stage(server, tmp_path):
-    cluster = Cluster(server, tmp_path, run="n-[[ScheduledTime]]", store=str(tmp_path / "runs"))
+    cluster = Cluster(server, tmp_path, config=SHORT, run="n-[[ScheduledTime]]", store=str(tmp_path / "runs"))
     assert cluster.finish("train")[0] == 0
     (run,) = (tmp_path / "runs").iterdir()
     scheduled_at = server.executor_input_of(cluster.run_id, "train")["inputs"]["parameterValues"]["scheduled_at"]

@@ -72,22 +72,23 @@ def _long(cases):
 
 
 ACCEPTED = [
-    *(("Remembering", {"place": place}) for place in ("dict", "in place", "other name")),
-    *_long(("Remembering", {"place": place}) for place in ("list", "object", "double")),
+    *(("Remembering", {"place": place}) for place in ("in place", "other name")),
+    *_long(("Remembering", {"place": place}) for place in ("dict", "list", "object", "double")),
     *(("Remembering", {"change": change}) for change in ("where", "mask")),
     *_long(("Remembering", changes) for changes in ({}, {"change": "least"}, {"change": "sum"})),
-    *(("Remembering", {"change": "least", "initial": initial}) for initial in ("inf", 2.0**24)),
-    *_long(("Remembering", {"change": "least", "initial": initial}) for initial in ("nan", "-inf")),
+    ("Remembering", {"change": "least", "initial": "inf"}),
+    *_long(("Remembering", {"change": "least", "initial": initial}) for initial in (2.0**24, "nan", "-inf")),
     ("Remembering", {"change": "sum", "reset": "keep"}),
     *_long([("Remembering", {"change": "sum", "reset": "all", "use": "reward"})]),
     ("Remembering", {"change": "sum", "reset": "all", "use": "done"}),
-    *(("Remembering", {"reset": "staggered", "use": use}) for use in ("done", "reward")),
+    ("Remembering", {"reset": "staggered", "use": "done"}),
+    *_long([("Remembering", {"reset": "staggered", "use": "reward"})]),
     ("Remembering", {"place": "number", "change": "nothing", "reset": "keep", "use": "nothing"}),
     ("OwnGoal", {"source": "torch"}),
     *_long(("OwnGoal", {"source": source}) for source in ("numpy", "python")),
     ("OwnGoal", {"shape": True}),
-    *(("OwnWorld", {"method": method}) for method in ("collisions", "attribute")),
-    *_long(("OwnWorld", {"method": method}) for method in ("none", "forces", "distance")),
+    ("OwnWorld", {"method": "collisions"}),
+    *_long(("OwnWorld", {"method": method}) for method in ("attribute", "none", "forces", "distance")),
     *_long([("Posts", {})]),
     ("Posts", {"names": ["left", "right"]}),
     ("FromOutside", {}),
@@ -103,10 +104,10 @@ _OUTSIDE = "keeps state outside of tensors|cannot be read|a tensor where it cann
 _FIXED = "a tensor where it cannot be replaced|keeps state outside of tensors"
 _NUMBERS = sorted(memories.PLACES_OF_NUMBERS)
 REFUSED = [
-    *(("Remembering", {"place": place}, _OUTSIDE) for place in _NUMBERS[::4]),
-    *_long(("Remembering", {"place": place}, _OUTSIDE) for place in _NUMBERS if place not in _NUMBERS[::4]),
-    *(("Remembering", {"place": place}, _FIXED) for place in ("tuple", "closure")),
-    *_long(("Remembering", {"place": place}, _FIXED) for place in ("named tuple", "deque", "class")),
+    *(("Remembering", {"place": place}, _OUTSIDE) for place in _NUMBERS[::8]),
+    *_long(("Remembering", {"place": place}, _OUTSIDE) for place in _NUMBERS if place not in _NUMBERS[::8]),
+    ("Remembering", {"place": "tuple"}, _FIXED),
+    *_long(("Remembering", {"place": place}, _FIXED) for place in ("closure", "named tuple", "deque", "class")),
     ("Remembering", {"place": "new object"}, "replaces objects"),
     ("Remembering", {"place": "one number"}, "environments share state"),
     *(
@@ -132,7 +133,8 @@ REFUSED = [
         for kind in ("by state", "by time")
     ),
     *_long(("Noisy", {"source": source}, "outside of tensors") for source in ("own numpy", "own python")),
-    *(("Noisy", {"source": source, "probability": 1e-3}, "random numbers") for source in ("python", "numpy")),
+    ("Noisy", {"source": "python", "probability": 1e-3}, "random numbers"),
+    *_long([("Noisy", {"source": "numpy", "probability": 1e-3}, "random numbers")]),
     ("Noisy", {"source": "own numpy", "probability": 1e-3}, "outside of"),
     *_long([("Noisy", {"source": "own python", "probability": 1e-3}, "outside of")]),
     ("Noisy", {"source": "system"}, r"reads something outside of the simulation: posix.urandom, memories.py:\d+"),
@@ -144,12 +146,13 @@ REFUSED = [
     ("Graduating", {"level": "number"}, "outside of tensors: scenario.level"),
     *(
         ("ByNumber", {"kind": kind, "use": use}, "environments differ")
-        for kind, use in (("list", "reward"), ("tensor", "done"), ("closure", "start"))
+        for kind, use in (("list", "reward"), ("closure", "start"))
     ),
     *_long(
         ("ByNumber", {"kind": kind, "use": use}, "environments differ")
         for kind, use in (
-            *(("list", "done"), ("list", "start"), ("array", "reward"), ("column", "reward"), ("arange", "done")),
+            *(("list", "done"), ("list", "start"), ("tensor", "done")),
+            *(("array", "reward"), ("column", "reward"), ("arange", "done")),
         )
     ),
 ]
@@ -178,7 +181,7 @@ _generated = given(
 )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @_generated
 def test_generated_scenario_is_simulated_exactly_or_refused(place, change, reset, use, initial, num_envs):
     kwargs = {"place": place, "change": change, "reset": reset, "use": use, "initial": initial}

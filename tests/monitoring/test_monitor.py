@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from mappo.config import to_json
+from mappo.config import from_dict, to_json
 from mappo.environment.validation import Check, ValidationReport
 from mappo.errors import ConfigError, KeyMissing, KeyTaken, Preempted, StoreError, StoreUnavailable
 from mappo.evaluation.evaluation import evaluate
@@ -25,6 +25,7 @@ from mappo.runs.locations import open_store
 from mappo.runs.saver import SaveResult
 from mappo.stages.validate import validate
 from mappo.training.history import IterationReport, Progress, TrainingStarted
+from tests.conftest import TINY
 from tests.support.runs import train_here
 from tests.support.services import free_ports, wait
 
@@ -48,11 +49,11 @@ def values(monitor: Monitor) -> dict[tuple, float]:
     return samples
 
 
-@pytest.fixture
-def reports(tiny, tmp_path) -> list[IterationReport]:
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory) -> list[IterationReport]:
     """The reports of a real run with three iterations."""
     reports: list[IterationReport] = []
-    train_here(tiny, tmp_path, reports.append)
+    train_here(from_dict(TINY), tmp_path_factory.mktemp("reported"), reports.append)
     return reports
 
 
@@ -421,7 +422,7 @@ def test_every_try_counts_as_unavailable_when_the_store_does_not_answer(monkeypa
     monitor = monitor_of()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(StoreUnavailable):
-        open_store(f"s3://{s3}/a", 5.0, monitor.requested).write("key", b"1")
+        open_store(f"s3://{s3}/a", 2.0, monitor.requested).write("key", b"1")
     assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] > 1
 
 

@@ -21,6 +21,7 @@ from mappo.errors import StoreUnavailable
 from mappo.matrix.cell_result import read_result, read_results
 from mappo.matrix.failure import Failure, failure_json
 from mappo.matrix.matrix import Matrix, read_matrix
+from mappo.runs.attempt import claim
 from mappo.runs.run import Run
 from mappo.stages.run_cell import run_cell
 from mappo.stages.train import train
@@ -349,6 +350,15 @@ def test_workers_on_one_database_share_the_cells_and_resume_those_of_a_killed_on
     assert [result.state for result in results] == ["done"] * 12
     attempts = [len(list((FOLDER / cell.name).glob("attempts/*.json"))) for cell in tiny.cells]
     assert sorted(attempts) in ([1] * 12, [1] * 11 + [2])  # nothing was trained twice
+
+
+def test_attempts_that_saved_nothing_are_told(place):
+    tiny = written(ONE)
+    (cell,) = tiny.cells
+    for reason in ("", "2 attempts have saved no checkpoint; were they killed?"):
+        claim(Run.at(FOLDER / cell.name))
+        result = read_result(tiny, "runs", cell)
+        assert (result.state, result.reason) == ("waiting", reason)
 
 
 def test_store_that_does_not_answer_ends_the_look_up(place, monkeypatch):

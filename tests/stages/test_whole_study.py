@@ -28,7 +28,7 @@ from tests.conftest import TINY, read_json
 from tests.support.browser import chromium, complaints, open_page, requests
 from tests.support.services import wait
 
-CONFIG = override(from_dict(TINY), {"selection": {"interval_iterations": 1}})
+CONFIG = override(from_dict(TINY), {"selection": {"interval_iterations": 1}, "collection": {"total_frames": 240}})
 FLAGS = ["--tuning.episodes-per-seed=4", "--tuning.pruner=none", "--retrain-seeds=2"]
 
 
@@ -360,7 +360,7 @@ def test_two_tunings_of_one_name_that_start_together_end_well_both(place):
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     critics = '{"networks.critic": {"type": "categorical", "choices": ["central", "own"]}}'
     limit = '--tuning.constraints={"agent_collisions": {"at_least": -50}}'
-    assert tune("--study=first", "--trials=6", f"--space={critics}", limit, "--champions=champions") == 0
+    assert tune("--study=first", "--trials=4", f"--space={critics}", limit, "--champions=champions") == 0
     study = study_of("first")
     page = Path(study.store) / "study.html"
     with chromium() as browser:
@@ -379,7 +379,7 @@ def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
     assert '"clip_epsilon"' in text
     assert "proximal policy optimisation (MAPPO) and independent proximal policy optimisation (IPPO)" in text
     assert {trial.values["networks.critic"] for trial in study.trials()} == {"central", "own"}
-    assert "constraints: agent_collisions at least -50; 6 of 6 complete trials are feasible" in text
+    assert "constraints: agent_collisions at least -50; 4 of 4 complete trials are feasible" in text
     verdict = read_json(Path(study.store) / "decision.json")["constraints"]["agent_collisions"]
     assert verdict["constraint"]["at_least"] == -50
     assert f"Constraint on agent_collisions: {verdict['mean']:.4g}, with 95% confidence above" in text

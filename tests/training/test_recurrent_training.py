@@ -14,7 +14,6 @@ from mappo.environment.random_streams import Stream, private_random_streams
 from mappo.errors import CheckpointError, SimulationStateError
 from mappo.evaluation.episodes import play_episodes, trained_policy
 from mappo.evaluation.evaluation import evaluate
-from mappo.fast_simulation.making import make_fast_simulation
 from mappo.learning.networks import make_networks
 from mappo.promotion.champions import Champions, policy_key, task_name
 from mappo.promotion.gate import Gate
@@ -51,17 +50,7 @@ def batches_of(config, simulation, count=2):
         return networks, [collector.collect(networks.player) for _ in range(count)]
 
 
-@pytest.fixture
-def _traced_only(monkeypatch):
-    monkeypatch.setattr("mappo.compute.traced_function.compile_graph", lambda graph, _: graph)
-    monkeypatch.setattr("mappo.compute.compiler.Compiled.wait", lambda _: None)
-    monkeypatch.setattr(
-        "mappo.fast_simulation.fast_simulation.make_fast_simulation",
-        lambda config, environment, **_: make_fast_simulation(config, environment, is_compiled=False),
-    )
-
-
-@pytest.mark.usefixtures("_traced_only")
+@pytest.mark.usefixtures("traced_only")
 def test_fast_simulation_carries_the_memory_as_the_plain_environment_does():
     """Frames are equal up to the first reset; after that, the memory is that of the observations of the batch."""
     environment = {"scenario": "tests.support.scenarios:PushRight", "scenario_kwargs": {}}

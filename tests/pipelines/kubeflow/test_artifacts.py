@@ -200,6 +200,12 @@ def test_a_fetched_checkpoint_can_be_evaluated(kubeflow, read, s3, tmp_path, tin
 # --- a store that cannot be reached ---
 
 
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr("pipelines.kubeflow.artifacts._LIST_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_locations_and_commands_for_access_are_shown_when_kubeflows_store_cannot_be_reached(
     recorded, s3, cli, monkeypatch, tmp_path
 ):
@@ -335,6 +341,7 @@ def test_artifacts_are_listed_below_the_given_root_without_v1beta1(kubeflow, rea
     assert (status, "no artifacts yet; this server does not tell the locations" in err) == (2, True)
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_a_store_that_does_not_answer_is_named_with_status_3(finished, cli, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     status, _, err = cli("artifacts", "list", "latest")
