@@ -1,16 +1,20 @@
-"""Print the size of a run's workflow, and how many seeds and workers fit in one (docs/kubeflow.md).
+"""Print the size of a run's workflow, and how many seeds, workers and cells fit in one (docs/kubeflow.md).
 
 python -m benchmarks.workflow_size
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from mappo.config import to_json
+from mappo.matrix.matrix import matrix_from_json, matrix_json
 from mappo.recipes import navigation
 from pipelines.compiling import compile_pipeline
 from pipelines.site import Site
 from pipelines.sizes import MAX_BYTES, workflow_bytes
+
+_MATRIX = Path(__file__).with_name("matrix.yaml")
 
 
 def main() -> None:
@@ -32,6 +36,15 @@ def main() -> None:
         <= MAX_BYTES
     ]
     print(f"a study with 8 workers: at most {max(possible_counts)} seeds for the best and as many for the default")
+    text = matrix_json(_MATRIX)
+    cells = [cell.name for cell in matrix_from_json(text).cells]
+    matrix = compile_pipeline("matrix", site, {}).body
+    sizes = {
+        count: workflow_bytes(matrix, {"matrix": text, "cells": cells[:count], "store": "s3://bucket/runs"})
+        for count in (20, len(cells))
+    }
+    print(f"the {len(cells)} cells of {_MATRIX.name}: {sizes[len(cells)]:,} bytes")
+    print(f"each further cell: {(sizes[len(cells)] - sizes[20]) / (len(cells) - 20):,.0f} bytes, compressed")
 
 
 def _retraining(num_seeds: int) -> str:

@@ -12,23 +12,19 @@ def notify(
     """Send a message to a webhook, with the outcome of the pipeline's run, its reason and its headline numbers.
 
     Args:
-        pipeline: The pipeline of the run: training, seeds or tuning.
+        pipeline: The pipeline of the run: training, seeds, tuning or matrix.
         message: The message as JSON.
-        run: The name of the run or the study; empty for the ID of the pipeline's run.
+        run: The name of the run or the study, or the matrix as JSON; empty for the ID of the pipeline's run.
         edition: The edition of the study.
         scheduled_at: The time that replaces [[ScheduledTime]] in run and edition.
     """
-    import os
     from pathlib import Path
 
     from components.placeholders import fill
-    from mappo.stages.notify import notify
-    from mappo.tuning.study_config import study_name
+    from mappo.stages.notify import notify, subject_of
 
-    name = fill(run, scheduled_at)
-    if pipeline == "tuning":
-        name = study_name(name, fill(edition, scheduled_at))
-    subject = f"{'study' if pipeline == 'tuning' else 'run'} {name or os.environ.get('MAPPO_PIPELINE_RUN', '')}"
+    name = run if pipeline == "matrix" else fill(run, scheduled_at)
+    subject = subject_of(pipeline, name, fill(edition, scheduled_at))
     folder = message.uri.partition("?")[0].rstrip("/").rsplit("/", 3)[0]  # ROOT/PIPELINE/RUN/STAGE/EXECUTION/NAME
     outcome = notify(pipeline, subject, folder, Path(message.path))
     message.metadata.update(outcome.metadata)

@@ -19,7 +19,7 @@ from pipelines.guards import check_specification
 from pipelines.site import Site
 from pipelines.slimming import slim
 
-NAMES = ("training", "seeds", "tuning")
+NAMES = ("training", "seeds", "tuning", "matrix")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Compiled:
 def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], parallel_seeds: int = 0) -> Compiled:
     """Compile the pipeline called `name`, one of `NAMES`.
 
-    `defaults` are default values of its parameters and must contain `config`. `parallel_seeds` is the largest
-    number of seeds that train at once; 0 sets no limit.
+    `defaults` are default values of its parameters. `parallel_seeds` is the largest number of seeds, or of cells
+    of a matrix, that train at once; 0 sets no limit.
 
     Raises:
         ConfigError: the site has no image, or the compiled pipeline has a known defect.
@@ -67,6 +67,7 @@ def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], paralle
         raise ConfigError("no image: give --image NAME:TAG, or `image` in the site's file")
     from kfp import compiler  # imported here, since it takes a second
 
+    from pipelines.matrix import make_matrix_pipeline
     from pipelines.seeds import make_seeds_pipeline
     from pipelines.training import make_training_pipeline
     from pipelines.tuning import make_tuning_pipeline
@@ -75,6 +76,7 @@ def compile_pipeline(name: str, site: Site, defaults: Mapping[str, Any], paralle
         "training": lambda: make_training_pipeline(site),
         "seeds": lambda: make_seeds_pipeline(site, parallel_seeds),
         "tuning": lambda: make_tuning_pipeline(site, parallel_seeds),
+        "matrix": lambda: make_matrix_pipeline(site, parallel_seeds),
     }
     with TemporaryDirectory() as directory:
         path = Path(directory, "pipeline.yaml")

@@ -16,8 +16,12 @@ SECRET_KEYS = {"url": URL_VARIABLE, "format": FORMAT_VARIABLE}  # of the secret 
 
 def notify_task(site: Site, pipeline: str, arguments: Mapping[str, Any], scheduled_at: str) -> dsl.PipelineTask:
     """Create the task of the message. Only its pod gets the webhook's secret."""
-    name = {"run": arguments["study"], "edition": arguments["edition"]} if pipeline == "tuning" else {}
-    task = notify(pipeline=pipeline, scheduled_at=scheduled_at, **(name or {"run": arguments["run"]}))
+    names = {
+        "tuning": {"run": arguments.get("study"), "edition": arguments.get("edition")},
+        "matrix": {"run": arguments.get("matrix")},
+    }
+    name = names.get(pipeline) or {"run": arguments["run"]}
+    task = notify(pipeline=pipeline, scheduled_at=scheduled_at, **name)
     assert site.notify_secret is not None  # a site without it has no such task
     # Optional: without the secret, the stage prints a warning. Else its pod, and so the run, would wait for ever.
     kubernetes.use_secret_as_env(task, site.notify_secret, SECRET_KEYS, optional=True)

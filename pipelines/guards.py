@@ -45,6 +45,7 @@ def check_specification(text: str, documents: Sequence[Mapping[str, Any]]) -> No
         *_environment_problems(specification),
         *_secret_problems(specification),
         *_task_problems(specification),
+        *_completion_problems(specification),
         *_reference_problems(specification),
     ]
     if problems:
@@ -106,6 +107,20 @@ def _task_problems(specification: Mapping[str, Any]) -> Iterator[str]:
                         f"loop {name}: takes {parameter} from a task around it, which local runs replace by the "
                         f"loop's item: put the loop into a pipeline of its own and make {parameter} its parameter"
                     )
+
+
+def _completion_problems(specification: Mapping[str, Any]) -> Iterator[str]:
+    """Yield tasks that shall follow a loop even if it fails: Kubeflow attaches such a task to no loop."""
+    for component in (specification["root"], *specification["components"].values()):
+        tasks = component.get("dag", {}).get("tasks", {})
+        for name, task in tasks.items():
+            if task.get("triggerPolicy", {}).get("strategy") == "ALL_UPSTREAM_TASKS_COMPLETED":
+                loops = [other for other in task.get("dependentTasks", []) if "parameterIterator" in tasks[other]]
+                yield from (
+                    f"task {name}: shall follow {loop} even if that fails, but Kubeflow would never run it: put "
+                    "the loop into a pipeline of its own"
+                    for loop in loops
+                )
 
 
 def _reference_problems(specification: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from components.placeholders import SCHEDULED_TIME, fill
 from mappo.config import from_json
 from mappo.errors import ConfigError, StoreError, hint_for
+from mappo.matrix.matrix import matrix_from_json
 from mappo.runs.locations import bucket_of, run_location
 from mappo.strict_json import parse_json
 from mappo.tuning.search_space import extended_space
@@ -106,6 +107,11 @@ def _check_meaning(name: str, value: Any, documents: Sequence[Mapping[str, Any]]
     elif name == "workers":
         if not value or not all(isinstance(worker, str) for worker in value) or len(set(value)) < len(value):
             raise ConfigError(f'{json.dumps(value)}: must be different names, each as text, such as ["1", "2"]')
+    elif name == "cells":
+        if not value or not all(isinstance(cell, str) for cell in value) or len(set(value)) < len(value):
+            raise ConfigError(f'{json.dumps(value)}: must be different names of cells, as ["balance-mappo-0"]')
+    elif name == "matrix":
+        matrix_from_json(value)
     elif name == "study_config":
         study_config_from_json(value)
     elif name in GENERAL_PARAMETERS:
@@ -148,7 +154,7 @@ def _combined_problems(values: Mapping[str, Any]) -> Iterator[str]:
         return
     filled = {name: fill(values[name], _SAMPLE_TIME) for name in TIMED_PARAMETERS if name in values}
     sample = fill(SCHEDULED_TIME, _SAMPLE_TIME)
-    for check in (_location_problems, _name_problems, _space_problems, _device_problems):
+    for check in (_location_problems, _name_problems, _space_problems, _device_problems, _matrix_problems):
         yield from (problem.replace(sample, SCHEDULED_TIME) for problem in check({**values, **filled}))
 
 
@@ -201,6 +207,24 @@ def _device_problems(values: Mapping[str, Any]) -> Iterator[str]:
         return
     if device == "cpu":
         yield from (_unused_gpus(stage, count) for stage, count in requested.items())
+
+
+def _matrix_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the store, the cells and the GPUs of a matrix."""
+    if "matrix" not in values:
+        return
+    try:
+        matrix = matrix_from_json(values["matrix"])
+        cells = [matrix.cell(name) for name in values["cells"]]
+    except ConfigError as error:
+        yield from (f"parameter cells: {line}" for line in str(error).splitlines())
+        return
+    if not values["store"]:
+        yield "parameter store: empty; the cells of a matrix are kept in a store, and found again there: give one"
+    count = str(values["cell_gpu_count"])
+    on_cpu = next((cell for cell in cells if cell.config.device == "cpu"), None)
+    if on_cpu and _is_count(count) and int(count):
+        yield f"task {on_cpu.task}, {on_cpu.algorithm}: {_unused_gpus('cell', count)}"
 
 
 def _unused_gpus(stage: str, count: str) -> str:

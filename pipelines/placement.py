@@ -30,9 +30,13 @@ S3_KEYS = (  # keys of the S3 secret, all optional; each becomes the environment
 LAUNCHER_CONFIG_MAP = "kfp-launcher"  # configures Kubeflow's artifact stores; its key providers holds endpoints
 _KUBEFLOW_KEYS = {"accesskey": "MAPPO_KUBEFLOW_ACCESS_KEY", "secretkey": "MAPPO_KUBEFLOW_SECRET_KEY"}
 _LAUNCHER_KEYS = {"providers": "MAPPO_KUBEFLOW_PROVIDERS"}
-STAGES = ("validate", "train", "evaluate", "compare", "prepare", "tune", "choose", "promote", "report", "notify")
-GPU_STAGES = ("train", "evaluate", "tune", "promote")
-TRAINING_STAGES = ("train", "tune")
+STAGES = (
+    *("validate", "train", "evaluate", "compare"),
+    *("prepare", "tune", "choose", "promote", "report"),
+    *("cell", "tabulate", "notify"),
+)
+GPU_STAGES = ("train", "evaluate", "tune", "promote", "cell")
+TRAINING_STAGES = ("train", "tune", "cell")
 DATABASE_STAGES = ("prepare", "tune", "choose", "promote", "report")
 SHM_PATH = "/dev/shm"  # noqa: S108  (a file system in the memory of each pod)
 DATABASE_KEY = "url"  # the key of the database secret that holds the URL

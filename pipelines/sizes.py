@@ -25,7 +25,8 @@ _LAUNCHER = "/kfp-launcher/launch --pipeline_name --run_id --execution_id --pod_
 _NODE_BYTES = 550
 _GZIP_LEVEL = 4  # lower than the default, since Go compresses less tightly than zlib
 _NODES_FACTOR, _COMPRESSED_FACTOR = 1.2, 1.9  # for the times, hashes and log names in real nodes
-_SPECIFICATION_FACTOR = 2.3  # bytes in the workflow for each byte of the compiled pipeline
+_SPECIFICATION_FACTOR = 2.3  # bytes in the workflow for each byte of the compiled pipeline and of its parameters
+_TEMPLATES_BYTES = 8_000  # of Argo's templates of drivers and containers, which every workflow has
 _MOST_ITEMS = 1000  # in a loop; more are refused without an estimate, since they cannot fit
 _ARTIFACT_BYTES = 420  # the URI and the labels of an input artifact
 
@@ -41,7 +42,8 @@ def workflow_bytes(document: Mapping[str, Any], parameters: Mapping[str, Any]) -
     stages = planned_stages(document, parameters, unknown_items=_num_retraining_seeds(values) or 1)
     nodes = sorted(_nodes(document, stages, values), key=lambda text: hashlib.sha256(text.encode()).digest())
     text = "".join(nodes)
-    specification = int(_SPECIFICATION_FACTOR * len(_json(dict(document))))
+    given = len(_json(dict(document))) + len(_json(dict(parameters)))
+    specification = _TEMPLATES_BYTES + int(_SPECIFICATION_FACTOR * given)
     plain = specification + int(_NODES_FACTOR * len(text))
     if plain <= MAX_BYTES:
         return plain
@@ -64,12 +66,14 @@ def check_size(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> No
     lists = [len(value) for value in parameters.values() if isinstance(value, list)]
     items = max([*lists, _num_retraining_seeds(parameters)])
     if items > _MOST_ITEMS:
-        raise ConfigError(f"{items:,} seeds or workers in one run: about 60 fit; split them into several runs")
+        raise ConfigError(
+            f"{items:,} seeds, cells or workers in one run: more than fit; split them into several runs"
+        )
     size = workflow_bytes(document, parameters)
     if size > MAX_BYTES:
         raise ConfigError(
             f"this run's workflow would grow to about {size:,} bytes, compressed; one object of Kubernetes holds "
-            f"{MAX_BYTES:,}: give fewer seeds or workers, or several runs"
+            f"{MAX_BYTES:,}: give fewer seeds, cells or workers, or several runs"
         )
 
 

@@ -58,7 +58,7 @@ def placeholder_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 def texts_within(name: str, value: Any) -> Iterator[str]:
     """Yield the texts of a parameter's value, also those inside a value that holds JSON."""
-    if name in ("config", "study_config") and isinstance(value, str):
+    if name in ("config", "study_config", "matrix") and isinstance(value, str):
         try:
             value = parse_json(value)
         except ValueError:  # the check of the value itself reports this

@@ -16,18 +16,21 @@ A cell is one training: a task, an algorithm and a seed. Its configuration is th
 file, then of the task, then of the algorithm, then the seed. Everything is checked before anything is trained.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mappo.config import ExperimentConfig, config_hash, fields_of, override, require_run_name
 from mappo.environment.known_scenarios import require_known_scenario
 from mappo.environment.reductions import MAX_NAME_LENGTH, is_measurement_name
 from mappo.errors import ConfigError, hint_for, one_line
 from mappo.recipes import recipe
-from mappo.strict_json import json_hash, to_dict
+from mappo.strict_json import json_hash, parse_json_object, to_dict
 from mappo.strict_yaml import Lines, read_with_lines
 
 _KEYS = ("name", "seeds", "changes", "algorithms", "tasks")
@@ -77,6 +80,18 @@ class Matrix:
         """Return the task with this name, which exists."""
         return next(task for task in self.tasks if task.name == name)
 
+    def cell(self, name: str) -> Cell:
+        """Return the cell whose run has this name.
+
+        Raises:
+            ConfigError: the matrix has no such cell.
+        """
+        cells = {cell.name: cell for cell in self.cells}
+        if name not in cells:
+            hint = hint_for(name, cells, f"the first of its {len(cells)} cells is {self.cells[0].name}")
+            raise ConfigError(f"{one_line(name, 80)!r}: not a cell of the matrix {self.name}; {hint}")
+        return cells[name]
+
 
 def read_matrix(path: Path) -> Matrix:
     """Read the file of a matrix.
@@ -89,6 +104,35 @@ def read_matrix(path: Path) -> Matrix:
         return read_with_lines(path, _matrix)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def matrix_json(path: Path) -> str:
+    """Return the values in the file of a matrix as compact JSON.
+
+    The order is that of the file, because the first algorithm of a task is its reference.
+
+    Raises:
+        ConfigError: as `read_matrix`.
+    """
+
+    def to_json(values: dict[str, Any], lines: Lines) -> str:
+        _matrix(values, lines)
+        return json.dumps(values, separators=(",", ":"))
+
+    try:
+        return read_with_lines(path, to_json)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def matrix_from_json(text: str) -> Matrix:
+    """Read a matrix from the JSON that `matrix_json` returns, as strictly as its file.
+
+    Raises:
+        ConfigError: the text is not the JSON of a matrix.
+    """
+    no_lines = Lines(yaml.MappingNode("tag:yaml.org,2002:map", []))  # JSON has one line
+    return _matrix(parse_json_object(text, "the matrix"), no_lines)
 
 
 def episodes_hash(config: ExperimentConfig) -> str:

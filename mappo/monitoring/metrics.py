@@ -32,7 +32,8 @@ STAGES = ("train", "evaluate", "validate", "promote", "prepare", "tune")
 TRIAL_STATES = ("waiting", "running", "complete", "pruned", "failed")
 PIPELINE_STAGES = (
     *("validate", "train", "evaluate", "compare"),
-    *("prepare", "tune", "choose", "promote", "report", "notify"),
+    *("prepare", "tune", "choose", "promote", "report"),
+    *("cell", "tabulate", "notify"),
     "other",  # a stage that this version does not know
 )
 PIPELINE_STATES = ("pending", "running", "paused", "cancelling", "succeeded", "failed", "cancelled", "skipped")

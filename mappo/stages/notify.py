@@ -5,6 +5,8 @@ to an exit handler is `RUNNING` if the pipeline has a loop (kubeflow/pipelines i
 the run ended from what its stages left beside their artifacts: ledgers with the reason of a failure, and reports.
 """
 
+import csv
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ from pydantic import TypeAdapter
 
 from mappo.errors import MappoError, Preempted, StageFailed, StoreError
 from mappo.evaluation.comparison import ComparisonReport
+from mappo.matrix.matrix import matrix_from_json
 from mappo.promotion.promotion import Decision, parse_decision
 from mappo.reporting.notification import Message, Outcome, headlines
 from mappo.reporting.run_record import parse_evaluation
@@ -33,12 +36,14 @@ from mappo.stages.readable_errors import readable_errors
 from mappo.stages.report import gain_metrics
 from mappo.stages.runtime import StageResult
 from mappo.strict_json import parse_report
+from mappo.tuning.study_config import study_name
 
 _log = logging.getLogger(__name__)
 LAST_RESULTS = {  # pipeline: the stage that ends it, and the artifact with its result
     "training": ("evaluate", "report"),
     "seeds": ("compare", "report"),
     "tuning": ("report", "comparison"),
+    "matrix": ("tabulate", "cells"),
 }
 _LEDGER = re.compile(r"(?P<stage>[a-z]+)/attempts-[0-9a-f]{12}\.json")
 _COMPARISON = TypeAdapter(ComparisonReport)
@@ -69,6 +74,15 @@ def notify(pipeline: str, subject: str, folder: str, file: Path) -> StageResult:
         return StageResult({"outcome": message.outcome})
 
 
+def subject_of(pipeline: str, name: str, edition: str) -> str:
+    """Return what a message about a pipeline's run is about; `name` is that of the run or study, or a matrix."""
+    if pipeline == "matrix":
+        return f"matrix {matrix_from_json(name).name}"
+    if pipeline == "tuning":
+        return f"study {study_name(name, edition)}"
+    return f"run {name or os.environ.get('MAPPO_PIPELINE_RUN', '')}"
+
+
 def run_message(pipeline: str, subject: str, folder: str) -> Message:
     """Return the message about a run of a pipeline, from what its stages left in the folder of its artifacts."""
     run_id, url = os.environ.get("MAPPO_PIPELINE_RUN", ""), os.environ.get(KUBEFLOW_URL_VARIABLE, "")
@@ -77,8 +91,14 @@ def run_message(pipeline: str, subject: str, folder: str) -> Message:
     try:
         store = open_store(folder, _STORE_SECONDS)
         entries = sorted(store.entries(), key=lambda entry: entry.modified)
-        failures = _failures(store, entries)
-        results = _results(pipeline, lambda stage, name: _newest(store, entries, stage, name))
+
+        def read(stage: str, name: str) -> bytes | None:
+            return _newest(store, entries, stage, name)
+
+        results = _results(pipeline, read)
+        # The results of a matrix tell more than ledgers: which cells are missing, also if their pods were lost.
+        is_tabulated = pipeline == "matrix" and bool(results)
+        failures = _missing_cells(read("tabulate", "cells")) if is_tabulated else _failures(store, entries)
     except StoreError as error:
         return Message(subject, "ended", f"how it ended is unknown: {error}", {}, links)
     links |= {"artifacts": folder}
@@ -92,7 +112,11 @@ def run_message(pipeline: str, subject: str, folder: str) -> Message:
 
 def results_of_files(pipeline: str, files: Mapping[str, Path]) -> dict[str, str]:
     """Return the headline numbers of a pipeline's run on this machine. `files`: its artifacts, by name."""
-    names = {"evaluate/report": "evaluation_report", "promote/decision": "decision"}
+    names = {
+        "evaluate/report": "evaluation_report",
+        "promote/decision": "decision",
+        "tabulate/cells": "cell_results",
+    }
 
     def read(stage: str, name: str) -> bytes | None:
         file = files.get(names.get(f"{stage}/{name}", "comparison_report"))
@@ -160,9 +184,27 @@ def _results(pipeline: str, read: Callable[[str, str], bytes | None]) -> dict[st
         return {}
     if pipeline == "training":
         return headlines(evaluation_metrics(parse_evaluation(name, content)))
+    if pipeline == "matrix":
+        num_cells = len(_cells(content))
+        return {"cells done": f"{num_cells - len(_missing_cells(content))} of {num_cells}"}
     comparison = parse_report(_COMPARISON, name, content, "a comparison")
     if pipeline == "seeds":
         return headlines(comparison_metrics(comparison))
     decision = parse_decision("decision", read("promote", "decision") or b"")
     promoted = decision_metrics(decision) if isinstance(decision, Decision) else {}
     return headlines(gain_metrics(comparison) | promoted)
+
+
+def _cells(content: bytes | None) -> list[dict[str, str]]:
+    """Return the rows of a matrix's results."""
+    return list(csv.DictReader(io.StringIO((content or b"").decode(errors="replace"))))
+
+
+def _missing_cells(content: bytes | None) -> list[str]:
+    """Return a line for each cell of a matrix without a result: its name, its state, and the reason if known."""
+    return [
+        f"{row['task']}-{row['algorithm']}-{row['seed']}: "
+        + ": ".join(part for part in (row["state"], row["reason"]) if part)
+        for row in _cells(content)
+        if row["state"] != "done"
+    ]

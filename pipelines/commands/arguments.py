@@ -14,6 +14,7 @@ from mappo.cli.arguments import (
 )
 from mappo.config import to_json
 from mappo.errors import ConfigError
+from mappo.matrix.matrix import matrix_from_json, matrix_json
 from mappo.tuning.study_config import study_config_to_json
 from pipelines.commands.output import show_retry
 from pipelines.compiling import Compiled, compile_pipeline, read_compiled, read_seeds
@@ -52,8 +53,15 @@ def add_seeds_argument(command: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
-    """Add `--seeds` and `--study`, which select the pipeline, and the flags of a study."""
+    """Add `--seeds`, `--matrix` and `--study`, which select the pipeline, and the flags of a study."""
     add_seeds_argument(command)
+    command.add_argument(
+        "--matrix",
+        type=Path,
+        metavar="FILE",
+        help="train and evaluate all cells of this YAML file, tasks x algorithms x seeds, and tabulate them, see "
+        "docs/matrix.md; cells that are done in the store are left as they are",
+    )
     group = add_study_arguments(command, is_required=False)
     group.add_argument(
         "--edition",
@@ -85,7 +93,7 @@ def add_site_arguments(command: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="maximum number of seeds that train at once (default: all)",
+        help="maximum number of seeds, or of cells of a matrix, that train at once (default: all)",
     )
 
 
@@ -185,7 +193,7 @@ def _read_site(path: str) -> Site:
 def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
     """Return the compiled pipeline: that of `--file`, or else the one called `name`, compiled now.
 
-    Without a name, `--seeds` and `--study` select the pipeline.
+    Without a name, `--seeds`, `--matrix` and `--study` select the pipeline.
 
     Raises:
         ConfigError: flags exclude each other, a value is not allowed, or the pipeline has a known defect.
@@ -200,17 +208,22 @@ def compiled_of(arguments: argparse.Namespace, name: str = "") -> Compiled:
 
 
 def pipeline_of(arguments: argparse.Namespace) -> str:
-    """Return the name of the pipeline that `--seeds` or `--study` selects: training without either.
+    """Return the name of the pipeline that `--seeds`, `--matrix` or `--study` selects: training without them.
 
     Raises:
         ConfigError: flags exclude each other, or one needs another.
     """
-    selectors = [name for name in ("seed", "seeds", "study") if getattr(arguments, name) is not None]
+    selectors = [name for name in ("seed", "seeds", "matrix", "study") if getattr(arguments, name) is not None]
     if len(selectors) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in selectors)} exclude each other")
     if arguments.edition and arguments.study is None:
         raise ConfigError(f"--edition {arguments.edition}: an edition belongs to a study; give --study NAME too")
-    return {"seeds": "seeds", "study": "tuning"}.get("".join(selectors), "training")
+    if arguments.matrix and (arguments.recipe or any(changes_from_arguments(arguments))):
+        raise ConfigError(
+            f"--matrix {arguments.matrix}: the file has all settings of its cells; leave out the recipe and the "
+            "flags of a configuration"
+        )
+    return {"seeds": "seeds", "study": "tuning", "matrix": "matrix"}.get("".join(selectors), "training")
 
 
 def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -219,6 +232,8 @@ def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     Raises:
         ConfigError: a value is not allowed.
     """
+    if name == "matrix":
+        return _matrix_parameters(arguments.matrix) if arguments.matrix else {}
     config = config_from_arguments(arguments)
     parameters: dict[str, Any] = {"config": to_json(config)}
     if name == "seeds":
@@ -232,6 +247,12 @@ def parameters_of(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
             "champions": arguments.champions,
         }
     return parameters
+
+
+def _matrix_parameters(file: Path) -> dict[str, Any]:
+    """Return the parameters of the pipeline of a matrix, read from its file."""
+    text = matrix_json(file)
+    return {"matrix": text, "cells": [cell.name for cell in matrix_from_json(text).cells]}
 
 
 def submission_of(arguments: argparse.Namespace) -> Submission:
@@ -266,6 +287,8 @@ def _parameters_beside_file(arguments: argparse.Namespace) -> dict[str, Any]:
         parameters["image"] = arguments.image
     if arguments.seeds is not None:
         parameters["seeds"] = read_seeds(arguments.seeds, config_from_arguments(arguments))
+    if arguments.matrix:
+        parameters |= _matrix_parameters(arguments.matrix)
     if arguments.study is not None:
         parameters |= parameters_of(arguments, "tuning")
     elif arguments.edition:

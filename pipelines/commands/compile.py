@@ -35,8 +35,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--pipeline",
         choices=("all", *NAMES),
-        help="training: one run; seeds: several runs and their comparison; tuning: a study (default: all, or if "
-        "--output is a file, the one that --seeds or --study selects)",
+        help="training: one run; seeds: several runs and their comparison; tuning: a study; matrix: tasks x "
+        "algorithms x seeds (default: all, or if --output is a file, the one that --seeds, --matrix or --study "
+        "selects)",
     )
     command.add_argument(
         "--output",

@@ -21,14 +21,23 @@ from mappo.cli.arguments import (
     config_from_arguments,
     run_directory,
 )
+from mappo.cli.matrix_look_ups import write_page
 from mappo.cli.prechecks import require_possible_here, require_resumable
 from mappo.compute.standard_streams import dropped_output
 from mappo.config import require_run_name
+from mappo.matrix.matrix import matrix_json, read_matrix
 from mappo.reporting.notification import Message, Outcome
 from mappo.reporting.webhook import required_webhook
 from mappo.runs.locations import joined, require_location
 from pipelines.commands.arguments import add_pipeline_arguments, parameters_of, pipeline_of
 
+_PAGES = {"run_page": "report.html", "study_page": "study.html", "matrix_page": "matrix.html"}
+_OF_TABULATION = {  # the artifacts of a matrix, by the names in the folder of its last stage
+    "cells": "cell_results",
+    "table": "matrix_table",
+    "markdown": "matrix_markdown",
+    "page": "matrix_page",
+}
 _OF_SEEDS = {  # the artifacts of a seed, below its folder
     "best_checkpoint": "train/best",
     "evaluation_report": "evaluate/report",
@@ -73,9 +82,14 @@ def _check(arguments: argparse.Namespace) -> None:
     _fill_in_time(arguments)
     require_location(arguments.store)
     require_run_name(arguments.run)
+    name = pipeline_of(arguments)
+    if name == "matrix":
+        for cell in {(cell.task, cell.algorithm): cell for cell in read_matrix(arguments.matrix).cells}.values():
+            require_possible_here(cell.config)
+        return
     config = config_from_arguments(arguments)
     require_possible_here(config)
-    if pipeline_of(arguments) == "training":
+    if name == "training":
         require_resumable(joined(arguments.store, arguments.run), config)
 
 
@@ -83,7 +97,7 @@ def _run_here(arguments: argparse.Namespace) -> int:
     name, pipeline, parameters = _pipeline(arguments)
     directory = run_directory(arguments)
     store = arguments.store if "://" in arguments.store else str(Path(arguments.store).absolute())
-    parameters |= {"store": store} | ({} if name == "tuning" else {"run": arguments.run})
+    parameters |= {"store": store} | ({"run": arguments.run} if name in ("training", "seeds") else {})
     from pipelines.errors import PipelineFailed
     from pipelines.local import run_locally
 
@@ -92,11 +106,14 @@ def _run_here(arguments: argparse.Namespace) -> int:
         artifacts = run_locally(pipeline, parameters, directory)
     except PipelineFailed as error:
         print(f"pipelines run: {error}", file=sys.stderr)
-        _tell(arguments, name, directory, str(error), {})
+        artifacts = _newest_tabulation(directory) if name == "matrix" else {}
+        _tell(arguments, name, directory, str(error), artifacts)
+        for line in (*_paths(artifacts), *map(_page_line, _copied_pages(artifacts, arguments))):
+            print(line)
         return 1
     seconds = time.monotonic() - start
     _tell(arguments, name, directory, "", artifacts)
-    results = {"training": _training_results, "seeds": _seeds_results, "tuning": _no_results}[name](artifacts)
+    results = {"training": _training_results, "seeds": _seeds_results}.get(name, _no_results)(artifacts)
     took = f"the whole pipeline took {seconds:.1f} s"
     lines = ["", *results, took, "", *_paths(artifacts), *map(_page_line, _copied_pages(artifacts, arguments))]
     if name == "seeds":
@@ -110,9 +127,10 @@ def _tell(
 ) -> None:
     """Send a message about the end of the pipeline, if the user asks for it. A failure has a reason."""
     if arguments.notify:
-        from mappo.stages.notify import results_of_files, send
+        from mappo.stages.notify import results_of_files, send, subject_of
 
-        subject = f"study {arguments.study}" if pipeline == "tuning" else f"run {arguments.run}"
+        names = {"tuning": arguments.study, "matrix": arguments.matrix and matrix_json(arguments.matrix)}
+        subject = subject_of(pipeline, names.get(pipeline, arguments.run), "")
         results = {} if reason else results_of_files(pipeline, artifacts)
         outcome: Outcome = "failed" if reason else "succeeded"
         send(
@@ -164,6 +182,10 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
         from pipelines.seeds import make_seeds_pipeline
 
         return name, make_seeds_pipeline(None, parallelism=1), parameters
+    if name == "matrix":
+        from pipelines.matrix import make_matrix_pipeline
+
+        return name, make_matrix_pipeline(None, parallelism=1), parameters
     from mappo.tuning.study import TERMINAL
     from pipelines.tuning import make_tuning_pipeline
 
@@ -199,17 +221,30 @@ def _seeds_results(artifacts: dict[str, Path]) -> list[str]:
 
 
 def _no_results(_: dict[str, Path]) -> list[str]:
-    """Return no line: the last stage of tuning has just printed its table."""
+    """Return no line: the last stage of tuning, or of a matrix, has just printed its table."""
     return []
 
 
+def _newest_tabulation(directory: Path) -> dict[str, Path]:
+    """Return the tables and the page that the newest run of a matrix left although cells failed, if it did."""
+    newest = max(directory.glob("mappo-matrix-*"), default=directory)  # their names end with the time
+    files = {artifact: newest / "tabulate" / name for name, artifact in _OF_TABULATION.items()}
+    return {artifact: file for artifact, file in files.items() if file.is_file()}
+
+
 def _copied_pages(artifacts: dict[str, Path], arguments: argparse.Namespace) -> list[Path]:
-    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return the files."""
+    """Copy the pages among the artifacts to files with a suffix, by which browsers know them; return the files.
+
+    The page of a matrix is written anew, since its links to the pages of runs are relative.
+    """
     pages = []
-    for name, file in (("run_page", "report.html"), ("study_page", "study.html")):
+    for name, file in _PAGES.items():
         if name in artifacts:
             page = run_directory(arguments) / file
-            shutil.copyfile(artifacts[name], page)
+            if name == "matrix_page":
+                write_page(arguments.matrix, arguments.store, (), page)
+            else:
+                shutil.copyfile(artifacts[name], page)
             pages.append(page)
     return pages
 

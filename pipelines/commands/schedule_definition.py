@@ -21,6 +21,7 @@ from pipelines.kubeflow.cron import Cron
 from pipelines.kubeflow.quiet import quiet_delay
 from pipelines.kubeflow.schedules import Schedule, Wait
 from pipelines.kubeflow.submission import Submission
+from pipelines.specification import defaults_of
 
 _NUM_TIMES = 5
 
@@ -69,19 +70,23 @@ def definition_of(arguments: argparse.Namespace, owner: str = "") -> tuple[Sched
         raise ConfigError(f"--max-concurrency {arguments.max_concurrency}: must be 1 to 10")
     schedule = Schedule(arguments.name, Cron.parse(arguments.cron), arguments.max_concurrency, owner)
     submission = submission_of(arguments)
-    _warn_of_fixed_name(schedule.name, submission.parameters)
+    defaults = defaults_of(submission.compiled.specification)
+    _warn_of_fixed_name(schedule.name, {**defaults, **submission.parameters})
     return schedule, submission
 
 
 def _warn_of_fixed_name(schedule: str, parameters: Mapping[str, Any]) -> None:
-    """Print a note if all runs have the same name, since only the first of them trains."""
-    name = str(parameters.get("run") or "")
-    if name and SCHEDULED_TIME not in name:
-        text = f"run = {name}: all runs of this schedule resume this one training, which the first run finishes"
-        print(
-            f"note: schedule {schedule}: {text}; run={name}-{SCHEDULED_TIME} trains anew each time",
-            file=sys.stderr,
-        )
+    """Print a note if all runs have one name or fill one matrix, since only the first of them trains then."""
+    name, separator, verb = (
+        ("store", "/", "continue this one matrix")
+        if "matrix" in parameters
+        else ("run", "-", "resume this one training")
+    )
+    value = str(parameters.get(name) or "")
+    if value and SCHEDULED_TIME not in value:
+        text = f"{name} = {value}: all runs of this schedule {verb}, which the first run finishes"
+        anew = f"{name}={value}{separator}{SCHEDULED_TIME} trains anew each time"
+        print(f"note: schedule {schedule}: {text}; {anew}", file=sys.stderr)
 
 
 def next_times(cron: Cron, zone: str, count: int = _NUM_TIMES) -> list[str]:

@@ -20,6 +20,7 @@ from pipelines.kubeflow import client
 _EPILOG = """examples:
   python -m pipelines submit balance --image ghcr.io/you/mappo:1.0 --watch
   python -m pipelines submit --site site.yaml --seeds 0,1,2 -p store=s3://bucket/runs -p run=first
+  python -m pipelines submit --site site.yaml --matrix matrix.yaml -p store=s3://bucket/runs
   python -m pipelines submit --file compiled/training.yaml --upload nightly-7 -p train_gpu_count=1
 """
 

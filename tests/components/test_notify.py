@@ -11,8 +11,8 @@ from mappo.evaluation.comparison import compare
 from mappo.evaluation.evaluation import EvaluationReport, evaluate
 from mappo.promotion.promotion import PromotionSkipped
 from mappo.runs.supervisor import AttemptCount
-from mappo.stages.notify import notify, run_message
-from pipelines.compiling import compile_pipeline
+from mappo.stages.notify import notify, run_message, subject_of
+from pipelines.compiling import NAMES, compile_pipeline
 from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.client import get_run, specification_of, submit
 from pipelines.kubeflow.connection import Connection
@@ -23,6 +23,7 @@ from tests.conftest import TINY
 from tests.support.kubeflow_server import KubeflowServer
 from tests.support.webhook import receiver
 
+MATRIX = '{"name": "m", "seeds": [0], "algorithms": {"mappo": {}}, "tasks": {"balance": {}}}'
 NOTIFYING = replace(SITE, notify_secret="team-webhook", kubeflow_url="https://kubeflow.example.org/pipeline/")
 
 
@@ -105,6 +106,35 @@ def test_message_about_a_study_has_the_gain_and_the_promotion(tmp_path, report):
     assert message.results["gain of the best over the default"] == "0"
 
 
+CELLS = "task,algorithm,seed,state,reason\nbalance,mappo,0,done,\nbalance,mappo,1,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome", "reason", "done"),
+    [
+        ("done,", "succeeded", "", "2 of 2"),
+        ("failed,train: loss is nan", "failed", "balance-mappo-1: failed: train: loss is nan", "1 of 2"),
+        ("begun,", "failed", "balance-mappo-1: begun", "1 of 2"),  # its pod was lost, and left no reason
+    ],
+)
+def test_message_about_a_matrix_counts_its_cells_and_names_those_that_are_missing(
+    tmp_path, second, outcome, reason, done
+):
+    """An earlier failure of a cell that was done later, in a retry of the run, does not count."""
+    (tmp_path / "tabulate/1").mkdir(parents=True)
+    (tmp_path / "tabulate/1/cells").write_text(CELLS.format(second))
+    put(tmp_path / "cell/attempts-0123456789ab.json", asdict(AttemptCount(3, {}, "an earlier failure")))
+    message = run_message("matrix", "matrix m", str(tmp_path))
+    assert (message.outcome, message.reason, message.results) == (outcome, reason, {"cells done": done})
+
+
+def test_message_about_a_matrix_without_a_table_has_the_reasons_of_its_stages(tmp_path):
+    put(tmp_path / "tabulate/attempts-0123456789ab.json", asdict(AttemptCount(1, {}, "none of the cells is done")))
+    message = run_message("matrix", subject_of("matrix", MATRIX, ""), str(tmp_path))
+    assert (message.subject, message.outcome) == ("matrix m", "failed")
+    assert message.reason == "tabulate: none of the cells is done"
+
+
 def test_failure_counts_even_if_an_earlier_execution_left_a_result(tmp_path, report):
     put(tmp_path / "evaluate/1/report", asdict(report))
     put(tmp_path / "evaluate/attempts-0123456789ab.json", asdict(AttemptCount(3, {}, "out of memory")))
@@ -123,13 +153,14 @@ def test_outcome_is_unknown_if_the_store_cannot_be_read():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
+@pytest.mark.parametrize("name", NAMES)
 def test_site_with_a_webhook_adds_one_stage_and_changes_no_other(kubeflow: KubeflowServer, name):
     """Run both pipelines on the test server: the stages have the same names, and notify is the last."""
     api, found = Api(Connection(endpoint=kubeflow.url)), []
     for site in (SITE, NOTIFYING):
         seeds = {"seeds": ["0", "1"]} if name == "seeds" else {}
-        compiled = compile_pipeline(name, site, {"config": config(), **seeds})
+        cells = {"matrix": MATRIX, "cells": ["balance-mappo-0"], "store": "s3://bucket/runs"}
+        compiled = compile_pipeline(name, site, cells if name == "matrix" else {"config": config(), **seeds})
         parameters = {"study": "first"} if name == "tuning" else {}
         run_id = submit(api, Submission(compiled, parameters)).run_id
         assert kubeflow.finish(run_id) == "SUCCEEDED"

@@ -472,7 +472,7 @@ def test_too_large_run_is_refused_before_it_is_sent(kubeflow, cli):
     seeds = ",".join(map(str, range(200)))
     status, _, err = cli("submit", "--image", "a:1", "--seeds", seeds)
     assert status == 2
-    assert "give fewer seeds or workers" in err
+    assert "give fewer seeds, cells or workers" in err
     assert kubeflow.count("POST") == 0
 
 

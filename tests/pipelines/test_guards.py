@@ -1,6 +1,7 @@
 import copy
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from kfp import compiler, dsl
 from mappo.config import to_json
 from mappo.errors import ConfigError
 from mappo.recipes import recipe
-from pipelines.compiling import compile_pipeline
+from pipelines.compiling import NAMES, compile_pipeline
 from pipelines.guards import check_specification
 from pipelines.parameter_guards import check_parameters, parse_parameter
 from pipelines.site import check_site
@@ -18,7 +19,7 @@ from pipelines.specification import parameters_of
 from tests.support.kubeflow_rules import Refused
 from tests.support.kubeflow_rules import check_parameters as server_checks_parameters
 
-GOLDEN = {name: Path(f"tests/golden/{name}.yaml").read_text() for name in ("training", "seeds", "tuning")}
+GOLDEN = {name: Path(f"tests/golden/{name}.yaml").read_text() for name in NAMES}
 
 
 def documents(name: str = "training") -> list[dict]:
@@ -79,6 +80,18 @@ def test_resources_that_do_not_reach_into_a_loop_are_refused(tmp_path):
     assert "takes pipelinechannel--cpu from pipelinechannel--cpu, which comp-for-loop-" in refused(
         compiled(trap, tmp_path)
     )
+
+
+def test_task_after_a_loop_that_may_fail_is_refused(tmp_path):
+    """Kubeflow runs such a task as a hook of the task before it, and gives no hook to a loop."""
+
+    @dsl.pipeline(name="trap")
+    def trap():
+        with dsl.ParallelFor(["a", "b"]) as item:
+            taken = take(number=1, item=item).set_caching_options(False)
+        give().set_caching_options(False).after(taken).ignore_upstream_failure()
+
+    assert re.search(r"task give: shall follow for-loop-\d+ even if that fails", refused(compiled(trap, tmp_path)))
 
 
 def test_placeholder_in_the_environment_is_refused(tmp_path):
@@ -272,6 +285,54 @@ def test_combination_of_tuning_parameters_that_a_stage_would_refuse_is_refused(p
     with pytest.raises(ConfigError) as error:
         check_parameters(documents("tuning"), parameters)
     assert reason in str(error.value)
+
+
+OF_MATRIX = {"store": "s3://bucket/runs", "cell_gpu_count": "0"}
+MATRIX = {
+    "name": "m",
+    "seeds": [0],
+    "changes": {"device": "cpu"},
+    "algorithms": {"mappo": {}},
+    "tasks": {"balance": {}},
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"store": ""}, "parameter store: empty; the cells of a matrix are kept in a store"),
+        ({"store": "runs"}, "parameter store = 'runs': a directory of a pod is lost"),
+        ({"store": f"s3://bucket/{TIME}/[[Index]]"}, "nothing replaces [[Index]]"),
+        ({"cells": []}, "must be different names of cells"),
+        ({"cells": ["balance-mappo-0"] * 2}, "must be different names of cells"),
+        ({"cells": "balance-mappo-0"}, "must be a JSON list"),
+        (
+            {"cells": ["balance-mappo-7"]},
+            "'balance-mappo-7': not a cell of the matrix first; did you mean balance-m",
+        ),
+        ({"matrix": "{"}, "parameter matrix: the matrix is not JSON"),
+        ({"matrix": "[]"}, "parameter matrix: the matrix must be a JSON object"),
+        ({"matrix": json.dumps({**MATRIX, "seeds": [0, 0]})}, "every seed may appear only once"),
+        ({"matrix": json.dumps({**MATRIX, "tasks": {"balance": {"recipe": "wheel"}}})}, "tasks.balance.recipe"),
+        ({"matrix": json.dumps({**MATRIX, "name": TIME})}, "matrix"),
+        ({"matrix": json.dumps(MATRIX)}, "'navigation-mappo-0': not a cell of the matrix m"),
+        (
+            {"matrix": json.dumps(MATRIX), "cells": ["balance-mappo-0"], "cell_gpu_count": "1"},
+            "task balance, mappo: parameter cell_gpu_count = 1: config.device = cpu leaves the GPUs of stage cell",
+        ),
+        ({"matrix": json.dumps({**MATRIX, "x": "x" * 10_000})}, "the server takes 10000"),
+    ],
+)
+def test_parameter_of_a_matrix_that_a_stage_would_refuse_is_refused(parameters, reason):
+    check_parameters(documents("matrix"), {**OF_MATRIX, "store": f"s3://bucket/{TIME}", "cell_gpu_count": "1"})
+    with pytest.raises(ConfigError) as error:
+        check_parameters(documents("matrix"), {**OF_MATRIX, **parameters})
+    assert reason in str(error.value)
+
+
+def test_matrix_needs_a_store():
+    with pytest.raises(ConfigError, match="parameter store: missing"):
+        check_parameters(documents("matrix"), {})
 
 
 def test_store_without_a_run_name_is_accepted():

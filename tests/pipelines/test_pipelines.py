@@ -8,12 +8,14 @@ import pytest
 import yaml
 from kfp import dsl
 
+import components.cell
 import components.choose
 import components.compare
 import components.evaluate
 import components.prepare
 import components.promote
 import components.report
+import components.tabulate
 import components.train
 import components.tune
 import components.validate
@@ -46,6 +48,8 @@ COMPONENTS = [
     components.choose.choose,
     components.promote.promote,
     components.report.report,
+    components.cell.cell,
+    components.tabulate.tabulate,
 ]
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from mappo.monitoring.metrics import PORT
 from pipelines.__main__ import main
-from pipelines.compiling import compile_pipeline
+from pipelines.compiling import NAMES, compile_pipeline
 from pipelines.placement import GPU_STAGES
 from pipelines.site import Site, read_site
 
@@ -19,6 +19,7 @@ COMPILE = [
     "--site",
     str(GOLDEN / "site.yaml"),
     "--seeds=0,1",
+    "--matrix=tests/data/matrix.yaml",
     "--parallel-seeds=1",
     "--output",
     str(GOLDEN),
@@ -33,7 +34,8 @@ def documents(name: str) -> tuple[dict, dict]:
 def test_compiled_pipelines_equal_the_golden_files(capsys):
     """After an intended change, update the golden files and read the difference:
 
-    python -m pipelines compile --site tests/golden/site.yaml --seeds=0,1 --parallel-seeds=1 --output tests/golden
+    python -m pipelines compile --site tests/golden/site.yaml --seeds=0,1 --matrix=tests/data/matrix.yaml \\
+        --parallel-seeds=1 --output tests/golden
     """
     assert main([*COMPILE, "--check"]) == 0, capsys.readouterr().err
 
@@ -87,7 +89,7 @@ def test_every_setting_of_the_site_is_a_default_or_is_fixed(name):
     assert "activeDeadlineSeconds" not in executors.get("exec-compare", {})
 
 
-@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_stage_gets_only_the_parameters_of_that_stage(name):
     """The resources of a component and the nodes of an executor come from the parameters of the same stage."""
     specification, executors = documents(name)
@@ -120,7 +122,7 @@ def test_placement_parameters_reach_into_the_loop_over_seeds():
     assert outer[name] == {"componentInputParameter": "train_cpu"}
 
 
-@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_cached_at_any_level(name):
     specification, _ = documents(name)
     dags = [specification["root"], *specification["components"].values()]
@@ -129,7 +131,7 @@ def test_nothing_is_cached_at_any_level(name):
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
 
 
-@pytest.mark.parametrize("name", ["training", "seeds", "tuning"])
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_described_and_named_after_their_stage(name):
     specification, _ = documents(name)
     parameters = specification["root"]["inputDefinitions"]["parameters"]
@@ -139,6 +141,9 @@ def test_parameters_are_described_and_named_after_their_stage(name):
     if name == "tuning":
         general |= {"study", "edition", "study_config", "session", "workers", "champions", "database_secret"}
         stages = ("prepare_", "tune_", "choose_", "train_", "evaluate_", "promote_", "report_")
+    elif name == "matrix":
+        general |= {"matrix", "cells"}
+        stages = ("cell_", "tabulate_")
     else:
         general |= {"run", "seeds"}
     assert all(key in general or key.startswith(stages) for key in parameters)

@@ -10,12 +10,14 @@ import yaml
 
 from mappo.config import to_json
 from mappo.errors import ConfigError
+from mappo.matrix.matrix import matrix_from_json
 from mappo.recipes import navigation
 from pipelines.compiling import Compiled, compile_pipeline
 from pipelines.kubeflow.api import Api
 from pipelines.kubeflow.client import submit
 from pipelines.kubeflow.connection import Connection
 from pipelines.kubeflow.submission import Submission
+from pipelines.parameter_guards import check_parameters
 from pipelines.plan import planned_stages
 from pipelines.site import Site
 from pipelines.sizes import MAX_BYTES, check_size, workflow_bytes
@@ -23,11 +25,37 @@ from tests.support.kubeflow_server import KubeflowServer
 from tests.support.recordings import manifest_of, raw
 
 IMAGE = "ghcr.io/you/mappo:1.0"
-DEFAULTS: dict[str, dict[str, Any]] = {"training": {}, "seeds": {"seeds": ["0"]}, "tuning": {"study": "a"}}
+CONFIG = {"config": to_json(navigation())}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "training": CONFIG,
+    "seeds": {**CONFIG, "seeds": ["0"]},
+    "tuning": {**CONFIG, "study": "a"},
+    "matrix": {"store": "s3://bucket/runs"},
+}
+
+
+def matrix(num_tasks: int) -> dict[str, Any]:
+    """Return the parameters of a matrix with this number of tasks, 2 algorithms and 5 seeds."""
+    tasks = {
+        f"balance-{number}": {
+            "recipe": "balance",
+            "changes": {"environment": {"scenario_kwargs": {"n_agents": 2 + number}}},
+        }
+        for number in range(num_tasks)
+    }
+    values = {
+        "name": "benchmark",
+        "seeds": [0, 1, 2, 3, 4],
+        "changes": {"collection": {"total_frames": 300_000}},
+        "algorithms": {"mappo": {}, "ippo": {"networks": {"critic": "own"}}},
+        "tasks": tasks,
+    }
+    text = json.dumps(values, separators=(",", ":"))
+    return {"matrix": text, "cells": [cell.name for cell in matrix_from_json(text).cells]}
 
 
 def compiled(name: str, site: Site | None = None) -> Compiled:
-    return compile_pipeline(name, site or Site(image=IMAGE), {"config": to_json(navigation()), **DEFAULTS[name]})
+    return compile_pipeline(name, site or Site(image=IMAGE), DEFAULTS[name])
 
 
 def seeds(count: int) -> dict[str, Any]:
@@ -77,6 +105,26 @@ def test_estimate_is_near_the_size_on_the_test_server(count):
     assert is_near(workflow_bytes(pipeline.body, seeds(count)), actual)
 
 
+def test_estimate_of_a_matrix_is_near_the_size_on_the_test_server():
+    pipeline, parameters = compiled("matrix"), matrix(2)
+    actual = size_of(workflow_at_its_end(pipeline, parameters))
+    assert is_near(workflow_bytes(pipeline.body, parameters), actual)
+
+
+@pytest.mark.long
+def test_workflow_of_130_cells_fits_on_the_test_server():
+    assert size_of(workflow_at_its_end(compiled("matrix"), matrix(13))) < MAX_BYTES
+
+
+def test_documented_number_of_cells_fits_and_is_accepted():
+    """docs/kubeflow.md says 150 cells, such as 15 tasks with 2 algorithms and 5 seeds."""
+    pipeline = compiled("matrix")
+    check_size(pipeline.body, matrix(15))
+    check_parameters(pipeline.documents, matrix(15))
+    with pytest.raises(ConfigError, match="give fewer seeds, cells or workers"):
+        check_size(pipeline.body, matrix(20))
+
+
 def test_documented_numbers_of_seeds_and_workers_fit():
     """docs/kubeflow.md says 60 seeds, and a study of 8 workers whose best is trained from 20 seeds."""
     check_size(compiled("seeds").body, seeds(60))
@@ -92,7 +140,7 @@ def test_run_that_does_not_fit_is_refused_with_its_size():
 
 
 def test_absurd_numbers_are_refused_without_an_estimate():
-    with pytest.raises(ConfigError, match="100,000 seeds or workers in one run"):
+    with pytest.raises(ConfigError, match="100,000 seeds, cells or workers in one run"):
         check_size(compiled("tuning").body, {"study": "a", "study_config": retraining(100_000)})
 
 
