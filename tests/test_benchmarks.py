@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from benchmarks import recipes, startup, throughput, tuning, update
+from benchmarks import overview, recipes, startup, throughput, tuning, update
 from benchmarks.contenders import Iteration, contenders, evaluation_return
 from mappo.config import override
+from mappo.runs.overview import overview as runs_overview
 from mappo.runs.run import load_checkpoint
 from tests.cli.test_main import TINY
 from tests.support.runs import train_here
@@ -84,3 +85,16 @@ def test_speed_is_not_compared_when_returns_differ():
     for distant_return in (0.6, math.nan):
         with pytest.raises(SystemExit, match=r"differ by more than 0\.2.*one 0\.90, other"):
             throughput._require_agreement({"one": iteration(0.9), "other": iteration(distant_return)}, 0.2)
+
+
+@pytest.mark.long
+def test_overview_benchmark_looks_at_copies_that_differ(monkeypatch, capsys, tmp_path):
+    store = str(tmp_path / "store")
+    monkeypatch.setattr(sys, "argv", ["overview", store, "--runs", "3"])
+    overview.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[-3:]] == ["look 1", "look 2", "look 3"]
+    summaries = runs_overview(store)
+    assert [(run.name, run.problem) for run in summaries] == [(f"run-000{number}", "") for number in range(3)]
+    assert all(run.evaluation for run in summaries)
+    assert len({path.name for path in (tmp_path / "store").rglob("checkpoints/*/*.json")}) == 9
