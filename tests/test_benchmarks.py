@@ -97,4 +97,5 @@ def test_overview_benchmark_looks_at_copies_that_differ(monkeypatch, capsys, tmp
     summaries = runs_overview(store)
     assert [(run.name, run.problem) for run in summaries] == [(f"run-000{number}", "") for number in range(3)]
     assert all(run.evaluation for run in summaries)
-    assert len({path.name for path in (tmp_path / "store").rglob("checkpoints/*/*.json")}) == 9
+    manifests = list((tmp_path / "store").rglob("checkpoints/*/*.json"))
+    assert len({path.name for path in manifests}) == len(manifests) > 3
