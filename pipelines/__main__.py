@@ -19,7 +19,7 @@ _EXAMPLES = """examples:
   python -m pipelines run --run first --store s3://bucket/runs
                                                             name the run: the same command resumes it
   python -m pipelines run balance --seeds 0,1,2             train three seeds and compare them
-  python -m pipelines run --matrix matrix.yaml              train tasks x algorithms x seeds and tabulate them
+  python -m pipelines run --matrix matrix.yaml              train tasks x algorithms x seeds and summarise them
   python -m pipelines observe                               run it watched by a Prometheus
   python -m pipelines compile --image ghcr.io/you/mappo:1.0 write the YAML for Kubeflow into compiled/
   python -m pipelines doctor --site site.yaml               check what a cluster lacks

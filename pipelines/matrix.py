@@ -1,4 +1,4 @@
-"""The pipeline of a matrix: train and evaluate each cell, then tabulate, also if some cells failed."""
+"""The pipeline of a matrix: train and evaluate each cell, then summarise, also if some cells failed."""
 
 from collections.abc import Callable
 from typing import Any, List, NamedTuple  # noqa: UP035  (Kubeflow's compiler knows this spelling)
@@ -7,7 +7,7 @@ from kfp import dsl
 
 import mappo
 from components.cell import cell
-from components.tabulate import tabulate
+from components.summarise import summarise
 from pipelines.placement import Placement, with_placement
 from pipelines.site import Site
 
@@ -42,9 +42,9 @@ def make_matrix_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
 
     @dsl.pipeline(
         name="mappo-matrix",
-        description="Train and evaluate the cells of a matrix of tasks, algorithms and seeds, and tabulate them.",
+        description="Train and evaluate the cells of a matrix of tasks, algorithms and seeds, and summarise them.",
     )
-    @with_placement(site, "cell", "tabulate", ends_as="matrix")
+    @with_placement(site, "cell", "summarise", ends_as="matrix")
     def matrix_pipeline(
         placement: Placement,
         matrix: str,
@@ -63,15 +63,15 @@ def make_matrix_pipeline(site: Site | None, parallelism: int) -> Callable[..., A
         filled.set_caching_options(False)
         # Kubeflow runs this task when the inner pipeline has ended, and the run still fails if a cell failed. The
         # task must follow an inner pipeline: Kubeflow never runs a task that so follows a loop.
-        tabulated = tabulate(matrix=matrix, store=store, scheduled_at=placement.scheduled_at)
-        tabulated.after(filled).ignore_upstream_failure()
-        placement.apply(tabulated, "tabulate")
+        summarised = summarise(matrix=matrix, store=store, scheduled_at=placement.scheduled_at)
+        summarised.after(filled).ignore_upstream_failure()
+        placement.apply(summarised, "summarise")
         return Artifacts(
-            cell_results=tabulated.outputs["cells"],
-            matrix_table=tabulated.outputs["table"],
-            matrix_markdown=tabulated.outputs["markdown"],
-            matrix_page=tabulated.outputs["page"],
-            matrix_metrics=tabulated.outputs["metrics"],
+            cell_results=summarised.outputs["cells"],
+            matrix_table=summarised.outputs["table"],
+            matrix_markdown=summarised.outputs["markdown"],
+            matrix_page=summarised.outputs["page"],
+            matrix_metrics=summarised.outputs["metrics"],
         )
 
     return matrix_pipeline

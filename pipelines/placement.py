@@ -33,7 +33,7 @@ _LAUNCHER_KEYS = {"providers": "MAPPO_KUBEFLOW_PROVIDERS"}
 STAGES = (
     *("validate", "train", "evaluate", "compare"),
     *("prepare", "tune", "choose", "promote", "report"),
-    *("cell", "tabulate", "notify"),
+    *("cell", "summarise", "notify"),
 )
 GPU_STAGES = ("train", "evaluate", "tune", "promote", "cell")
 TRAINING_STAGES = ("train", "tune", "cell")

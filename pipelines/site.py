@@ -130,7 +130,7 @@ class StagePods:
     promote: StagePod = field(default_factory=lambda: StagePod(timeout_seconds=3600, retries=2))
     report: StagePod = field(default_factory=_small_pod)
     cell: StagePod = field(default_factory=lambda: StagePod(cpu="4", memory="8Gi", shm="1Gi", retries=3))
-    tabulate: StagePod = field(default_factory=_small_pod)
+    summarise: StagePod = field(default_factory=_small_pod)
     notify: StagePod = field(default_factory=lambda: StagePod(cpu="1", memory="2Gi", timeout_seconds=600))
 
 

@@ -33,7 +33,7 @@ TRIAL_STATES = ("waiting", "running", "complete", "pruned", "failed")
 PIPELINE_STAGES = (
     *("validate", "train", "evaluate", "compare"),
     *("prepare", "tune", "choose", "promote", "report"),
-    *("cell", "tabulate", "notify"),
+    *("cell", "summarise", "notify"),
     "other",  # a stage that this version does not know
 )
 PIPELINE_STATES = ("pending", "running", "paused", "cancelling", "succeeded", "failed", "cancelled", "skipped")

@@ -43,7 +43,7 @@ LAST_RESULTS = {  # pipeline: the stage that ends it, and the artifact with its 
     "training": ("evaluate", "report"),
     "seeds": ("compare", "report"),
     "tuning": ("report", "comparison"),
-    "matrix": ("tabulate", "cells"),
+    "matrix": ("summarise", "cells"),
 }
 _LEDGER = re.compile(r"(?P<stage>[a-z]+)/attempts-[0-9a-f]{12}\.json")
 _COMPARISON = TypeAdapter(ComparisonReport)
@@ -97,8 +97,8 @@ def run_message(pipeline: str, subject: str, folder: str) -> Message:
 
         results = _results(pipeline, read)
         # The results of a matrix tell more than ledgers: which cells are missing, also if their pods were lost.
-        is_tabulated = pipeline == "matrix" and bool(results)
-        failures = _missing_cells(read("tabulate", "cells")) if is_tabulated else _failures(store, entries)
+        is_summarised = pipeline == "matrix" and bool(results)
+        failures = _missing_cells(read("summarise", "cells")) if is_summarised else _failures(store, entries)
     except StoreError as error:
         return Message(subject, "ended", f"how it ended is unknown: {error}", {}, links)
     links |= {"artifacts": folder}
@@ -115,7 +115,7 @@ def results_of_files(pipeline: str, files: Mapping[str, Path]) -> dict[str, str]
     names = {
         "evaluate/report": "evaluation_report",
         "promote/decision": "decision",
-        "tabulate/cells": "cell_results",
+        "summarise/cells": "cell_results",
     }
 
     def read(stage: str, name: str) -> bytes | None:

@@ -59,7 +59,7 @@ def add_pipeline_arguments(command: argparse.ArgumentParser) -> None:
         "--matrix",
         type=Path,
         metavar="FILE",
-        help="train and evaluate all cells of this YAML file, tasks x algorithms x seeds, and tabulate them, see "
+        help="train and evaluate all cells of this YAML file, tasks x algorithms x seeds, and summarise them, see "
         "docs/matrix.md; cells that are done in the store are left as they are",
     )
     group = add_study_arguments(command, is_required=False)

@@ -228,7 +228,7 @@ def _no_results(_: dict[str, Path]) -> list[str]:
 def _newest_tabulation(directory: Path) -> dict[str, Path]:
     """Return the tables and the page that the newest run of a matrix left although cells failed, if it did."""
     newest = max(directory.glob("mappo-matrix-*"), default=directory)  # their names end with the time
-    files = {artifact: newest / "tabulate" / name for name, artifact in _OF_TABULATION.items()}
+    files = {artifact: newest / "summarise" / name for name, artifact in _OF_TABULATION.items()}
     return {artifact: file for artifact, file in files.items() if file.is_file()}
 
 

@@ -121,18 +121,20 @@ def test_message_about_a_matrix_counts_its_cells_and_names_those_that_are_missin
     tmp_path, second, outcome, reason, done
 ):
     """An earlier failure of a cell that was done later, in a retry of the run, does not count."""
-    (tmp_path / "tabulate/1").mkdir(parents=True)
-    (tmp_path / "tabulate/1/cells").write_text(CELLS.format(second))
+    (tmp_path / "summarise/1").mkdir(parents=True)
+    (tmp_path / "summarise/1/cells").write_text(CELLS.format(second))
     put(tmp_path / "cell/attempts-0123456789ab.json", asdict(AttemptCount(3, {}, "an earlier failure")))
     message = run_message("matrix", "matrix m", str(tmp_path))
     assert (message.outcome, message.reason, message.results) == (outcome, reason, {"cells done": done})
 
 
 def test_message_about_a_matrix_without_a_table_has_the_reasons_of_its_stages(tmp_path):
-    put(tmp_path / "tabulate/attempts-0123456789ab.json", asdict(AttemptCount(1, {}, "none of the cells is done")))
+    put(
+        tmp_path / "summarise/attempts-0123456789ab.json", asdict(AttemptCount(1, {}, "none of the cells is done"))
+    )
     message = run_message("matrix", subject_of("matrix", MATRIX, ""), str(tmp_path))
     assert (message.subject, message.outcome) == ("matrix m", "failed")
-    assert message.reason == "tabulate: none of the cells is done"
+    assert message.reason == "summarise: none of the cells is done"
 
 
 def test_failure_counts_even_if_an_earlier_execution_left_a_result(tmp_path, report):

@@ -55,25 +55,25 @@ def test_submitted_matrix_has_all_its_cells_and_the_order_of_its_file(kubeflow, 
 
 @pytest.mark.parametrize("policy", [STOCK, BEFORE_2_17])
 @pytest.mark.parametrize("notifies", [False, True])
-def test_failed_cell_fails_the_run_and_the_others_are_tabulated(kubeflow, read, tmp_path, policy, notifies):
+def test_failed_cell_fails_the_run_and_the_others_are_summarised(kubeflow, read, tmp_path, policy, notifies):
     kubeflow.template_defaults = policy
     (tmp_path / "site.yaml").write_text(f"image: a:1\nnotify_secret: {'team' if notifies else 'null'}\n")
     run_id = read(*SUBMIT, "--site", str(tmp_path / "site.yaml"), "-p", f"cells={json.dumps(CELLS[:3])}")["id"]
     kubeflow.fail_stage(run_id, "cell[1]", attempts=1 if policy is STOCK else 4)  # the site has 3 retries
-    assert states(read, run_id)["tabulate"] == "PENDING"  # the third cell has not ended
-    kubeflow.reach(run_id, "tabulate")
-    values = kubeflow.executor_input_of(run_id, "tabulate")["inputs"]["parameterValues"]
+    assert states(read, run_id)["summarise"] == "PENDING"  # the third cell has not ended
+    kubeflow.reach(run_id, "summarise")
+    values = kubeflow.executor_input_of(run_id, "summarise")["inputs"]["parameterValues"]
     assert (values["store"], matrix_from_json(values["matrix"])) == ("s3://bucket/runs", read_matrix(MATRIX))
     assert kubeflow.finish(run_id) == "FAILED"
     cells = {"cell[0]": "SUCCEEDED", "cell[1]": "FAILED", "cell[2]": "SUCCEEDED"}
-    after = {"tabulate": "SUCCEEDED", **({"notify": "SUCCEEDED"} if notifies else {})}
+    after = {"summarise": "SUCCEEDED", **({"notify": "SUCCEEDED"} if notifies else {})}
     assert list(states(read, run_id).items()) == list((cells | after).items())
 
 
 def test_run_without_a_failed_cell_succeeds(kubeflow, read):
     run_id = read(*SUBMIT)["id"]
     assert kubeflow.finish(run_id) == "SUCCEEDED"
-    assert list(states(read, run_id)) == [*(f"cell[{index}]" for index in range(8)), "tabulate"]
+    assert list(states(read, run_id)) == [*(f"cell[{index}]" for index in range(8)), "summarise"]
 
 
 def test_tables_are_those_of_the_first_end_after_a_retry_and_their_failure_fails_no_run(kubeflow, read, cli):
@@ -81,14 +81,14 @@ def test_tables_are_those_of_the_first_end_after_a_retry_and_their_failure_fails
     run_id = read(*SUBMIT)["id"]
     kubeflow.fail_stage(run_id, "cell[1]")
     assert kubeflow.finish(run_id) == "FAILED"
-    outputs = kubeflow.executor_input_of(run_id, "tabulate")["outputs"]
+    outputs = kubeflow.executor_input_of(run_id, "summarise")["outputs"]
     assert cli("runs", "retry", run_id)[0] == 0
     assert kubeflow.finish(run_id) == "SUCCEEDED"
-    assert kubeflow.executor_input_of(run_id, "tabulate")["outputs"] == outputs
+    assert kubeflow.executor_input_of(run_id, "summarise")["outputs"] == outputs
     run_id = read(*SUBMIT)["id"]
-    kubeflow.fail_stage(run_id, "tabulate")
+    kubeflow.fail_stage(run_id, "summarise")
     assert kubeflow.finish(run_id) == "SUCCEEDED"
-    assert states(read, run_id)["tabulate"] == "FAILED"
+    assert states(read, run_id)["summarise"] == "FAILED"
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ def test_schedule_of_a_matrix_tells_if_only_its_first_run_trains(kubeflow, read,
 
 
 @pytest.mark.long
-def test_local_run_tabulates_although_a_cell_failed_and_continues(monkeypatch, capsys, tmp_path):
+def test_local_run_summarises_although_a_cell_failed_and_continues(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the stages run in their own processes
     Path("m.yaml").write_text(TWO)
     assert main(["run", "--matrix=m.yaml", "--run=first"]) == 1
     output = capsys.readouterr()
     assert "stage cell failed: broken-mappo-0: train: " in output.err
-    assert "[tabulate] 1 of 2 cells are done, 1 failed" in output.out
-    (folder,) = Path("runs/first").glob("mappo-matrix-*/tabulate")
+    assert "[summarise] 1 of 2 cells are done, 1 failed" in output.out
+    (folder,) = Path("runs/first").glob("mappo-matrix-*/summarise")
     assert rows(folder / "cells") == [("navigation", "done"), ("broken", "failed")]
     assert (folder / "markdown").read_text().startswith("# tiny\n")
     assert f"matrix table         {folder / 'table'}" in output.out
@@ -185,12 +185,12 @@ def test_stages_in_their_pods_fill_the_matrix_and_a_second_run_continues_it(kube
         *(kubeflow, tmp_path, TWO),
         ("cell[0]", 0, "[evaluate] saved with the run as its evaluation"),
         ("cell[1]", 1, "[cell] not tried again: another attempt would fail in the same way"),
-        ("tabulate", 0, "[tabulate] 1 of 2 cells are done, 1 failed"),
+        ("summarise", 0, "[summarise] 1 of 2 cells are done, 1 failed"),
     )
     run_pods(
         *(kubeflow, tmp_path, ONE),
         ("cell[0]", 0, "[cell] navigation-mappo-0: done before, with return "),
-        ("tabulate", 0, "[tabulate] 1 of 1 cells are done, 0 failed"),
+        ("summarise", 0, "[summarise] 1 of 1 cells are done, 0 failed"),
     )
     assert len(list((tmp_path / "runs/tiny/navigation-mappo-0/attempts").iterdir())) == 1
 
@@ -211,7 +211,7 @@ def run_pods(kubeflow, directory: Path, text: str, *steps: tuple[str, int, str])
         assert (process.returncode, line in process.stdout) == (status, True), process.stdout + process.stderr
         if status:
             kubeflow.fail_stage(run_id, step)
-    outputs = kubeflow.executor_input_of(run_id, "tabulate")["outputs"]["artifacts"]
+    outputs = kubeflow.executor_input_of(run_id, "summarise")["outputs"]["artifacts"]
     states = [state for _, state in rows(Path(outputs["cells"]["artifacts"][0]["uri"]))]
     assert states == ["failed" if status else "done" for _, status, _ in steps[:-1]]
 

@@ -15,7 +15,7 @@ import components.evaluate
 import components.prepare
 import components.promote
 import components.report
-import components.tabulate
+import components.summarise
 import components.train
 import components.tune
 import components.validate
@@ -49,7 +49,7 @@ COMPONENTS = [
     components.promote.promote,
     components.report.report,
     components.cell.cell,
-    components.tabulate.tabulate,
+    components.summarise.summarise,
 ]
 
 
@@ -368,7 +368,7 @@ def test_tuning_pipeline_runs_end_to_end_with_two_workers(tmp_path, capsys, monk
 
     def tuning_artifact(stage, name):
         (path,) = run.glob(f"mappo-tuning-*/{stage}/{name}")
-        assert stage == "promote" or str(path) in output
+        assert stage == "promote" or name == "page" or str(path) in output
         return path
 
     chosen = read_json(tuning_artifact("choose", "best"))
@@ -382,7 +382,10 @@ def test_tuning_pipeline_runs_end_to_end_with_two_workers(tmp_path, capsys, monk
     assert (decision["opponent"], decision["action"]) == ("random", "promoted")
     (policy,) = champions.rglob("policy.pt2")
     assert (policy.parent / "model-card.md").exists()
-    assert "Study s: tests.support.scenarios:PushRight" in tuning_artifact("report", "page").read_text()
+    page = tuning_artifact("report", "page").read_text()
+    assert "Study s: tests.support.scenarios:PushRight" in page
+    assert (run / "study.html").read_text() == page
+    assert f"file://{run}/study.html" in output
     assert inspect.isbuiltin(print), "Kubeflow's runner replaces it"
 
 

@@ -143,7 +143,7 @@ def test_parameters_are_described_and_named_after_their_stage(name):
         stages = ("prepare_", "tune_", "choose_", "train_", "evaluate_", "promote_", "report_")
     elif name == "matrix":
         general |= {"matrix", "cells"}
-        stages = ("cell_", "tabulate_")
+        stages = ("cell_", "summarise_")
     else:
         general |= {"run", "seeds"}
     assert all(key in general or key.startswith(stages) for key in parameters)

@@ -10,7 +10,7 @@ import yaml
 from mappo.errors import StageFailed
 from mappo.matrix.matrix import matrix_from_json, matrix_json, read_matrix
 from mappo.stages.cell import fill_cell
-from mappo.stages.tabulate import MatrixFiles, tabulate
+from mappo.stages.summarise import MatrixFiles, summarise
 from tests.conftest import read_json
 from tests.stages.test_whole_matrix import BROKEN, FILE, ONE
 
@@ -53,7 +53,7 @@ def test_failed_cell_leaves_its_reason_to_the_tables_of_the_others(filled, tmp_p
     assert error.value.is_final
     assert f"[cell] failed: broken-mappo-0: {error.value}" in capsys.readouterr().out
     files = files_in(tmp_path / "tables")
-    result = tabulate(TWO, store, files)
+    result = summarise(TWO, store, files)
     numbers = {"num_cells": 2.0, "num_done_cells": 1.0, "num_failed_cells": 1.0}
     assert result.metrics == {**result.metrics, **numbers}
     done, failed = csv.DictReader(files.cells.read_text().splitlines())
@@ -84,9 +84,9 @@ def test_cell_that_the_matrix_does_not_have_is_refused_with_the_nearest(tmp_path
     assert error.value.is_final
 
 
-def test_tabulating_fails_if_no_cell_is_done_and_says_what_is_missing(tmp_path, capsys):
+def test_summarising_fails_if_no_cell_is_done_and_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(StageFailed, match="none of the 2 cells of tiny is done"):
-        tabulate(TWO, str(tmp_path / "runs"), files_in(tmp_path))
+        summarise(TWO, str(tmp_path / "runs"), files_in(tmp_path))
     assert "navigation, mappo: seed 0 waiting" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

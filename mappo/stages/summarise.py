@@ -29,7 +29,7 @@ class MatrixFiles:
     page: Path
 
 
-def tabulate(matrix: str, store: str, files: MatrixFiles) -> StageResult:
+def summarise(matrix: str, store: str, files: MatrixFiles) -> StageResult:
     """Write the tables and the page of a matrix; print the table, and why cells are missing.
 
     `matrix` is the JSON of a matrix. Cells that failed or have not ended are counted, and are no error.
@@ -37,12 +37,12 @@ def tabulate(matrix: str, store: str, files: MatrixFiles) -> StageResult:
     Raises:
         StageFailed: no cell is done, or the store cannot be read.
     """
-    with readable_errors("tabulate"):
+    with readable_errors("summarise"):
         whole = matrix_from_json(matrix)
         results = read_results(whole, store, whole.cells)
         table = make_table(whole, results)
         for line in table_lines(table):
-            say("tabulate", line)
+            say("summarise", line)
         if not table.num_done:
             raise ConfigError(f"none of the {table.num_cells} cells of {whole.name} is done: there is no result")
         write_whole(files.cells, cells_csv(results))
@@ -50,7 +50,7 @@ def tabulate(matrix: str, store: str, files: MatrixFiles) -> StageResult:
         write_whole(files.markdown, markdown(table))
         write_whole(files.page, matrix_page.build(whole, table, results, store, files.page))
         counts = Counter(result.state for result in results)
-        say("tabulate", f"{table.num_done} of {table.num_cells} cells are done, {counts['failed']} failed")
+        say("summarise", f"{table.num_done} of {table.num_cells} cells are done, {counts['failed']} failed")
         labels = {"matrix": whole.name, "mappo_version": mappo.__version__}
         return StageResult(labels, _metrics(table, counts))
 

@@ -6,7 +6,7 @@ from components import component
 
 
 @component
-def tabulate(
+def summarise(
     matrix: str,
     store: str,
     cells: dsl.Output[dsl.Dataset],
@@ -31,10 +31,10 @@ def tabulate(
     from pathlib import Path
 
     from components.placeholders import fill
-    from mappo.stages.tabulate import MatrixFiles, tabulate
+    from mappo.stages.summarise import MatrixFiles, summarise
 
     files = MatrixFiles(*(Path(output.path) for output in (cells, table, markdown, page)))
-    outcome = tabulate(matrix, fill(store, scheduled_at), files)
+    outcome = summarise(matrix, fill(store, scheduled_at), files)
     for artifact in (cells, table, markdown, page):
         artifact.metadata.update(outcome.metadata)
     for name, value in outcome.metrics.items():
