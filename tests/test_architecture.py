@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,13 @@ def test_stages_and_components_have_the_same_names():
     shared = {"readable_errors", "runtime", "run_cell", "whole_matrix", "whole_study"}
     stages = {path.stem for path in (ROOT / "mappo" / "stages").glob("[a-z]*.py")} - shared
     assert components == stages
+
+
+def test_file_of_a_component_hides_no_package():
+    """Kubeflow's executor puts the folder of components first on Python's path, before installed packages."""
+    names = [path.stem for path in (ROOT / "components").glob("*.py") if path.stem not in ("__init__", "__main__")]
+    installed = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    assert [name for name in names if PathFinder.find_spec(name, installed)] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "mappo").glob("*/__init__.py")), ids=lambda path: path.parent.name)
