@@ -33,7 +33,8 @@ for (let i = 0; i < data.length; i += 4)
     xs.push((i / 4) % canvas.width); ys.push(Math.floor(i / 4 / canvas.width));
   }
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
-return [median(xs) / canvas.width, median(ys) / canvas.height, xs.length / canvas.width / canvas.height];
+const height = canvas.height;  // the canvas may be wider than the square that VMAS draws, which is in its middle
+return [0.5 + (median(xs) - canvas.width / 2) / height, median(ys) / height, xs.length / height / height];
 """
 
 
