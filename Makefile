@@ -43,7 +43,7 @@ run: $(INSTALLED) ## run the training pipeline on this machine: validate, train,
 test: check ## run checks and tests, about 20 minutes on 2 cores (ARGS="-k learner" selects some)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
-test-long: $(INSTALLED) ## run the tests that take minutes each, such as learning and recovery from kills
+test-long: $(INSTALLED) ## run the tests that take minutes each, such as learning and recovery from kills, two hours
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 bench: $(INSTALLED) .venv-benchmarl/.installed ## measure the speed, compared with BenchMARL and TorchRL, under 15 minutes (ARGS=--full)

@@ -86,6 +86,7 @@ def statuses_of(commands: list[tuple[str, str, list[str]]], directory: Path) -> 
     return json.loads(run.stdout)
 
 
+@pytest.mark.long
 def test_stages_go_on_and_keep_their_exit_status_when_nothing_can_be_printed(tmp_path):
     chatty = ["--environment.scenario=tests.support.scenarios:Chatty"]
     in_processes = ["--collection.processes=2", "--learner.minibatch-frames=30"]

@@ -91,6 +91,7 @@ def lines(log: str) -> list[str]:
     return [line for line in log.splitlines() if line.startswith("[")]
 
 
+@pytest.mark.long
 def test_process_restarted_after_a_kill_ends_with_bit_identical_checkpoints(server, tmp_path):
     train_here(from_dict(CONFIG), tmp_path / "undisturbed")
     killed = Cluster(server, tmp_path / "killed")

@@ -102,7 +102,7 @@ def test_recording_is_valid_json_without_nan(recorded):
         ("joint_passage_size", {}),  # joints
         ("discovery", {}),  # targets that change
         ("simple", {}),  # one agent
-        ("tests.support.scenarios:Crowd", {"n_agents": 150}),  # many
+        pytest.param("tests.support.scenarios:Crowd", {"n_agents": 150}, marks=pytest.mark.long),  # many
     ],
 )
 def test_scenarios_of_all_kinds_are_recorded(scenario, kwargs, tmp_path):

@@ -538,7 +538,13 @@ def test_no_service_sets_a_variable_that_the_program_reads(overlay):
         assert not {name for name in read if re.fullmatch(rf"{prefix}_(PORT|SERVICE)(_.*)?", name)}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("k8s/**/site.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[] if path.parent.name == "k8s" else pytest.mark.long, id=path.parent.name)
+        for path in sorted(ROOT.glob("k8s/**/site.yaml"))
+    ],
+)
 def test_a_sites_file_compiles_to_restricted_pods(path, tiny, tmp_path):
     site = read_site(path)
     for name in PIPELINES:

@@ -125,6 +125,7 @@ def test_documented_number_of_cells_fits_and_is_accepted():
         check_size(pipeline.body, matrix(20))
 
 
+@pytest.mark.long
 def test_documented_numbers_of_seeds_and_workers_fit():
     """docs/kubeflow.md says 60 seeds, and a study of 8 workers whose best is trained from 20 seeds."""
     check_size(compiled("seeds").body, seeds(60))

@@ -293,6 +293,7 @@ def test_a_study_is_resumed_with_more_trials_and_more_time_and_keeps_its_own_set
     assert "hours = -1" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_interrupted_tuning_with_two_workers_leaves_nothing_running_and_is_resumed(place):
     long = override(CONFIG, {"collection": {"total_frames": 6000}})
     (place / "long.json").write_text(to_json(long))

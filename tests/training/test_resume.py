@@ -289,6 +289,7 @@ def test_resumed_run_goes_on_as_it_began_whatever_auto_would_choose_now(tmp_path
     assert all(torch.equal(value, resumed.tensors[name]) for name, value in whole.tensors.items())
 
 
+@pytest.mark.long
 def test_run_is_plain_and_logs_the_reason_when_the_compiler_fails(tmp_path, monkeypatch, caplog):
     """The compiler is found, and it does not work."""
     broken = tmp_path / "g++"

@@ -230,7 +230,7 @@ def check(database: Database, seeds: range) -> None:
 
 
 def test_malformed_databases_are_refused_in_one_line(database):
-    check(database, range(200))
+    check(database, range(60))
 
 
 @pytest.mark.long
