@@ -390,9 +390,9 @@ def test_failed_poll_sets_up_to_0_hides_gauges_and_keeps_counters(kubeflow, read
 def test_poll_ends_at_its_deadline(kubeflow, read):
     for _ in range(3):
         kubeflow.reach(read(*SUBMIT)["id"], "train")
-    kubeflow.delay(0.3, times=10, path="v1beta1")
+    kubeflow.delay(2.5, times=10, path="v1beta1")
     with pytest.raises(ApiError, match="did not end before its deadline"):
-        RunMetrics(UTC_ZONE).poll(api(kubeflow), 0.2)
+        RunMetrics(UTC_ZONE).poll(api(kubeflow), 2.0)
     assert kubeflow.count("GET", "v1beta1") == 1
 
 
