@@ -23,7 +23,7 @@ from mappo.environment.vmas_environment import stacked
 from mappo.errors import NotFaithful, NotTraceable
 from mappo.fast_simulation.guards import few_operations, no_outside_reads
 from mappo.fast_simulation.python_state import find_slots
-from mappo.fast_simulation.slots import Slots, changed_slots, shared_memory, signatures
+from mappo.fast_simulation.slots import Slots, changed_slots, shared_memory, signatures, view_of
 from mappo.fast_simulation.step_draws import Draw, recorded_draws
 from mappo.fast_simulation.tracing import Queries, run_simulation, trace_simulation
 from mappo.fast_simulation.watch import Watch
@@ -100,8 +100,21 @@ def find_varying(environment: EnvBase) -> frozenset[str]:
             previous = signatures(slots)
             change()
             varying |= changed_slots(previous, slots)
+            _require_whole_views(previous, slots)
             watch.require_unchanged()
     return frozenset(varying)
+
+
+def _require_whole_views(previous: dict[str, tuple[Tensor, int]], slots: Slots) -> None:
+    """Refuse a tensor that was written to since the `previous` signatures if a slot holds a part of its memory.
+
+    Copies of a state do not keep that connection, so that no later check could see it.
+    """
+    for path, (tensor, version) in previous.items():
+        if slots[path].get() is tensor and tensor._version != version:
+            for other in sorted(shared_memory(slots, path)):
+                if view_of(slots[other].get()) != view_of(tensor):
+                    raise NotFaithful(f"a frame or a reset writes into {path}, which shares memory with {other}")
 
 
 def trace_step(environment: EnvBase, varying: frozenset[str]) -> PureStep:

@@ -171,6 +171,12 @@ def test_write_through_one_of_two_names_of_a_tensor_is_refused():
     assert reason == "a step writes into scenario.memory, which shares memory with scenario.alias"
 
 
+def test_write_into_a_tensor_of_which_another_slot_is_a_part_is_refused():
+    kwargs = {"place": "part", "change": "mask", "reset": "all"}
+    reason = _assert_same_or_refused("Remembering", kwargs, num_envs=1, frames=30, limit=9)
+    assert reason == "a frame or a reset writes into scenario.memories, which shares memory with scenario.part"
+
+
 _generated = given(
     place=st.sampled_from(sorted(memories.PLACES)),
     change=st.sampled_from(sorted(memories.CHANGES)),
