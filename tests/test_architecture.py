@@ -73,7 +73,7 @@ def test_architecture_page_names_files_that_exist():
 
 def test_stages_and_components_have_the_same_names():
     components = {path.stem for path in (ROOT / "components").glob("[a-z]*.py")} - {"executor", "placeholders"}
-    shared = {"readable_errors", "runtime", "run_cell", "whole_matrix", "whole_study"}
+    shared = {"readable_errors", "runtime", "run_cell", "whole_matrix", "whole_study", "worker_processes"}
     stages = {path.stem for path in (ROOT / "mappo" / "stages").glob("[a-z]*.py")} - shared
     assert components == stages
 

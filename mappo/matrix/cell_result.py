@@ -25,7 +25,7 @@ from mappo.strict_json import parse_report
 
 State = Literal["done", "failed", "begun", "waiting", "conflict"]
 EVALUATION = "evaluation.json"  # the key of a run's own evaluation
-_MAX_EVALUATION_BYTES = 100_000_000
+MAX_EVALUATION_BYTES = 100_000_000
 _ATTEMPT = re.compile(r"attempts/([0-9]{4,9})\.json")
 _THREADS = 10  # that read runs of a bucket
 _PARTIAL = ConfigDict(strict=True, extra="ignore")
@@ -205,7 +205,7 @@ def _evaluated(run: Run, cell: Cell, result: CellResult, task: Task) -> CellResu
     """Return the result with the run's own evaluation, if it judges this whole training under its own settings."""
     location = f"{run.store.location}/{EVALUATION}"
     try:
-        content = run.store.read(EVALUATION, _MAX_EVALUATION_BYTES)
+        content = run.store.read(EVALUATION, MAX_EVALUATION_BYTES)
         evaluation: _Evaluation = parse_report(_EVALUATION, location, content, "an evaluation report")
         judged, trained = from_dict(evaluation.config), from_dict(evaluation.training_config)
     except ConfigError as error:  # evaluating again mends it

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mappo.config import to_json
 from mappo.errors import ConfigError, StageFailed, StoreError
-from mappo.matrix.cell_result import EVALUATION, CellResult, read_result, run_of
+from mappo.matrix.cell_result import EVALUATION, MAX_EVALUATION_BYTES, CellResult, read_result, run_of
 from mappo.matrix.matrix import matrix_from_json
 from mappo.reporting.terminal import say
 from mappo.runs.locations import open_store
@@ -13,7 +13,6 @@ from mappo.stages.readable_errors import readable_errors
 from mappo.stages.run_cell import run_cell
 from mappo.stages.runtime import StageResult, finite, metadata_of
 
-_MAX_EVALUATION_BYTES = 100_000_000
 _NUMBERS = (
     *("return_mean", "random", "heuristic", "success", "collisions"),
     *("frames", "judged_frames", "seconds"),
@@ -54,7 +53,7 @@ def fill_cell(
         result = read_result(whole, store, cell)
         if result.state != "done":
             raise StoreError(f"{location}: {result.state} after its evaluation: {result.reason}")
-        write_whole(report, open_store(location).read(EVALUATION, _MAX_EVALUATION_BYTES).decode())
+        write_whole(report, open_store(location).read(EVALUATION, MAX_EVALUATION_BYTES).decode())
     labels = {"cell": name, "location": location}
     return StageResult(metadata_of(cell.config) | labels, finite("cell", _numbers(result)))
 

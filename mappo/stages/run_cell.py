@@ -7,7 +7,7 @@ from pathlib import Path
 import mappo
 from mappo.config import config_hash, from_json
 from mappo.errors import KeyMissing, MappoError, Preempted, StageFailed, StoreError, Superseded, reason_of
-from mappo.matrix.cell_result import EVALUATION
+from mappo.matrix.cell_result import EVALUATION, MAX_EVALUATION_BYTES
 from mappo.matrix.failure import FAILURE, Failure, failure_json
 from mappo.reporting.terminal import say
 from mappo.runs.locations import open_store
@@ -15,8 +15,6 @@ from mappo.stages.evaluate import evaluate
 from mappo.stages.readable_errors import readable_errors
 from mappo.stages.runtime import StageResult
 from mappo.stages.train import train
-
-_MAX_EVALUATION_BYTES = 100_000_000
 
 
 def run_cell(
@@ -66,7 +64,7 @@ def run_cell(
 def _require_kept(location: str) -> None:
     """Check that the evaluation is with the run: `evaluate` only warns if the store refuses it."""
     try:
-        open_store(location).read(EVALUATION, _MAX_EVALUATION_BYTES)
+        open_store(location).read(EVALUATION, MAX_EVALUATION_BYTES)
     except KeyMissing:
         raise StoreError(f"{location}: the evaluation could not be saved with the run") from None
 

@@ -1,12 +1,10 @@
 """A whole matrix, on one machine or on several: workers take its cells one by one; then its tables are written."""
 
 import hashlib
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from mappo.config import to_json
@@ -24,6 +22,7 @@ from mappo.stages.readable_errors import readable_errors
 from mappo.stages.report import page_address
 from mappo.stages.run_cell import run_cell
 from mappo.stages.runtime import StageResult, preemptible
+from mappo.stages.worker_processes import worker_processes
 from mappo.tuning.database import Database, open_database
 
 _OVER = ("done", "failed")  # states of cells that no worker takes
@@ -47,7 +46,10 @@ def run_matrix(
             _require_possible(matrix, store, read_foreign(results, matrix))
             _forget_failures(matrix, store, retry_failed)
         directory = matrix_directory(store, matrix.name)
-        with _workers(file, store, num_workers - 1, results, directory):
+        command = ["matrix", "work", str(file), "--store", store]
+        command += [word for path in results for word in ("--results", str(path))]
+        others = num_workers - 1
+        with worker_processes("matrix", command, others, directory, good=(0, 1), ending="ended early"):
             result = work_on_cells(file, store, results)
         with readable_errors("matrix"):
             rows, notes = with_foreign(
@@ -238,34 +240,3 @@ def _lock_name(location: str) -> str:
     """Return the name of the lock of a run, which is the same wherever the same location is trained."""
     place = location if "://" in location else str(Path(location).resolve())
     return f"cell-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
-
-
-@contextmanager
-def _workers(file: Path, store: str, number: int, results: Sequence[Path], directory: Path) -> Iterator[None]:
-    """Start more workers, each a process with its own log; wait for them when the block ends.
-
-    A worker that dies is a warning: the others have done its cells when the block ends.
-    """
-    if number:
-        directory.mkdir(parents=True, exist_ok=True)
-    logs = [directory / f"worker-{index + 2}.log" for index in range(number)]
-    command = [sys.executable, "-m", "mappo", "matrix", "work", str(file), "--store", store]
-    command += [word for path in results for word in ("--results", str(path))]
-    with ExitStack() as files:
-        processes = [
-            subprocess.Popen(command, stdout=opened, stderr=subprocess.STDOUT)
-            for opened in (files.enter_context(log.open("a")) for log in logs)
-        ]
-        for log in logs:
-            say("matrix", f"another worker logs to {log}")
-        try:
-            yield
-        except BaseException:
-            for process in processes:
-                process.terminate()
-            raise
-        finally:
-            statuses = [process.wait() for process in processes]
-    failed = [str(log) for log, status in zip(logs, statuses, strict=True) if status not in (0, 1)]
-    if failed:
-        say("matrix", f"warning: a worker ended early, see {', '.join(failed)}")

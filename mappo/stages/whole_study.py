@@ -1,7 +1,5 @@
 """A whole study on this machine: its trials, the retraining of its best, promotion and report."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from mappo.stages.report import page_address, report_study
 from mappo.stages.runtime import StageResult
 from mappo.stages.train import train
 from mappo.stages.tune import work_on_study
+from mappo.stages.worker_processes import worker_processes
 from mappo.tuning.database import open_database
 from mappo.tuning.study import Study
 
@@ -36,7 +35,9 @@ def run_study(name: str, num_workers: int, study_config: str, champions: str, sc
     with readable_errors("tune"), open_database() as database:
         store = Study.load(database, name).store
     directory = study_directory(store)
-    with _workers(name, num_workers - 1, directory, scenario):
+    command = ["study", "work", name, *([f"--environment.scenario={scenario}"] if scenario else [])]
+    directory.mkdir(parents=True, exist_ok=True)
+    with worker_processes("tune", command, num_workers - 1, directory, good=(0,), ending="failed"):
         work_on_study(name, scenario)
     while True:
         with _turn_to_finish(name):
@@ -82,33 +83,3 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
             evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep_at=run)
             reports.append(files / "evaluation.json")
     return reports
-
-
-@contextmanager
-def _workers(name: str, number: int, directory: Path, scenario: str) -> Iterator[None]:
-    """Start more workers, each a process with its own log; wait for them when the block ends.
-
-    A worker that fails is a warning: the others have done its trials when the block ends.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    logs = [directory / f"worker-{index + 2}.log" for index in range(number)]
-    command = [sys.executable, "-m", "mappo", "study", "work", name]
-    command += [f"--environment.scenario={scenario}"] if scenario else []
-    with ExitStack() as files:
-        processes = [
-            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            for file in (files.enter_context(log.open("a")) for log in logs)
-        ]
-        for log in logs:
-            say("tune", f"another worker logs to {log}")
-        try:
-            yield
-        except BaseException:
-            for process in processes:
-                process.terminate()
-            raise
-        finally:
-            statuses = [process.wait() for process in processes]
-    failed = [str(log) for log, status in zip(logs, statuses, strict=True) if status]
-    if failed:
-        say("tune", f"warning: a worker failed, see {', '.join(failed)}")
