@@ -40,8 +40,8 @@ help: ## list the targets
 run: $(INSTALLED) ## run the training pipeline on this machine: validate, train, evaluate (ARGS="balance --seed 3")
 	@$(BIN)/python -m pipelines run $(ARGS)
 
-test: check ## run checks and tests, about 20 minutes on 2 cores (ARGS="-k learner" selects some)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
+test: check ## run checks and tests, about 12 minutes on 2 cores (ARGS="-k learner" selects some)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not long" $(ARGS)
 
 test-long: $(INSTALLED) ## run the tests that take minutes each, such as learning and recovery from kills, two hours
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m long $(ARGS)
