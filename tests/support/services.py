@@ -60,7 +60,7 @@ paxos min wait = 0.01
 [osd]
 osd data = {directory}/osd
 osd objectstore = memstore
-memstore device bytes = 1073741824
+memstore device bytes = 8589934592
 osd class load list = *
 osd class default list = *
 [client.rgw]
