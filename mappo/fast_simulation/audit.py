@@ -21,7 +21,7 @@ from mappo.fast_simulation.equivalence import (
 from mappo.fast_simulation.pure_step import PureStep, StepState
 from mappo.fast_simulation.python_state import find_slots
 from mappo.fast_simulation.resets import Resets
-from mappo.fast_simulation.slots import Slots, copies, put_copies, require_unwritten, signatures
+from mappo.fast_simulation.slots import Slots, copies, put_copies, require_unwritten, signatures, view_of
 from mappo.fast_simulation.watch import Watch
 
 INTERVAL_FRAMES = 500  # of which one is audited; `python -m benchmarks.audit` measures what it costs
@@ -53,7 +53,7 @@ class Audit:
         before = signatures(self._constants)
         with same_random_states(self._environment.device):
             try:
-                put_copies(slots, {**originals, **state})
+                self._put(slots, state)
                 self._check_frame(play_frame(self._environment, self._slots, self._step.names, action))
                 self._check_reset(state)
                 require_unwritten(before, self._constants)
@@ -88,13 +88,22 @@ class Audit:
         self._environment.base_env._env.reset_at(row)
         fresh = copies(self._slots, names)
         check_reset(after_frame, fresh, self._resets, row)
-        put_copies(self._slots, start)
+        self._put(self._slots, start)
         set_random_states(states, device)
         self._environment.base_env._env.reset_at(row)
         others = copies(self._slots, names)
         for name in sorted(self._resets.names):
             if not same_bits(fresh[name][row], others[name][row]):
                 raise NotFaithful(f"a reset depends on the state before it: {name}")
+
+    def _put(self, slots: Slots, state: StepState) -> None:
+        """Put copies of a state into the environment, under each of several names of one tensor.
+
+        A step may read one name, which is then the only one in the state, and a reset another one.
+        """
+        views = {view_of(slots[path].get()): value for path, value in state.items()}
+        others = {path: slots[path].get() for path in slots.keys() - self._constants.keys() - state.keys()}
+        put_copies(slots, {path: views.get(view_of(value), value) for path, value in others.items()} | state)
 
     def _require_same_python(self) -> None:
         if self._watch is None:  # some attributes exist only after the first frame

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
 
 from mappo.config import EnvironmentConfig
 from mappo.environment.environment import make_environment
@@ -13,6 +14,7 @@ from mappo.environment.random_streams import Stream, private_random_streams, ran
 from mappo.environment.state_walk import same_bits
 from mappo.errors import NotFaithful
 from mappo.fast_simulation.equivalence import check_steps
+from mappo.fast_simulation.fast_simulation import FastEnvironment
 from mappo.fast_simulation.fresh_states import FreshStatePool
 from mappo.fast_simulation.making import make_fast_simulation
 from mappo.fast_simulation.pure_step import find_varying, trace_step
@@ -146,6 +148,25 @@ def test_every_frame_of_a_long_rollout_agrees_with_plain_vmas(scenario, kwargs):
         environment = environment_of(scenario, num_envs=12, scenario_kwargs=kwargs)
         step, resets = traced(environment)
         check_steps(environment, resets, step, frames=300)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kwargs"),
+    [
+        *((name, {}) for name in QUICK),
+        *(pytest.param(name, {}, marks=pytest.mark.long) for name in SLOW),
+        *(pytest.param(*variant, marks=pytest.mark.long) for variant in VARIANTS),
+    ],
+    ids=str,
+)
+def test_audit_accepts_what_was_accepted(scenario, kwargs, monkeypatch):
+    monkeypatch.setattr("mappo.fast_simulation.audit.INTERVAL_FRAMES", 2)
+    config = EnvironmentConfig(scenario=scenario, scenario_kwargs=kwargs, max_episode_frames=10)
+    with private_random_streams(3, Stream.TRAINING, CPU):
+        environment = make_environment(config, 8, 3, Stream.TRAINING, CPU)
+        policy = TensorDictModule(lambda _: environment.rand_action()[ACTION], [OBSERVATION], [ACTION])
+        simulation = FastEnvironment(make_fast_simulation(config, environment, False), environment, 10)
+        simulation.collect(policy, 30, simulation.reset())
 
 
 @pytest.mark.parametrize("actions", [pytest.param("discrete", marks=pytest.mark.long), "multi-discrete"])

@@ -257,6 +257,11 @@ def test_audit_finds_a_branch_that_appears_late(monkeypatch):
                 _, carried = simulation.collect(_policy(), 300, carried)
 
 
+def test_audit_puts_a_state_into_all_names_of_a_tensor():
+    """Only one of the names is part of the state, because a step reads no other; a reset reads the other."""
+    assert _rollout("DrawnGoals", {}, True)[next_key(REWARD)].std() > 0
+
+
 def test_audit_changes_nothing(monkeypatch):
     def batch(interval):
         monkeypatch.setattr("mappo.fast_simulation.audit.INTERVAL_FRAMES", interval)

@@ -613,3 +613,23 @@ class DrawnStarts(Push):
         far = torch.rand(1 if self.shared else rows, 1).expand(rows, 1) - math.e
         positions = torch.cat([far, torch.zeros(rows, 1)], 1)
         self.world.agents[0].set_pos(positions if env_index is None else positions[0], batch_index=env_index)
+
+
+class DrawnGoals(Push):
+    """A task that draws goals. Each reset gives the tensor of goals a second name, which alone frames read."""
+
+    def build(self, world):
+        self.goals = torch.zeros(world.batch_dim)
+
+    def forget(self, env_index):
+        if env_index is None:
+            self.goals = torch.rand(self.world.batch_dim)
+        else:
+            self.goals[env_index] = torch.rand(1)
+        self.seen = self.goals.view(-1)
+
+    def reward(self, agent):
+        return -(self.far - self.seen).abs()
+
+    def observation(self, agent):
+        return torch.cat([super().observation(agent), self.seen[:, None]], -1)
