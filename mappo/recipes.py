@@ -64,6 +64,41 @@ def swarm() -> ExperimentConfig:
     )
 
 
+def dispersion() -> ExperimentConfig:
+    """Train four agents that start at one point to reach four small targets, by policies of their own."""
+    return ExperimentConfig(
+        environment=EnvironmentConfig(
+            scenario="dispersion", scenario_kwargs={"n_agents": 4, "food_radius": 0.02}, actions="multi-discrete"
+        ),
+        networks=NetworksConfig(hidden_sizes=(128, 128), share_policy=False, normalise_values=True),
+        learner=LearnerConfig(
+            discount=0.97,
+            gae_lambda=0.95,
+            epochs=4,
+            minibatch_frames=2_000,
+            learning_rate=3e-3,
+            entropy_coefficient=0.01,
+        ),
+        collection=CollectionConfig(num_envs=200, total_frames=3_000_000),
+        selection=SelectionConfig(interval_iterations=10),
+    )
+
+
+def give_way() -> ExperimentConfig:
+    """Train two agents to swap places in a corridor where one must make way in a bay."""
+    return ExperimentConfig(
+        environment=EnvironmentConfig(
+            scenario="give_way", scenario_kwargs={"done_on_completion": True}, actions="multi-discrete"
+        ),
+        networks=NetworksConfig(hidden_sizes=(128, 128), normalise_values=True),
+        learner=LearnerConfig(
+            discount=0.98, gae_lambda=0.95, epochs=5, minibatch_frames=2_000, learning_rate=2e-3
+        ),
+        collection=CollectionConfig(num_envs=200, rollout_frames=50, total_frames=300_000),
+        selection=SelectionConfig(interval_iterations=10),
+    )
+
+
 def recall() -> ExperimentConfig:
     """Train two agents with a memory to go to the side that a cue in the first frame of an episode named."""
     return ExperimentConfig(
@@ -135,6 +170,8 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
         navigation_ippo,
         balance,
         swarm,
+        dispersion,
+        give_way,
         recall,
         seed_document,
         benchmarl_base,

@@ -74,9 +74,7 @@ def work_on_cells(file: Path, store: str, results: Sequence[Path] = ()) -> Stage
     with preemptible():
         with readable_errors("matrix"):
             matrix = read_matrix(file)
-            foreign = read_foreign(results, matrix)
-            _require_possible(matrix, store, foreign)
-            worker = _Worker(matrix, store, foreign)
+            worker = _Worker(matrix, store, _require_possible(matrix, store, read_foreign(results, matrix)))
         with ExitStack() as stack:
             with readable_errors("matrix"):
                 database = stack.enter_context(open_database(is_new=True))
@@ -87,9 +85,8 @@ def work_on_cells(file: Path, store: str, results: Sequence[Path] = ()) -> Stage
 class _Worker:
     """The cells of a matrix as one worker sees them: what each has come to, and those that are left to fill."""
 
-    def __init__(self, matrix: Matrix, store: str, foreign: Foreign):
+    def __init__(self, matrix: Matrix, store: str, rows: Sequence[CellResult]):
         self._matrix, self._store = matrix, store
-        rows, _ = with_foreign(matrix, read_results(matrix, store, matrix.cells), foreign)
         self._results = {cell.name: row for cell, row in zip(matrix.cells, rows, strict=False)}
         self._left = {cell.name: cell for cell in matrix.cells if self._results[cell.name].state not in _OVER}
         self._started, self._frames_at_start = time.monotonic(), self._frames()
@@ -167,8 +164,8 @@ class _Worker:
         return f"; about {_duration(left / gained * seconds)} left at this rate" if left and gained > 0 else ""
 
 
-def _require_possible(matrix: Matrix, store: str, foreign: Foreign) -> None:
-    """Check what can be known before anything is trained.
+def _require_possible(matrix: Matrix, store: str, foreign: Foreign) -> list[CellResult]:
+    """Check what can be known before anything is trained; return what the cells have come to, and further rows.
 
     Raises:
         ConfigError: a run has another configuration, or a task names a measurement that there is not.
@@ -185,6 +182,7 @@ def _require_possible(matrix: Matrix, store: str, foreign: Foreign) -> None:
         cell = next((cell for cell, row in pairs if cell.task == task.name and row.state not in _OVER), None)
         if names and cell:
             _require_measured(cell, names)
+    return rows
 
 
 def _forget_failures(matrix: Matrix, store: str, retry_failed: bool) -> None:
