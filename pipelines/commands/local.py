@@ -149,8 +149,8 @@ def _observe(arguments: argparse.Namespace) -> int:
         os.environ.update(servers.environment)
         print("\n".join([*servers.lines(), ""]), flush=True)
         status = _run_here(arguments)
-        print("\n".join(["", *servers.lines(), "", f"running until {_end_signal()}"]), flush=True)
         try:
+            print("\n".join(["", *servers.lines(), "", f"running until {_end_signal()}"]), flush=True)
             signal.pause()
         except KeyboardInterrupt:
             print()

@@ -355,7 +355,20 @@ def test_two_tunings_of_one_name_that_start_together_end_well_both(place):
     assert all(len(trial.attempts) <= 1 for trial in study.trials())
     comparison = read_json(Path(study.store) / "comparison.json")
     assert all(len(configuration["training_seeds"]) == 2 for configuration in comparison["configurations"])
-    assert "another process finishes this study" in "".join(log.read_text() for log in logs)
+
+
+@pytest.mark.long
+def test_a_tuning_waits_while_another_process_finishes_its_study(place):
+    prepare(to_json(CONFIG), "s", "runs", settings(1, {"episodes_per_seed": 4, "pruner": "none"}))
+    log = place / "tune.log"
+    command = [sys.executable, "-m", "mappo", "tune", "--config=tiny.json", "--study=s", "--trials=1", *FLAGS]
+    with log.open("w") as output:
+        with Database("sqlite:///runs/studies.db").long_lock("s", pytest.fail):
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+            wait(lambda: "another process finishes this study; waiting" in log.read_text(), 120, log)
+            assert process.poll() is None
+            assert not (Path(study_of("s").store) / "comparison.json").exists()
+        assert process.wait(timeout=300) == 0, log.read_text()
 
 
 def test_page_of_a_study_shows_its_trials_and_what_came_of_it(place):
