@@ -55,7 +55,7 @@ def choose_computation(
 ) -> tuple[Computation, str]:
     """Return what a new run compiles, and the reason, as a line for the log. The line is empty without `auto`.
 
-    is_shared: whether many runs use what is compiled, as the trials of a study do.
+    is_shared: whether many runs use what is compiled, as those of a study or a matrix do.
     """
     chosen, reason = _best(config, machine, is_shared)
     simulation, update = config.collection.simulation, config.learner.update
@@ -109,7 +109,7 @@ def _best(config: ExperimentConfig, machine: Machine, is_shared: bool) -> tuple[
     if machine.device == "cuda":
         return compiled, "on a GPU"
     if is_shared:
-        return compiled, "the trials of a study share what is compiled"
+        return compiled, "the runs of a study or a matrix share what is compiled"
     frames, steps = config.collection.num_iterations * config.collection.rollout_frames, _optimiser_steps(config)
     chosen = Computation(
         compiled.simulation if frames >= LEAST_FRAMES else "plain",

@@ -41,7 +41,7 @@ def run_cell(
     try:
         with readable_errors("matrix"):
             open_store(location).delete(FAILURE)
-        train(config, location, history, name=name, compiled_by=compiled_by, gpu_count=gpu_count)
+        train(config, location, history, name=name, compiled_by=compiled_by, gpu_count=gpu_count, is_shared=True)
         result = evaluate(
             config, location, report, keep_at=location, name=name, compiled_by=compiled_by, gpu_count=gpu_count
         )

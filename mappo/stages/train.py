@@ -39,12 +39,14 @@ def train(
     warm_start: str = "",
     keep: int = KEEP_CHECKPOINTS,
     tensorboard: Path | None = None,
+    is_shared: bool = False,
 ) -> StageResult:
     """Train a run, or resume it if it exists; write the history as CSV.
 
     `run` is a directory or a location in a store. `best` is a directory for the best checkpoint alone.
     `tensorboard` is a directory for event files. Training starts from the end of the run `extend`, or from the
-    best networks of the run `warm_start`; if both are empty, training starts from scratch.
+    best networks of the run `warm_start`; if both are empty, training starts from scratch. `is_shared` tells whether
+    other runs use what this run compiles, as in a matrix.
 
     Raises:
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
@@ -70,6 +72,7 @@ def train(
                     on_begin=fan_out(monitor.began, progress.begin, begin_events, tracked.began),
                     on_save=monitor.saved,
                     keep=keep,
+                    is_shared=is_shared,
                 )
             except NotSaved as error:
                 directory = history.parent / "unsaved"

@@ -72,7 +72,7 @@ def train(
     on_begin: called once, before the first iteration, with the progress of the run so far.
     on_report: called after each iteration of this process.
     on_save: called in another thread with the result of each save.
-    is_shared: whether other runs use what this run compiles, as in a study.
+    is_shared: whether other runs use what this run compiles, as in a study or a matrix.
 
     Raises:
         CheckpointError: the run has checkpoints, and none can be used; or the checkpoint in `start` does not fit.

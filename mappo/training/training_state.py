@@ -82,7 +82,7 @@ def begin_run(
 ) -> TrainingState:
     """Make the state of training of a run without checkpoints. It compiles what pays, if that is left to it.
 
-    is_shared: whether other runs use what this run compiles, as in a study.
+    is_shared: whether other runs use what this run compiles, as in a study or a matrix.
 
     Raises:
         CompilationFailed: the configuration names what must be compiled, and the compiler is missing or failed.

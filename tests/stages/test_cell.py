@@ -46,6 +46,16 @@ def test_cell_is_trained_once_and_its_report_is_the_one_of_its_run(filled, tmp_p
     assert len(list(Path(store, "tiny/navigation-mappo-0/attempts").iterdir())) == 1
 
 
+@pytest.mark.long
+def test_cell_compiles_by_default_however_short_it_is_because_the_others_use_it(tmp_path, capsys):
+    task = {"recall": {"changes": {"collection": {"simulation": "auto"}}}}
+    matrix = json.dumps(yaml.safe_load(ONE.partition("tasks:")[0]) | {"tasks": task})
+    fill_cell(matrix, "recall-mappo-0", str(tmp_path / "runs"), tmp_path / "report")
+    output = capsys.readouterr().out
+    assert "the runs of a study or a matrix share what is compiled" in output
+    assert "the simulation is fast: compiled and checked" in output
+
+
 def test_failed_cell_leaves_its_reason_to_the_tables_of_the_others(filled, tmp_path, capsys):
     store, metrics, _ = filled
     with pytest.raises(StageFailed) as error:
