@@ -79,7 +79,7 @@ def _retrain(chosen: ChosenConfiguration, directory: Path) -> list[Path]:
         for seed in chosen.seeds:
             files = directory / f"{label}-{seed}"
             run = joined(chosen.store, f"{label}-{seed}")
-            train(to_json(config), run, files / "history.csv", seed=str(seed))
+            train(to_json(config), run, files / "history.csv", seed=str(seed), is_shared=True)
             evaluate(to_json(config), run, files / "evaluation.json", seed=str(seed), keep_at=run)
             reports.append(files / "evaluation.json")
     return reports
