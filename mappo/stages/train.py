@@ -45,8 +45,8 @@ def train(
 
     `run` is a directory or a location in a store. `best` is a directory for the best checkpoint alone.
     `tensorboard` is a directory for event files. Training starts from the end of the run `extend`, or from the
-    best networks of the run `warm_start`; if both are empty, training starts from scratch. `is_shared` tells whether
-    other runs use what this run compiles, as in a matrix.
+    best networks of the run `warm_start`; if both are empty, training starts from scratch. `is_shared` tells
+    whether other runs use what this run compiles, as in a study or a matrix.
 
     Raises:
         StageFailed: the configuration cannot be trained, training diverged, or the store failed.
