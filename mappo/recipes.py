@@ -156,7 +156,7 @@ def simple_spread() -> ExperimentConfig:
         ),
         networks=_SMALL,
         learner=replace(_LARGE_BATCHES, discount=0.97, epochs=8, learning_rate=2.7e-3, entropy_coefficient=0.01),
-        collection=_collection(1_000_000),
+        collection=_collection(600_000),
         selection=SelectionConfig(interval_iterations=10),
     )
 

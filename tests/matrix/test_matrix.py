@@ -101,9 +101,9 @@ WRONG = {  # a replacement in FILE, and what the error says
         "recipe: balence",
     ): "line 13: tasks.wheel.recipe: recipe = 'balence': unknown; did you mean",
     (
-        "    recipe: balance\n",
-        "",
-    ): "line 12: tasks.wheel.recipe: recipe = 'wheel': unknown; give one of navigation",
+        "  wheel:\n    recipe: balance\n",
+        "  football:\n",
+    ): "line 12: tasks.football.recipe: recipe = 'football': unknown; give one of navigation",
     (
         "    recipe: balance\n",
         "    recipes: a\n",
