@@ -25,9 +25,9 @@ _NAVIGATION = EnvironmentConfig(
 )
 _SWARM = EnvironmentConfig(scenario="swarm", scenario_kwargs={"n_agents": 4, "n_targets": 3})
 
-# Small networks, many environments and large minibatches: 10,000 frames and more a second on one CPU core.
-_SMALL = NetworksConfig(hidden_sizes=(128, 128), normalise_values=True)
-_LARGE_BATCHES = LearnerConfig(gae_lambda=0.95, epochs=5, minibatch_frames=2_000, learning_rate=2e-3)
+# The learners of `_in_large_batches`; the second one was the best of two studies (docs/recipes.md).
+_LEARNER = LearnerConfig(discount=0.98, gae_lambda=0.95, epochs=5, minibatch_frames=2_000, learning_rate=2e-3)
+_EXPLORING = replace(_LEARNER, discount=0.97, epochs=8, learning_rate=2.7e-3, entropy_coefficient=0.01)
 
 
 def navigation() -> ExperimentConfig:
@@ -71,93 +71,79 @@ def swarm() -> ExperimentConfig:
 
 def sampling() -> ExperimentConfig:
     """Train three agents with lidar to visit the likeliest places of a density before the others do."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(scenario="sampling", scenario_kwargs={"n_agents": 3, "shared_rew": False}),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.97, epochs=8, learning_rate=2.7e-3, entropy_coefficient=0.01),
-        collection=_collection(300_000),
-        selection=SelectionConfig(interval_iterations=10),
+    return _in_large_batches(
+        EnvironmentConfig(scenario="sampling", scenario_kwargs={"n_agents": 3, "shared_rew": False}),
+        total_frames=300_000,
+        learner=_EXPLORING,
     )
 
 
 def wheel() -> ExperimentConfig:
     """Train four agents to turn a heavy line at a desired angular velocity."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(scenario="wheel", scenario_kwargs={"n_agents": 4, "line_length": 1}),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.95),
-        collection=_collection(600_000),
-        selection=SelectionConfig(interval_iterations=10),
+    return _in_large_batches(
+        EnvironmentConfig(scenario="wheel", scenario_kwargs={"n_agents": 4, "line_length": 1}),
+        total_frames=600_000,
+        learner=replace(_LEARNER, discount=0.95),
     )
 
 
 def dispersion() -> ExperimentConfig:
     """Train four agents that start at one point to reach four small targets, by policies of their own."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(
+    return _in_large_batches(
+        EnvironmentConfig(
             scenario="dispersion", scenario_kwargs={"n_agents": 4, "food_radius": 0.02}, actions="multi-discrete"
         ),
-        networks=replace(_SMALL, share_policy=False),
-        learner=replace(_LARGE_BATCHES, discount=0.97, epochs=4, learning_rate=3e-3, entropy_coefficient=0.01),
-        collection=_collection(3_000_000, rollout_frames=100),
-        selection=SelectionConfig(interval_iterations=10),
+        total_frames=3_000_000,
+        rollout_frames=100,
+        learner=replace(_LEARNER, discount=0.97, epochs=4, learning_rate=3e-3, entropy_coefficient=0.01),
+        share_policy=False,
     )
 
 
 def give_way() -> ExperimentConfig:
     """Train two agents to swap places in a corridor where one must make way in a bay."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(
+    return _in_large_batches(
+        EnvironmentConfig(
             scenario="give_way", scenario_kwargs={"done_on_completion": True}, actions="multi-discrete"
         ),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.98),
-        collection=_collection(300_000),
-        selection=SelectionConfig(interval_iterations=10),
+        total_frames=300_000,
+        learner=_LEARNER,
     )
 
 
 def reverse_transport() -> ExperimentConfig:
     """Train four agents inside a heavy package to push it to its goal."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(
+    return _in_large_batches(
+        EnvironmentConfig(
             scenario="reverse_transport",
             scenario_kwargs={"n_agents": 4},
             max_episode_frames=200,
             actions="multi-discrete",
         ),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.98),
-        collection=_collection(300_000),
-        selection=SelectionConfig(interval_iterations=10),
+        total_frames=300_000,
+        learner=_LEARNER,
     )
 
 
 def discovery() -> ExperimentConfig:
     """Train five agents with lidar to find seven targets, each of which takes two agents at a time."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(
+    return _in_large_batches(
+        EnvironmentConfig(
             scenario="discovery",
             scenario_kwargs={"n_agents": 5, "targets_respawn": False},
             actions="multi-discrete",
         ),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.98, epochs=7, learning_rate=9.1e-4, entropy_coefficient=0.002),
-        collection=_collection(500_000),
-        selection=SelectionConfig(interval_iterations=10),
+        total_frames=500_000,
+        learner=replace(_LEARNER, epochs=7, learning_rate=9.1e-4, entropy_coefficient=0.002),
     )
 
 
 def simple_spread() -> ExperimentConfig:
     """Train three agents to cover three landmarks together without collisions."""
-    return ExperimentConfig(
-        environment=EnvironmentConfig(
-            scenario="simple_spread", scenario_kwargs={"n_agents": 3}, actions="multi-discrete"
-        ),
-        networks=_SMALL,
-        learner=replace(_LARGE_BATCHES, discount=0.97, epochs=8, learning_rate=2.7e-3, entropy_coefficient=0.01),
-        collection=_collection(600_000),
-        selection=SelectionConfig(interval_iterations=10),
+    return _in_large_batches(
+        EnvironmentConfig(scenario="simple_spread", scenario_kwargs={"n_agents": 3}, actions="multi-discrete"),
+        total_frames=600_000,
+        learner=_EXPLORING,
     )
 
 
@@ -211,9 +197,21 @@ def gpu() -> ExperimentConfig:
     )
 
 
-def _collection(total_frames: int, rollout_frames: int = 50) -> CollectionConfig:
-    """Return a collection in 200 environments."""
-    return CollectionConfig(num_envs=200, rollout_frames=rollout_frames, total_frames=total_frames)
+def _in_large_batches(
+    environment: EnvironmentConfig,
+    total_frames: int,
+    learner: LearnerConfig,
+    rollout_frames: int = 50,
+    share_policy: bool = True,
+) -> ExperimentConfig:
+    """Return a configuration with small networks and 200 environments, which takes little time for a frame."""
+    return ExperimentConfig(
+        environment=environment,
+        networks=NetworksConfig(hidden_sizes=(128, 128), share_policy=share_policy, normalise_values=True),
+        learner=learner,
+        collection=CollectionConfig(num_envs=200, rollout_frames=rollout_frames, total_frames=total_frames),
+        selection=SelectionConfig(interval_iterations=10),
+    )
 
 
 def _benchmarl_learner(discount: float, minibatch_frames: int) -> LearnerConfig:
