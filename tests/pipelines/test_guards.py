@@ -313,7 +313,7 @@ MATRIX = {
         ({"matrix": "{"}, "parameter matrix: the matrix is not JSON"),
         ({"matrix": "[]"}, "parameter matrix: the matrix must be a JSON object"),
         ({"matrix": json.dumps({**MATRIX, "seeds": [0, 0]})}, "every seed may appear only once"),
-        ({"matrix": json.dumps({**MATRIX, "tasks": {"balance": {"recipe": "wheel"}}})}, "tasks.balance.recipe"),
+        ({"matrix": json.dumps({**MATRIX, "tasks": {"balance": {"recipe": "football"}}})}, "tasks.balance.recipe"),
         ({"matrix": json.dumps({**MATRIX, "name": TIME})}, "matrix"),
         ({"matrix": json.dumps(MATRIX)}, "'navigation-mappo-0': not a cell of the matrix m"),
         (
