@@ -21,7 +21,7 @@ from benchmarks.progress import Progress
 
 
 class _Reporting(Callback):  # type: ignore[misc]
-    """A callback that reports the times of each iteration and the policy after it."""
+    """A callback that reports the times of each iteration and the policies of all groups after it."""
 
     def __init__(self, progress: Progress):
         super().__init__()
@@ -31,11 +31,18 @@ class _Reporting(Callback):  # type: ignore[misc]
         self._collect_end = time.perf_counter()
 
     def on_train_end(self, training_td: object, group: str) -> None:  # noqa: ARG002
+        policies = self.experiment.group_policies
+        if group != list(policies)[-1]:
+            return
         self._progress.report_iteration(
             self.experiment.total_frames,
             self._collect_end - self._iteration_start,
             time.perf_counter() - self._collect_end,
-            dict(self.experiment.group_policies[group].named_parameters()),
+            {
+                f"{name}.{parameter}": value
+                for name, policy in policies.items()
+                for parameter, value in policy.named_parameters()
+            },
         )
         self._iteration_start = time.perf_counter()
 

@@ -149,18 +149,25 @@ def evaluation_return(config: ExperimentConfig, weights: Mapping[str, Tensor]) -
 def policy_with(config: ExperimentConfig, weights: Mapping[str, Tensor]) -> TensorDictModuleBase:
     """Return the policy of a configuration with the weights of another program.
 
-    weights: parameters of linear layers, whose names end in `<number>.weight` and `<number>.bias`.
+    weights: parameters of linear layers, whose names end in `<number>.weight` and `<number>.bias`. If there are
+    several groups of agents, their names begin with the group's.
     """
 
     def order(name: str) -> tuple[Any, ...]:
         number, kind = name.split(".")[-2:]
         return int(number), kind == "bias"
 
+    def weights_of(group: str) -> list[Tensor]:
+        names = [name for name in weights if len(parts) == 1 or name.startswith(f"{group}.")]
+        return [weights[name] for name in sorted(names, key=order)]
+
     device = resolve_device(config.device)
     with private_random_streams(0, Stream.SELECTION, device):
         environment = make_environment(config.environment, 1, 0, Stream.SELECTION, device)
-        policy = make_networks(config.networks, environment).policy
+        networks = make_networks(config.networks, environment)
+    parts = networks.parts
     with torch.no_grad():
-        for parameter, name in zip(policy.parameters(), sorted(weights, key=order), strict=True):
-            parameter.copy_(weights[name])
-    return policy
+        for part in parts:
+            for parameter, value in zip(part.policy.parameters(), weights_of(part.group.name), strict=True):
+                parameter.copy_(value)
+    return networks.policy

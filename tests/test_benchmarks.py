@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from benchmarks import overview, recipes, startup, throughput, tuning, update
-from benchmarks.contenders import Iteration, contenders, evaluation_return
+from benchmarks.contenders import Iteration, contenders, evaluation_return, policy_with
 from mappo.config import override
+from mappo.environment.environment import make_environment
+from mappo.environment.random_streams import Stream, private_random_streams
+from mappo.learning.networks import make_networks
 from mappo.runs.overview import overview as runs_overview
 from mappo.runs.run import load_checkpoint
 from tests.cli.test_main import TINY
@@ -66,6 +71,22 @@ def test_contenders_take_turns_and_are_evaluated_by_the_same_code(tiny, tmp_path
     checkpoint = load_checkpoint(str(tmp_path), "last")
     policy = {name: value for name, value in checkpoint.tensors.items() if name.startswith("policy")}
     assert evaluation_return(config, policy) == pytest.approx(checkpoint.selection_return, abs=1e-6)
+
+
+def test_weights_of_each_group_go_into_its_own_policy(tiny):
+    config = override(tiny, {"environment": {"scenario": "simple_tag", "scenario_kwargs": {}}})
+    with private_random_streams(1, Stream.TRAINING, torch.device("cpu")):
+        environment = make_environment(config.environment, 3, 1, Stream.TRAINING, torch.device("cpu"))
+        networks = make_networks(config.networks, environment)
+    weights = {
+        f"{part.group.name}.{name}": value
+        for part in reversed(networks.parts)
+        for name, value in part.policy.named_parameters()
+    }
+    state = environment.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        actions = policy_with(config, weights)(state.clone())["agents", "action"]
+        assert torch.equal(actions, networks.policy(state)["agents", "action"])
 
 
 def test_update_benchmark_compares_an_update_with_its_multiplications(monkeypatch, capsys):

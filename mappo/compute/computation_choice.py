@@ -4,6 +4,7 @@ Compiled code rounds differently from plain code. So the choice is a pure functi
 kind of machine, it is made once, at the start of a run, and every checkpoint of the run keeps it.
 """
 
+import math
 import shutil
 import sysconfig
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from mappo.config import ExperimentConfig
 from mappo.errors import ConfigError
 
 # Where compilation with an empty cache pays on a CPU: docs/speed.md, "What you get by default".
-LEAST_FRAMES = 4_000  # frames of each environment in the whole run
+LEAST_FRAMES = 4_000  # of each environment in the whole run, if there are few environments
+_ENVS_THAT_DOUBLE_A_FRAME = 500  # so many environments more save as much time again in each frame
 LEAST_OPTIMISER_STEPS = 5_000  # of the whole run
 _COMPILERS = "g++", "c++", "clang++"
 _AMPERE = 8, 0  # the first NVIDIA generation that multiplies bfloat16 faster than float32
@@ -111,16 +113,23 @@ def _best(config: ExperimentConfig, machine: Machine, is_shared: bool) -> tuple[
     if is_shared:
         return compiled, "the runs of a study or a matrix share what is compiled"
     frames, steps = config.collection.num_iterations * config.collection.rollout_frames, _optimiser_steps(config)
+    num_envs, least_frames = config.collection.num_envs, least_frames_of_each(config.collection.num_envs)
+    selection_least = least_frames_of_each(config.selection.episodes_per_seed)
     chosen = Computation(
-        compiled.simulation if frames >= LEAST_FRAMES else "plain",
+        compiled.simulation if frames >= least_frames else "plain",
         compiled.update if steps >= LEAST_OPTIMISER_STEPS else "plain",
-        compiled.selection if _selection_frames(config) >= LEAST_FRAMES else "plain",
+        compiled.selection if _selection_frames(config) >= selection_least else "plain",
     )
     pays = "compilation pays from"
     return chosen, (
-        f"{frames:,} frames of each environment, {pays} {LEAST_FRAMES:,}; "
+        f"{frames:,} frames of each of {num_envs:,} environments, {pays} {least_frames:,}; "
         f"{steps:,} optimiser steps, {pays} {LEAST_OPTIMISER_STEPS:,}"
     )
+
+
+def least_frames_of_each(num_envs: int) -> int:
+    """Return from how many frames of each environment on the compilation of the simulation pays."""
+    return math.ceil(LEAST_FRAMES / (1 + num_envs / _ENVS_THAT_DOUBLE_A_FRAME))
 
 
 def _selection_frames(config: ExperimentConfig) -> int:

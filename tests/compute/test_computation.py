@@ -4,11 +4,11 @@ import pytest
 
 from mappo.compute.computation import PLAIN, Computation
 from mappo.compute.computation_choice import (
-    LEAST_FRAMES,
     LEAST_OPTIMISER_STEPS,
     Machine,
     choose_computation,
     kept_computation,
+    least_frames_of_each,
     missing_for_compilation,
 )
 from mappo.config import override
@@ -48,10 +48,22 @@ def test_auto_compiles_what_pays(machine, is_shared, iterations, expected):
 
 
 def test_auto_compares_with_the_length_at_which_compilation_pays():
-    frames = config_of(-(-LEAST_FRAMES // 100), learner={"epochs": 1, "minibatch_frames": 1000})
+    frames = config_of(-(-least_frames_of_each(10) // 100), learner={"epochs": 1, "minibatch_frames": 1000})
     assert choose_computation(frames, LAPTOP)[0] == Computation("fast", "plain")
     steps = config_of(1, learner={"epochs": 1000, "minibatch_frames": 1000 * 1000 // LEAST_OPTIMISER_STEPS})
     assert choose_computation(steps, LAPTOP)[0] == Computation("plain", "fast")
+
+
+@pytest.mark.parametrize(("num_envs", "expected"), [(1, 3993), (500, 2000), (4500, 400)])
+def test_more_environments_make_compilation_pay_earlier(num_envs, expected):
+    assert least_frames_of_each(num_envs) == expected
+
+
+def test_many_environments_are_compiled_where_few_are_not():
+    many = {"num_envs": 200, "rollout_frames": 50, "total_frames": 600_000}
+    few = {"num_envs": 10, "rollout_frames": 50, "total_frames": 30_000}  # 3,000 frames of each, as above
+    assert choose_computation(config_of(collection=many), LAPTOP)[0].simulation == "fast"
+    assert choose_computation(config_of(collection=few), LAPTOP)[0].simulation == "plain"
 
 
 def test_small_layers_are_not_multiplied_in_bfloat16():
