@@ -1,11 +1,13 @@
 """Train BenchMARL's MAPPO on the tasks of a matrix, evaluate it as the matrix does, and write the cells as CSV.
 
     python -m benchmarks.benchmarl_cells benchmarks/matrix.yaml --tasks balance,wheel --output cells.csv
+    python -m benchmarks.benchmarl_cells benchmarks/groups.yaml --equal --output cells.csv
     mappo matrix table benchmarks/matrix.yaml --results cells.csv
 
-BenchMARL trains with its base configuration and its own environment for the frames of the task's first algorithm.
-The last policy plays the episodes of the matrix's evaluation, in the same mode. Each cell is written when it is
-done, and a cell of the file is not trained again: the same command continues.
+BenchMARL trains with its own environment for the frames of the task's first algorithm: with its base
+configuration, or, with `--equal`, with the sizes, epochs and coefficients of that algorithm, as far as BenchMARL
+has them. The last policy plays the episodes of the matrix's evaluation, in the same mode. Each cell is written when
+it is done, and a cell of the file is not trained again: the same command continues.
 """
 
 import argparse
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the file of the matrix")
     parser.add_argument("--tasks", default="", metavar="NAME,...", help="tasks to train (default: all)")
     parser.add_argument("--seeds", default="0,1", metavar="N,N,...", help="training seeds (default: 0,1)")
+    parser.add_argument("--equal", action="store_true", help="train with the hyperparameters of the matrix")
     parser.add_argument("--output", type=Path, required=True, metavar="CSV", help="the cells, and those to keep")
     arguments = parser.parse_args()
     matrix = read_matrix(arguments.file)
@@ -51,13 +54,13 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         for task in tasks:
             if (task, ALGORITHM, seed) not in rows:
-                results.append(_train(matrix, task, seed))
+                results.append(_train(matrix, task, seed, arguments.equal))
                 arguments.output.write_text(cells_csv(results))
                 print(f"{task} {seed}: return {results[-1].return_mean:.3g}", flush=True)
 
 
-def _train(matrix: Matrix, task: str, seed: int) -> CellResult:
-    config = _config(next(cell for cell in matrix.cells if cell.task == task), seed)
+def _train(matrix: Matrix, task: str, seed: int, is_equal: bool) -> CellResult:
+    config = _config(next(cell for cell in matrix.cells if cell.task == task), seed, is_equal)
     with TemporaryDirectory() as directory:
         contender = Contender("BenchMARL", config, Path(directory) / "run", os.environ)
         try:
@@ -70,15 +73,16 @@ def _train(matrix: Matrix, task: str, seed: int) -> CellResult:
     return _evaluated(matrix, task, config, weights, iteration.frames, iteration.seconds)
 
 
-def _config(cell: Cell, seed: int) -> ExperimentConfig:
-    """Return BenchMARL's base configuration for the task, the frames and the evaluation of a cell."""
+def _config(cell: Cell, seed: int, is_equal: bool) -> ExperimentConfig:
+    """Return the configuration of BenchMARL for the task, the frames and the evaluation of a cell."""
     base, own = recipe("benchmarl-base"), cell.config
-    collection = replace(base.collection, total_frames=own.collection.total_frames)
+    collection = own.collection if is_equal else base.collection
     return replace(
         base,
         environment=own.environment,
         evaluation=own.evaluation,
-        collection=collection,
+        learner=own.learner if is_equal else base.learner,
+        collection=replace(collection, total_frames=own.collection.total_frames),
         seed=seed,
         threads=own.threads,
     )
