@@ -5,9 +5,9 @@
     mappo matrix table benchmarks/matrix.yaml --results cells.csv
 
 BenchMARL trains with its own environment for the frames of the task's first algorithm: with its base
-configuration, or, with `--equal`, with the sizes, epochs and coefficients of that algorithm, as far as BenchMARL
-has them. The last policy plays the episodes of the matrix's evaluation, in the same mode. Each cell is written when
-it is done, and a cell of the file is not trained again: the same command continues.
+configuration, or, with `--equal`, with the sizes, epochs and coefficients of that algorithm, as far as
+BenchMARL has them. The last policy plays the episodes of the matrix's evaluation, in the same mode. Each cell
+is written when it is done, and a cell of the file is not trained again: the same command continues.
 """
 
 import argparse
