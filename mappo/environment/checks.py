@@ -38,7 +38,7 @@ from mappo.environment.random_streams import (
     unchanged_simulator_random_state,
 )
 from mappo.environment.reductions import declared_reductions, guess_reductions, is_measurement_name
-from mappo.environment.reset_check import check_forgetting
+from mappo.environment.reset_check import FRAMES_AFTER, check_forgetting, continue_alike
 from mappo.environment.simulation_state import capture, restore
 from mappo.errors import Concern, EnvironmentUnfit, SimulationStateError
 
@@ -200,25 +200,57 @@ def _partial_resets_are_partial(task: Task) -> str:
     disturbed = task.make()  # this call seeds the random state, which both environments share, again
     state = _play(disturbed, first_actions)[-1]
     positions = entity_positions(disturbed)
-    with unchanged_simulator_random_state():
-        mask = torch.zeros(_ENVS, 1, dtype=torch.bool, device=task.device)
-        mask[0] = True
-        after_reset = disturbed.reset(state.clone().set("_reset", mask))
+    after_reset = _reset_first(disturbed, state)
     # VMAS sets row 0 of all entities to zero before it calls the scenario's reset; a missed entity stays there.
+    missed = {}
     for name, position in entity_positions(disturbed).items():
         if not torch.equal(positions[name][1:], position[1:]):
             raise EnvironmentUnfit(f"resetting environment 0 moved {name} in the others: {_ROW_ONLY}")
         if start[name][0].any() and not position[0].any():
-            raise EnvironmentUnfit(
-                f"resetting environment 0 left {name} at the origin: reset_world_at(0) must place in row 0 "
-                "every entity that reset_world_at(None) places in all rows"
-            )
+            missed[name] = start[name][0]
+    if missed and _positions_matter(task, first_actions, missed):
+        raise EnvironmentUnfit(
+            f"resetting environment 0 left {', '.join(missed)} at the origin: reset_world_at(0) must place in "
+            "row 0 every entity that reset_world_at(None) places in all rows"
+        )
     with unchanged_simulator_random_state():
         plain = _play(undisturbed, [last_action], state)[0]
     reset = _play(disturbed, [last_action], after_reset)[0]
     if not has_joints(disturbed) and (difference := _difference([plain[1:]], [reset[1:]])):
         raise Concern(f"resetting environment 0 changed the others ({difference} after it): {_ROW_ONLY}")
-    return "resetting one environment does not change the others"
+    return "resetting one environment does not change the others" + (
+        f"; it leaves {', '.join(missed)} at the origin, on which nothing depends" if missed else ""
+    )
+
+
+def _reset_first(environment: EnvBase, state: TensorDictBase) -> TensorDictBase:
+    """Reset environment 0 alone, from `state`; draw no random numbers of the caller."""
+    with unchanged_simulator_random_state():
+        mask = torch.zeros(_ENVS, 1, dtype=torch.bool, device=state.device)
+        mask[0] = True
+        return environment.reset(state.clone().set("_reset", mask))
+
+
+def _positions_matter(task: Task, actions: Sequence[Tensor], places: Mapping[str, Tensor]) -> bool:
+    """Return whether what follows a reset of environment 0 depends on where it leaves these entities.
+
+    An entity that moves or collides matters, whatever a few frames show.
+    actions: the frames before the reset. places: other positions [2] of the entities.
+    """
+    entities = [each for each in task.make().base_env._env.world.entities if each.name in places]
+    if any(entity.movable or entity.collide for entity in entities):
+        return True
+    environments = []
+    for is_moved in (False, True):
+        environment = task.make()
+        _reset_first(environment, _play(environment, actions)[-1])
+        for entity in environment.base_env._env.world.entities:
+            if is_moved and entity.name in places:
+                entity.set_pos(places[entity.name], batch_index=0)
+        environments.append(environment)
+    return not continue_alike(
+        environments, 0, _random_actions(task, frames=FRAMES_AFTER), random_states(task.device)
+    )
 
 
 def _resets_forget(task: Task) -> str:

@@ -10,7 +10,7 @@ from mappo.environment.random_streams import random_states, set_random_states
 from mappo.environment.state_walk import same_bits, tensors_by_path
 from mappo.errors import Concern, EnvironmentUnfit
 
-_FRAMES_AFTER = 5  # frames after a reset in which something that is kept must show that it matters
+FRAMES_AFTER = 5  # frames after a reset in which something that is kept must show that it matters
 
 
 def check_forgetting(make: Callable[[int], EnvBase], actions: Sequence[Tensor]) -> str:
@@ -53,7 +53,7 @@ def check_forgetting(make: Callable[[int], EnvBase], actions: Sequence[Tensor]) 
             f"done() is true right after a reset of environment {row}, because no reset clears "
             f"{', '.join(guilty or kept)}; reset_world_at(env_index) must clear it"
         )
-    if not _continue_alike(environments, row, actions[:_FRAMES_AFTER], states):
+    if not continue_alike(environments, row, actions[:FRAMES_AFTER], states):
         raise Concern(
             f"resets keep {', '.join(kept) or 'something outside of tensors'} of the episode before, and "
             "observations, rewards or done depend on it; if episodes should be independent, "
@@ -115,10 +115,13 @@ def _is_done_with(environment: EnvBase, row: int, path: str, value: Tensor) -> b
     return is_done
 
 
-def _continue_alike(
+def continue_alike(
     environments: Sequence[EnvBase], row: int, actions: Sequence[Tensor], states: dict[str, Any]
 ) -> bool:
-    """Return whether a row of two environments sees and gets the same in the next frames, by the same actions."""
+    """Return whether a row of two environments sees and gets the same in the next frames, by the same actions.
+
+    actions: [envs, agents, features] for each frame. states: the random states from which both play.
+    """
     outputs: list[list[Tensor]] = []
     for environment in environments:
         simulator = environment.base_env._env

@@ -56,6 +56,15 @@ def test_environment_with_joints_passes():
     assert outcomes("joint_passage_size")["partial reset"].outcome == "passed"
 
 
+def test_entities_may_stay_at_the_origin_if_nothing_depends_on_where_they_are():
+    """In simple_crypto, agents only talk: its reset of one environment draws a new secret and places nobody."""
+    check = outcomes("simple_crypto")["partial reset"]
+    assert (check.outcome, check.detail.partition("; ")[2]) == (
+        "passed",
+        "it leaves eve_0, bob_0, alice_0 at the origin, on which nothing depends",
+    )
+
+
 @pytest.mark.parametrize(
     ("scenario", "check", "advice"),
     [
@@ -69,7 +78,7 @@ def test_environment_with_joints_passes():
             "partial reset",
             "moved agent_0 in the others: reset_world_at(env_index) must write only row",
         ),
-        ("LazyReset", "partial reset", "left agent_0 at the origin"),
+        ("LazyReset", "partial reset", "left agent_0, agent_1 at the origin"),
         ("ForgetsOneAgent", "partial reset", "left agent_1 at the origin"),
         ("AlwaysDone", "time limit", "terminated at frame 1, whatever the actions: done() must return false"),
         (
