@@ -422,7 +422,7 @@ def test_every_try_counts_as_unavailable_when_the_store_does_not_answer(monkeypa
     monitor = monitor_of()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
     with pytest.raises(StoreUnavailable):
-        open_store(f"s3://{s3}/a", 2.0, monitor.requested).write("key", b"1")
+        open_store(f"s3://{s3}/a", 8.0, monitor.requested).write("key", b"1")
     assert values(monitor)["mappo_store_requests_total", ("operation", "write"), ("outcome", "unavailable")] > 1
 
 
