@@ -76,13 +76,13 @@ def _train(matrix: Matrix, task: str, seed: int, is_equal: bool) -> CellResult:
 def _config(cell: Cell, seed: int, is_equal: bool) -> ExperimentConfig:
     """Return the configuration of BenchMARL for the task, the frames and the evaluation of a cell."""
     base, own = recipe("benchmarl-base"), cell.config
-    collection = own.collection if is_equal else base.collection
+    trained = own if is_equal else base
     return replace(
         base,
         environment=own.environment,
         evaluation=own.evaluation,
-        learner=own.learner if is_equal else base.learner,
-        collection=replace(collection, total_frames=own.collection.total_frames),
+        learner=trained.learner,
+        collection=replace(trained.collection, total_frames=own.collection.total_frames),
         seed=seed,
         threads=own.threads,
     )

@@ -237,18 +237,14 @@ def _positions_matter(task: Task, actions: Sequence[Tensor], places: Mapping[str
     An entity that moves or collides matters, whatever a few frames show.
     actions: the frames before the reset. places: other positions [2] of the entities.
     """
-    entities = [each for each in task.make().base_env._env.world.entities if each.name in places]
-    if any(entity.movable or entity.collide for entity in entities):
-        return True
     environments = []
-    for is_moved in (False, True):
-        environment = task.make()
+    for _ in range(2):
+        environments.append(environment := task.make())  # this call seeds the random state again
         _reset_first(environment, _play(environment, actions)[-1])
-        for entity in environment.base_env._env.world.entities:
-            if is_moved and entity.name in places:
-                entity.set_pos(places[entity.name], batch_index=0)
-        environments.append(environment)
-    return not continue_alike(
+    moved = [entity for entity in environments[1].base_env._env.world.entities if entity.name in places]
+    for entity in moved:
+        entity.set_pos(places[entity.name], batch_index=0)
+    return any(entity.movable or entity.collide for entity in moved) or not continue_alike(
         environments, 0, _random_actions(task, frames=FRAMES_AFTER), random_states(task.device)
     )
 
